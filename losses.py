@@ -1,0 +1,189 @@
+"""Every loss of this project: pure functions of logits, one value per position, and one masked reduction.
+
+A divergence compares two next-token distributions at the same position, after the same prefix:
+
+    (student_logits, teacher_logits), each (B, T, V)  ->  per_token (B, T), in nats, float32
+
+and `masked_mean` turns per-token values into the scalar that is trained on. Nothing here runs a model, draws a number
+or knows a mask before the reduction, so each function can be checked by hand on three tokens.
+
+Which way round? "Forward" always means teacher first: forward_kl = KL(teacher || student). The papers write the teacher
+as p (SKD: M_t) and the student as q (M_s); the code never uses these letters, because half of the literature swaps them.
+
+Two rules that every function follows:
+- The arithmetic is float32 log space (float64 inputs stay float64): log_softmax and logaddexp, never log(softmax + eps).
+  bf16 sums over a vocabulary drift, and an eps changes the gradient exactly where student and teacher disagree most.
+- Logits come in raw. Logits filtered to -inf for sampling make 0 * (-inf) = nan here, so filters belong to sampling.
+
+The number in each docstring is the value for TEACHER (.6, .3, .1) against STUDENT (.2, .5, .3): check one by hand.
+The teacher is detached inside, gradients reach the student only. Formulas and gradients: arXiv 2306.13649 (GKD),
+2402.03898 (DistiLLM, skew divergences), 1503.02531 (Hinton's mixture).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def _logprobs(student_logits, teacher_logits):
+    """Both log-distributions in at least float32, the teacher without gradient: two (B, T, V) tensors."""
+    assert student_logits.shape == teacher_logits.shape, (
+        f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} must share one vocabulary"
+    )
+    student_logits, teacher_logits = (
+        x if x.dtype == torch.float64 else x.float() for x in (student_logits, teacher_logits.detach())
+    )
+    return student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+
+
+def _log_mixture(first_logprobs, second_logprobs, first_weight):
+    """log(w * first + (1 - w) * second) without leaving log space; w strictly between 0 and 1."""
+    return torch.logaddexp(first_logprobs + math.log(first_weight), second_logprobs + math.log1p(-first_weight))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Divergences. All have one skeleton: two log-softmaxes, one line of mathematics, one sum over V.
+
+
+def forward_kl(student_logits, teacher_logits):
+    """KL(teacher || student) at every position, (B, T, V), (B, T, V) -> (B, T). Example: .396058 nats.
+
+    Mean-seeking: the student pays wherever the teacher has mass and it has none. Gradient in the student's logits:
+    student_probs - teacher_probs. The teacher's entropy is included, so that 0 means equal. (SKD's default, Eq. 1.)
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    return (teacher_logprobs.exp() * (teacher_logprobs - student_logprobs)).sum(-1)
+
+
+def reverse_kl(student_logits, teacher_logits):
+    """KL(student || teacher) at every position, (B, T, V), (B, T, V) -> (B, T). Example: .365274 nats.
+
+    Mode-seeking: the student pays wherever it puts mass and the teacher puts none. The per-token part of MiniLLM.
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    return (student_logprobs.exp() * (student_logprobs - teacher_logprobs)).sum(-1)
+
+
+def generalized_jsd(student_logits, teacher_logits, beta=0.5):
+    """beta KL(teacher || mix) + (1 - beta) KL(student || mix), mix = beta teacher + (1 - beta) student; -> (B, T).
+
+    GKD's divergence (arXiv 2306.13649, Eq. 4). Example: .091121 at beta .5, .034761 at .1; at most ln 2 at beta .5.
+    It VANISHES towards beta 0 and 1 (only the ratio to beta tends to forward KL), so these raise a ValueError:
+    take forward_kl or reverse_kl by name.
+    """
+    if not 0 < beta < 1:
+        raise ValueError(f"beta must lie strictly between 0 and 1, found {beta}: at the ends use forward_kl or reverse_kl")
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    mix_logprobs = _log_mixture(teacher_logprobs, student_logprobs, beta)
+    teacher_side = (teacher_logprobs.exp() * (teacher_logprobs - mix_logprobs)).sum(-1)
+    student_side = (student_logprobs.exp() * (student_logprobs - mix_logprobs)).sum(-1)
+    return beta * teacher_side + (1 - beta) * student_side
+
+
+def skew_forward_kl(student_logits, teacher_logits, alpha=0.1):
+    """KL(teacher || alpha teacher + (1 - alpha) student) at every position -> (B, T). Example: .305811 at alpha .1.
+
+    DistiLLM's skew KL: forward KL whose gradient cannot explode, since the mixture is never below alpha times the
+    teacher; at most -ln alpha. alpha 0 is forward KL, alpha 1 is 0 for every student: ValueError outside [0, 1).
+    """
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha must lie in [0, 1), found {alpha}: at 1 the mixture is the teacher and nothing is learned")
+    if alpha == 0:
+        return forward_kl(student_logits, teacher_logits)
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    mix_logprobs = _log_mixture(teacher_logprobs, student_logprobs, alpha)
+    return (teacher_logprobs.exp() * (teacher_logprobs - mix_logprobs)).sum(-1)
+
+
+def skew_reverse_kl(student_logits, teacher_logits, alpha=0.1):
+    """KL(student || alpha student + (1 - alpha) teacher) at every position -> (B, T). Example: .292107 at alpha .1.
+
+    DistiLLM's skew reverse KL, at most -ln alpha; the gradient flows through the student inside the mixture too.
+    alpha 0 is reverse KL; ValueError outside [0, 1).
+    """
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha must lie in [0, 1), found {alpha}: at 1 the mixture is the student and nothing is learned")
+    if alpha == 0:
+        return reverse_kl(student_logits, teacher_logits)
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    mix_logprobs = _log_mixture(student_logprobs, teacher_logprobs, alpha)
+    return (student_logprobs.exp() * (student_logprobs - mix_logprobs)).sum(-1)
+
+
+def total_variation(student_logits, teacher_logits):
+    """Half the L1 distance of the two distributions, in 0..1 (no unit) -> (B, T). Example: .4.
+
+    1 - total_variation is the chance that lossless speculative decoding accepts a token drafted by the student.
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    return 0.5 * (teacher_logprobs.exp() - student_logprobs.exp()).abs().sum(-1)
+
+
+# A new divergence is one function above and one row here: tests and the command line follow from the table.
+DIVERGENCES = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "generalized_jsd": generalized_jsd,
+    "skew_forward_kl": skew_forward_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "total_variation": total_variation,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses that need the token itself.
+
+
+def cross_entropy(student_logits, targets):
+    """-log student(target) at every position: (B, T, V), (B, T) long -> (B, T) nats. Target 0 of the example: 1.609438.
+
+    `targets[:, t]` belongs to row t of the logits: shift once, outside (targets = tokens[:, 1:]).
+    """
+    assert student_logits.shape[:-1] == targets.shape, f"{tuple(student_logits.shape)} and targets {tuple(targets.shape)}"
+    student_logits = student_logits if student_logits.dtype == torch.float64 else student_logits.float()
+    return F.cross_entropy(student_logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, temperature=1.0, divergence=forward_kl):
+    """(1 - kd_weight) cross-entropy + kd_weight T^2 D(teacher^T, student^T) at every position -> (B, T) nats.
+
+    Hinton's word-level distillation (arXiv 1503.02531). Softening both sides by T shrinks the gradient by 1/T^2; the
+    factor T^2 gives it back, so that kd_weight means the same at every temperature. With kd_weight 1 and T = 4 the
+    example gives .432038; for T to infinity it tends to the squared distance of the centred logits / (2V), .431310.
+    """
+    assert temperature > 0, f"the distillation temperature must be positive, found {temperature}"
+    soft = divergence(student_logits / temperature, teacher_logits / temperature)
+    return (1 - kd_weight) * cross_entropy(student_logits, targets) + kd_weight * temperature**2 * soft
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reduction and diagnostics.
+
+
+def masked_mean(per_token, mask, reduction="token"):
+    """Scalar from per_token (B, T) over the positions where mask (B, T) is True; 0 with a graph where there are none.
+
+    reduction "token": the mean over all masked positions, every token counts the same (ours by default);
+    "sequence": the mean over each row first, then over the rows that have any, every response counts the same (the
+    papers' Eq. 1); "sum": the plain sum, for gradient accumulation (divide once by the global count).
+    Rows 1 1 1 1 and 5 - - - give 1.8, 3.0 and 9.0.
+    """
+    assert per_token.shape == mask.shape, f"{tuple(per_token.shape)} and mask {tuple(mask.shape)}"  # (B, T, 1) would broadcast
+    # Fill, do not multiply: a nan or inf at a padded position must not leak (0 * inf = nan).
+    kept = per_token.masked_fill(~mask, 0.0)
+    if reduction == "sum":
+        return kept.sum()
+    if reduction == "token":
+        return kept.sum() / mask.sum().clamp(min=1)
+    if reduction == "sequence":
+        tokens_per_row = mask.sum(-1)  # (B,)
+        row_means = kept.sum(-1) / tokens_per_row.clamp(min=1)
+        return row_means.sum() / (tokens_per_row > 0).sum().clamp(min=1)
+    raise ValueError(f"reduction must be token, sequence or sum, found {reduction!r}")
+
+
+def entropy(model_logits):
+    """Entropy of the next-token distribution, (B, T, V) -> (B, T) nats; teacher of the example: .897946."""
+    logprobs = (model_logits if model_logits.dtype == torch.float64 else model_logits.float()).log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)

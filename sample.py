@@ -1,0 +1,534 @@
+"""Generation: plain, interleaved (SKD, arXiv 2410.11325) and lossless speculative; and the picture of a rollout.
+
+    generate               one model writes                                     (on-policy KD, SeqKD, evaluation)
+    interleaved_generate   the student proposes, the teacher replaces what it ranks poorly             (SKD, Alg. 1)
+    interleaved_reference  the same, one row, one token at a time, no cache: slow and obviously right
+    speculative_generate   the draft proposes, the result is distributed exactly as the target's own samples
+
+The two speculative samplers share one loop, `_draft_and_verify`, and differ in two small functions: which proposals stay,
+and what replaces the first that does not. In it the student drafts a block of gamma tokens, one teacher forward judges
+them all, the leading run of accepted ones stays, the first rejected one is replaced and the rest is thrown away.
+
+Two decisions make all of this testable token for token:
+
+1. Noise is keyed by (row key, position, role), see `Noise`. A draw does not depend on what was drawn before it, so the
+   output is the same for every gamma, batch, padding and cache. A position that is drafted twice gets the same uniform
+   twice, without bias: whatever discarded the first draft depends on earlier positions only.
+2. No bonus token. Textbook speculative decoding appends a teacher token after a fully accepted block; then every
+   (gamma+1)-th token would come from the teacher and the law of an SKD rollout would depend on gamma.
+
+Symbols: gamma = block length (paper: gamma); accept_top_k = teacher rank within which a proposal stays (paper: K);
+accepted / replaced / discarded = kept, redrawn, thrown away after a replacement; judged = accepted + replaced.
+Shapes: B rows, T positions, V vocabulary, G = gamma. Every cache holds len-1 valid slots: one token is always pending.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass, field
+
+import torch
+
+PROMPT, STUDENT, TEACHER, DATASET = 0, 1, 2, 3  # Rollout.source: who wrote a token
+SOURCE_NAMES = ("prompt", "student", "teacher", "dataset")
+COUNTERS = ("proposed", "judged", "accepted", "replaced", "discarded", "teacher_calls", "student_steps")
+
+
+@dataclass
+class Rollout:
+    """What a writer hands to the training step: B rows, prompts and responses in one right-padded tensor."""
+
+    tokens: torch.Tensor  # (B, T) long, 0 after each row's end
+    prompt_len: torch.Tensor  # (B,) long
+    lengths: torch.Tensor  # (B,) long, prompt + response, the end token included
+    source: torch.Tensor  # (B, T) int8: PROMPT, STUDENT, TEACHER or DATASET
+    finished: torch.Tensor  # (B,) bool: ended by the end token, not by the budget
+    teacher_logits: torch.Tensor | None = None  # (B, T-1, V), row t judged token t+1; defined on response rows only
+    unwritten: torch.Tensor | None = None  # (B, T) long: the token NOT written where a proposal was rejected, else -1
+    counters: torch.Tensor | None = None  # (7,) long, named by COUNTERS, summed over rows
+    blocks: list = field(default_factory=list)  # per block (start (B,), proposals (B, G), drafted (B,), kept (B,))
+
+    @property
+    def response_mask(self):
+        """(B, T) bool, True on response tokens: made from lengths, never from token ids (padding may equal the end token)."""
+        slots = torch.arange(self.tokens.size(1), device=self.tokens.device)
+        return (slots >= self.prompt_len[:, None]) & (slots < self.lengths[:, None])
+
+    def responses(self):
+        """The responses as lists of ids."""
+        rows = zip(self.tokens.tolist(), self.prompt_len.tolist(), self.lengths.tolist())
+        return [row[start:stop] for row, start, stop in rows]
+
+    def counts(self):
+        """The counters as a dict of ints (reads the device once)."""
+        return dict(zip(COUNTERS, self.counters.tolist()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Noise and draws.
+
+
+def _mix(x):
+    """SplitMix64's finaliser on int64 tensors (wrap-around arithmetic): neighbouring inputs, unrelated outputs."""
+    # >> keeps the sign in torch, so the copied sign bits are cut off with a mask: a logical shift.
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+class Noise:
+    """Uniform numbers in (0, 1), a function of (one draw of the generator, row key, position, role) and of nothing else.
+
+    A counter-based generator instead of a stream: row 3 alone, with key 3, gets what row 3 of a batch got.
+    """
+
+    ROLES = {"student": 1, "teacher": 2, "coin": 3, "fresh": 4}  # a role = one independent number at a position
+
+    def __init__(self, generator, row_keys):
+        seed = torch.randint(2**62, (), generator=generator).item()  # a CPU generator: no device is asked
+        self.row_seeds = _mix(_mix(row_keys.long()) + seed)  # (B,)
+
+    def __call__(self, positions, role):
+        """(B,) or (B, G) long -> float32 of the same shape, for Noise.ROLES[role]."""
+        row_seeds = self.row_seeds.view(-1, *[1] * (positions.dim() - 1))
+        bits = _mix(_mix(row_seeds + positions) + self.ROLES[role]) & 0x3FFFFF
+        # 22 bits and a half step: never 0, and never so close to 1 that u * total rounds up to the total in float32.
+        return (bits.float() + 0.5) * 2.0**-22
+
+
+def warp(model_logits, temperature=1.0, top_k=None, top_p=None):
+    """Sampling filters: logits / temperature, then -inf outside the top-k, then outside the nucleus of mass top_p.
+
+    (..., V) -> (..., V). Ties at the k-th place all stay; the nucleus is the smallest top set with mass >= top_p. For
+    drawing only: never hand warped logits to a loss.
+    """
+    warped = model_logits.float() / temperature
+    if top_k is not None and top_k < warped.size(-1):
+        kth_largest = warped.topk(top_k, dim=-1).values[..., -1:]
+        warped = warped.masked_fill(warped < kth_largest, float("-inf"))
+    if top_p is not None and top_p < 1:
+        ordered, order = warped.sort(dim=-1, descending=True)
+        probs = ordered.softmax(-1)
+        outside = probs.cumsum(-1) - probs >= top_p  # the mass of all likelier tokens already suffices
+        warped = warped.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
+    return warped
+
+
+def draw(model_logits, uniform, temperature=1.0, top_k=None, top_p=None):
+    """One token per row from warped logits: (..., V), uniform (...,) -> (...,) long; temperature 0 takes the argmax.
+
+    Inverse CDF: the first token whose cumulative mass exceeds uniform * total. One uniform per draw, several times
+    faster than torch.multinomial, and a token of mass 0 is never drawn.
+    """
+    if temperature == 0:
+        return model_logits.argmax(-1)
+    cumulative = warp(model_logits, temperature, top_k, top_p).softmax(-1).cumsum(-1)
+    return (cumulative <= uniform[..., None] * cumulative[..., -1:]).sum(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which proposals stay. Every rule: (teacher_logits (..., V), proposed (...,) long, coin (...,) uniform) -> (...,) bool.
+# Rules judge the drafted token on the teacher's raw logits (T = 1, nothing cut off), as Algorithm 1 does.
+
+
+def rank(model_logits, tokens):
+    """Number of strictly larger logits: 0 for the argmax; (..., V), (...,) -> (...,). Counting beats sorting here."""
+    return (model_logits > model_logits.gather(-1, tokens[..., None])).sum(-1)
+
+
+def _accept_topk(teacher_logits, proposed, coin, accept_top_k=25):
+    """SKD: among the teacher's accept_top_k largest logits (0 accepts none, V accepts all)."""
+    return rank(teacher_logits, proposed) < accept_top_k
+
+
+def _accept_topp(teacher_logits, proposed, coin, accept_top_p=0.9):
+    """In the teacher's nucleus: the tokens that are strictly likelier hold less than accept_top_p of the mass."""
+    larger = teacher_logits > teacher_logits.gather(-1, proposed[..., None])
+    return (teacher_logits.float().softmax(-1) * larger).sum(-1) < accept_top_p
+
+
+def _teacher_prob(teacher_logits, proposed):
+    return teacher_logits.float().log_softmax(-1).gather(-1, proposed[..., None])[..., 0].exp()
+
+
+def _accept_minprob(teacher_logits, proposed, coin, accept_min_prob=0.05):
+    """The teacher gives it at least accept_min_prob: rank is not confidence (CA-OPD's gate)."""
+    return _teacher_prob(teacher_logits, proposed) >= accept_min_prob
+
+
+def _accept_typical(teacher_logits, proposed, coin, accept_epsilon=0.3):
+    """Typical acceptance: teacher prob > min(eps^2, eps exp(-H)); the bar falls where the teacher itself is unsure."""
+    logprobs = teacher_logits.float().log_softmax(-1)
+    teacher_entropy = -(logprobs.exp() * logprobs).sum(-1)
+    bar = (accept_epsilon * torch.exp(-teacher_entropy)).clamp(max=accept_epsilon**2)
+    return _teacher_prob(teacher_logits, proposed) > bar
+
+
+def _accept_argmax(teacher_logits, proposed, coin):
+    """Only the teacher's argmax."""
+    return rank(teacher_logits, proposed) < 1
+
+
+def _accept_all(teacher_logits, proposed, coin):
+    """The limit K = V: plain on-policy sampling."""
+    return torch.ones_like(proposed, dtype=torch.bool)
+
+
+def _accept_none(teacher_logits, proposed, coin):
+    """The limit K = 0: plain teacher sampling."""
+    return torch.zeros_like(proposed, dtype=torch.bool)
+
+
+def _accept_random(teacher_logits, proposed, coin, replace_rate=0.05):
+    """Control: replace blindly at a given rate. What SKD gains over this at the same rate, the judging gained."""
+    return coin >= replace_rate
+
+
+ACCEPT_RULES = {
+    "topk": _accept_topk,
+    "topp": _accept_topp,
+    "minprob": _accept_minprob,
+    "typical": _accept_typical,
+    "argmax": _accept_argmax,
+    "all": _accept_all,
+    "none": _accept_none,
+    "random": _accept_random,
+}
+
+# What a rejected proposal is replaced by: the keywords of `draw` on the teacher's row.
+REPLACE_RULES = {
+    "sample": lambda accept_top_k, temperature, top_p: {"temperature": temperature, "top_p": top_p},
+    "sample_topk": lambda accept_top_k, temperature, top_p: {"temperature": temperature, "top_k": max(1, accept_top_k)},
+    "argmax": lambda accept_top_k, temperature, top_p: {"temperature": 0},
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Plain generation.
+
+
+def _start(prompts, max_new_tokens, block_size, device, spare):
+    """Prompts (lists of ids) -> right-padded tokens (B, max end + spare), prompt_len (B,), end (B,), and the host's maxima."""
+    if not prompts:
+        raise ValueError("no prompts: give at least one list of token ids")
+    lengths = [len(prompt) for prompt in prompts]
+    if min(lengths) < 1:
+        raise ValueError(f"prompt {lengths.index(0)} is empty: a model needs at least one token to predict the next from")
+    if max(lengths) >= block_size:
+        raise ValueError(
+            f"prompt {lengths.index(max(lengths))} has {max(lengths)} tokens, but block_size is {block_size}: "
+            "shorten the prompt, or train models with a larger block_size"
+        )
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
+    ends = [min(length + max_new_tokens, block_size) for length in lengths]  # the block's end is a length limit too
+    tokens = torch.zeros(len(prompts), max(ends) + spare, dtype=torch.long)
+    for row, prompt in zip(tokens, prompts):
+        row[: len(prompt)] = torch.tensor(prompt)
+    return tokens.to(device), torch.tensor(lengths, device=device), torch.tensor(ends, device=device), max(lengths), max(ends)
+
+
+def _prefill(model, tokens, prompt_len, width, capacity):
+    """A cache that holds all prompt tokens but the last of each row. Padding is cached too, and overwritten later."""
+    cache = model.new_cache(len(tokens), capacity)
+    if width > 1:
+        model(tokens[:, : width - 1], cache)
+    cache.roll_back(prompt_len - 1, high=width - 1)
+    return cache
+
+
+def _row_keys(row_keys, B, device):
+    """Row keys as a (B,) tensor: the row's index unless given."""
+    if row_keys is None:
+        return torch.arange(B, device=device)
+    assert len(row_keys) == B, f"{len(row_keys)} row keys for {B} prompts"
+    return torch.as_tensor(row_keys, device=device)
+
+
+def _device(model):
+    return next(model.parameters()).device
+
+
+@torch.no_grad()
+def generate(
+    model, prompts, max_new_tokens, *, generator, temperature=1.0, top_k=None, top_p=None, greedy=False,
+    eos_token=None, row_keys=None, role="student",
+):  # fmt: skip
+    """Let one model continue every prompt: list of B lists of ids -> Rollout (source = STUDENT, or TEACHER by `role`).
+
+    Rows end at `eos_token` (kept), after max_new_tokens, or at the block's end. `generator` is a CPU torch.Generator;
+    `role` picks the noise and the label: "teacher" draws the very tokens that interleaved_generate draws at K = 0.
+    """
+    device = _device(model)
+    tokens, prompt_len, end, width, high = _start(prompts, max_new_tokens, model.config.block_size, device, spare=0)
+    noise = Noise(generator, _row_keys(row_keys, len(prompts), device))
+    cache = _prefill(model, tokens, prompt_len, width, high)
+    length, done = prompt_len.clone(), torch.zeros_like(prompt_len, dtype=torch.bool)
+    finished = done.clone()
+    rows = torch.arange(len(prompts), device=device)
+    for step in range(max(0, high - int(min(len(prompt) for prompt in prompts)))):
+        current = tokens[rows, length - 1][:, None]  # (B, 1) the pending token
+        new = draw(model(current, cache)[:, -1], noise(length, role), 0 if greedy else temperature, top_k, top_p)
+        # A finished row draws too, but its token lands on its last slot again and its length stays.
+        tokens[rows, length.clamp(max=high - 1)] = torch.where(done, tokens[rows, length.clamp(max=high - 1)], new)
+        length = length + ~done
+        finished = finished | (~done & (new == eos_token)) if eos_token is not None else finished
+        done = finished | (length >= end)
+        cache.roll_back(length - 1, high=min(width + step + 1, high) - 1)
+        if step % 8 == 7 and bool(done.all()):  # ask the device now and then, not at every token
+            break
+    slots = torch.arange(high, device=device)
+    source = torch.where(slots < prompt_len[:, None], PROMPT, TEACHER if role == "teacher" else STUDENT)
+    source = torch.where(slots < length[:, None], source, PROMPT).to(torch.int8)
+    return Rollout(tokens, prompt_len, length, source, finished)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The block loop of both speculative samplers.
+
+
+@torch.no_grad()
+def _draft_and_verify(
+    student, teacher, prompts, max_new_tokens, *, gamma, draft, judge, replace, noise, eos_token, write_back=True
+):
+    """Student drafts gamma tokens, teacher judges them in one forward, commit, repeat; -> Rollout with teacher_logits.
+
+    draft(student_row (B, V), position (B,)) -> token (B,);  judge(proposed (B, G), student_rows, teacher_rows (B, G, V),
+    positions (B, G)) -> bool (B, G);  replace(student_rows (B, V), teacher_rows (B, V), position (B,)) -> token (B,).
+    Reads the device once per block (is everybody done?).
+    """
+    device = _device(student)
+    B, block_size = len(prompts), min(student.config.block_size, teacher.config.block_size)
+    tokens, prompt_len, end, width, max_end = _start(prompts, max_new_tokens, block_size, device, spare=gamma)
+    student_cache = _prefill(student, tokens, prompt_len, width, max_end + gamma)
+    teacher_cache = _prefill(teacher, tokens, prompt_len, width, max_end + gamma)
+    length, done = prompt_len.clone(), torch.zeros(B, dtype=torch.bool, device=device)
+    finished = done.clone()
+    source = torch.zeros_like(tokens, dtype=torch.int8)
+    unwritten = torch.full_like(tokens, -1)
+    teacher_logits = None
+    counters = torch.zeros(len(COUNTERS), dtype=torch.long, device=device)
+    blocks = []
+    rows, offsets = torch.arange(B, device=device)[:, None], torch.arange(gamma, device=device)  # (B, 1), (G,)
+
+    while True:
+        # 1. Draft: gamma student steps, each feeding the token before it.
+        current = tokens[rows, length[:, None] - 1]  # (B, 1) the pending token
+        fed, proposed, student_rows = [], [], []
+        for j in range(gamma):
+            fed.append(current)
+            student_rows.append(student(current, student_cache)[:, -1])  # (B, V)
+            current = draft(student_rows[-1], length + j)[:, None]
+            proposed.append(current)
+        proposed = torch.cat(proposed, 1)  # (B, G)
+        positions = length[:, None] + offsets  # (B, G) where a proposal would stand
+
+        # A proposal counts while the row is running, its budget lasts and no end token was drafted before it.
+        is_eos = proposed == eos_token if eos_token is not None else torch.zeros_like(proposed, dtype=torch.bool)
+        after_eos = is_eos.cumsum(1) - is_eos.long() > 0
+        counts = ~done[:, None] & (positions < end[:, None]) & ~after_eos  # (B, G), a leading run of True
+        drafted = counts.sum(1)
+
+        # 2. Verify: one teacher forward over the tokens that were fed; its row j judges proposal j.
+        teacher_rows = teacher(torch.cat(fed, 1), teacher_cache)  # (B, G, V)
+        stays = judge(proposed, student_rows, teacher_rows, positions) & counts
+
+        # 3. Commit the leading run of accepted proposals, then one replacement drawn from the row that rejected.
+        if write_back:
+            accepted = stays.long().cumprod(1).sum(1)  # (B,)
+            replaced = (accepted < drafted).long()  # (B,) 0 or 1
+            at = accepted.clamp(max=gamma - 1)
+            replacement = replace(
+                torch.stack(student_rows, 1)[rows[:, 0], at], teacher_rows[rows[:, 0], at], length + accepted
+            )
+            rejected = (offsets == accepted[:, None]) & counts  # (B, G), at most one per row
+            written = torch.where(rejected, replacement[:, None], proposed)
+            unwritten[rows, positions] = torch.where(rejected, proposed, -1)
+            source[rows, positions] = torch.where(rejected, TEACHER, STUDENT).to(torch.int8)
+            committed = accepted + replaced
+        else:  # Control: the student's own rollout; every rejection is marked, none is written into the prefix.
+            rejected = counts & ~stays
+            flat = [x.flatten(0, 1) for x in (torch.stack(student_rows, 1), teacher_rows)]
+            replacement = replace(*flat, positions).view(B, gamma)
+            written, committed = proposed, drafted
+            unwritten[rows, positions] = torch.where(rejected, replacement, -1)
+            source[rows, positions] = STUDENT
+            accepted, replaced = stays.sum(1), rejected.sum(1)
+        # All gamma columns are written; those past `committed` are overwritten by the next block or cut off at the end.
+        tokens[rows, positions] = written
+        if teacher_logits is None:
+            teacher_logits = teacher_rows.new_zeros(B, tokens.size(1), teacher_rows.size(-1))
+        teacher_logits[rows, positions - 1] = teacher_rows  # row t predicts token t+1: these are the training targets
+        blocks.append((length, proposed, drafted, accepted))
+
+        running = ~done
+        judged = accepted + replaced
+        counters += torch.stack([
+            drafted.sum(), judged.sum(), accepted.sum(), replaced.sum(), (drafted - judged).sum(),
+            running.sum(), running.sum() * gamma,
+        ])  # fmt: skip
+        if eos_token is not None:
+            finished = finished | ((written == eos_token) & (offsets < committed[:, None])).any(1)
+        length = length + committed
+        done = finished | (length >= end)
+
+        # 4. Roll back: the last committed token stays pending, whatever was cached beyond it is stale.
+        all_done, longest = torch.stack([done.all().long(), length.max()]).tolist()  # the one host synchronisation
+        student_cache.roll_back(length - 1, high=longest - 1)
+        teacher_cache.roll_back(length - 1, high=longest - 1)
+        if all_done:
+            break
+
+    T = longest
+    padding = torch.arange(T, device=device) >= length[:, None]
+    in_response = ~padding & (torch.arange(T, device=device) >= prompt_len[:, None])
+    return Rollout(
+        tokens[:, :T].masked_fill(padding, 0), prompt_len, length, source[:, :T].masked_fill(~in_response, PROMPT), finished,
+        teacher_logits[:, : T - 1], unwritten[:, :T].masked_fill(~in_response, -1), counters, blocks,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Interleaved sampling (SKD).
+
+
+def check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule):
+    """Raise a one-line ValueError for a rule, a knob or a number that the interleaved sampler does not know."""
+    if accept_rule not in ACCEPT_RULES:
+        raise ValueError(f"unknown accept rule {accept_rule!r}: choose from {', '.join(ACCEPT_RULES)}")
+    if replace not in REPLACE_RULES:
+        raise ValueError(f"unknown replace rule {replace!r}: choose from {', '.join(REPLACE_RULES)}")
+    if accept_on not in ("raw", "warped") or (accept_on == "warped" and accept_rule != "topk"):
+        raise ValueError(f"accept_on must be raw, or warped with the topk rule; found {accept_on!r} with {accept_rule!r}")
+    if gamma < 1:
+        raise ValueError(f"gamma must be at least 1, found {gamma}")
+    if accept_top_k < 0:
+        raise ValueError(f"accept_top_k must be at least 0, found {accept_top_k}")
+    code = ACCEPT_RULES[accept_rule].__code__
+    known = [name for name in code.co_varnames[3 : code.co_argcount] if name != "accept_top_k"]
+    for name in rule:
+        if name not in known:
+            raise ValueError(f"accept rule {accept_rule} has no knob {name!r}: it takes {', '.join(known) or 'none'}")
+
+
+def interleaved_generate(
+    student, teacher, prompts, max_new_tokens, *, generator, gamma=5, accept_rule="topk", accept_top_k=25,
+    replace="sample", student_temperature=1.0, student_top_p=None, teacher_temperature=1.0, teacher_top_p=None,
+    eos_token=None, row_keys=None, write_back=True, accept_on="raw", judge_fresh=False, **rule,
+):  # fmt: skip
+    """SKD's sampling (arXiv 2410.11325, Algorithm 1), batched and cached: list of B lists of ids -> Rollout.
+
+    A proposal of the student stays if `accept_rule` says so on the teacher's raw logits; otherwise the teacher's own
+    draw takes its place. At one position, with A the accepted set: P(token) = student(token) [token in A] +
+    student(not A) * teacher(token). The law does not depend on gamma; accept_top_k 0 is teacher sampling, V (or more) is
+    on-policy sampling. `Rollout.teacher_logits` are the verification rows, ready as training targets.
+
+    Switches away from the paper, for measuring what they cost: write_back=False marks rejections but leaves the student's
+    own tokens in place (control); accept_on="warped" tests membership after temperature and top-p, and judge_fresh=True
+    judges a second, fresh draw in place of the emitted token (both as in the released code, README "paper and code").
+    Raises ValueError for an unknown rule, gamma < 1, accept_top_k < 0, an empty or too long prompt.
+    """
+    check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule)
+    vocab_size = teacher.config.vocab_size
+    if student.config.vocab_size != vocab_size:
+        raise ValueError(f"student and teacher need one vocabulary, found {student.config.vocab_size} and {vocab_size} tokens")
+    if accept_rule == "topk":
+        rule = {"accept_top_k": min(accept_top_k, vocab_size)}
+    replacement_law = REPLACE_RULES[replace](accept_top_k, teacher_temperature, teacher_top_p)
+    noise = Noise(generator, _row_keys(row_keys, len(prompts), _device(student)))
+
+    def draft(student_row, position):
+        return draw(student_row, noise(position, "student"), student_temperature, top_p=student_top_p)
+
+    def judge(proposed, student_rows, teacher_rows, positions):
+        if judge_fresh:
+            rows = torch.stack(student_rows, 1)
+            proposed = draw(rows, noise(positions, "fresh"), student_temperature, top_p=student_top_p)
+        if accept_on == "warped":
+            # Few tokens keep any mass after top-p; topk fills up with arbitrary ids of mass 0, as the released code does.
+            probs = warp(teacher_rows, teacher_temperature, top_p=teacher_top_p).softmax(-1)
+            return (probs.topk(max(1, rule["accept_top_k"]), dim=-1).indices == proposed[..., None]).any(-1)
+        return ACCEPT_RULES[accept_rule](teacher_rows, proposed, noise(positions, "coin"), **rule)
+
+    def redraw(student_rows, teacher_rows, position):
+        return draw(teacher_rows, noise(position, "teacher").flatten(), **replacement_law)
+
+    return _draft_and_verify(
+        student, teacher, prompts, max_new_tokens, gamma=gamma, draft=draft, judge=judge, replace=redraw, noise=noise,
+        eos_token=eos_token, write_back=write_back,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def interleaved_reference(
+    student, teacher, prompt, max_new_tokens, *, generator, accept_rule="topk", accept_top_k=25, replace="sample",
+    student_temperature=1.0, teacher_temperature=1.0, eos_token=None, row_key=0, **rule,
+):  # fmt: skip
+    """Algorithm 1 as printed: one prompt, one token at a time, no cache. -> (response ids, sources), the test's oracle.
+
+    Given the same seed and row key, interleaved_generate returns exactly these tokens for every gamma and batch.
+    """
+    device = _device(student)
+    noise = Noise(generator, torch.tensor([row_key], device=device))
+    if accept_rule == "topk":
+        rule = {"accept_top_k": accept_top_k}
+    replacement_law = REPLACE_RULES[replace](accept_top_k, teacher_temperature, None)
+    sequence, sources = list(prompt), []
+    end = min(len(prompt) + max_new_tokens, student.config.block_size)
+    while len(sequence) < end:
+        prefix, position = torch.tensor([sequence], device=device), torch.tensor([len(sequence)], device=device)
+        student_row, teacher_row = student(prefix)[:, -1], teacher(prefix)[:, -1]  # (1, V)
+        token = draw(student_row, noise(position, "student"), student_temperature)
+        source = STUDENT
+        if not ACCEPT_RULES[accept_rule](teacher_row, token, noise(position, "coin"), **rule):
+            token = draw(teacher_row, noise(position, "teacher"), **replacement_law)
+            source = TEACHER
+        sequence.append(int(token))
+        sources.append(source)
+        if sequence[-1] == eos_token:
+            break
+    return sequence[len(prompt) :], sources
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lossless speculative decoding: what a distilled student is worth as a draft.
+
+
+def speculative_generate(
+    draft, target, prompts, max_new_tokens, *, generator, gamma=4, temperature=1.0, eos_token=None, row_keys=None
+):
+    """Speculative sampling (arXiv 2211.17192): tokens distributed exactly as the target's own; -> Rollout.
+
+    A drafted token stays with probability min(1, target / draft); otherwise it is redrawn from the positive part of
+    target - draft. The chance to stay is 1 - total_variation: `counters` give accepted / judged. The usual extra token
+    after a fully accepted block is left out: the law is the same, and the loop is the one of interleaved sampling.
+    """
+    if gamma < 1:
+        raise ValueError(f"gamma must be at least 1, found {gamma}")
+    noise = Noise(generator, _row_keys(row_keys, len(prompts), _device(draft)))
+    greedy = temperature == 0
+
+    def propose(draft_row, position):
+        return draw(draft_row, noise(position, "student"), temperature)
+
+    def judge(proposed, draft_rows, target_rows, positions):
+        if greedy:
+            return target_rows.argmax(-1) == proposed
+        draft_prob, target_prob = (
+            warp(rows, temperature).log_softmax(-1).gather(-1, proposed[..., None])[..., 0].exp()
+            for rows in (torch.stack(draft_rows, 1), target_rows)
+        )
+        return noise(positions, "coin") * draft_prob < target_prob
+
+    def redraw(draft_row, target_row, position):
+        if greedy:
+            return target_row.argmax(-1)
+        residual = (warp(target_row, temperature).softmax(-1) - warp(draft_row, temperature).softmax(-1)).clamp(min=0)
+        # Equal distributions leave no residual; rounding may still reject, and then the target's own law is right.
+        residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, warp(target_row, temperature).softmax(-1))
+        return draw(residual.log(), noise(position, "teacher"))
+
+    return _draft_and_verify(
+        draft, target, prompts, max_new_tokens, gamma=gamma, draft=propose, judge=judge, replace=redraw, noise=noise,
+        eos_token=eos_token,
+    )  # fmt: skip
