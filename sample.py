@@ -22,7 +22,6 @@ accepted / replaced / discarded = kept, redrawn, thrown away after a replacement
 Shapes: B rows, T positions, V vocabulary, G = gamma. Every cache holds len-1 valid slots: one token is always pending.
 """
 
-import argparse
 import os
 import sys
 from dataclasses import dataclass, field
@@ -532,3 +531,108 @@ def speculative_generate(
         draft, target, prompts, max_new_tokens, gamma=gamma, draft=propose, judge=judge, replace=redraw, noise=noise,
         eos_token=eos_token,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The picture of a rollout: python sample.py
+
+STYLES = {"student": "", "teacher": "\033[1;32m", "rejected": "\033[31m", "discarded": "\033[2m", "end": "\033[0m"}
+
+
+def picture(rollout, row, decode, eos_token=None, color=True):
+    """One row of an interleaved rollout as a line of text: what stayed, what was replaced (by whom, which rank), what was lost.
+
+    Student tokens are plain; a replaced one reads {teacher's token <- student's proposal, its rank with the teacher};
+    proposals thrown away after it are dim, in <...>. `decode` turns a list of ids into text.
+    """
+    style = STYLES if color else dict.fromkeys(STYLES, "")
+
+    def text(token):
+        return "[end]" if token == eos_token else decode([token]).replace("\n", "\\n")
+
+    def paint(name, words):
+        return f"{style[name]}{words}{style['end']}" if style[name] else words
+
+    parts = []
+    for start, proposed, drafted, kept in rollout.blocks:
+        at, drafted, kept = int(start[row]), int(drafted[row]), int(kept[row])
+        proposals = proposed[row].tolist()
+        parts += [text(token) for token in proposals[:kept]]
+        if kept < drafted:
+            slot = at + kept  # where the replacement stands; the row of logits before it judged the proposal
+            place = int(rank(rollout.teacher_logits[row, slot - 1], proposed[row, kept])) + 1
+            by_teacher = paint("teacher", text(int(rollout.tokens[row, slot])))
+            parts.append(f"{{{by_teacher}<-{paint('rejected', text(proposals[kept]))} #{place}}}")
+            lost = "".join(map(text, proposals[kept + 1 : drafted]))
+            parts += [paint("discarded", f"<{lost}>")] if lost else []
+    return "".join(parts)
+
+
+def main(argv=None):
+    """Show rollouts of SKD in the terminal; see --help."""
+    from data import pairs, runs, tasks  # only here: the samplers themselves know nothing of data
+    from data.tokenizer import Tokenizer
+    from model import load_checkpoint
+
+    parser = runs.Parser(prog="sample.py", description="The picture of an SKD rollout: who wrote which token.")
+    parser.add_argument("--checkpoint", metavar="FILE", help="a student that train_skd.py left (default: pretrain the quick pair)")
+    parser.add_argument("--teacher", metavar="FILE", help="its teacher (default: teacher.pt beside the checkpoint)")
+    parser.add_argument("--prompt", action="append", help="your own prompt; may be given several times")
+    parser.add_argument("--rows", type=int, default=3, help="rollouts to show, of held-out prompts of the task")
+    parser.add_argument("--data-dir", metavar="DIR", help="where files of real data sets lie")
+    parser.add_argument("--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay")
+    parser.add_argument("--accept-top-k", type=int, help="SKD's K (default: the checkpoint's)")
+    parser.add_argument("--gamma", type=int, default=4, help="tokens drafted per block")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    args = parser.parse_args(argv)
+    device = runs.pick_device(args.device)
+    torch.set_num_threads(1)  # models this small gain nothing from more
+    if args.rows < 1:
+        raise ValueError(f"--rows must be at least 1, found {args.rows}")
+
+    if args.checkpoint:
+        student, about = load_checkpoint(args.checkpoint, device)
+        teacher, about_teacher = load_checkpoint(
+            args.teacher or os.path.join(os.path.dirname(args.checkpoint), "teacher.pt"), device
+        )
+        if about["tokenizer"] != about_teacher["tokenizer"]:
+            raise ValueError("student and teacher were trained with different tokenizers: give the --teacher of the same run")
+        tokenizer = Tokenizer.from_state(about["tokenizer"])
+        top_k, budget, prompts = about.get("accept_top_k", 3), about.get("max_new_tokens", 32), args.prompt
+        if not prompts:
+            examples = tasks.make_task(about["task"], data_dir=args.data_dir, **about.get("task_options", {})).examples("test")
+            prompts = [example.prompt for example in examples[: args.rows]]
+    else:
+        data = pairs.encode_task(tasks.make_task("math", **pairs.QUICK_TASK), pairs.QUICK)
+        pair = pairs.load_or_pretrain_pair(data, pairs.QUICK, device, report=runs.say)
+        student, teacher, tokenizer = pair.new_student().eval(), pair.teacher, pair.tokenizer
+        top_k, budget = pairs.default_accept_top_k(data.vocabulary_in_use), pair.max_new_tokens
+        prompts = args.prompt or [example.prompt for example in pair.test.examples[: args.rows]]
+
+    rollout = interleaved_generate(
+        student, teacher, [tokenizer.encode(prompt) for prompt in prompts], budget,
+        generator=torch.Generator().manual_seed(args.seed), gamma=args.gamma, accept_rule=args.accept_rule,
+        accept_top_k=top_k if args.accept_top_k is None else args.accept_top_k, eos_token=tokenizer.eos_token,
+    )  # fmt: skip
+    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(f"\n{student.num_parameters():,} student and {teacher.num_parameters():,} teacher parameters, rule {args.accept_rule}"
+          + (f", K = {args.accept_top_k if args.accept_top_k is not None else top_k}" if args.accept_rule == "topk" else "")
+          + f", gamma = {args.gamma}")  # fmt: skip
+    print("plain: student   {teacher's token<-rejected proposal #its rank with the teacher}   <discarded proposals>\n")
+    for row, prompt in enumerate(prompts):
+        print(f"prompt   {prompt}\nrollout  {picture(rollout, row, tokenizer.decode, tokenizer.eos_token, color)}")
+        print(f"result   {tokenizer.decode([token for token in rollout.responses()[row] if token != tokenizer.eos_token])}\n")
+    counts, written = rollout.counts(), int(rollout.response_mask.sum())
+    print(f"{written} tokens written: {counts['accepted']} accepted, {counts['replaced']} replaced"
+          f" (accept rate {counts['accepted'] / counts['judged']:.3f}); {counts['discarded']} proposals discarded;"
+          f" {counts['teacher_calls'] / written:.2f} teacher calls and {counts['student_steps'] / written:.2f} student steps"
+          " per token")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        sys.exit(f"sample.py: {error}")

@@ -1,0 +1,239 @@
+"""The shared starting point of both scripts: a task, its tokenizer, a pretrained teacher and a student to be distilled.
+
+    task text -> tokenizer -> teacher: trained on the references of all its prompts, long
+                           -> student: "sft", a short supervised start on its own (fewer) prompts, or
+                                       "raw", a language model of the task's texts that never saw a prompt answered
+
+A pair is an input of an experiment, like a data file: every method, every seed and both scripts start from the same
+weights, so it is cached under a hash of everything that matters (text, shapes, steps, seed, the source of model.py and
+of this file). What is distilled afterwards uses the student's prompts alone.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data.evaluate import Encoded, encode_split
+from data.tasks import pad_sequences
+from data.tokenizer import train_tokenizer, vocabulary_in_use
+from losses import cross_entropy, masked_mean
+from model import GPT, GPTConfig, learning_rate, load_checkpoint, make_optimizer, save_checkpoint
+from sample import DATASET, PROMPT, Rollout
+
+CACHE_DIR = Path(__file__).parent / "cache" / "pairs"  # git-ignored
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """Everything that decides the pair's weights, beside the task's text. Shapes are (n_layer, n_head, n_embd)."""
+
+    teacher_shape: tuple = (2, 2, 64)
+    student_shape: tuple = (2, 2, 32)
+    teacher_steps: int = 1500
+    start_steps: int = 300
+    teacher_prompts: int | None = None  # None: the whole train split
+    student_prompts: int | None = 500
+    student_start: str = "sft"  # or "raw"
+    vocab_size: int = 512  # upper bound: the tokenizer stops when no pair of tokens occurs twice
+    block_size: int | None = None  # None: as long as the longest example asks for
+    batch_size: int = 64
+    teacher_lr: float = 2e-3
+    start_lr: float = 2e-3
+    seed: int = 1
+
+
+# One dial for both models and the lengths of the runs: --size NAME. `steps` is the distillation's.
+SIZES = {
+    "tiny": {"teacher_shape": (2, 2, 64), "student_shape": (2, 2, 32), "steps": 600},
+    "small": {"teacher_shape": (4, 4, 128), "student_shape": (2, 2, 64), "steps": 1000,
+              "teacher_steps": 4000, "start_steps": 600, "vocab_size": 2048, "teacher_lr": 1e-3, "start_lr": 1e-3},
+    "base": {"teacher_shape": (6, 6, 384), "student_shape": (4, 4, 128), "steps": 4000,
+             "teacher_steps": 10000, "start_steps": 1000, "vocab_size": 4096, "teacher_lr": 6e-4, "start_lr": 1e-3},
+    "large": {"teacher_shape": (12, 12, 768), "student_shape": (6, 6, 384), "steps": 10000,
+              "teacher_steps": 30000, "start_steps": 2000, "vocab_size": 8192, "teacher_lr": 3e-4, "start_lr": 6e-4},
+}  # fmt: skip
+
+
+# The smoke run of both scripts and of sample.py: short chains, few prompts, seconds in place of minutes.
+QUICK = PairSettings(teacher_steps=400, start_steps=200, student_prompts=200)
+QUICK_TASK = {"difficulty": 2, "train_examples": 300, "val_examples": 20, "test_examples": 30, "ood_examples": 20}
+
+
+@dataclass
+class Pair:
+    """What a script starts from. `train` holds the student's prompts, which all distillation methods share."""
+
+    task: object
+    tokenizer: object
+    teacher: GPT
+    student_config: GPTConfig
+    student_weights: dict  # the common start; new_student() copies it
+    train: Encoded
+    val: Encoded
+    test: Encoded
+    ood: Encoded
+    max_new_tokens: int
+    fingerprint: str
+
+    def new_student(self):
+        """A fresh copy of the starting student, on the teacher's device, ready to train."""
+        student = GPT(self.student_config).to(next(self.teacher.parameters()).device)
+        student.load_state_dict(self.student_weights)
+        return student
+
+def batch_order(num_examples, batch_size, num_steps, generator):
+    """Indices of num_steps batches, (num_steps, batch_size) long: one random permutation after another.
+
+    Drawn before the run, so that every method sees the same prompts in the same order.
+    """
+    needed = num_steps * batch_size
+    epochs = -(-needed // num_examples)
+    order = torch.cat([torch.randperm(num_examples, generator=generator) for _ in range(max(1, epochs))])
+    return order[:needed].view(num_steps, batch_size)
+
+
+def rollout_from_ids(prompts, responses, sources, device):
+    """Known responses (lists of ids) as a Rollout; `sources` has one label per row: DATASET, STUDENT or TEACHER."""
+    tokens, lengths = pad_sequences([prompt + response for prompt, response in zip(prompts, responses)], device)
+    prompt_len = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    source = torch.tensor(sources, device=device, dtype=torch.int8)[:, None].expand(tokens.shape)
+    rollout = Rollout(tokens, prompt_len, lengths, source, torch.ones_like(lengths, dtype=torch.bool))
+    rollout.source = torch.where(rollout.response_mask, source, PROMPT).to(torch.int8)
+    return rollout
+
+
+def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report):
+    """Plain cross-entropy on the responses, AdamW, cosine, gradient norm clipped at 1. The model is trained in place."""
+    device = next(model.parameters()).device
+    optimizer = make_optimizer(model, peak_lr)
+    model.train()
+    for step, rows in enumerate(batch_order(len(prompts), batch_size, num_steps, generator).tolist()):
+        batch = rollout_from_ids([prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), device)
+        per_token = cross_entropy(model(batch.tokens[:, :-1]), batch.tokens[:, 1:])  # (B, T-1)
+        loss = masked_mean(per_token, batch.response_mask[:, 1:])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, num_steps, peak_lr)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % max(1, num_steps // 5) == 0:
+            figure = loss.item()
+            if figure != figure:
+                raise ValueError(f"pretraining became nan before step {step + 1}: lower the learning rate ({peak_lr})")
+            report(f"  step {step + 1:>5}/{num_steps}  loss {figure:.4f}")
+    return model.eval()
+
+
+def _hash(*parts):
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _cached(path, device, build, tokenizer_state, report):
+    """Load the model at `path`; if it is not there, or broken, build and save it."""
+    if path.exists():
+        try:
+            return load_checkpoint(str(path), device)[0]
+        except ValueError as error:
+            report(f"  {error}; building it again")
+    model = build()
+    save_checkpoint(str(path), model, tokenizer_state)
+    return model
+
+
+@dataclass
+class TaskData:
+    """A task as token ids, before any model exists."""
+
+    task: object
+    tokenizer: object
+    splits: dict  # name -> Encoded
+    block_size: int
+    max_new_tokens: int
+    vocabulary_in_use: int  # distinct ids that occur in the training text
+    dropped: int  # examples longer than the block, left out of all splits
+
+
+def default_accept_top_k(vocabulary_in_use):
+    """SKD's K for a vocabulary: 25 at 256,000 ids (the paper's Gemma pair), 3 at 19 (measured on tiny pairs), and a power
+    law through both points. A fixed 25 would accept every token where only 30 ids occur at all."""
+    return max(1, round(25 * (vocabulary_in_use / 256_000) ** 0.223))
+
+
+def encode_task(task, settings):
+    """Train the tokenizer on the task's text and encode every split -> TaskData.
+
+    Raises ValueError for an empty split, or when no example fits the block.
+    """
+    tokenizer = train_tokenizer(task.texts(), settings.vocab_size)
+    in_use = vocabulary_in_use(tokenizer, task.texts())
+    splits = {name: encode_split(tokenizer, task.examples(name)) for name in ("train", "val", "test", "ood")}
+    for name in ("train", "test"):
+        if not splits[name].examples:
+            raise ValueError(f"task {task.name} has no {name} examples: there is nothing to {'learn' if name == 'train' else 'measure'}")
+    budget = max(len(response) for response in splits["train"].responses)
+    budget += max(2, budget // 8)  # room to be longer than any reference
+    longest_prompt = max(len(prompt) for split in splits.values() for prompt in split.prompts)
+    needed = longest_prompt + budget
+    block_size = settings.block_size or needed
+    if block_size >= needed:
+        return TaskData(task, tokenizer, splits, block_size, budget, in_use, 0)
+    kept, dropped = {}, 0
+    for name, split in splits.items():
+        fits = [i for i in range(len(split.prompts)) if len(split.prompts[i]) + len(split.responses[i]) <= block_size]
+        dropped += len(split.prompts) - len(fits)
+        kept[name] = Encoded(*([column[i] for i in fits] for column in split))
+    if not kept["train"].prompts or not kept["test"].prompts:
+        raise ValueError(f"no example fits a block of {block_size} tokens (the longest needs {needed}): raise --block-size")
+    return TaskData(task, tokenizer, kept, block_size, min(budget, block_size - 1), in_use, dropped)
+
+
+def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, report=print):
+    """The pair for a TaskData, from the cache if it was made before; `report` takes lines of progress. -> Pair"""
+    assert settings.student_start in ("sft", "raw"), f"student_start must be sft or raw, found {settings.student_start!r}"
+    cache_dir, device = Path(cache_dir), torch.device(device)
+    task, tokenizer, splits, block_size = data.task, data.tokenizer, data.splits, data.block_size
+    everything = splits["train"]
+    teacher_data = Encoded(*(column[: settings.teacher_prompts] for column in everything))
+    student_data = Encoded(*(column[: settings.student_prompts] for column in everything))
+
+    # What decides the weights: settings, data as ids, the code that trains, and the kind of device.
+    sources = [hashlib.sha256(Path(__file__).parents[1].joinpath(name).read_bytes()).hexdigest() for name in ("model.py", "data/pairs.py")]
+    common = [tokenizer.fingerprint(), block_size, settings.batch_size, settings.seed, sources, device.type, torch.__version__]
+    teacher_key = _hash("teacher", common, settings.teacher_shape, settings.teacher_steps, settings.teacher_lr,
+                        teacher_data.prompts, teacher_data.responses)  # fmt: skip
+    student_key = _hash("student", common, settings.student_shape, settings.start_steps, settings.start_lr,
+                        settings.student_start, student_data.prompts, student_data.responses)  # fmt: skip
+    state = tokenizer.state_dict()
+
+    def build(shape, prompts, responses, num_steps, peak_lr, seed):
+        generator = torch.Generator().manual_seed(seed)  # initial weights first, then the order of the batches
+        model = GPT(GPTConfig(tokenizer.n_vocab, block_size, *shape), generator).to(device)
+        return pretrain(model, prompts, responses, num_steps, settings.batch_size, peak_lr, generator, report)
+
+    def build_teacher():
+        report(f"teacher: {settings.teacher_steps} steps on {len(teacher_data.prompts)} prompts")
+        return build(settings.teacher_shape, teacher_data.prompts, teacher_data.responses, settings.teacher_steps,
+                     settings.teacher_lr, 1000 * settings.seed)  # fmt: skip
+
+    def build_student():
+        report(f"student start ({settings.student_start}): {settings.start_steps} steps on {len(student_data.prompts)} prompts")
+        prompts, responses = student_data.prompts, student_data.responses
+        if settings.student_start == "raw":
+            # Prompts and responses as separate texts, all tokens but the first as targets: the language without the task.
+            texts = [text for text in prompts + responses if len(text) > 1]
+            prompts, responses = [text[:1] for text in texts], [text[1:] for text in texts]
+        return build(settings.student_shape, prompts, responses, settings.start_steps, settings.start_lr,
+                     1000 * settings.seed + 1)  # fmt: skip
+
+    teacher = _cached(cache_dir / f"{task.name}-teacher-{teacher_key[:16]}.pt", device, build_teacher, state, report)
+    student = _cached(cache_dir / f"{task.name}-student-{student_key[:16]}.pt", device, build_student, state, report)
+    for weight in teacher.parameters():
+        weight.requires_grad_(False)  # the teacher never moves
+    return Pair(
+        task, tokenizer, teacher, student.config, student.state_dict(), student_data, splits["val"], splits["test"],
+        splits["ood"], data.max_new_tokens, _hash(teacher_key, student_key)[:16],
+    )  # fmt: skip

@@ -1,0 +1,240 @@
+"""Runs: the flags that both scripts share, the device, the folder of a run, its records, and runs side by side.
+
+A run is one method with one seed. It leaves one JSON-lines file: a header (what was asked, of which code, on which
+machine), one line per logged step, one per evaluation, and a final line. A file without its final line is a run that
+was interrupted: `--resume` runs it again and skips the finished ones. Records name no folder, so they can be committed.
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+# Flags that decide where and how a run is done, but not what comes out of it.
+NEUTRAL_FLAGS = {"out", "data_dir", "resume", "jobs", "seeds", "seed", "variants", "list_variants", "equal_compute"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors in one line instead of a screen of usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see python {self.prog} --help)\n")
+
+
+def add_shared_flags(parser, variants, main_variants, sizes):
+    """The flags that mean the same in train_skd.py and train_okd.py, with the same defaults."""
+    group = parser.add_argument_group("what to run")
+    group.add_argument("--variants", default="main", help=f"comma-separated methods, main ({','.join(main_variants)}) or all")
+    group.add_argument("--list-variants", action="store_true", help="print the table of methods as JSON and exit")
+    group.add_argument("--seeds", type=int, default=1, help="runs per method, from --seed on (one seed is a demonstration)")
+    group.add_argument("--seed", type=int, default=1, help="first seed: order of the prompts, sampling noise, coins")
+    group.add_argument("--quick", action="store_true", help="smoke run: every stage in under a minute; its numbers mean nothing")
+    group = parser.add_argument_group("where")
+    group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto takes cuda, mps, cpu")
+    group.add_argument("--out", metavar="DIR", help="folder of the records and final students (default: a new one in runs/)")
+    group.add_argument("--resume", action="store_true", help="continue in the same folder: finished runs are not run again")
+    group.add_argument("--jobs", type=int, help="runs side by side, one thread each (default: CPU cores; 1 on a GPU)")
+    group = parser.add_argument_group("task and pair")
+    group.add_argument("--task", default="math", help="what is learned (default: math)")
+    group.add_argument("--data-dir", metavar="DIR", help="where files of real data sets lie (default: download to data/cache)")
+    group.add_argument("--size", default="tiny", choices=tuple(sizes), help="one dial: both models and the number of steps")
+    group.add_argument("--pair-seed", type=int, default=1, help="seed of the teacher and of the starting student")
+    group.add_argument("--student-start", default="sft", choices=("sft", "raw"), help="start from a short SFT, or untuned")
+    group.add_argument("--student-prompts", type=int, help="prompts that the student may use (default: 500; 0: all)")
+    group.add_argument("--teacher-prompts", type=int, help="prompts that the teacher learns from (default: all)")
+    group.add_argument("--teacher-steps", type=int, help="teacher's pretraining steps: its quality (default: by --size)")
+    group.add_argument("--start-steps", type=int, help="student's pretraining steps (default: by --size)")
+    group.add_argument("--vocab-size", type=int, help="upper bound for the tokenizer (default: by --size)")
+    group.add_argument("--block-size", type=int, help="longest sequence; longer examples are left out (default: none is)")
+    for knob, kind, meaning in (
+        ("difficulty", int, "steps, clauses, turns or operators of an example"),
+        ("train-examples", int, "size of the train split"),
+        ("entropy", float, "surface choice in the references, 0..1: how soft the teacher's targets are"),
+        ("hard-share", float, "share of references in the harder mode, 0..1"),
+    ):
+        group.add_argument(f"--{knob}", type=kind, help=f"{meaning} (synthetic tasks; default: the task's own)")
+    group = parser.add_argument_group("distillation")
+    group.add_argument("--steps", type=int, help="student updates (default: by --size)")
+    group.add_argument("--batch-size", type=int, default=64, help="prompts per update")
+    group.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of the student (cosine, 5%% warm-up)")
+    group.add_argument("--gamma", type=int, default=4, help="tokens that the student drafts per block; costs, not results")
+    group.add_argument("--accept-top-k", type=int,
+                       help="SKD's K: the teacher rank within which a proposal stays (default: scales with the vocabulary"
+                       " in use, 25 at 256,000 ids, 3 at 19)")  # fmt: skip
+    group.add_argument("--reduction", default="token", choices=("token", "sequence"), help="mean over all tokens, or rows first")
+
+
+def check_shared_flags(args, variants, main_variants):
+    """The list of methods asked for; raises ValueError with one line for the first flag out of range."""
+    names = {"main": list(main_variants), "all": list(variants)}.get(args.variants) or args.variants.split(",")
+    for name in names:
+        if name not in variants:
+            raise ValueError(f"unknown variant {name!r}: choose from {', '.join(variants)}, main or all")
+    at_least_1 = ("seeds", "steps", "batch_size", "gamma", "jobs", "teacher_steps", "start_steps", "teacher_prompts", "train_examples")
+    for flag in at_least_1:
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, found {value}")
+    if not 0 < args.lr < float("inf"):
+        raise ValueError(f"--lr must be positive and finite, found {args.lr}")
+    if args.gamma > 64:
+        raise ValueError(f"--gamma must lie in 1..64, found {args.gamma}: longer drafts are thrown away at the first rejection")
+    if args.accept_top_k is not None and args.accept_top_k < 0:
+        raise ValueError(f"--accept-top-k must lie in 0..vocabulary, found {args.accept_top_k}")
+    if args.student_prompts is not None and args.student_prompts < 0:
+        raise ValueError(f"--student-prompts must be at least 1, or 0 for all; found {args.student_prompts}")
+    return list(dict.fromkeys(names))
+
+
+def pick_device(name):
+    """auto, cpu, cuda or mps -> torch.device; ValueError if it is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(device for device, present in available.items() if present)
+        raise ValueError(f"--device {name} is not present (torch {torch.__version__} sees: {there}): use --device auto, "
+                         "or install a build of torch for it")  # fmt: skip
+    return torch.device(name)
+
+
+def default_jobs(device_type):
+    """One run per core on a CPU: tiny models leave cores idle. One on an accelerator."""
+    return len(os.sched_getaffinity(0)) if device_type == "cpu" and hasattr(os, "sched_getaffinity") else 1
+
+
+def make_run_folder(out, resume, default_name):
+    """The folder for records: `out`, or a new one runs/NAME-N. Refuses to mix with finished records unless resuming."""
+    if out is None:
+        existing = sorted((ROOT / "runs").glob(f"{default_name}-[0-9]*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+        number = int(existing[-1].name.rsplit("-", 1)[1]) if existing else 0
+        out = existing[-1] if resume and existing else ROOT / "runs" / f"{default_name}-{number + 1}"
+    folder = Path(out)
+    if not resume and folder.is_dir() and any(folder.glob("*.jsonl")):
+        raise ValueError(f"{out} already holds records: add --resume to continue them, or give another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.partial"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to --out {out} ({error.strerror}): give a folder of yours") from error
+    return folder
+
+
+def source_hashes(names):
+    """sha256 of the project's own files: which code made a record."""
+    return {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in names}
+
+
+def describe_machine(device):
+    """What a record says about the place where it was made; no host names, no folders."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    try:
+        git = ["git", "-C", str(ROOT)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = bool(subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip())
+    except (OSError, subprocess.CalledProcessError):  # a downloaded archive, or no git: the hashes still tell
+        commit, dirty = None, None
+    return {
+        "device": device.type, "device_name": name, "python": platform.python_version(), "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "commit": commit, "modified": dirty, "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def result_flags(args):
+    """The flags that decide a result, without folders: what --resume compares and a record keeps."""
+    return {name: value for name, value in sorted(vars(args).items()) if name not in NEUTRAL_FLAGS}
+
+
+class RunLog:
+    """One run's record file, one JSON object per line, flushed line by line."""
+
+    def __init__(self, folder, name, header):
+        self.path = Path(folder) / f"{name}.jsonl"
+        self.file = self.path.open("w", encoding="utf-8")
+        self.write("header", **header)
+
+    def write(self, kind, **figures):
+        """Append {"kind": kind, **figures}; floats are rounded to 7 digits."""
+        self.file.write(json.dumps({"kind": kind} | rounded(figures), allow_nan=False) + "\n")
+        self.file.flush()
+
+    def close(self):
+        self.file.close()
+
+
+def rounded(value):
+    """Floats to 7 significant digits, and what JSON has no number for to None, all the way down."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_finished(folder, name, flags):
+    """The final figures of a finished run, or None; ValueError if it was made with other flags than `flags`."""
+    path = Path(folder) / f"{name}.jsonl"
+    if not path.exists():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        first, last = json.loads(lines[0]), json.loads(lines[-1])
+    except (IndexError, ValueError):
+        return None  # cut off while writing: the run is done again
+    if last.get("kind") != "final":
+        return None
+    asked = json.loads(json.dumps(rounded(flags)))
+    for flag in sorted(asked.keys() | first["flags"].keys()):
+        before, now = first["flags"].get(flag), asked.get(flag)
+        if before != now:
+            raise ValueError(f"{path.name} was made with --{flag.replace('_', '-')} {before}, now it is {now}: "
+                             "give another --out, or the same flags")  # fmt: skip
+    return last
+
+
+def run_all(function, tasks, jobs, report):
+    """Call function(*task) for every task, `jobs` at a time in processes of their own; -> list of (task, error line).
+
+    A failed run does not take the others down. With one job everything happens in this process, in order.
+    """
+    failures = []
+
+    def settle(task, outcome):
+        try:
+            report(outcome())
+        except (ValueError, OSError, RuntimeError, concurrent.futures.BrokenExecutor) as error:
+            failures.append((task, f"{type(error).__name__}: {error}".split("\n")[0]))
+            report(f"FAILED {failures[-1][1]}")
+
+    if jobs == 1:
+        for task in tasks:
+            settle(task, lambda task=task: function(*task))
+        return failures
+    # spawn: a forked child would inherit torch's thread pool in an undefined state
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(function, *task): task for task in tasks}
+        for future in concurrent.futures.as_completed(futures):
+            settle(futures[future], future.result)
+    return failures
+
+
+def say(line):
+    """Print at once, also into a pipe or a log file."""
+    print(line, flush=True)
+
+
+def exit_with(program, error):
+    """End the program with one line on stderr and status 1."""
+    sys.exit(f"{program}: {str(error).strip()}")

@@ -1,0 +1,265 @@
+"""Byte-level BPE learned from the task's own text, carried by tiktoken.
+
+text -> PATTERN cuts it into pieces (a word, one digit, ...) -> the UTF-8 bytes of a piece are its first tokens
+     -> the merge rules join neighbours inside the piece, oldest rule first -> token ids.
+
+A vocabulary of its own fits a small model: a few hundred ids instead of the 50,257 of GPT-2, every one of them seen in
+training. All 256 bytes stay in it, so any text can be encoded and comes back unchanged.
+
+Ids: 0..255 the bytes, then one id per merge in the order they were learned, last the end-of-text token.
+Training is here, in Python; encoding and decoding are tiktoken's, which runs in Rust and needs no network for this.
+"""
+import hashlib
+import heapq
+import json
+import os
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import regex  # the engine with \p{...}; tiktoken depends on it
+import tiktoken
+
+FORMAT_VERSION = 1
+END_OF_TEXT = "<|endoftext|>"
+
+# Merges never cross a piece. The alternatives, in order of preference:
+#   letters and their accents, after an optional space, so that " cat" can be one token
+#   a single digit, never with a space: 17 is always 1 then 7, or the carry rules of arithmetic would have no digits
+#   a run of punctuation, after an optional space
+#   white space, except the blank that the next word or punctuation takes
+PATTERN = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?= [^\s\p{N}])|\s+"
+
+_PROBE = "Héllo 17 e\u0301 हिन्दी  <|x|>\n\n\t 字🙂'"  # something of every kind that PATTERN tells apart
+
+
+class Tokenizer:
+    """Text to ids and back. Learn one with `train_tokenizer`, keep it with `save` or inside a checkpoint."""
+
+    def __init__(self, tokens, pattern=PATTERN):
+        """tokens: list of bytes, index = id; pattern: how text is cut first. ValueError if they cannot work."""
+        _check_pattern(pattern)
+        _check_tokens(tokens)
+        self.tokens = tokens
+        self.pattern = pattern
+        self.eos_token = len(tokens)
+        self.n_vocab = len(tokens) + 1
+        self._encoding = tiktoken.Encoding(
+            "task",
+            pat_str=pattern,
+            mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+            special_tokens={END_OF_TEXT: self.eos_token},
+            explicit_n_vocab=self.n_vocab,  # tiktoken then checks that the ids have no holes
+        )
+
+    def encode(self, text):
+        """The ids of a text, without an end token; "<|endoftext|>" inside it is ordinary text, not the special id."""
+        return self._encoding.encode_ordinary(text)
+
+    def decode(self, ids):
+        """The text of a list of ids, end tokens left out; bytes that are no UTF-8 (a cut character) become U+FFFD."""
+        ids = [token_id for token_id in ids if token_id != self.eos_token]
+        assert not ids or 0 <= min(ids) <= max(ids) < self.n_vocab, f"ids {min(ids)}..{max(ids)} of {self.n_vocab}"
+        return self._encoding.decode(ids, errors="replace")
+
+    def state_dict(self):
+        """Plain values for JSON and `torch.load(weights_only=True)`: version, pattern, tokens in hex, special ids."""
+        return {
+            "version": FORMAT_VERSION,
+            "pattern": self.pattern,
+            "tokens": [token.hex() for token in self.tokens],
+            "special": {END_OF_TEXT: self.eos_token},
+        }
+
+    @classmethod
+    def from_state(cls, state):
+        """The tokenizer that `state_dict` described. ValueError, one line, for anything else."""
+        if not isinstance(state, dict) or "version" not in state:
+            raise ValueError("no tokenizer state: a dict with version, pattern, tokens and special was expected")
+        if state["version"] != FORMAT_VERSION:
+            raise ValueError(f"tokenizer format version {state['version']!r}, this code reads {FORMAT_VERSION}")
+        if not isinstance(state.get("pattern"), str):
+            raise ValueError(f"the pattern must be a string, found {state.get('pattern')!r}")
+        try:
+            tokens = [bytes.fromhex(token) for token in state["tokens"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError("the tokens must be a list of strings in hex") from error
+        tokenizer = cls(tokens, state["pattern"])
+        if state.get("special") != {END_OF_TEXT: tokenizer.eos_token}:
+            raise ValueError(f"special must be {{'{END_OF_TEXT}': {tokenizer.eos_token}}}, the id after the last "
+                             f"token; found {state.get('special')!r}")
+        return tokenizer
+
+    def fingerprint(self):
+        """sha256 (hex) of everything that decides the ids: equal fingerprints, equal encodings."""
+        canonical = json.dumps(self.state_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def save(self, path):
+        """Writes the state as JSON, whole or not at all: beside the file first, then renamed over it."""
+        path = Path(path)
+        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # by process: parallel runs share a cache folder
+        try:
+            with open(beside, "w", encoding="utf-8") as file:
+                json.dump(self.state_dict(), file, indent=0)
+                file.flush()
+                os.fsync(file.fileno())  # a rename may reach the disk before the data it names
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path):
+        """Reads what `save` wrote. OSError if there is none, ValueError (one line, with the path) if it is bad."""
+        content = Path(path).read_bytes()
+        try:
+            state = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not JSON ({_one_line(error)}); delete it and train anew") from error
+        try:
+            return cls.from_state(state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {_one_line(error)}; delete it and train anew") from error
+
+
+def train_tokenizer(texts, vocab_size):
+    """Learns byte-level BPE (Sennrich et al., arXiv 1508.07909, on bytes) from an iterable of texts.
+
+    vocab_size counts the 256 bytes, the merges and the end token. Fewer come out when no pair of tokens is left that
+    occurs twice: ask `n_vocab`. Only counts enter, so the order of the texts does not matter, and ties go to the pair
+    with the smaller bytes. ValueError for vocab_size < 257, for nothing to learn from, for text that is no Unicode.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"vocab_size {vocab_size} is too small: 256 bytes and the end token need at least 257")
+    piece_counts = count_pieces(texts)
+    if not piece_counts:
+        raise ValueError("no text to train the tokenizer on: give at least one text that is not empty")
+    return Tokenizer(_learn_tokens(piece_counts, vocab_size - 1))
+
+
+def vocabulary_in_use(tokenizer, texts):
+    """How many distinct ids occur in the encoded texts, end token included: what a rank such as SKD's K is out of."""
+    used = {tokenizer.eos_token}
+    for text in texts:
+        used.update(tokenizer.encode(text))
+    return len(used)
+
+
+def count_pieces(texts):
+    """Cuts every text by PATTERN: Counter of pieces (as UTF-8 bytes). BPE never looks beyond a piece."""
+    assert not isinstance(texts, str), "train on a list of texts, not on one string"
+    split = regex.compile(PATTERN).findall
+    counts = Counter()
+    for number, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a UTF-16 pair; tiktoken would silently put U+FFFD in its place
+            raise ValueError(f"text {number} has the lone surrogate {text[error.start]!r} at character {error.start}: "
+                             "repair it, for example by text.encode('utf-8', 'replace').decode()") from error
+        counts.update(split(text))
+    return Counter({piece.encode(): count for piece, count in counts.items()})
+
+
+def _learn_tokens(piece_counts, num_tokens):
+    """The bytes and then the merges: repeatedly joins the most frequent pair of neighbours into a new token.
+
+    aaab twice, cab once: (a, a) 4, (a, b) 3 -> aa; now aa a b and c a b: (a, b) 3 -> ab; now aa ab and c ab:
+    (aa, ab) 2 -> aaab; (c, ab) occurs once and stays apart.
+
+    Each merge touches only the pieces that hold the pair, and each distinct piece stands once, with its count.
+    """
+    tokens = [bytes([value]) for value in range(256)]
+    pieces = [list(piece) for piece in piece_counts]  # bytes iterate as ints, which are the ids of the bytes
+    weights = list(piece_counts.values())
+
+    pair_counts = Counter()
+    pair_pieces = defaultdict(set)  # pair -> indices of pieces that hold it, or once did
+    for index, ids in enumerate(pieces):
+        for pair in zip(ids, ids[1:]):
+            pair_counts[pair] += weights[index]
+            pair_pieces[pair].add(index)
+
+    def priority(pair):  # the heap's order: most frequent first, then by bytes, never by order of arrival
+        return -pair_counts[pair], tokens[pair[0]], tokens[pair[1]], pair
+
+    heap = [priority(pair) for pair in pair_counts]
+    heapq.heapify(heap)
+    while heap and len(tokens) < num_tokens:
+        entry = heapq.heappop(heap)
+        pair = entry[-1]
+        # Merges elsewhere only ever lower the count of an old pair, so an entry promises too much, never too little:
+        # putting it back at its true place is all the updating the heap needs.
+        if -entry[0] != pair_counts[pair]:
+            heapq.heappush(heap, priority(pair))
+            continue
+        if pair_counts[pair] < 2:
+            break
+        new_token = len(tokens)
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        born = set()
+        for index in pair_pieces.pop(pair):
+            pieces[index], lost, gained = _merge(pieces[index], pair, new_token)
+            for neighbours in lost:
+                pair_counts[neighbours] -= weights[index]
+            for neighbours in gained:
+                pair_counts[neighbours] += weights[index]
+                pair_pieces[neighbours].add(index)
+            born.update(gained)
+        del pair_counts[pair]  # every occurrence is merged now
+        for neighbours in born:
+            heapq.heappush(heap, priority(neighbours))
+    return tokens
+
+
+def _merge(ids, pair, new_token):
+    """Replaces pair by new_token, from the left: (new ids, pairs of neighbours lost on the way, pairs gained).
+
+    (a, b) -> X in c a b a b: c X a b loses (c, a), (b, a), gains (c, X), (X, a); c X X loses (X, a), gains (X, X).
+    """
+    first, second = pair
+    merged, lost, gained = [], [], []
+    position, end = 0, len(ids)
+    while position < end:
+        if ids[position] != first or position + 1 == end or ids[position + 1] != second:
+            merged.append(ids[position])
+            position += 1
+            continue
+        if merged:  # the left neighbour as it is now: it may itself just have become new_token
+            lost.append((merged[-1], first))
+            gained.append((merged[-1], new_token))
+        position += 2
+        if position < end:
+            lost.append((second, ids[position]))
+            gained.append((new_token, ids[position]))
+        merged.append(new_token)
+    return merged, lost, gained
+
+
+# What tiktoken is given is checked first: bad ranks and empty pieces make it panic, past every `except Exception`.
+
+
+def _check_pattern(pattern):
+    """ValueError unless pattern is a regular expression that cuts text into pieces without losing any of it."""
+    try:
+        pieces = [match.group() for match in regex.finditer(pattern, _PROBE)]
+    except regex.error as error:
+        raise ValueError(f"split pattern {pattern!r} is no regular expression: {_one_line(error)}") from error
+    if "" in pieces or "".join(pieces) != _PROBE:
+        raise ValueError(f"split pattern {pattern!r} loses text: its pieces must cover every character")
+
+
+def _check_tokens(tokens):
+    """ValueError unless tokens are distinct, not empty, and hold all 256 single bytes."""
+    first = set(tokens[:256])
+    missing = [value for value in range(256) if bytes([value]) not in first]
+    if missing:
+        raise ValueError(f"{len(missing)} of the 256 single bytes are missing from the first 256 tokens, "
+                         f"the first of them {missing[0]:#04x}")
+    if b"" in tokens:
+        raise ValueError(f"token {tokens.index(b'')} is empty")
+    if len(set(tokens)) < len(tokens):
+        token, count = Counter(tokens).most_common(1)[0]
+        raise ValueError(f"token {token!r} stands {count} times, ranks must be unique")
+
+
+def _one_line(error):
+    return " ".join(str(error).split())

@@ -1,0 +1,518 @@
+"""The laws of losses.py: closed forms on three tokens, identities of the divergences, and the one reduction.
+
+Everything is checked in float64 where a number or a gradient is compared. Whatever is parametrised over NAMES holds for
+every row of the table of divergences, so that a new row is tested the moment it is added.
+"""
+
+import math
+
+import adapters
+import pytest
+import torch
+import torch.nn.functional as F
+
+import losses
+
+NAMES = adapters.divergence_names()
+# The bounds at the default beta .5 and alpha .1; a divergence that is not named here is unbounded.
+BOUNDS = {
+    "generalized_jsd": math.log(2),
+    "skew_forward_kl": -math.log(0.1),
+    "skew_reverse_kl": -math.log(0.1),
+    "total_variation": 1,
+}
+
+
+def log_of(*probs):
+    """Probabilities as (1, 1, V) logits in float64."""
+    return torch.tensor(probs, dtype=torch.float64).log()[None, None]
+
+
+TEACHER, STUDENT = log_of(0.6, 0.3, 0.1), log_of(0.2, 0.5, 0.3)
+
+
+def random_logits(*shape, seed=0, scale=3.0, dtype=torch.float64):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def value_and_grad(function, student_logits):
+    """(the value, d sum(value) / d student_logits)."""
+    leaf = student_logits.detach().clone().requires_grad_()
+    value = function(leaf)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), gradient
+
+
+def both(name, student_logits, teacher_logits, **hyper):
+    return value_and_grad(lambda logits: adapters.divergence(name, logits, teacher_logits, **hyper), student_logits)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Closed forms.
+
+
+@pytest.mark.parametrize(
+    "name, hyper, expected, expected_gradient",
+    [
+        ("forward_kl", {}, 0.396058, (-0.4, 0.2, 0.2)),
+        ("reverse_kl", {}, 0.365274, (-0.292777, 0.072776, 0.220001)),
+        ("generalized_jsd", {"beta": 0.1}, 0.034761, (-0.033654, 0.016280, 0.017374)),
+        ("generalized_jsd", {"beta": 0.5}, 0.091121, (-0.078773, 0.032140, 0.046632)),
+        ("generalized_jsd", {"beta": 0.9}, 0.032632, (-0.026435, 0.007709, 0.018726)),
+        ("generalized_jsd", {}, 0.091121, (-0.078773, 0.032140, 0.046632)),
+        ("skew_forward_kl", {"alpha": 0.1}, 0.305811, (-0.284464, 0.132589, 0.151875)),
+        ("skew_forward_kl", {"alpha": 0.5}, 0.087660, None),
+        ("skew_forward_kl", {"alpha": 0.0}, 0.396058, (-0.4, 0.2, 0.2)),
+        ("skew_forward_kl", {}, 0.305811, (-0.284464, 0.132589, 0.151875)),
+        ("skew_reverse_kl", {"alpha": 0.1}, 0.292107, (-0.239435, 0.079099, 0.160336)),
+        ("skew_reverse_kl", {"alpha": 0.5}, 0.094582, None),
+        ("skew_reverse_kl", {"alpha": 0.0}, 0.365274, (-0.292777, 0.072776, 0.220001)),
+        ("skew_reverse_kl", {}, 0.292107, (-0.239435, 0.079099, 0.160336)),
+        ("total_variation", {}, 0.4, (-0.16, 0.10, 0.06)),
+    ],
+)
+def test_three_token_example(name, hyper, expected, expected_gradient):
+    """Teacher (.6, .3, .1) against student (.2, .5, .3) gives the numbers worked out by hand, value and gradient."""
+    value, gradient = both(name, STUDENT, TEACHER, **hyper)
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+    if expected_gradient is not None:
+        assert gradient.flatten().tolist() == pytest.approx(expected_gradient, abs=1e-6)
+
+
+def test_entropies_of_the_example():
+    """H(teacher), H(student), and cross-entropy = entropy + forward KL; entropy of a uniform row is ln V."""
+    assert losses.entropy(TEACHER).item() == pytest.approx(0.897946, abs=1e-6)
+    assert losses.entropy(STUDENT).item() == pytest.approx(1.029653, abs=1e-6)
+    total = losses.entropy(TEACHER) + adapters.divergence("forward_kl", STUDENT, TEACHER)
+    assert total.item() == pytest.approx(1.294004, abs=1e-6)
+    assert losses.entropy(torch.full((2, 3, 7), -5.0)).flatten().tolist() == pytest.approx([math.log(7)] * 6)
+    assert losses.entropy(torch.tensor([[[1e4, -1e4, 0.0]]])).item() == 0
+    assert torch.equal(losses.entropy(TEACHER.half()), losses.entropy(TEACHER.half().float()))
+
+
+def test_acceptance_of_lossless_decoding_is_one_minus_total_variation():
+    """sum_v min(teacher, student) = 1 - TVD, .6 for the example."""
+    student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    overlap = torch.minimum(student_logits.softmax(-1), teacher_logits.softmax(-1)).sum(-1)
+    assert torch.allclose(1 - adapters.divergence("total_variation", student_logits, teacher_logits), overlap)
+    assert 1 - adapters.divergence("total_variation", STUDENT, TEACHER).item() == pytest.approx(0.6)
+
+
+def test_forward_kl_agrees_with_torch():
+    """forward_kl = F.kl_div(log student, log teacher): torch takes its arguments the other way round."""
+    student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    peer = F.kl_div(student_logits.log_softmax(-1), teacher_logits.log_softmax(-1), log_target=True, reduction="none")
+    assert torch.allclose(adapters.divergence("forward_kl", student_logits, teacher_logits), peer.sum(-1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_agree_with_probabilities_written_out(name):
+    """On random rows each divergence equals its definition, written with plain probabilities and loops."""
+    student_logits, teacher_logits = random_logits(2, 3, 6, scale=1.5), random_logits(2, 3, 6, seed=1, scale=1.5)
+
+    def kl(first, second):
+        return sum(a * math.log(a / b) for a, b in zip(first, second))
+
+    def mix(weight, first, second):
+        return [weight * a + (1 - weight) * b for a, b in zip(first, second)]
+
+    definitions = {
+        "forward_kl": lambda s, t: kl(t, s),
+        "reverse_kl": lambda s, t: kl(s, t),
+        "generalized_jsd": lambda s, t: 0.5 * kl(t, mix(0.5, t, s)) + 0.5 * kl(s, mix(0.5, t, s)),
+        "skew_forward_kl": lambda s, t: kl(t, mix(0.1, t, s)),
+        "skew_reverse_kl": lambda s, t: kl(s, mix(0.1, s, t)),
+        "total_variation": lambda s, t: sum(abs(a - b) for a, b in zip(s, t)) / 2,
+    }
+    if name not in definitions:
+        pytest.skip("no definition written out here for this divergence")
+    per_token = adapters.divergence(name, student_logits, teacher_logits)
+    for b in range(2):
+        for t in range(3):
+            rows = student_logits[b, t].softmax(-1).tolist(), teacher_logits[b, t].softmax(-1).tolist()
+            assert per_token[b, t].item() == pytest.approx(definitions[name](*rows), abs=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Laws of every divergence in the table.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_exactly_at_equality(name):
+    """Student = teacher gives value 0 and gradient 0, also where all mass sits on one token."""
+    one_hot = torch.tensor([[[0.0, -1e4, -1e4, -1e4]]], dtype=torch.float64)
+    for logits in (random_logits(2, 5, 9), one_hot):
+        value, gradient = both(name, logits, logits)
+        assert value.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_positive_elsewhere_and_within_its_range(name):
+    """Different distributions give a positive value, never above the divergence's bound."""
+    for seed in range(20):
+        value = adapters.divergence(name, random_logits(3, 4, 8, seed=seed), random_logits(3, 4, 8, seed=seed + 100))
+        assert value.min() > 0 and value.max() <= BOUNDS.get(name, math.inf)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shift_invariance_and_gradients_that_sum_to_zero(name):
+    """Adding a constant to the logits of a position changes nothing; hence every gradient sums to 0 over V."""
+    student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    value, gradient = both(name, student_logits, teacher_logits)
+    shift = random_logits(2, 5, 1, seed=2, scale=100.0)
+    shifted_value, shifted_gradient = both(name, student_logits + shift, teacher_logits - 2 * shift)
+    assert torch.allclose(value, shifted_value) and torch.allclose(gradient, shifted_gradient)
+    assert gradient.sum(-1).abs().max() < 1e-12 and gradient.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck(name):
+    """Autograd's gradient is the derivative (central differences, float64)."""
+    student_logits, teacher_logits = random_logits(2, 3, 5, scale=1.0), random_logits(2, 3, 5, seed=1, scale=1.0)
+    assert torch.autograd.gradcheck(
+        lambda logits: adapters.divergence(name, logits, teacher_logits), student_logits.requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_reaches_the_student_only(name):
+    """The teacher is detached inside: its leaf gets no gradient, the student's does."""
+    student_logits, teacher_logits = (random_logits(2, 3, 5, seed=seed).requires_grad_() for seed in (0, 1))
+    adapters.divergence(name, student_logits, teacher_logits).sum().backward()
+    assert teacher_logits.grad is None and student_logits.grad.abs().sum() > 0
+    assert not adapters.divergence(name, student_logits.detach(), teacher_logits).requires_grad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_value_per_position_independent_of_the_others(name):
+    """(B, T, V) -> (B, T); a position alone, a permuted vocabulary and a permuted batch give the same numbers."""
+    student_logits, teacher_logits = random_logits(3, 4, 6), random_logits(3, 4, 6, seed=1)
+    per_token = adapters.divergence(name, student_logits, teacher_logits)
+    assert per_token.shape == (3, 4)
+    alone = adapters.divergence(name, student_logits[1:2, 2:3], teacher_logits[1:2, 2:3])
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    permuted = adapters.divergence(name, student_logits[..., order], teacher_logits[..., order])
+    assert torch.allclose(alone, per_token[1:2, 2:3]) and torch.allclose(permuted, per_token)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_raised_before_any_arithmetic(name, dtype):
+    """16-bit logits give float32 values, bit-equal to those of the same logits in float32, also under autocast."""
+    student_logits, teacher_logits = random_logits(2, 3, 300).to(dtype), random_logits(2, 3, 300, seed=1).to(dtype)
+    value, gradient = both(name, student_logits, teacher_logits)
+    wide_value, wide_gradient = both(name, student_logits.float(), teacher_logits.float())
+    assert value.dtype == torch.float32 and torch.equal(value, wide_value)
+    assert gradient.dtype == dtype and torch.equal(gradient, wide_gradient.to(dtype))
+    mixed = adapters.divergence(name, student_logits.float(), teacher_logits)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = adapters.divergence(name, student_logits, teacher_logits)
+    assert torch.equal(mixed, wide_value) and torch.equal(under_autocast, wide_value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_is_close_to_float64(name):
+    """float32 inputs keep float32, float64 keeps float64, and they agree to rounding."""
+    student_logits, teacher_logits = random_logits(2, 3, 300), random_logits(2, 3, 300, seed=1)
+    wide = adapters.divergence(name, student_logits, teacher_logits)
+    narrow = adapters.divergence(name, student_logits.float(), teacher_logits.float())
+    assert wide.dtype == torch.float64 and narrow.dtype == torch.float32
+    assert torch.allclose(narrow.double(), wide, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMES)
+def test_huge_logits_stay_finite(name, dtype):
+    """Logits of +-1e4, agreeing or opposed, give finite values and gradients."""
+    peaks = torch.tensor([[[1e4, -1e4, 0.0, 1.0], [-1e4, 1e4, 0.0, 1.0], [1e4, 1e4, -1e4, -1e4]]], dtype=dtype)
+    for teacher_logits in (peaks, peaks.flip(1), peaks.flip(-1)):
+        value, gradient = both(name, peaks, teacher_logits)
+        assert value.isfinite().all() and gradient.isfinite().all() and value.min() >= 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_real_vocabulary(name):
+    """V = 50,257: finite, positive, and float32 agrees with float64 to 1e-4."""
+    student_logits, teacher_logits = random_logits(1, 2, 50257), random_logits(1, 2, 50257, seed=1)
+    value, gradient = both(name, student_logits.float(), teacher_logits.float())
+    exact = adapters.divergence(name, student_logits, teacher_logits)
+    assert torch.allclose(value.double(), exact, rtol=1e-4) and gradient.isfinite().all() and value.min() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vocabularies_must_match(name):
+    """Different shapes are a programmer's error, not a broadcast."""
+    with pytest.raises(AssertionError, match="vocabulary"):
+        adapters.divergence(name, random_logits(1, 3, 5), random_logits(1, 3, 1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Symmetries, limits, inequalities.
+
+
+def test_symmetries():
+    """FKL(a,b) = RKL(b,a); JSD_b(p,q) = JSD_1-b(q,p); SKL and SRKL swap roles; TVD and JSD_.5 are symmetric."""
+    one, other = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    pairs = [
+        (("forward_kl", {}), ("reverse_kl", {})),
+        (("generalized_jsd", {"beta": 0.3}), ("generalized_jsd", {"beta": 0.7})),
+        (("generalized_jsd", {"beta": 0.5}), ("generalized_jsd", {"beta": 0.5})),
+        (("skew_forward_kl", {"alpha": 0.2}), ("skew_reverse_kl", {"alpha": 0.2})),
+        (("total_variation", {}), ("total_variation", {})),
+    ]
+    for (name, hyper), (swapped_name, swapped_hyper) in pairs:
+        swapped = adapters.divergence(swapped_name, other, one, **swapped_hyper)
+        assert torch.allclose(adapters.divergence(name, one, other, **hyper), swapped), name
+    forward, backward = adapters.divergence("forward_kl", one, other), adapters.divergence("forward_kl", other, one)
+    assert not torch.allclose(forward, backward)
+
+
+def test_limits_in_alpha_and_beta():
+    """SKL -> FKL and SRKL -> RKL as alpha -> 0, both -> 0 as alpha -> 1; JSD/beta -> FKL, JSD/(1-beta) -> RKL."""
+    tiny = 1e-7
+
+    def value(name, **hyper):
+        return adapters.divergence(name, STUDENT, TEACHER, **hyper).item()
+
+    assert value("skew_forward_kl", alpha=tiny) == pytest.approx(value("forward_kl"), abs=1e-5)
+    assert value("skew_reverse_kl", alpha=tiny) == pytest.approx(value("reverse_kl"), abs=1e-5)
+    assert value("skew_forward_kl", alpha=1 - tiny) == pytest.approx(0, abs=1e-9)
+    assert value("skew_reverse_kl", alpha=1 - tiny) == pytest.approx(0, abs=1e-9)
+    assert value("generalized_jsd", beta=tiny) / tiny == pytest.approx(value("forward_kl"), abs=1e-5)
+    assert value("generalized_jsd", beta=1 - tiny) / tiny == pytest.approx(value("reverse_kl"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, hyper, ceiling",
+    [
+        ("generalized_jsd", {"beta": 0.5}, 0.693147),
+        ("generalized_jsd", {"beta": 0.1}, 0.325083),
+        ("skew_forward_kl", {"alpha": 0.1}, 2.302585),
+        ("skew_reverse_kl", {"alpha": 0.1}, 2.302585),
+        ("total_variation", {}, 1.0),
+    ],
+)
+def test_disjoint_supports_reach_the_bound(name, hyper, ceiling):
+    """Where student and teacher share no token a bounded divergence equals its bound, and does not exceed it."""
+    peak = torch.tensor([[[200.0, -200.0]]], dtype=torch.float64)
+    value = adapters.divergence(name, peak, -peak, **hyper).item()
+    assert value == pytest.approx(ceiling, abs=1e-6)
+
+
+def test_inequalities():
+    """Pinsker: TVD^2 <= FKL / 2 and RKL / 2; a skew KL never exceeds its KL nor -ln alpha."""
+    for seed in range(20):
+        one, other = random_logits(4, 5, 6, seed=seed), random_logits(4, 5, 6, seed=seed + 50)
+        value = {name: adapters.divergence(name, one, other) for name in NAMES}
+        assert (value["total_variation"] ** 2 <= value["forward_kl"] / 2).all()
+        assert (value["total_variation"] ** 2 <= value["reverse_kl"] / 2).all()
+        assert (value["skew_forward_kl"] <= value["forward_kl"]).all()
+        assert (value["skew_reverse_kl"] <= value["reverse_kl"]).all()
+        for alpha in (0.01, 0.3, 0.9):
+            for name in ("skew_forward_kl", "skew_reverse_kl"):
+                assert adapters.divergence(name, 50 * one, 50 * other, alpha=alpha).max() <= -math.log(alpha) + 1e-9
+
+
+@pytest.mark.parametrize(
+    "name, hyper",
+    [("generalized_jsd", {"beta": b}) for b in (0, 1, -0.1, 1.1, math.nan)]
+    + [(name, {"alpha": a}) for name in ("skew_forward_kl", "skew_reverse_kl") for a in (1, -0.1, 1.1, math.nan)],
+)
+def test_numbers_out_of_range_are_refused(name, hyper):
+    """beta outside (0, 1) and alpha outside [0, 1) raise one line that names the value."""
+    with pytest.raises(ValueError, match=str(next(iter(hyper.values())))) as caught:
+        adapters.divergence(name, STUDENT, TEACHER, **hyper)
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cross-entropy and Hinton's mixture.
+
+
+def test_cross_entropy():
+    """-log student(target) at every position, gradient student - onehot(target), 16-bit logits raised to float32."""
+    assert losses.cross_entropy(STUDENT, torch.tensor([[0]])).item() == pytest.approx(1.609438, abs=1e-6)
+    student_logits, targets = random_logits(2, 3, 5), torch.tensor([[0, 4, 2], [1, 1, 3]])
+    value, gradient = value_and_grad(lambda logits: losses.cross_entropy(logits, targets), student_logits)
+    by_hand = -student_logits.softmax(-1).log().gather(-1, targets[..., None])[..., 0]
+    assert value.dtype == torch.float64 and torch.allclose(value, by_hand)
+    assert torch.allclose(gradient, student_logits.softmax(-1) - F.one_hot(targets, 5))
+    half = student_logits.half()
+    value = losses.cross_entropy(half, targets)
+    assert value.dtype == torch.float32 and torch.equal(value, losses.cross_entropy(half.float(), targets))
+    with pytest.raises(AssertionError):
+        losses.cross_entropy(student_logits, targets[:, :2])
+
+
+def test_expected_cross_entropy_is_forward_kl_plus_entropy():
+    """Averaged over targets drawn from the teacher, cross-entropy = forward KL + the teacher's entropy."""
+    student_logits, teacher_logits = random_logits(2, 3, 5), random_logits(2, 3, 5, seed=1)
+    each = torch.stack([losses.cross_entropy(student_logits, torch.full((2, 3), v)) for v in range(5)], -1)
+    expected = adapters.divergence("forward_kl", student_logits, teacher_logits) + losses.entropy(teacher_logits)
+    assert torch.allclose((teacher_logits.softmax(-1) * each).sum(-1), expected)
+
+
+@pytest.mark.parametrize("temperature, expected", [(4, 0.432038), (100, 0.431499), (1e4, 0.431310), (1, 0.396058)])
+def test_temperature_keeps_the_scale(temperature, expected):
+    """T^2 KL of the example at T = 4 and 100, and its limit: the squared distance of the centred logits / 2V."""
+    value, gradient = value_and_grad(
+        lambda logits: losses.hinton_mixture(logits, TEACHER, torch.tensor([[0]]), 1.0, temperature), STUDENT
+    )
+    assert value.item() == pytest.approx(expected, abs=3e-6)
+    soft_student, soft_teacher = (STUDENT / temperature).softmax(-1), (TEACHER / temperature).softmax(-1)
+    assert torch.allclose(gradient, temperature * (soft_student - soft_teacher), atol=1e-9)
+    centred = (STUDENT - STUDENT.mean()) - (TEACHER - TEACHER.mean())
+    assert (centred**2).sum().item() / 6 == pytest.approx(0.431310, abs=1e-6)
+
+
+def test_mixture_weights():
+    """kd_weight 0 is cross-entropy, 1 is T^2 D, anything between lies on the line; D is whatever is passed in."""
+    student_logits, teacher_logits = random_logits(2, 3, 5), random_logits(2, 3, 5, seed=1)
+    targets = torch.tensor([[0, 4, 2], [1, 1, 3]])
+    hard = losses.cross_entropy(student_logits, targets)
+    for name in NAMES:
+        divergence = losses.DIVERGENCES[name]
+        soft = 9 * divergence(student_logits / 3, teacher_logits / 3)
+        for weight in (0.0, 0.25, 1.0):
+            mixture = losses.hinton_mixture(student_logits, teacher_logits, targets, weight, 3.0, divergence)
+            assert torch.allclose(mixture, (1 - weight) * hard + weight * soft)
+    half = 0.5 * hard + 0.5 * losses.forward_kl(student_logits, teacher_logits)
+    assert torch.allclose(losses.hinton_mixture(student_logits, teacher_logits, targets), half)
+    with pytest.raises(AssertionError, match="temperature"):
+        losses.hinton_mixture(student_logits, teacher_logits, targets, temperature=0.0)
+
+
+def test_mixture_reaches_the_student_only():
+    """No gradient enters the teacher through the mixture."""
+    student_logits, teacher_logits = (random_logits(1, 3, 5, seed=seed).requires_grad_() for seed in (0, 1))
+    losses.hinton_mixture(student_logits, teacher_logits, torch.tensor([[0, 4, 2]]), temperature=2.0).sum().backward()
+    assert teacher_logits.grad is None and student_logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixture_softens_in_float32(dtype):
+    """16-bit logits are raised before they are divided by T: dividing first would round, or overflow at small T."""
+    targets = torch.zeros(2, 3, dtype=torch.long)
+    student_logits, teacher_logits = random_logits(2, 3, 300).to(dtype), random_logits(2, 3, 300, seed=1).to(dtype)
+    for temperature in (3.0, 1e-5):
+        value = losses.hinton_mixture(student_logits, teacher_logits, targets, temperature=temperature)
+        wide = losses.hinton_mixture(student_logits.float(), teacher_logits.float(), targets, temperature=temperature)
+        assert value.dtype == torch.float32 and torch.equal(value, wide)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reduction.
+
+
+ROWS = torch.tensor([[1.0, 1.0, 1.0, 1.0], [5.0, 7.0, 7.0, 7.0]], dtype=torch.float64)
+ROWS_MASK = torch.tensor([[True, True, True, True], [True, False, False, False]])
+
+
+def test_reductions_of_the_example():
+    """Rows 1 1 1 1 and 5 - - -: token mean 1.8, sequence mean 3.0, sum 9.0; token is the default."""
+    assert adapters.masked_mean(ROWS, ROWS_MASK).item() == pytest.approx(1.8)
+    assert losses.masked_mean(ROWS, ROWS_MASK, "token").item() == pytest.approx(1.8)
+    assert losses.masked_mean(ROWS, ROWS_MASK, "sequence").item() == pytest.approx(3.0)
+    assert losses.masked_mean(ROWS, ROWS_MASK, "sum").item() == pytest.approx(9.0)
+    # A row without any token does not count as a row.
+    empty_row = torch.tensor([[True, True, True, True], [False, False, False, False]])
+    assert losses.masked_mean(ROWS, empty_row, "sequence").item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "sum"])
+def test_reduction_equals_a_loop(reduction):
+    """Random masks: the same number as a plain Python loop."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        per_token = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+        mask = torch.rand(4, 6, generator=generator) < 0.4
+        kept = [[v for v, keep in zip(*row) if keep] for row in zip(per_token.tolist(), mask.tolist())]
+        flat = [v for row in kept for v in row]
+        means = [sum(row) / len(row) for row in kept if row]
+        expected = {"token": sum(flat) / len(flat), "sequence": sum(means) / len(means), "sum": sum(flat)}
+        assert losses.masked_mean(per_token, mask, reduction).item() == pytest.approx(expected[reduction])
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("reduction", ["token", "sequence", "sum"])
+def test_garbage_under_the_mask_changes_nothing(reduction, garbage):
+    """nan and inf at masked positions change neither the value nor the gradient, which is 0 there."""
+    clean = ROWS.clone().requires_grad_()
+    dirty = ROWS.masked_fill(~ROWS_MASK, garbage).requires_grad_()
+    values = [losses.masked_mean(leaf, ROWS_MASK, reduction) for leaf in (clean, dirty)]
+    assert values[0].item() == values[1].item()
+    for value in values:
+        value.backward()
+    assert torch.equal(clean.grad, dirty.grad) and (dirty.grad[~ROWS_MASK] == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_garbage_logits_under_the_mask(name):
+    """nan and inf logits of masked positions leave the loss, and the gradient at every kept position, as they were."""
+    student_logits, teacher_logits = random_logits(2, 4, 5), random_logits(2, 4, 5, seed=1)
+
+    def loss(student, teacher):
+        return losses.masked_mean(adapters.divergence(name, student, teacher), ROWS_MASK)
+
+    value, gradient = value_and_grad(lambda logits: loss(logits, teacher_logits), student_logits)
+    for garbage in (math.nan, math.inf, 1e30):
+        dirty_student, dirty_teacher = (
+            logits.masked_fill(~ROWS_MASK[..., None], garbage) for logits in (student_logits, teacher_logits)
+        )
+        for student, teacher in ((dirty_student, teacher_logits), (student_logits, dirty_teacher)):
+            dirty_value, dirty_gradient = value_and_grad(lambda logits: loss(logits, teacher), student)
+            assert torch.equal(value, dirty_value) and torch.equal(gradient[ROWS_MASK], dirty_gradient[ROWS_MASK])
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "sum"])
+def test_nothing_to_average_gives_zero_with_a_graph(reduction):
+    """An all-masked batch: loss 0, backward works, gradient 0, whatever stands under the mask."""
+    per_token = torch.full((2, 3), math.nan, requires_grad=True)
+    loss = losses.masked_mean(per_token, torch.zeros(2, 3, dtype=torch.bool), reduction)
+    loss.backward()
+    assert loss.item() == 0 and torch.equal(per_token.grad, torch.zeros(2, 3))
+
+
+def test_shapes_and_names_are_checked():
+    """(B, T, 1) would broadcast to (B, T, T): refused. An unknown reduction is one line."""
+    with pytest.raises(AssertionError, match="mask"):
+        losses.masked_mean(ROWS[..., None], ROWS_MASK)
+    with pytest.raises(AssertionError, match="mask"):
+        losses.masked_mean(ROWS, ROWS_MASK[:1])
+    with pytest.raises(ValueError, match="token, sequence or sum") as caught:
+        losses.masked_mean(ROWS, ROWS_MASK, "batchmean")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_padding_changes_no_gradient(reduction):
+    """More padded columns: the same loss and the same gradient on the real ones, 0 on the padded ones."""
+    student_logits, teacher_logits = random_logits(2, 4, 5), random_logits(2, 4, 5, seed=1)
+
+    def loss(logits, teacher, mask):
+        return losses.masked_mean(losses.forward_kl(logits, teacher), mask, reduction)
+
+    value, gradient = value_and_grad(lambda logits: loss(logits, teacher_logits, ROWS_MASK), student_logits)
+    wide = [torch.cat([x, random_logits(2, 3, 5, seed=9)], 1) for x in (student_logits, teacher_logits)]
+    mask = torch.cat([ROWS_MASK, torch.zeros(2, 3, dtype=torch.bool)], 1)
+    wide_value, wide_gradient = value_and_grad(lambda logits: loss(logits, wide[1], mask), wide[0])
+    assert torch.allclose(value, wide_value) and torch.allclose(gradient, wide_gradient[:, :4])
+    assert (wide_gradient[:, 4:] == 0).all()
+
+
+def test_micro_batches_change_no_gradient():
+    """Sums of micro-batches divided once by the global count give the gradient of the whole batch."""
+    weight = random_logits(6, 5, scale=1.0)  # a model of one matrix
+    inputs, teacher_logits = random_logits(4, 3, 6, seed=1), random_logits(4, 3, 5, seed=2)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]], dtype=torch.bool)
+
+    def per_token(w, rows):
+        return losses.forward_kl(inputs[rows] @ w, teacher_logits[rows])
+
+    _, whole = value_and_grad(lambda w: losses.masked_mean(per_token(w, slice(0, 4)), mask), weight)
+    parts = 0
+    for rows in (slice(0, 1), slice(1, 2), slice(2, 4)):
+        parts = parts + value_and_grad(
+            lambda w: losses.masked_mean(per_token(w, rows), mask[rows], "sum") / mask.sum(), weight
+        )[1]
+    assert torch.allclose(whole, parts)

@@ -1,0 +1,591 @@
+"""Laws of the report: intervals against the t density itself, pairing, order of rows, readable and valid SVG."""
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from data import report
+
+VARIANTS = ["sft", "supervised", "seqkd", "on_policy", "imitkd", "gkd", "two_stage", "skd"]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def make_lines(variant, seed, budget="steps", order=None, **final):
+    """The lines of one made-up record: the score falls with the place in VARIANTS and changes with the seed."""
+    order = VARIANTS.index(variant) if order is None and variant in VARIANTS else order or 0
+    generator = np.random.default_rng([order, seed, budget == "steps"])
+    score = round(0.9 - 0.1 * order + 0.01 * seed + 0.005 * float(generator.normal()), 4)
+    lines = [{"kind": "header", "script": "train_skd", "variant": variant, "seed": seed, "budget": budget,
+              "order": order, "device": "cpu", "task": "math", "teacher": {"score": 0.9, "val_nll": 0.3, "kl_teacher": None},
+              "student_start": {"score": 0.02, "val_nll": 1.5, "kl_teacher": 0.8}}]
+    for step in range(0, 101, 20):
+        fade = math.exp(-step / 40)
+        if variant in ("two_stage", "skd"):
+            lines.append({"kind": "step", "step": step, "loss": 1.0, "replacement_rate": 0.02 + 0.1 * fade})
+        lines.append({"kind": "eval", "step": step, "score": score * (1 - fade), "val_nll": 0.4 + fade + 0.02 * order,
+                      "kl_teacher": 0.01 + fade})
+    figures = {"score": score, "score_sampled": score / 2, "val_nll": 0.4, "kl_teacher": 0.0123, "kl_on_policy": 0.02,
+               "accept_rate": 0.97, "draft_accept_rate": None, "seconds": 31.4, "tokens_generated": 1234567,
+               "teacher_forwards": 600, "compute": 12.96}
+    return lines + [{"kind": "final", **figures, **final}]
+
+
+def write_records(folder, variants=VARIANTS, seeds=5, budgets=("steps",), **final):
+    for variant in variants:
+        for seed in range(1, seeds + 1):
+            for budget in budgets:
+                text = "".join(json.dumps(line) + "\n" for line in make_lines(variant, seed, budget, **final))
+                (folder / f"{variant}_seed{seed}_{budget}.jsonl").write_text(text)
+    return folder
+
+
+def make_runs(scores, budget="steps"):
+    """Runs from {variant: {seed: score}}, in that order and without curves."""
+    return [report.Run(variant, seed, budget, {"variant": variant}, [], [], {"kind": "final", "score": score})
+            for variant, by_seed in scores.items() for seed, score in by_seed.items()]
+
+
+def table_rows(text, heading):
+    """{first cell: {column: cell}} of the first Markdown table whose first column is called heading."""
+    table = text[text.index("| " + heading):].split("\n\n")[0]
+    columns, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {row[0]: dict(zip(columns, row)) for row in rows}
+
+
+# -------------------------------------------------------------------------------------------------------- intervals
+
+
+def test_t_quantiles_leave_2_5_percent_above():
+    """For every n, the t density integrates to .475 from 0 to the quantile (Simpson's rule on Gamma functions)."""
+    for freedom in [*range(1, 30), 30, 35, 60, 200]:
+        quantile = report._t_quantile(freedom)
+        x = np.linspace(0.0, quantile, 20001)
+        log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
+        density = np.exp(log_scale - (freedom + 1) / 2 * np.log1p(x**2 / freedom))
+        area = (x[1] - x[0]) / 3 * (density[0] + density[-1] + 4 * density[1:-1:2].sum() + 2 * density[2:-1:2].sum())
+        assert abs(area - 0.475) < 2e-7, freedom
+    assert len(report.T_975) == 29
+
+
+def test_two_values_closed_form():
+    """For n = 2 the quantile is tan(.475 pi) = 12.706 and the half width that times half the distance."""
+    mean, half_width = report.student_t_interval([0.2, 0.6])
+    assert mean == pytest.approx(0.4)
+    assert half_width == pytest.approx(math.tan(0.475 * math.pi) * 0.2, rel=1e-6)
+    assert half_width == pytest.approx(12.706 * 0.2, rel=1e-4)
+
+
+def test_one_value_has_no_interval():
+    assert report.student_t_interval([0.3]) == (0.3, None)
+
+
+def test_other_levels_are_refused():
+    with pytest.raises(ValueError, match="0.9 is not tabulated"):
+        report.student_t_interval([1.0, 2.0], level=0.9)
+
+
+def test_interval_covers_the_mean_in_95_of_100_experiments():
+    """2,000 experiments of 3 normal draws each cover the true mean 95 % of the time, within 4 standard errors."""
+    draws = np.random.default_rng(0).normal(1.0, 2.0, (2000, 3))
+    covered = 0
+    for row in draws:
+        mean, half_width = report.student_t_interval(row)
+        covered += abs(mean - 1.0) <= half_width
+    assert abs(covered / 2000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_pairing_is_by_seed_and_not_by_position():
+    """Whatever a seed does to both methods cancels; order of the runs and seeds of only one method do not matter."""
+    luck = {1: 0.1, 2: 0.5, 3: 0.9, 4: 0.3}
+    a = make_runs({"a": {seed: luck[seed] + 0.05 for seed in (3, 1, 2)}})
+    b = make_runs({"b": {seed: luck[seed] for seed in (1, 2, 3, 4)}})
+    difference = report.paired_difference(a, b, "score")
+    assert difference.mean == pytest.approx(0.05)
+    assert difference.half_width == pytest.approx(0.0, abs=1e-12)
+    assert (difference.n, difference.positive) == (3, 3)
+    back = report.paired_difference(b, a, "score")
+    assert (back.mean, back.positive) == (pytest.approx(-0.05), 0)
+
+
+def test_pairs_without_a_figure_are_dropped():
+    a, b = make_runs({"a": {1: 0.5, 2: None, 3: 0.4}}), make_runs({"b": {1: 0.2, 2: 0.1, 3: math.nan}})
+    assert report.paired_difference(a, b, "score") == report.PairedDifference(pytest.approx(0.3), None, 1, 1)
+    assert report.paired_difference(a, [], "score") == report.PairedDifference(None, None, 0, 0)
+
+
+def test_equal_scores_are_not_positive():
+    assert report.paired_difference(*[make_runs({"a": {1: 0.5, 2: 0.5}})] * 2, "score").positive == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- records
+
+
+def test_read_gives_back_what_was_written(tmp_path):
+    """Every run of 8 methods x 5 seeds comes back with its lines in order."""
+    runs = report.read_records(write_records(tmp_path))
+    assert len(runs) == 40
+    run = next(run for run in runs if (run.variant, run.seed) == ("skd", 3))
+    assert [run.header, *sorted(run.steps + run.evals, key=lambda line: (line["step"], line["kind"] == "eval")),
+            run.final] == make_lines("skd", 3)
+    assert run.budget == "steps"
+
+
+@pytest.mark.parametrize("broken", ['{"kind": "step", "ste', "not json", "[1, 2]", '{"step": 3}', b"\xff\xfe{}"])
+def test_broken_line_names_file_and_line(tmp_path, broken):
+    """A line that cannot be read inside a record is one line of error text, with file name and line number."""
+    lines = [json.dumps(line).encode() for line in make_lines("skd", 1)]
+    lines[3] = broken if isinstance(broken, bytes) else broken.encode()
+    (tmp_path / "skd_seed1.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(ValueError, match=r"skd_seed1\.jsonl, line 4 ") as error:
+        report.read_records(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_every_cut_of_a_record_is_unfinished_and_never_an_error(tmp_path):
+    """Wherever an interruption cuts the newest record, the run is left out and named, and all others still count."""
+    write_records(tmp_path, ["sft"], seeds=2)
+    text = "".join(json.dumps(line) + "\n" for line in make_lines("skd", 1)).encode()
+    whole = len(text) - 1  # without the last newline the final line is still whole
+    for cut in [0, 1, 40, *range(50, whole, 97), whole - 1]:
+        (tmp_path / "skd_seed1.jsonl").write_bytes(text[:cut])
+        runs, unfinished = report.read_runs(tmp_path)
+        assert [run.variant for run in runs] == ["sft", "sft"], cut
+        assert len(unfinished) == 1 and "skd_seed1.jsonl" in unfinished[0], cut
+    assert "stopped at step 100" in unfinished[0]
+    assert "unfinished: skd_seed1.jsonl, stopped at step 100" in report.write_report(tmp_path)
+    (tmp_path / "skd_seed1.jsonl").write_bytes(text[:whole])
+    assert len(report.read_records(tmp_path)) == 3
+
+
+def test_garbage_after_a_finished_run_is_an_error(tmp_path):
+    """Behind a final line nothing can be half written, with or without a newline."""
+    text = "".join(json.dumps(line) + "\n" for line in make_lines("skd", 1))
+    for garbage in ('{"kind": "st', '{"kind": "step", "step": 1}'):
+        (tmp_path / "skd_seed1.jsonl").write_text(text + garbage)
+        with pytest.raises(ValueError, match=f"line {text.count(chr(10)) + 1} "):
+            report.read_records(tmp_path)
+
+
+@pytest.mark.parametrize("change, complaint", [
+    (dict(seed="one"), "line 1 is a header with variant 'skd', seed 'one'"),
+    (dict(variant=None), "line 1 is a header with variant None"),
+    (dict(budget="time"), "budget 'time'"),
+    (dict(kind="step"), "line 1 is a step line outside of a run"),
+    (dict(task="translation"), "mixes the tasks math, translation"),
+    (dict(variant="sft"), "both hold sft seed 1"),
+])
+def test_records_that_do_not_fit_are_refused(tmp_path, change, complaint):
+    """What would make the table wrong (two tasks, one run twice, no method named) stops with its reason."""
+    write_records(tmp_path, ["sft"], seeds=1)
+    header, *others = make_lines("skd", 1)
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{**header, **change}, *others]))
+    with pytest.raises(ValueError, match=complaint):
+        report.read_records(tmp_path)
+
+
+def test_nothing_to_report_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="holds no finished run .no .jsonl file.: let train_skd.py"):
+        report.write_report(tmp_path)
+    (tmp_path / "skd.jsonl").write_text("")
+    with pytest.raises(ValueError, match="no finished run .skd.jsonl, without a header."):
+        report.write_report(tmp_path)
+    with pytest.raises(ValueError, match="is not a folder"):
+        report.write_report(tmp_path / "nowhere")
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def test_rows_keep_the_order_of_the_methods(tmp_path):
+    """Teacher, starting student, then the order of the headers (file names and scores say otherwise) or of `order`."""
+    runs = report.read_records(write_records(tmp_path))
+    first_two = ["teacher", "student at the start"]
+    assert list(table_rows(report.render_table(runs), "method")) == first_two + VARIANTS
+    backwards = VARIANTS[::-1]
+    assert list(table_rows(report.render_table(runs, order=backwards), "method")) == first_two + backwards
+    bare = make_runs({"b": {1: 0.1}, "c": {1: 0.9}, "a": {1: 0.5}})  # no "order": first appearance
+    assert list(table_rows(report.render_table(bare), "method")) == ["b", "c", "a"]
+    assert list(table_rows(report.render_table(bare, order=["a"]), "method")) == ["a", "b", "c"]
+    for order in (["c", "a", "b"], ["c"]):  # the header's own list; who is not in it comes after
+        listed = [run._replace(header={"order": order}) for run in bare]
+        assert list(table_rows(report.render_table(listed), "method")) == (order + ["b", "a"])[:3]
+
+
+def test_cells_are_the_figures_of_the_records(tmp_path):
+    """The cells of the main table by hand: mean and half width, paired difference, units, '-' for None."""
+    runs = report.read_records(write_records(tmp_path))
+    rows = table_rows(report.render_table(runs, control="supervised"), "method")
+    scores = {v: [r.final["score"] for r in runs if r.variant == v] for v in ("skd", "supervised")}
+    mean, half_width = report.student_t_interval(scores["skd"])
+    skd = rows["skd"]
+    assert skd["score (greedy)"] == f"{mean:.3f} ± {half_width:.3f}"
+    delta, delta_half = report.student_t_interval(np.subtract(scores["skd"], scores["supervised"]))
+    assert skd["Δ score to supervised"] == f"{delta:+.3f} ± {delta_half:.3f}"
+    assert rows["supervised"]["Δ score to supervised"] == "-"
+    assert (skd["seeds"], skd["tokens generated"], skd["seconds"]) == ("5", "1,234,567", "31.4")
+    assert (skd["compute (model TFLOP)"], skd["draft accept rate"]) == ("13", "-")
+    assert (skd["KL to teacher (references)"], skd["val NLL"]) == ("0.0123", "0.400")
+    assert skd["replaced (first → last)"] == "0.120 → 0.028" and rows["sft"]["replaced (first → last)"] == "-"
+    assert (rows["teacher"]["score (greedy)"], rows["teacher"]["KL to teacher (references)"]) == ("0.900", "-")
+    assert rows["student at the start"]["val NLL"] == "1.500"
+    assert "score at equal compute" not in skd
+
+
+def test_missing_seeds_are_said_and_only_common_ones_paired():
+    """A method with 2 of 3 seeds shows its n everywhere, and its difference uses the two common seeds only."""
+    runs = make_runs({"supervised": {1: 0.1, 2: 0.2, 3: 0.9}, "skd": {2: 0.4, 1: 0.3}, "gkd": {3: 0.5, 2: None}})
+    text = report.render_table(runs)
+    rows = table_rows(text, "method")
+    assert (rows["skd"]["seeds"], rows["supervised"]["seeds"]) == ("2", "3")
+    assert rows["skd"]["Δ score to supervised"] == "+0.200 ± 0.000"
+    assert rows["gkd"]["score (greedy)"] == "0.500 (n = 1)"
+    assert rows["gkd"]["Δ score to supervised"] == "-0.400 (n = 1)"
+    assert "skd has 2 of 3 seeds" in text and "supervised has" not in text
+    differences = table_rows(text, "skd minus")
+    assert differences["supervised"]["score (greedy)"] == "+0.200 ± 0.000, 2 of 2 positive"
+    assert differences["gkd"]["score (greedy)"] == "-"
+
+
+def test_equal_compute_stands_beside_equal_steps(tmp_path):
+    """Runs of equal compute fill a column of their own and never mix with those of equal steps."""
+    runs = report.read_records(write_records(tmp_path, ["supervised", "skd"], 3, ("steps", "compute")))
+    rows = table_rows(report.render_table(runs), "method")["skd"]
+    for column, budget in (("score (greedy)", "steps"), ("score at equal compute", "compute")):
+        scores = [run.final["score"] for run in runs if run.variant == "skd" and run.budget == budget]
+        assert rows[column] == "{:.3f} ± {:.3f}".format(*report.student_t_interval(scores))
+    differences = table_rows(report.render_table(runs), "skd minus")["supervised"]
+    assert differences["greedy at equal compute"].endswith("0 of 3 positive")
+    assert list(report.summary(runs)["variants_equal_compute"]) == ["supervised", "skd"]
+
+
+def test_one_seed_is_called_a_demonstration(tmp_path):
+    text = report.write_report(write_records(tmp_path, seeds=1))
+    assert "One seed: a demonstration, no interval." in text and "±" not in text
+    write_records(tmp_path, seeds=2)
+    assert "demonstration" not in report.write_report(tmp_path)
+
+
+def test_every_run_stands_in_the_raw_table(tmp_path):
+    """The last table has one row per run and the exact score of each."""
+    runs = report.read_records(write_records(tmp_path))
+    raw = report.render_table(runs).split("<details>")[1]
+    for run in runs:
+        score = f"{run.final['score']:.3f}"
+        assert any(line.startswith(f"| {run.variant} ") and score in line for line in raw.splitlines())
+    assert sum("steps" in line for line in raw.splitlines()) == 40 + 1  # and the heading "score over steps"
+
+
+def test_a_pair_that_differs_between_methods_is_said():
+    """Methods of one seed that did not start from the same models are not comparable without a word."""
+    runs = make_runs({"a": {1: 0.5}, "b": {1: 0.6}})
+    for one, other in (({"pair": "12ab"}, {"pair": "cd34"}), ({"teacher": {"score": 0.8}}, {"teacher": {"score": 0.9}}),
+                       ({"student_start": {"score": 0.1}}, {"student_start": {"score": 0.2}})):
+        said = "Seed 1: the methods did not start from one pair"
+        assert said in report.render_table([runs[0]._replace(header=one), runs[1]._replace(header=other)])
+        assert said not in report.render_table([run._replace(header=one) for run in runs])
+
+
+@pytest.mark.parametrize("entry, others, said", [
+    ({"quick": True}, {"quick": False}, "smoke run: its numbers mean nothing"),
+    ({"jobs": 4}, {"jobs": 1}, "shared the machine (--jobs): seconds do not compare"),
+    ({"device": "cpu"}, {"device": "cuda"}, "several machines (cpu; cuda): seconds do not compare"),
+    ({"metric": "chain right"}, {"metric": "chain right"}, "Score: chain right, 0..1,"),
+])
+def test_what_limits_the_numbers_is_said(entry, others, said):
+    """A smoke run, seconds that do not compare and the meaning of the score stand above the table, where they hold."""
+    first, second = make_runs({"a": {1: 0.5}, "b": {1: 0.6}})
+    assert said in report.render_table([first._replace(header=entry), second._replace(header=others)])
+    assert said not in report.render_table([first, second])
+
+
+def test_column_of_the_adapted_teacher_only_where_there_is_one(tmp_path):
+    (tmp_path / "a").mkdir()
+    plain = report.write_report(write_records(tmp_path / "a", ["skd"], 1))
+    (tmp_path / "b").mkdir()
+    moving = report.write_report(write_records(tmp_path / "b", ["skd"], 1, kl_adapted_teacher=0.0085))
+    assert "KL to adapted teacher" not in plain
+    assert table_rows(moving, "method")["skd"]["KL to adapted teacher"] == "0.0085"
+
+
+def test_summary_is_the_contract_in_strict_json(tmp_path):
+    """summary.json has a run per method and seed with every figure, null for None and NaN, and parses strictly."""
+    write_records(tmp_path, ["sft", "skd"], 2, kl_on_policy=math.nan)
+    report.write_report(tmp_path)
+    found = json.loads((tmp_path / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert list(found) == ["task", "device", "teacher", "student_start", "variants"]
+    assert (found["task"], found["device"], found["teacher"]["score"]) == ("math", "cpu", 0.9)
+    runs = found["variants"]["skd"]["runs"]
+    assert [run["seed"] for run in runs] == [1, 2]
+    assert runs[0]["score"] == make_lines("skd", 1)[-1]["score"]
+    assert runs[0]["kl_on_policy"] is None and runs[0]["draft_accept_rate"] is None and "kind" not in runs[0]
+    unsorted = report.summary(make_runs({"a": {3: 0.5, 1: 0.6, 2: 0.7}}))["variants"]["a"]["runs"]
+    assert [run["seed"] for run in unsorted] == [1, 2, 3]
+    names = {"score", "val_nll", "kl_teacher", "kl_on_policy", "accept_rate", "seconds", "tokens_generated",
+             "teacher_forwards"}
+    bare = report.summary(make_runs({"a": {1: 0.5}}))["variants"]["a"]["runs"][0]
+    assert names <= bare.keys() and bare["accept_rate"] is None
+
+
+def test_teachers_of_several_seeds_are_averaged():
+    """Pairs that differ by seed: the summary has their mean and each of them, the table their number."""
+    runs = [run._replace(header={"variant": "a", "teacher": {"score": 0.8 + 0.1 * (run.seed - 1), "kl_teacher": None}})
+            for run in make_runs({"a": {1: 0.5, 2: 0.6}})]
+    teacher = report.summary(runs)["teacher"]
+    assert teacher["score"] == pytest.approx(0.85)
+    assert [point["seed"] for point in teacher["runs"]] == [1, 2]
+    assert table_rows(report.render_table(runs), "method")["teacher"]["seeds"] == "2"
+
+
+def test_markdown_table_is_aligned_and_escapes_bars():
+    text = report.markdown_table([["a|b", "1"], ["c", "10.25"]], ["name", "x"])
+    assert text.splitlines()[:2] == ["| name |     x |", "| ---- | ----: |"]
+    assert len({len(line) for line in text.splitlines()}) == 1
+    assert "a\\|b" in text
+
+
+def test_sparkline():
+    """Lowest and highest get the lowest and highest block, None a blank, a constant one height, nothing nothing."""
+    assert report.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert report.sparkline([0, None, 1, math.nan]) == "▁ █ "
+    assert len(set(report.sparkline([0.5] * 9))) == 1
+    assert report.sparkline([]) == "" and report.sparkline([None]) == " "
+    long = report.sparkline(range(1000), width=10)
+    assert len(long) == 10 and long[0] == "▁" and long[-1] == "█" and list(long) == sorted(long)
+
+
+# ----------------------------------------------------------------------------------------------------------- curves
+
+
+def texts_of(svg, css_class):
+    """[(text, x, y)] of the text elements of a class; parsing fails on invalid XML."""
+    return [(element.text, float(element.get("x")), float(element.get("y")))
+            for element in ElementTree.fromstring(svg).iter(SVG + "text") if element.get("class") == css_class]
+
+
+def lines_of(svg):
+    return [e.get("d") for e in ElementTree.fromstring(svg).iter(SVG + "path") if e.get("class") == "line"]
+
+
+def wavy(n_series, n_seeds, spread=0.02, points=50):
+    generator = np.random.default_rng(0)
+    steps = list(range(0, 20 * points, 20))
+    return {f"method_{i}": [(steps, list(spread * i + generator.normal(0, 0.01, points))) for _ in range(n_seeds)]
+            for i in range(n_series)}
+
+
+HARD_CASES = {
+    "8 series of 5 seeds": wavy(8, 5), "20 series": wavy(20, 2), "20 series at one place": wavy(20, 1, spread=0.0),
+    "one series, one seed": wavy(1, 1), "one point": {"a": [([3], [0.5])]},
+    "points of 2 seeds": {"a": [([3], [1]), ([3], [2])]}, "constant": {"a": [([0, 1], [0.5, 0.5])]},
+    "all zero": {"a": [([0, 1], [0, 0])]}, "nothing": {}, "no value": {"a": [([0, 1], [None, math.nan])], "b": [([], [])]},
+    "infinite": {"a": [([0, 1, 2], [1, math.inf, 2])]}, "constant on a log axis": {"a": [([0, 1], [1e-7, 1e-7])]},
+    "gap": {"a": [([0, 1, 2, 3, 4], [1, 2, math.nan, 3, 4])]}, "negative": {"a": [([0, 1], [-3, 5])]},
+    "tiny and huge": {"a": [([0, 1e6], [1e-9, 1e9])]}, "markup": {"<a & 'b' \"c\"\x01>": [([0, 1], [1, 2])]},
+}
+
+
+@pytest.mark.parametrize("case", HARD_CASES)
+@pytest.mark.parametrize("log_y", [False, True])
+def test_hard_cases_are_valid_and_inside(case, log_y):
+    """Any series gives valid XML on a drawn white ground, without nan, and every text inside of the picture."""
+    series = HARD_CASES[case]
+    svg = report.svg_curves(series, "a < b & c", "x < y", "y & z", log_y=log_y)
+    root = ElementTree.fromstring(svg)
+    assert "nan" not in svg.replace("nats", "") and "inf" not in svg
+    ground = next(root.iter(SVG + "rect"))
+    assert (ground.get("fill"), ground.get("width"), ground.get("height")) == ("#FFFFFF", root.get("width"),
+                                                                               root.get("height"))
+    for group in root.iter(SVG + "g"):
+        dx, dy = map(float, group.get("transform")[len("translate("):-1].split())
+        for element in group.iter(SVG + "text"):
+            assert 0 <= dx + float(element.get("x")) < float(root.get("width"))
+            assert 10 <= dy + float(element.get("y")) < float(root.get("height"))
+    printable = ["".join(c for c in name if c.isprintable()) for name in series]
+    assert [text for text, _, _ in texts_of(svg, "legend")] == printable
+
+
+@pytest.mark.parametrize("case", HARD_CASES)
+def test_labels_never_overlap(case):
+    """Labels at line ends are at least a line of text apart, however near the lines end."""
+    places = sorted(y for _, _, y in texts_of(report.svg_curves(HARD_CASES[case], "", "", ""), "label"))
+    assert all(b - a >= 12 for a, b in zip(places, places[1:]))
+
+
+def test_labels_stand_in_the_order_of_the_lines():
+    """Nudging keeps the order: the label of the highest line is the highest, and without need nothing moves."""
+    series = wavy(8, 1, spread=0.001)
+    labels = {name: y for name, _, y in texts_of(report.svg_curves(series, "", "", ""), "label")}
+    by_value = sorted(series, key=lambda name: -series[name][0][1][-1])
+    assert sorted(labels, key=labels.get) == by_value
+    assert report._spread([10.0, 90.0, 50.0], 13, 0, 100) == [10.0, 90.0, 50.0]
+
+
+def test_spread_is_as_near_as_can_be():
+    """Two labels for one place move half a gap each; at the border all of the way."""
+    assert report._spread([50.0, 50.0], 10, 0, 100) == [45.0, 55.0]
+    assert report._spread([100.0, 100.0, 0.0], 10, 0, 100) == [90.0, 100.0, 0.0]
+
+
+def test_twenty_series_look_different():
+    """No two of 20 legend entries share both colour and dash pattern."""
+    root = ElementTree.fromstring(report.svg_curves(HARD_CASES["20 series"], "", "", ""))
+    styles = [(e.get("stroke"), e.get("stroke-dasharray"))
+              for e in root.iter(SVG + "path") if e.get("stroke-width") == "2.4"]
+    assert len(styles) == len(set(styles)) == 20
+
+
+def test_line_is_the_mean_and_band_the_range():
+    """Seeds (0, 2) and (1, 3) on one grid: mean (.5, 2.5), from (0, 2) to (1, 3); a seed's gap does not move others."""
+    xs, means, lows, highs = report._mean_and_band([([0, 10], [0, 2]), ([10, 0], [3, 1])], log_y=False)
+    assert (xs.tolist(), means.tolist(), lows.tolist(), highs.tolist()) == ([0, 10], [0.5, 2.5], [0, 2], [1, 3])
+    _, means, _, _ = report._mean_and_band([([0, 1, 2], [1, None, 3])], log_y=False)
+    assert np.isnan(means).tolist() == [False, True, False]
+    _, means, _, _ = report._mean_and_band([([0, 2], [0, 2]), ([1], [5])], log_y=False)
+    assert means.tolist() == [0, 3, 2]  # the first seed's line is at 1 when the second has its only point
+    _, means, _, _ = report._mean_and_band([([0, 1], [0.0, 4.0])], log_y=True)
+    assert np.isnan(means).tolist() == [True, False]
+
+
+def test_gaps_break_the_line_and_lone_points_are_dots():
+    svg = report.svg_curves({"a": [([0, 1, 2, 3, 4, 5, 6], [1, 2, None, 3, None, 4, 5])]}, "", "", "")
+    assert lines_of(svg)[0].count("M") == 2
+    assert len(list(ElementTree.fromstring(svg).iter(SVG + "circle"))) == 1
+
+
+def test_long_curves_are_thinned_with_their_ends():
+    svg = report.svg_curves({"a": [(range(5000), np.arange(5000) / 5000)]}, "", "", "")
+    assert lines_of(svg)[0].count("L") + 1 == report.MAX_POINTS
+    grid = report._mean_and_band([(range(5000), range(5000))], log_y=False)[0]
+    assert (grid[0], grid[-1]) == (0, 4999)
+
+
+def test_log_axis_makes_exponential_decay_straight():
+    """Equal factors are equal distances on a log axis."""
+    d = lines_of(report.svg_curves({"a": [(range(9), [2.0**-i for i in range(9)])]}, "", "", "", log_y=True))[0]
+    ys = [float(point.split()[1]) for point in d[1:].split("L")]
+    assert np.allclose(np.diff(ys), np.diff(ys).mean(), atol=0.11)  # coordinates have one decimal
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (0, 0.013), (-3, 17), (0.4, 0.41), (1e-9, 3e-9), (100, 123456)])
+def test_ticks_are_round_and_inside(low, high):
+    """3 to 8 ticks at equal distances, inside of the range, and no two with the same text."""
+    ticks = report._nice_ticks(low, high)
+    assert 3 <= len(ticks) <= 8 and ticks[0] >= low - 1e-12 and ticks[-1] <= high * (1 + 1e-9)
+    mantissa = (ticks[1] - ticks[0]) / 10.0 ** math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)
+    assert any(math.isclose(mantissa, nice, rel_tol=1e-6) for nice in (1, 2, 2.5, 5))
+    texts = report._tick_texts(ticks)
+    assert len(set(texts)) == len(texts)
+    assert np.allclose([float(text.replace(",", "")) for text in texts], ticks, rtol=1e-5, atol=1e-12)
+
+
+def test_page_has_the_panels_that_have_data(tmp_path):
+    """Four panels and one legend for records with everything; without the interleaved methods no replacement panel."""
+    write_records(tmp_path)
+    runs = report.read_records(tmp_path)
+    page = report.curves_page(runs)
+    titles = [title for title, *_ in report.PANELS]
+    assert [title for title in titles if f">{title}<" in page] == titles
+    assert [name for name, _, _ in texts_of(page, "legend")] == VARIANTS
+    assert len(lines_of(page)) == 3 * len(VARIANTS) + 2
+    page = report.curves_page([run for run in runs if run.variant == "sft"])
+    assert [title for title in titles if f">{title}<" in page] == titles[:3]
+    assert "no curves" in report.curves_page(make_runs({"a": {1: 0.5}}))
+
+
+def test_page_draws_equal_steps_and_makes_room(tmp_path):
+    """Runs of equal compute do not change the page while there are others; 40 methods find room for their labels."""
+    write_records(tmp_path, ["sft", "skd"], 2, ("steps", "compute"))
+    runs = report.read_records(tmp_path)
+    only_steps, only_compute = ([run for run in runs if run.budget == budget] for budget in ("steps", "compute"))
+    assert report.curves_page(runs) == report.curves_page(only_steps) != report.curves_page(only_compute)
+    page = report.curves_page([only_steps[0]._replace(variant=f"method_{i}") for i in range(40)])
+    groups = list(ElementTree.fromstring(page).iter(SVG + "g"))
+    assert len(groups) == 3 + 1  # panels and the legend
+    for group in groups[:3]:
+        places = sorted(float(e.get("y")) for e in group.iter(SVG + "text") if e.get("class") == "label")
+        assert len(places) == 40 and min(np.diff(places)) >= 12
+
+
+def test_a_method_has_one_colour_in_all_panels(tmp_path):
+    """skd is the first of two in the replacement panel and the last of eight elsewhere, in one colour."""
+    root = ElementTree.fromstring(report.curves_page(report.read_records(write_records(tmp_path))))
+    panels = [[e.get("stroke") for e in group.iter(SVG + "path") if e.get("class") == "line"]
+              for group in root.iter(SVG + "g")]
+    assert panels[3] == panels[0][-2:]
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def test_same_records_same_bytes(tmp_path):
+    """Rendering twice, or in another folder, gives identical files, and leaves nothing else behind."""
+    texts = []
+    for name in ("a", "a", "b"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        write_records(folder, budgets=("steps", "compute"))
+        returned = report.write_report(folder)
+        outputs = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".jsonl"}
+        assert sorted(outputs) == ["curves.svg", "summary.json", "table.md"]
+        assert outputs["table.md"].decode() == returned == report.render_report(folder)["table.md"]
+        texts.append(outputs)
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    """If the rename does not happen, the old report stays whole and no temporary file is left."""
+    write_records(tmp_path, ["sft"], 1)
+    before = report.write_report(tmp_path)
+    write_records(tmp_path, ["skd"], 1)
+
+    def fail(source, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report.write_report(tmp_path)
+    assert (tmp_path / "table.md").read_text() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_control_and_focus_follow_the_script(tmp_path):
+    """Records of train_okd compare with its own control and focus unless others are asked for."""
+    for variant in ("fixed_forward_kl", "okd"):
+        header, *others = make_lines(variant, 1)
+        lines = [{**header, "script": "train_okd"}, *others]
+        (tmp_path / f"{variant}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = report.write_report(tmp_path)
+    assert "Δ score to fixed_forward_kl" in text and "| okd minus" in text
+    text = report.write_report(tmp_path, control="okd", focus="fixed_forward_kl")
+    assert "Δ score to okd" in text and "| fixed_forward_kl minus" in text
+
+
+def test_replace_section():
+    """Only what stands between the markers changes, doing it twice changes nothing, and markers must be there once."""
+    readme = "top\n<!-- results:begin -->\nold\n<!-- results:end -->\nbottom\n"
+    once = report.replace_section(readme, "results", "| new |\n")
+    assert once == "top\n<!-- results:begin -->\n\n| new |\n\n<!-- results:end -->\nbottom\n"
+    assert report.replace_section(once, "results", "| new |") == once
+    assert report.replace_section(readme, "results", r"\1 \g<0>").count(r"\1 \g<0>") == 1
+    for broken in ("nothing", readme + readme, "<!-- results:end --> <!-- results:begin -->"):
+        with pytest.raises(ValueError, match="results:"):
+            report.replace_section(broken, "results", "new")
+
+
+def test_command_line_renders_into_the_readme(tmp_path, capsys):
+    """main prints the table, puts it between the markers, and ends with one line when something is wrong."""
+    write_records(tmp_path, ["sft", "skd"], 2)
+    readme = tmp_path / "README.md"
+    readme.write_text("# x\n<!-- skd:begin -->\n<!-- skd:end -->\n")
+    report.main([str(tmp_path), "--readme", str(readme), "--section", "skd", "--control", "sft", "--order", "skd,sft"])
+    table = (tmp_path / "table.md").read_text()
+    assert table.strip() in capsys.readouterr().out
+    assert table.strip() in readme.read_text() and "Δ score to sft" in table
+    for wrong in ([str(tmp_path / "no")], [str(tmp_path), "--readme", str(readme)],
+                  [str(tmp_path), "--readme", str(readme), "--section", "okd"]):
+        with pytest.raises(SystemExit) as stop:
+            report.main(wrong)
+        assert isinstance(stop.value.code, str) and "\n" not in stop.value.code

@@ -1,0 +1,1170 @@
+"""The laws of sample.py: what each sampler's tokens are distributed as, and that nothing else about a call shows.
+
+Three kinds of proof. Equality: tiny float64 models, noise keyed by (row, position, role), so that block size, batch,
+padding and cache must not change one token. Law: sequences of two or three tokens are enumerated with the models' own
+probabilities and compared by chi-square, at a seed that is fixed and a false-alarm probability below 1e-6 per test.
+Scripts: GPTs whose weights spell out which token comes at which position, for the ends of rows and blocks.
+"""
+
+import itertools
+import math
+import random
+
+import adapters
+import pytest
+import torch
+
+import sample
+from model import GPT, GPTConfig, KVCache
+from sample import PROMPT, STUDENT, TEACHER
+
+FALSE_ALARM = 1e-6
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def sharpen(model, factor):
+    """Scale all matrices: fresh weights (deviation .02) give nearly uniform rows, on which little would be rejected."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(factor)
+    return model
+
+
+def make_pair(seed=0, vocab_size=9, block_size=24, dtype=torch.float64):
+    """A student and a larger teacher that disagree clearly; float64 so that block width cannot flip a near tie."""
+    student = sharpen(adapters.make_gpt(vocab_size, block_size, 1, 2, 8, seed=2 * seed), 20)
+    teacher = sharpen(adapters.make_gpt(vocab_size, block_size, 2, 2, 12, seed=2 * seed + 1), 20)
+    return student.to(dtype), teacher.to(dtype)
+
+
+def random_prompts(seed, number, vocab_size=9, shortest=1, longest=9):
+    chance = random.Random(seed)
+    return [[chance.randrange(vocab_size) for _ in range(chance.randint(shortest, longest))] for _ in range(number)]
+
+
+def sources_of(rollout):
+    """The sources of the responses as lists."""
+    rows = zip(rollout.source.tolist(), rollout.prompt_len.tolist(), rollout.lengths.tolist())
+    return [row[start:stop] for row, start, stop in rows]
+
+
+def full_rows(model, prompt, response):
+    """(L, V): the row that predicts each response token, from one uncached forward pass over prompt + response."""
+    rows = adapters.model_logits(model, torch.tensor([prompt + response]))[0]
+    return rows[len(prompt) - 1 : len(prompt) + len(response) - 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The laws, written out with plain probabilities: nothing here calls the code under test.
+
+
+def plain_warp(row, temperature=1.0, top_k=None, top_p=None):
+    """Probabilities (V,) of one row after temperature, top-k and top-p, by loops over sorted tokens."""
+    row = row.double()
+    if temperature == 0:
+        return torch.nn.functional.one_hot(row.argmax(), len(row)).double()
+    probs = (row / temperature).softmax(-1)
+    if top_k is not None:
+        bar = sorted(probs.tolist(), reverse=True)[min(top_k, len(probs)) - 1]
+        probs = torch.tensor([prob if prob >= bar else 0.0 for prob in probs.tolist()], dtype=torch.float64)
+        probs = probs / probs.sum()
+    if top_p is not None:
+        kept, mass = torch.zeros_like(probs), 0.0
+        for token in sorted(range(len(probs)), key=lambda token: -probs[token].item()):
+            kept[token], mass = probs[token], mass + probs[token].item()
+            if mass >= top_p:
+                break
+        probs = kept / kept.sum()
+    return probs
+
+
+def acceptance(accept_rule, teacher_row, accept_top_k=25, **rule):
+    """(V,) the probability 0..1 that each token is accepted, straight from the rule's definition."""
+    probs = teacher_row.double().softmax(-1).tolist()
+    ranks = [sum(other > prob for other in probs) for prob in probs]
+    entropy = -sum(prob * math.log(prob) for prob in probs if prob > 0)
+    epsilon = rule.get("accept_epsilon", 0.3)
+    bar = min(epsilon**2, epsilon * math.exp(-entropy))
+    definitions = {
+        "topk": lambda v: ranks[v] < accept_top_k,
+        "topp": lambda v: sum(prob for prob in probs if prob > probs[v]) < rule.get("accept_top_p", 0.9),
+        "minprob": lambda v: probs[v] >= rule.get("accept_min_prob", 0.05),
+        "typical": lambda v: probs[v] > bar,
+        "argmax": lambda v: ranks[v] == 0,
+        "all": lambda v: True,
+        "none": lambda v: False,
+        "random": lambda v: 1 - rule.get("replace_rate", 0.05),
+    }
+    return torch.tensor([float(definitions[accept_rule](v)) for v in range(len(probs))], dtype=torch.float64)
+
+
+def interleaved_law(
+    student_row, teacher_row, accept_rule="topk", accept_top_k=25, replace="sample", student_temperature=1.0,
+    student_top_p=None, teacher_temperature=1.0, teacher_top_p=None, accept_on="raw", judge_fresh=False, **rule,
+):  # fmt: skip
+    """(V,) the law of one emitted token: student(v) a(v) + (1 - sum student a) replacement(v), a = acceptance."""
+    student = plain_warp(student_row, student_temperature, top_p=student_top_p)
+    replacement = {
+        "sample": lambda: plain_warp(teacher_row, teacher_temperature, top_p=teacher_top_p),
+        "sample_topk": lambda: plain_warp(teacher_row, teacher_temperature, top_k=max(1, accept_top_k)),
+        "argmax": lambda: plain_warp(teacher_row, 0),
+    }[replace]()
+    accepts = acceptance(accept_rule, teacher_row, accept_top_k, **rule)
+    if accept_on == "warped":  # the nucleus, filled up to accept_top_k by whatever torch.topk takes among the rest
+        warped = plain_warp(teacher_row, teacher_temperature, top_p=teacher_top_p)
+        accepts = torch.zeros_like(warped).scatter(0, warped.topk(accept_top_k).indices, 1.0)
+    stays = (student * accepts).sum()
+    kept = student * stays if judge_fresh else student * accepts
+    return kept + (1 - stays) * replacement
+
+
+def sequence_law(student, teacher, prompt, length, one_token, eos_token=None):
+    """{sequence: probability} of all responses up to `length`, by recursion over prefixes."""
+    law, open_prefixes = {}, {(): 1.0}
+    for _ in range(length):
+        longer = {}
+        for prefix, mass in open_prefixes.items():
+            tokens = torch.tensor([prompt + list(prefix)])
+            rows = [adapters.model_logits(model, tokens)[0, -1] for model in (student, teacher)]
+            for token, prob in enumerate(one_token(*rows).tolist()):
+                ended = token == eos_token or len(prefix) + 1 == length
+                (law if ended else longer)[(*prefix, token)] = mass * prob
+        open_prefixes = longer
+    assert sum(law.values()) == pytest.approx(1)
+    return law
+
+
+def assert_follows(law, responses):
+    """Pearson's chi-square of sampled sequences against the enumerated law; cells expected below 5 are pooled.
+
+    The bound k + 2 sqrt(k x) + 2 x with x = ln(1 / FALSE_ALARM) holds for every number of cells (Laurent and Massart).
+    """
+    counts = dict.fromkeys(law, 0)
+    for response in responses:
+        assert law.get(tuple(response), 0) > 0, f"{response} has probability 0"
+        counts[tuple(response)] += 1
+    statistic, cells, pooled, pooled_expected = 0.0, -1, 0, 0.0
+    for sequence, prob in law.items():
+        expected = prob * len(responses)
+        if expected < 5:
+            pooled, pooled_expected = pooled + counts[sequence], pooled_expected + expected
+        else:
+            statistic, cells = statistic + (counts[sequence] - expected) ** 2 / expected, cells + 1
+    if pooled_expected > 5:
+        statistic, cells = statistic + (pooled - pooled_expected) ** 2 / pooled_expected, cells + 1
+    x = math.log(1 / FALSE_ALARM)
+    assert statistic <= cells + 2 * math.sqrt(cells * x) + 2 * x, f"chi-square {statistic:.0f}, {cells} cells"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Noise.
+
+
+def uniforms(role="student", seed=0, rows=400, positions=250, start=0):
+    """(rows, positions) numbers of one call's noise."""
+    noise = sample.Noise(generator(seed), torch.arange(start, start + rows))
+    return noise(torch.arange(positions).expand(rows, -1), role)
+
+
+def test_noise_is_a_function_of_key_position_and_role():
+    """Any shape, order or subset of rows and positions: the same key, position and role give the same number."""
+    table = uniforms()
+    keys = torch.tensor([7, 0, 399, 7])
+    noise = sample.Noise(generator(0), keys)
+    positions = torch.tensor([[3, 249], [0, 0], [125, 3], [249, 3]])
+    assert torch.equal(noise(positions, "student"), table[keys[:, None], positions])
+    assert torch.equal(noise(positions[:, 0], "student"), table[keys, positions[:, 0]])
+
+
+@pytest.mark.parametrize("role", list(sample.Noise.ROLES))
+def test_noise_is_uniform(role):
+    """Kolmogorov-Smirnov distance of 100,000 numbers to the uniform law; never 0 nor 1."""
+    values = uniforms(role).flatten().double().sort().values
+    n = len(values)
+    steps = torch.arange(n + 1, dtype=torch.float64) / n
+    distance = max((steps[1:] - values).max().item(), (values - steps[:-1]).max().item())
+    assert distance * math.sqrt(n) < math.sqrt(math.log(2 / FALSE_ALARM) / 2)
+    assert 0 < values.min() and values.max() < 1
+
+
+def assert_independent(one, other):
+    """Joint counts on an 8 x 8 grid follow the product law."""
+    cells = (one * 8).long() * 8 + (other * 8).long()
+    law = {(cell,): 1 / 64 for cell in range(64)}
+    assert_follows(law, [(cell,) for cell in cells.flatten().tolist()])
+
+
+def test_noise_is_independent():
+    """Across roles, neighbouring rows, neighbouring positions, far rows and seeds the numbers are independent."""
+    table = uniforms()
+    for role in ("teacher", "coin", "fresh"):
+        assert_independent(table, uniforms(role))
+    assert_independent(uniforms("teacher"), uniforms("coin"))
+    assert_independent(table, uniforms(seed=1))
+    assert_independent(table[1:], table[:-1])
+    assert_independent(table[:, 1:], table[:, :-1])
+    assert_independent(table[1:, 1:], table[:-1, :-1])
+    assert_independent(table[1:, :-1], table[:-1, 1:])
+    assert_independent(table, uniforms(start=2**40))
+    # Keys, positions and roles are small neighbouring numbers: their sum alone must not decide.
+    for shift in range(1, 4):
+        for role in ("teacher", "coin", "fresh"):
+            assert_independent(table[:, shift:], uniforms(role)[:, :-shift])
+
+
+def test_noise_has_no_hidden_repeats():
+    """100,000 draws of 2^22 values repeat as often as chance says: no two rows share a stream."""
+    rows = uniforms()
+    assert len({tuple(row) for row in rows[:, :4].tolist()}) == len(rows)
+    distinct, n, m = len(set(rows.flatten().tolist())), rows.numel(), 2**22
+    assert distinct == pytest.approx(m * (1 - math.exp(-n / m)), abs=6 * math.sqrt(n * n / (2 * m)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Warp and draw.
+
+
+def test_warp_by_example():
+    """Probabilities .5 .3 .2: temperature squares or flattens them, top-k and top-p cut the tail, in this order."""
+    logits = torch.tensor([0.5, 0.3, 0.2]).log()
+    close = lambda warped, expected: warped.softmax(-1).tolist() == pytest.approx(expected, abs=1e-6)  # noqa: E731
+    assert close(sample.warp(logits), [0.5, 0.3, 0.2])
+    assert close(sample.warp(logits, 0.5), [0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38])
+    assert close(sample.warp(logits, top_k=2), [0.625, 0.375, 0])
+    assert close(sample.warp(logits, top_k=1), [1, 0, 0])
+    assert close(sample.warp(logits, top_p=0.4), [1, 0, 0])
+    assert close(sample.warp(logits, top_p=0.6), [0.625, 0.375, 0])
+    assert close(sample.warp(logits, top_p=0.81), [0.5, 0.3, 0.2])
+    assert close(sample.warp(logits, top_k=2, top_p=0.6), [1, 0, 0])  # .625 of the top two already suffices
+    assert close(sample.warp(logits, top_k=3, top_p=1.0), [0.5, 0.3, 0.2])
+    assert close(sample.warp(logits, top_k=99), [0.5, 0.3, 0.2])
+    halves = torch.tensor([0.0, 0.0, -200.0])  # .5 .5 0, without rounding
+    assert close(sample.warp(halves, top_p=0.5), [1, 0, 0])  # a mass of exactly top_p suffices
+
+
+def test_top_k_keeps_ties():
+    """Ties at the k-th place all stay, wherever they stand."""
+    kept = sample.warp(torch.tensor([[1.0, 3.0, 1.0, 2.0, 1.0, 0.0]]), top_k=3) > -math.inf
+    assert kept.tolist() == [[True, True, True, True, True, False]]
+
+
+def test_top_p_is_the_smallest_sufficient_set():
+    """Random rows: the kept tokens are the likeliest ones, hold at least top_p, and one fewer would not."""
+    logits = 2 * torch.randn(200, 12, generator=generator())
+    for top_p in (1e-6, 0.1, 0.5, 0.9, 0.999):
+        warped = sample.warp(logits, 1.3, top_p=top_p)
+        probs, kept = (logits / 1.3).softmax(-1), warped > -math.inf
+        mass = (probs * kept).sum(-1)
+        least = probs.masked_fill(~kept, 2).amin(-1)
+        assert (mass >= top_p - 1e-6).all() and (mass - least < top_p + 1e-6).all()
+        assert (least >= probs.masked_fill(kept, -1).amax(-1)).all()
+        assert torch.allclose(warped[kept], (logits / 1.3)[kept])
+
+
+def test_warp_leaves_its_input_alone():
+    """Warping is not in place: the verification rows are training targets afterwards."""
+    logits = torch.randn(3, 7, generator=generator())
+    before = logits.clone()
+    sample.warp(logits, 0.5, top_k=2, top_p=0.5)
+    sample.draw(logits, torch.rand(3, generator=generator()), 0.5, 2, 0.5)
+    assert torch.equal(logits, before)
+
+
+def test_draw_inverts_the_cumulative_distribution():
+    """The first token whose cumulative mass exceeds the uniform; temperature 0 takes the argmax."""
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().expand(6, 3)
+    numbers = torch.tensor([2.0**-23, 0.49, 0.51, 0.74, 0.76, 1 - 2.0**-23])
+    assert sample.draw(logits, numbers).tolist() == [0, 0, 1, 1, 2, 2]
+    assert sample.draw(logits, numbers, 0).tolist() == [0] * 6
+    assert sample.draw(logits.flip(-1), numbers, 0).tolist() == [2] * 6
+
+
+def test_draw_matches_the_softmax():
+    """100,000 draws with the noise of the samplers follow plain, tempered and truncated probabilities."""
+    row = torch.tensor([0.3, -1.0, 2.0, 0.9, -4.0, 1.1, 0.0])
+    numbers = uniforms().flatten()
+    everything = {"temperature": 2.0, "top_k": 5, "top_p": 0.7}
+    for options in ({}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.8}, everything):
+        drawn = sample.draw(row.expand(len(numbers), -1), numbers, **options)
+        probs = plain_warp(row, **options)
+        assert_follows({(v,): prob for v, prob in enumerate(probs.tolist())}, [(v,) for v in drawn.tolist()])
+
+
+@pytest.mark.parametrize("vocab_size", [2, 3, 17, 1000, 50257])
+def test_draw_never_returns_a_masked_token(vocab_size):
+    """Wherever the masked tokens stand and however extreme the uniform, the drawn token has mass."""
+    extremes = torch.tensor([2.0**-23, 1.5 * 2.0**-22, 0.5, 1 - 1.5 * 2.0**-22, 1 - 2.0**-23])
+    for seed in range(20 if vocab_size < 50000 else 3):
+        logits = 5 * torch.randn(1, vocab_size, generator=generator(seed))
+        masked = torch.rand(1, vocab_size, generator=generator(seed + 100)) < (0.5, 0.99, 0.0)[seed % 3]
+        masked[0, seed % vocab_size] = False
+        filtered = logits.masked_fill(masked, -math.inf).expand(5, -1)
+        drawn = sample.draw(filtered, extremes)
+        assert drawn.max() < vocab_size and not masked[0, drawn].any()
+        allowed = sample.warp(logits, top_k=1 + seed % 2, top_p=0.9).expand(5, -1) > -math.inf
+        assert allowed.gather(-1, sample.draw(logits.expand(5, -1), extremes, 1.0, 1 + seed % 2, 0.9)[:, None]).all()
+
+
+def test_rank_counts_strictly_larger_logits():
+    """0 for the argmax, ties share the better rank."""
+    logits = torch.tensor([[1.0, 3.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
+    ranks = [sample.rank(logits, torch.full((2,), v)).tolist() for v in range(4)]
+    assert ranks == [[2, 0], [0, 0], [2, 0], [1, 0]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Accept rules.
+
+
+@pytest.mark.parametrize("accept_rule", list(sample.ACCEPT_RULES))
+def test_rules_agree_with_their_definition(accept_rule):
+    """On random rows every token is judged as the definition says, for any shape in front."""
+    knobs = {"topk": {"accept_top_k": 3}, "topp": {"accept_top_p": 0.7}, "minprob": {"accept_min_prob": 0.1}}
+    for hyper in ({}, knobs.get(accept_rule, {})):
+        teacher_rows = 2 * torch.randn(6, 5, 30, generator=generator())
+        coin = torch.rand(6, 5, generator=generator(1))
+        for token in range(30):
+            proposed = torch.full((6, 5), token)
+            found = sample.ACCEPT_RULES[accept_rule](teacher_rows, proposed, coin, **hyper)
+            assert found.shape == (6, 5) and found.dtype == torch.bool
+            for b, g in itertools.product(range(6), range(5)):
+                if accept_rule == "random":
+                    assert found[b, g] == (coin[b, g] >= 0.05)
+                else:
+                    assert found[b, g] == (acceptance(accept_rule, teacher_rows[b, g], **hyper)[token] == 1)
+
+
+def test_boundaries_of_the_rules():
+    """K counts ties in and 0 takes none; minprob is >=, typical is >, topp looks at strictly likelier mass only."""
+    row = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+
+    def accepted(accept_rule, **hyper):
+        rule = sample.ACCEPT_RULES[accept_rule]
+        return [bool(rule(row, torch.tensor([v]), torch.tensor([0.5]), **hyper)) for v in range(4)]
+
+    assert accepted("topk", accept_top_k=0) == [False] * 4
+    assert accepted("topk", accept_top_k=2) == [True, True, False, False]
+    assert accepted("topk", accept_top_k=3) == [True] * 4  # the tie at the third place
+    assert accepted("topk", accept_top_k=4) == [True] * 4
+    assert accepted("topp", accept_top_p=0.45) == [True, False, False, False]
+    assert accepted("topp", accept_top_p=0.55) == [True, True, False, False]
+    assert accepted("topp", accept_top_p=0.76) == [True] * 4
+    assert accepted("minprob", accept_min_prob=0.2499) == [True, True, False, False]
+    assert accepted("minprob", accept_min_prob=0.2501) == [True, False, False, False]
+    assert accepted("minprob", accept_min_prob=0.0) == [True] * 4
+    assert accepted("random", replace_rate=0.5) == [True] * 4  # the coin is .5: replaced only below the rate
+    assert accepted("random", replace_rate=0.51) == [False] * 4
+    # The row's entropy is 1.75 ln 2: exp(-H) = .2973. The smaller of eps^2 and eps .2973 is the bar.
+    assert accepted("typical", accept_epsilon=0.2) == [True] * 4  # .04
+    assert accepted("typical", accept_epsilon=0.5) == [True, True, False, False]  # .1487, where eps^2 would be .25
+    assert accepted("typical", accept_epsilon=0.9) == [True, False, False, False]  # .2676
+    assert accepted("typical", accept_epsilon=1.7) == [False] * 4  # .5055
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The laws of the samplers.
+
+RULES = [
+    {"accept_top_k": 2},
+    {"accept_top_k": 1, "replace": "argmax"},
+    {"accept_top_k": 2, "replace": "sample_topk", "teacher_temperature": 0.7},
+    {"accept_rule": "topp", "accept_top_p": 0.6, "teacher_temperature": 1.5},
+    {"accept_rule": "minprob", "accept_min_prob": 0.2, "student_temperature": 0.7},
+    {"accept_rule": "typical", "accept_epsilon": 0.5},
+    {"accept_rule": "argmax", "student_temperature": 1.4},
+    {"accept_rule": "all"},
+    {"accept_rule": "none"},
+    {"accept_rule": "random", "replace_rate": 0.4},
+    {"accept_top_k": 2, "student_top_p": 0.8, "teacher_top_p": 0.7},
+    {"accept_top_k": 2, "accept_on": "warped", "teacher_top_p": 0.5},
+    {"accept_top_k": 3, "accept_on": "warped", "teacher_temperature": 0.5, "teacher_top_p": 0.8},
+    {"accept_top_k": 1, "judge_fresh": True},
+    {"accept_top_k": 2, "judge_fresh": True, "student_temperature": 0.7},
+]
+
+
+MANY = 8000  # responses per law; --slow takes 300,000
+
+
+def law_pair():
+    """A small float32 pair over 5 tokens, for the tests that count many rollouts."""
+    models = (adapters.make_gpt(5, 8, 1, 1, 8, seed=seed) for seed in (8, 9))
+    return [sharpen(model, 20) for model in models]
+
+
+def name_of(options):
+    return " ".join(f"{name}={value}" for name, value in options.items())
+
+
+@pytest.mark.parametrize("options", RULES, ids=name_of)
+def test_interleaved_sequence_law(options):
+    """Responses of three tokens (end token 4) follow the product of the exact one-token laws."""
+    student, teacher = law_pair()
+    law = sequence_law(student, teacher, [1, 2], 3, lambda s, t: interleaved_law(s, t, **options), eos_token=4)
+    rollout = sample.interleaved_generate(
+        student, teacher, [[1, 2]] * MANY, 3, generator=generator(5), gamma=2, eos_token=4, **options
+    )
+    assert_follows(law, rollout.responses())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gamma", [1, 2, 3, 5])
+@pytest.mark.parametrize("options", RULES, ids=name_of)
+def test_interleaved_sequence_law_at_length(options, gamma):
+    """The same with 300,000 responses for every block length."""
+    student, teacher = law_pair()
+    law = sequence_law(student, teacher, [3], 3, lambda s, t: interleaved_law(s, t, **options), eos_token=0)
+    rollout = sample.interleaved_generate(
+        student, teacher, [[3]] * 300_000, 3, generator=generator(6), gamma=gamma, eos_token=0, **options
+    )
+    assert_follows(law, rollout.responses())
+
+
+def test_the_laws_can_tell_the_rules_apart():
+    """The chi-square above has teeth: the law of any other option is rejected for the same responses."""
+    student, teacher = law_pair()
+    rollout = sample.interleaved_generate(student, teacher, [[1, 2]] * MANY, 2, generator=generator(5), accept_top_k=2)
+    others = {"accept_top_k": 1}, {"accept_top_k": 3}, {"accept_top_k": 2, "judge_fresh": True}, {"accept_rule": "all"}
+    for wrong in others:
+        law = sequence_law(student, teacher, [1, 2], 2, lambda s, t: interleaved_law(s, t, **wrong))
+        with pytest.raises(AssertionError, match="chi-square"):
+            assert_follows(law, rollout.responses())
+
+
+def test_generate_sequence_law():
+    """One model alone: responses follow its own tempered and truncated probabilities, end token included."""
+    student, teacher = law_pair()
+    for options in ({}, {"temperature": 0.6}, {"top_k": 2}, {"top_p": 0.7, "temperature": 1.3}):
+        law = sequence_law(student, teacher, [1, 2], 3, lambda s, t: plain_warp(t, **options), eos_token=4)
+        responses = adapters.generate(teacher, [[1, 2]] * MANY, 3, eos_token=4, seed=3, **options)
+        assert_follows(law, responses)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("gamma", [1, 2, 4])
+def test_speculative_sequence_law(gamma, temperature):
+    """Lossless speculative decoding: responses follow the target's own law, whatever the draft."""
+    draft, target = law_pair()
+    law = sequence_law(draft, target, [1, 2], 3, lambda s, t: plain_warp(t, temperature), eos_token=4)
+    responses = adapters.speculative_generate(
+        draft, target, [[1, 2]] * MANY, 3, gamma=gamma, temperature=temperature, eos_token=4, seed=2
+    )
+    assert_follows(law, responses)
+
+
+def test_one_prompt_in_n_rows_is_n_independent_draws():
+    """The first token of row 0 says nothing about the first token of row 1."""
+    student, teacher = law_pair()
+    responses = adapters.interleaved_generate(student, teacher, [[1]] * 2 * MANY, 1, accept_top_k=2, seed=1)[0]
+    rows = [adapters.model_logits(model, torch.tensor([[1]]))[0, -1] for model in (student, teacher)]
+    one = interleaved_law(*rows, accept_top_k=2).tolist()
+    law = {(a, b): one[a] * one[b] for a in range(5) for b in range(5)}
+    assert_follows(law, [(a[0], b[0]) for a, b in zip(responses[::2], responses[1::2])])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Equalities: what must not show.
+
+
+def random_case(seed):
+    """A random pair, prompts from one token to nearly the whole block, and random options of interleaved_generate."""
+    chance = random.Random(seed)
+    student, teacher = make_pair(seed)
+    prompts = random_prompts(seed, chance.randint(1, 5), longest=chance.choice((1, 4, 9, 23)))
+    if chance.random() < 0.3:
+        prompts[0] = (prompts[0] * 23)[:23]  # block_size - 1: room for one token
+    rule = chance.choice([{"accept_top_k": k} for k in (0, 1, 2, 3, 5, 9)] + RULES[3:10])
+    options = {
+        "replace": chance.choice(list(sample.REPLACE_RULES)),
+        "student_temperature": chance.choice((0, 0.7, 1.0, 1.5)),
+        "teacher_temperature": chance.choice((0, 0.7, 1.0)),
+        "eos_token": chance.choice((None, 0, 4, 8)),
+        **rule,
+    }
+    return student, teacher, prompts, chance.choice((1, 2, 5, 12, 40)), options
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_interleaved_equals_the_reference(seed):
+    """Batched, cached and in blocks = one row, one token at a time, no cache: same tokens, same sources."""
+    student, teacher, prompts, budget, options = random_case(seed)
+    gamma = 1 + seed % 8
+    responses, sources = adapters.interleaved_generate(student, teacher, prompts, budget, gamma=gamma, **options)
+    for key, prompt in enumerate(prompts):
+        expected, expected_sources = sample.interleaved_reference(
+            student, teacher, prompt, budget, generator=generator(0), row_key=key, **options
+        )
+        assert responses[key] == expected
+        assert sources[key] == [sample.SOURCE_NAMES[source] for source in expected_sources]
+
+
+def test_the_random_cases_cover_what_they_should():
+    """The comparison above meets replacements, acceptances, end tokens, budgets and full blocks, each many times."""
+    seen = dict.fromkeys(("accepted", "replaced", "discarded", "finished", "unfinished", "full"), 0)
+    for seed in range(40):
+        student, teacher, prompts, budget, options = random_case(seed)
+        rollout = sample.interleaved_generate(student, teacher, prompts, budget, generator=generator(), **options)
+        for name in ("accepted", "replaced", "discarded"):
+            seen[name] += rollout.counts()[name]
+        seen["finished"] += int(rollout.finished.sum())
+        seen["unfinished"] += int((~rollout.finished).sum())
+        seen["full"] += int((rollout.lengths == 24).sum())
+    assert min(seen.values()) >= 10, seen
+
+
+def same_rollout(one, other):
+    """Everything that training reads is equal, padding aside."""
+    assert one.responses() == other.responses() and sources_of(one) == sources_of(other)
+    assert torch.equal(one.finished, other.finished)
+    T = int(one.lengths.max())
+    assert torch.equal(one.unwritten[:, :T], other.unwritten[:, :T])
+    response = one.response_mask[:, 1:T]
+    difference = (one.teacher_logits[:, : T - 1] - other.teacher_logits[:, : T - 1])[response]
+    assert difference.abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("options", [{}, {"judge_fresh": True}, RULES[9]], ids=name_of)
+def test_block_length_never_shows(options):
+    """Tokens, sources, ends, marks and teacher logits are the same for every gamma, also one beyond the budget."""
+    student, teacher = make_pair(1)
+    prompts = random_prompts(1, 6)
+    options = {"accept_top_k": 2, **options}
+    one, *others = (
+        sample.interleaved_generate(
+            student, teacher, prompts, 11, generator=generator(3), gamma=gamma, eos_token=0, **options
+        )
+        for gamma in (1, 2, 3, 4, 5, 8, 11, 30)
+    )
+    for other in others:
+        same_rollout(one, other)
+
+
+@pytest.mark.parametrize("sampler", ["generate", "interleaved", "speculative"])
+def test_batch_never_shows(sampler):
+    """A row with its key gives the same response alone, in any order, beside any rows, and under any padding."""
+    student, teacher = make_pair(2)
+    prompts = random_prompts(2, 7)
+
+    def run(prompts, row_keys):
+        if sampler == "generate":
+            return adapters.generate(teacher, prompts, 9, eos_token=0, seed=4, row_keys=row_keys)
+        if sampler == "speculative":
+            return adapters.speculative_generate(student, teacher, prompts, 9, eos_token=0, seed=4, row_keys=row_keys)
+        pairs = adapters.interleaved_generate(
+            student, teacher, prompts, 9, accept_top_k=2, eos_token=0, seed=4, row_keys=row_keys
+        )
+        return list(zip(*pairs))
+
+    together = run(prompts, None)
+    assert run(prompts, list(range(7))) == together  # the row index is the default key
+    order = [4, 0, 6, 2, 1, 5, 3]
+    assert run([prompts[key] for key in order], order) == [together[key] for key in order]
+    for key in range(7):
+        assert run([prompts[key]], [key]) == [together[key]]
+        assert run([prompts[key], [1] * 20], torch.tensor([key, 99]))[0] == together[key]
+    same_prompt = run([prompts[0]] * 7, None)
+    assert len({str(row) for row in same_prompt}) > 1  # different keys, different draws
+
+
+def test_the_budget_never_shows():
+    """A longer budget only appends: the noise does not depend on how long a row may become."""
+    student, teacher = make_pair(3)
+    prompts = random_prompts(3, 5)
+    long, _ = adapters.interleaved_generate(student, teacher, prompts, 12, accept_top_k=2, seed=1)
+    for budget in range(1, 12):
+        short, _ = adapters.interleaved_generate(student, teacher, prompts, budget, accept_top_k=2, seed=1)
+        assert short == [row[:budget] for row in long]
+        plain = adapters.generate(student, prompts, budget, seed=1)
+        assert plain == [row[:budget] for row in adapters.generate(student, prompts, 12, seed=1)]
+
+
+@pytest.mark.parametrize("sampler", ["generate", "interleaved", "speculative"])
+def test_poisoned_caches_never_show(sampler, monkeypatch):
+    """Caches that start full of 1e3 change no token: no slot is read before it is written."""
+    student, teacher = make_pair(4)
+    prompts = random_prompts(4, 6)
+
+    def run():
+        if sampler == "generate":
+            return adapters.generate(teacher, prompts, 12, eos_token=0)
+        if sampler == "speculative":
+            return adapters.speculative_generate(student, teacher, prompts, 12, eos_token=0)
+        rollout = sample.interleaved_generate(student, teacher, prompts, 12, generator=generator(1), accept_top_k=2)
+        return rollout.responses(), sources_of(rollout), rollout.teacher_logits[rollout.response_mask[:, 1:]].tolist()
+
+    clean, poisoned = run(), []
+    new_cache = GPT.new_cache
+
+    def poison(self, batch_size, capacity):
+        cache = new_cache(self, batch_size, capacity)
+        cache.keys_values.fill_(1e3)
+        poisoned.append(cache)
+        return cache
+
+    monkeypatch.setattr(GPT, "new_cache", poison)
+    assert run() == clean and poisoned and all(isinstance(cache, KVCache) for cache in poisoned)
+
+
+def test_cached_generate_equals_uncached():
+    """generate = drawing token by token from full forward passes with the same noise."""
+    _, teacher = make_pair(5)
+    prompts = random_prompts(5, 5)
+    for options in ({}, {"temperature": 0.7, "top_k": 4}, {"top_p": 0.6}, {"greedy": True}, {"temperature": 0}):
+        responses = adapters.generate(teacher, prompts, 10, eos_token=3, seed=8, **options)
+        draw_options = {name: value for name, value in options.items() if name != "greedy"}
+        if "greedy" in options:
+            draw_options = {"temperature": 0}
+        for key, prompt in enumerate(prompts):
+            noise, sequence = sample.Noise(generator(8), torch.tensor([key])), list(prompt)
+            while len(sequence) < len(prompt) + 10 and (len(sequence) == len(prompt) or sequence[-1] != 3):
+                row = adapters.model_logits(teacher, torch.tensor([sequence]))[:, -1]
+                sequence.append(int(sample.draw(row, noise(torch.tensor([len(sequence)]), "student"), **draw_options)))
+            assert responses[key] == sequence[len(prompt) :]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Limits.
+
+
+@pytest.mark.parametrize("eos_token", [None, 0])
+def test_accepting_everything_is_the_student(eos_token):
+    """K = V, K > V and the rule `all` give exactly generate(student); nothing is replaced."""
+    student, teacher = make_pair(6)
+    prompts = random_prompts(6, 6)
+    expected = adapters.generate(student, prompts, 12, temperature=0.8, eos_token=eos_token, seed=5)
+    too_many = {"accept_top_k": 10**9}
+    for options in ({"accept_top_k": 9}, too_many, {**too_many, "accept_on": "warped"}, {"accept_rule": "all"}):
+        responses, sources = adapters.interleaved_generate(
+            student, teacher, prompts, 12, student_temperature=0.8, eos_token=eos_token, seed=5, **options
+        )
+        assert responses == expected and all(set(row) == {"student"} for row in sources)
+
+
+@pytest.mark.parametrize("eos_token", [None, 0])
+def test_accepting_nothing_is_the_teacher(eos_token):
+    """K = 0 and the rule `none` give exactly generate(teacher, role="teacher"); every token is labelled so."""
+    student, teacher = make_pair(6)
+    prompts = random_prompts(6, 6)
+    expected = sample.generate(
+        teacher, prompts, 12, generator=generator(5), temperature=0.8, top_p=0.9, eos_token=eos_token, role="teacher"
+    )
+    assert (expected.source[expected.response_mask] == TEACHER).all()
+    for options in ({"accept_top_k": 0}, {"accept_rule": "none"}):
+        rollout = sample.interleaved_generate(
+            student, teacher, prompts, 12, generator=generator(5), teacher_temperature=0.8, teacher_top_p=0.9,
+            eos_token=eos_token, **options,
+        )  # fmt: skip
+        assert rollout.responses() == expected.responses() and sources_of(rollout) == sources_of(expected)
+
+
+def test_student_equal_to_teacher_and_greedy_replaces_nothing():
+    """A student that is the teacher, decoding greedily, proposes the teacher's argmax: K = 1 keeps all of it."""
+    _, teacher = make_pair(7)
+    prompts = random_prompts(7, 6)
+    rollout = sample.interleaved_generate(
+        teacher, teacher, prompts, 12, generator=generator(), accept_top_k=1, student_temperature=0
+    )
+    counts = rollout.counts()
+    assert counts["replaced"] == counts["discarded"] == 0 and counts["accepted"] == counts["judged"] > 0
+
+
+def test_greedy_student_with_argmax_replacement_is_greedy_teacher():
+    """Temperature 0, K = 1, argmax replacement: every token is the teacher's argmax, whoever wrote it."""
+    student, teacher = make_pair(8)
+    prompts = random_prompts(8, 6)
+    expected = adapters.generate(teacher, prompts, 12, greedy=True, eos_token=0)
+    for options in ({"replace": "argmax"}, {"replace": "sample_topk"}, {"teacher_temperature": 0}):
+        responses, sources = adapters.interleaved_generate(
+            student, teacher, prompts, 12, accept_top_k=1, student_temperature=0, eos_token=0, **options
+        )
+        assert responses == expected and {"student", "teacher"} == {source for row in sources for source in row}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a rollout records.
+
+
+@pytest.mark.parametrize("options", RULES[:9], ids=name_of)
+def test_sources_agree_with_membership(options):
+    """Proposals and membership recomputed from full forward passes give the sources and `unwritten`, token by token."""
+    student, teacher = make_pair(9)
+    prompts = random_prompts(9, 6)
+    rollout = sample.interleaved_generate(student, teacher, prompts, 12, generator=generator(2), eos_token=0, **options)
+    membership = {name: options[name] for name in options if name.startswith("accept_")}
+    noise = sample.Noise(generator(2), torch.arange(6))
+    student_temperature = options.get("student_temperature", 1.0)
+    for b, (prompt, response) in enumerate(zip(prompts, rollout.responses())):
+        student_rows, teacher_rows = full_rows(student, prompt, response), full_rows(teacher, prompt, response)
+        for i, token in enumerate(response):
+            slot = len(prompt) + i
+            positions = torch.full((6,), slot)
+            numbers = noise(positions, "student")
+            proposed = int(sample.draw(student_rows[i].expand(6, -1), numbers, student_temperature)[b])
+            stays = acceptance(teacher_row=teacher_rows[i], **{"accept_rule": "topk", **membership})[proposed] == 1
+            assert rollout.source[b, slot] == (STUDENT if stays else TEACHER)
+            assert rollout.unwritten[b, slot] == (-1 if stays else proposed)
+            assert token == proposed or not stays
+
+
+@pytest.mark.parametrize("sampler", ["interleaved", "speculative", "control"])
+def test_teacher_logits_are_the_teachers(sampler):
+    """On every response row they equal one full teacher forward pass over the finished rollout."""
+    student, teacher = make_pair(10)
+    prompts = random_prompts(10, 6)
+    for gamma in (1, 3, 5):
+        if sampler == "speculative":
+            rollout = sample.speculative_generate(student, teacher, prompts, 10, generator=generator(), gamma=gamma)
+        else:
+            rollout = sample.interleaved_generate(
+                student, teacher, prompts, 10, generator=generator(), gamma=gamma, accept_top_k=2, eos_token=0,
+                write_back=sampler != "control",
+            )  # fmt: skip
+        T = rollout.tokens.size(1)
+        assert rollout.teacher_logits.shape == (6, T - 1, 9)
+        full = adapters.model_logits(teacher, rollout.tokens)[:, :-1]
+        response = rollout.response_mask[:, 1:]
+        assert torch.allclose(rollout.teacher_logits[response], full[response], rtol=1e-9, atol=1e-9)
+        assert rollout.teacher_logits.isfinite().all()  # a masked loss multiplies these rows by a gradient of 0
+
+
+@pytest.mark.parametrize("sampler", ["generate", "interleaved", "speculative", "control"])
+def test_shapes_and_padding_of_a_rollout(sampler):
+    """Prompts are kept, what follows a row's end is 0 / PROMPT / -1, and the mask is exactly the response."""
+    student, teacher = make_pair(11)
+    prompts = random_prompts(11, 6)
+    if sampler == "generate":
+        rollout = sample.generate(student, prompts, 10, generator=generator(), eos_token=0)
+    elif sampler == "speculative":
+        rollout = sample.speculative_generate(student, teacher, prompts, 10, generator=generator(), eos_token=0)
+    else:
+        rollout = sample.interleaved_generate(
+            student, teacher, prompts, 10, generator=generator(), accept_top_k=2, eos_token=0,
+            write_back=sampler == "interleaved",
+        )  # fmt: skip
+    assert rollout.prompt_len.tolist() == list(map(len, prompts)) and rollout.source.dtype == torch.int8
+    assert rollout.finished.any() and not rollout.finished.all()
+    for b, (prompt, response) in enumerate(zip(prompts, rollout.responses())):
+        start, stop = len(prompt), len(prompt) + len(response)
+        assert rollout.tokens[b].tolist() == prompt + response + [0] * (rollout.tokens.size(1) - stop)
+        slots = range(rollout.tokens.size(1))
+        assert rollout.response_mask[b].tolist() == [start <= slot < stop for slot in slots]
+        assert (rollout.source[b][~rollout.response_mask[b]] == PROMPT).all()
+        assert (rollout.source[b][rollout.response_mask[b]] != PROMPT).all()
+        # The padding id is the end token's id here: only lengths can tell them apart.
+        assert rollout.finished[b] == (response[-1] == 0) and 0 not in response[:-1]
+        assert len(response) == 10 or rollout.finished[b]
+        if rollout.unwritten is not None:
+            assert (rollout.unwritten[b][~rollout.response_mask[b]] == -1).all()
+
+
+@pytest.mark.parametrize("sampler", ["interleaved", "speculative", "control"])
+def test_counters_add_up(sampler):
+    """judged = response tokens = accepted + replaced, proposed = judged + discarded, accepted = kept tokens."""
+    for gamma in (1, 2, 5, 8):
+        student, teacher = make_pair(12)
+        prompts = random_prompts(12, 8)
+        if sampler == "speculative":
+            rollout = sample.speculative_generate(
+                student, teacher, prompts, 11, generator=generator(), gamma=gamma, eos_token=0
+            )
+        else:
+            rollout = sample.interleaved_generate(
+                student, teacher, prompts, 11, generator=generator(), gamma=gamma, accept_top_k=2, eos_token=0,
+                write_back=sampler == "interleaved",
+            )  # fmt: skip
+        counts = rollout.counts()
+        assert list(counts) == list(sample.COUNTERS)
+        assert counts["judged"] == counts["accepted"] + counts["replaced"] == sum(map(len, rollout.responses()))
+        assert counts["proposed"] == counts["judged"] + counts["discarded"]
+        assert counts["replaced"] == (rollout.unwritten >= 0).sum() > 0
+        assert counts["student_steps"] == gamma * counts["teacher_calls"]
+        if sampler != "control":
+            assert counts["accepted"] == (rollout.source == STUDENT).sum()
+            assert counts["replaced"] == (rollout.source == TEACHER).sum()
+        # The blocks tell the same story: they tile each response; a row costs one teacher call per block it is in.
+        drafted = torch.stack([block[2] for block in rollout.blocks])
+        assert counts["teacher_calls"] == (drafted > 0).sum() and counts["proposed"] == drafted.sum()
+        assert counts["accepted"] == sum(int(block[3].sum()) for block in rollout.blocks)
+        starts = torch.stack([block[0] for block in rollout.blocks] + [rollout.lengths])
+        assert torch.equal(starts[0], rollout.prompt_len) and (starts.diff(dim=0) <= drafted).all()
+        assert drafted.max() <= gamma and all(block[1].shape == (8, gamma) for block in rollout.blocks)
+
+
+@pytest.mark.parametrize("gamma, keep_rate", [(5, 0.85), (3, 0.4), (1, 0.7), (4, 1.0)])
+def test_cost_formula(gamma, keep_rate):
+    """A blind rule that keeps with probability a commits E = (1 - a^gamma) / (1 - a) tokens per block on average."""
+    student, teacher = law_pair()
+    rollout = sample.interleaved_generate(
+        student, teacher, [[1]] * MANY, gamma, generator=generator(), gamma=gamma, accept_rule="random",
+        replace_rate=1 - keep_rate,
+    )  # fmt: skip
+    start, _, drafted, accepted = rollout.blocks[0]
+    committed = (accepted + (accepted < drafted)).double()
+    expected = gamma if keep_rate == 1 else (1 - keep_rate**gamma) / (1 - keep_rate)
+    spread = gamma * math.sqrt(math.log(2 / FALSE_ALARM) / (2 * MANY))  # Hoeffding, numbers in 0..gamma
+    assert committed.mean().item() == pytest.approx(expected, abs=spread)
+    assert (drafted == gamma).all() and (start == 1).all()
+
+
+def test_number_of_teacher_calls():
+    """Over a whole budget the mean number of blocks follows the renewal equation, hence about budget / E."""
+    gamma, keep_rate, budget, rows = 4, 0.8, 30, 1000
+    calls = [0.0]
+    for n in range(1, budget + 1):  # calls[n]: expected blocks for n tokens
+        width = min(gamma, n)
+        ends = [keep_rate ** (k - 1) * (1 - keep_rate) for k in range(1, width)] + [keep_rate ** (width - 1)]
+        calls.append(1 + sum(prob * calls[n - k] for k, prob in enumerate(ends, 1)))
+    student, teacher = make_pair(13, block_size=40, dtype=torch.float32)
+    rollout = sample.interleaved_generate(
+        student, teacher, [[1]] * rows, budget, generator=generator(), gamma=gamma, accept_rule="random",
+        replace_rate=1 - keep_rate,
+    )  # fmt: skip
+    # A row's number of blocks deviates by less than 2 (about one block for every four replacements).
+    mean, error = rollout.counts()["teacher_calls"] / rows, 5 * 2 / math.sqrt(rows)
+    assert mean == pytest.approx(calls[budget], abs=error)
+    assert calls[budget] == pytest.approx(budget * (1 - keep_rate) / (1 - keep_rate**gamma), rel=0.08)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The switches that leave the paper.
+
+
+def test_without_write_back_the_student_writes_everything():
+    """write_back=False: tokens of generate(student), marks by membership, `unwritten` holds the teacher's own draws."""
+    student, teacher = make_pair(14)
+    prompts = random_prompts(14, 6)
+    expected = adapters.generate(student, prompts, 12, eos_token=0, seed=7)
+    noise = sample.Noise(generator(7), torch.arange(6))
+    for gamma in (1, 3, 5, 16):
+        rollout = sample.interleaved_generate(
+            student, teacher, prompts, 12, generator=generator(7), gamma=gamma, accept_top_k=2, eos_token=0,
+            write_back=False,
+        )  # fmt: skip
+        assert rollout.responses() == expected
+        assert (rollout.source[rollout.response_mask] == STUDENT).all()
+        assert rollout.counts()["discarded"] == 0
+        for b, (prompt, response) in enumerate(zip(prompts, expected)):
+            for i, row in enumerate(full_rows(teacher, prompt, response)):
+                slot = len(prompt) + i
+                numbers = noise(torch.full((6,), slot), "teacher")
+                teachers_own = int(sample.draw(row.expand(6, -1), numbers)[b])
+                stays = acceptance("topk", row, 2)[response[i]] == 1
+                assert rollout.unwritten[b, slot] == (-1 if stays else teachers_own)
+
+
+def test_warped_membership_differs_from_raw():
+    """Only accept_on="warped" lets top-p shrink the accepted set, so it rejects more; without top-p they agree."""
+    student, teacher = make_pair(15)
+    prompts = random_prompts(15, 20)
+
+    def rollout(**options):
+        options = {"accept_top_k": 4, "generator": generator(), **options}
+        return sample.interleaved_generate(student, teacher, prompts, 12, **options)
+
+    plain, same = rollout(), rollout(accept_on="warped")
+    assert plain.responses() == same.responses() and sources_of(plain) == sources_of(same)
+    rates = []
+    for accept_on in ("raw", "warped"):
+        counts = rollout(accept_on=accept_on, teacher_top_p=0.5).counts()
+        rates.append(counts["accepted"] / counts["judged"])
+    assert rates[1] < rates[0] - 0.02
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lossless speculative decoding.
+
+
+def test_speculative_never_shows_its_block_length():
+    """The same tokens for every gamma."""
+    draft, target = make_pair(16)
+    prompts = random_prompts(16, 6)
+    one, *others = (
+        adapters.speculative_generate(draft, target, prompts, 11, gamma=gamma, eos_token=0, seed=2)
+        for gamma in (1, 2, 3, 4, 7, 20)
+    )
+    assert all(other == one for other in others)
+
+
+def test_speculative_acceptance_is_one_minus_total_variation():
+    """accepted - sum of (1 - TVD) over the judged prefixes is a martingale: Azuma's bound on 20,000 judgements."""
+    draft, target = make_pair(17, dtype=torch.float32)
+    rollout = sample.speculative_generate(draft, target, [[1], [2, 3]] * 500, 20, generator=generator(), gamma=4)
+    counts, T = rollout.counts(), rollout.tokens.size(1)
+    rows = [adapters.model_logits(model, rollout.tokens)[:, : T - 1] for model in (draft, target)]
+    overlap = 1 - adapters.divergence("total_variation", *rows)
+    expected = overlap[rollout.response_mask[:, 1:]].sum().item()
+    n = counts["judged"]
+    assert n == 20000 and abs(counts["accepted"] - expected) < math.sqrt(n * math.log(2 / FALSE_ALARM) / 2)
+    assert 0.2 < counts["accepted"] / n < 0.9
+
+
+def test_speculative_with_the_target_as_draft_accepts_everything():
+    """draft == target: no rejection, and the tokens are generate(target) with the same noise."""
+    _, target = make_pair(18)
+    prompts = random_prompts(18, 6)
+    rollout = sample.speculative_generate(target, target, prompts, 12, generator=generator(3), eos_token=0)
+    assert rollout.counts()["replaced"] == 0
+    assert rollout.responses() == adapters.generate(target, prompts, 12, eos_token=0, seed=3)
+
+
+def test_speculative_at_temperature_zero_is_greedy_target():
+    """temperature 0: the target's greedy decode, for any draft and gamma."""
+    draft, target = make_pair(19)
+    prompts = random_prompts(19, 6)
+    expected = adapters.generate(target, prompts, 12, greedy=True, eos_token=0)
+    for gamma in (1, 4, 9):
+        found = adapters.speculative_generate(draft, target, prompts, 12, gamma=gamma, temperature=0, eos_token=0)
+        assert found == expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ends of rows and blocks, with models that follow a script.
+
+A, B, C, EOS = 1, 2, 3, 0
+
+
+def scripted(tokens_by_position, vocab_size=5, block_size=16):
+    """A real GPT whose position embedding makes it predict tokens_by_position[i] for position i, whatever it is fed."""
+    model = GPT(GPTConfig(vocab_size, block_size, 1, 1, vocab_size)).double().eval()
+    with torch.no_grad():
+        for weight in model.blocks.parameters():
+            weight.zero_()  # the block passes its input through
+        model.token_embedding.weight.copy_(30 * torch.eye(vocab_size))
+        model.position_embedding.weight.zero_()
+        for position, token in tokens_by_position.items():
+            model.position_embedding.weight[position - 1, token] = 1e4
+    return model
+
+
+def run_script(student_says, teacher_says, max_new_tokens, gamma, **options):
+    """Prompt [1], then the scripts (lists from position 1 on), under the argmax rule: (response, sources, rollout)."""
+    student, teacher = (scripted(dict(enumerate(says, 1))) for says in (student_says, teacher_says))
+    options = {"accept_rule": "argmax", "eos_token": EOS, **options}
+    rollout = sample.interleaved_generate(
+        student, teacher, [[1]], max_new_tokens, generator=generator(), gamma=gamma, **options
+    )
+    options.pop("write_back", None)
+    reference, _ = sample.interleaved_reference(student, teacher, [1], max_new_tokens, generator=generator(), **options)
+    assert rollout.responses()[0] == reference
+    return rollout.responses()[0], sources_of(rollout)[0], rollout
+
+
+@pytest.mark.parametrize("gamma", range(1, 9))
+def test_end_token_accepted_inside_a_block(gamma):
+    """A drafted end token that is accepted ends the row; nothing after it is proposed, judged or written."""
+    says = [A, B, EOS, C, C, C, C, C, C]
+    response, sources, rollout = run_script(says, says, 9, gamma)
+    assert response == [A, B, EOS] and sources == [STUDENT] * 3 and rollout.finished.item()
+    counts = rollout.counts()
+    assert counts["proposed"] == counts["judged"] == 3 and counts["discarded"] == 0
+    assert counts["teacher_calls"] == math.ceil(3 / gamma)
+
+
+@pytest.mark.parametrize("gamma", range(1, 9))
+def test_end_token_rejected(gamma):
+    """A drafted end token that the teacher rejects is replaced, and the row goes on."""
+    response, sources, rollout = run_script([A, EOS, C, A, A, A], [A, B, C, A, EOS, A], 6, gamma)
+    assert response == [A, B, C, A, EOS]
+    assert sources == [STUDENT, TEACHER, STUDENT, STUDENT, TEACHER]
+    assert rollout.finished.item() and rollout.unwritten[0].tolist() == [-1, -1, EOS, -1, -1, A]
+
+
+@pytest.mark.parametrize("gamma", range(1, 9))
+def test_end_token_as_replacement(gamma):
+    """An end token that the teacher writes ends the row; the rest of the block is discarded."""
+    response, sources, rollout = run_script([A, B, C, C, C, C], [A, EOS, C, C, C, C], 6, gamma)
+    assert response == [A, EOS] and sources == [STUDENT, TEACHER] and rollout.finished.item()
+    proposed = 2 if gamma == 1 else min(gamma, 6)
+    assert rollout.counts() == {
+        "proposed": proposed, "judged": 2, "accepted": 1, "replaced": 1, "discarded": proposed - 2,
+        "teacher_calls": 2 if gamma == 1 else 1, "student_steps": 2 if gamma == 1 else gamma,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("gamma", range(1, 9))
+def test_end_token_at_the_edge_of_the_budget(gamma):
+    """The end token as the last token of the budget finishes the row; one token less does not."""
+    says = [A, B, C, EOS, C, C]
+    response, _, rollout = run_script(says, says, 4, gamma)
+    assert response == [A, B, C, EOS] and rollout.finished.item()
+    response, _, rollout = run_script(says, says, 3, gamma)
+    assert response == [A, B, C] and not rollout.finished.item()
+    # An end token that was drafted beyond the budget counts for nothing.
+    assert rollout.counts()["proposed"] == 3 and rollout.tokens.tolist() == [[1, A, B, C]]
+
+
+@pytest.mark.parametrize("gamma", range(1, 9))
+def test_without_an_end_token_only_the_budget_ends_a_row(gamma):
+    """eos_token=None: the same script runs on through token 0."""
+    says = [A, EOS, B, EOS, C, A]
+    response, _, rollout = run_script(says, says, 5, gamma, eos_token=None)
+    assert response == [A, EOS, B, EOS, C] and not rollout.finished.item()
+    assert rollout.counts()["proposed"] == 5  # the last block is cut to the budget, divisible by gamma or not
+
+
+@pytest.mark.parametrize("gamma", range(1, 9))
+def test_one_new_token(gamma):
+    """max_new_tokens = 1: one proposal, kept or replaced, never more."""
+    for teacher_says, source in (([A], STUDENT), ([B], TEACHER), ([EOS], TEACHER)):
+        response, sources, rollout = run_script([A], teacher_says, 1, gamma)
+        assert response == teacher_says and sources == [source]
+        assert rollout.counts()["proposed"] == 1 and rollout.finished.item() == (teacher_says == [EOS])
+
+
+@pytest.mark.parametrize("gamma", range(1, 9))
+def test_every_proposal_rejected(gamma):
+    """A student that is always wrong costs one block per token, and every token is the teacher's."""
+    response, sources, rollout = run_script([A] * 6, [B, C, B, C, B, C], 6, gamma)
+    assert response == [B, C, B, C, B, C] and sources == [TEACHER] * 6
+    assert rollout.counts()["teacher_calls"] == 6
+    assert rollout.counts()["proposed"] == sum(min(gamma, left) for left in (6, 5, 4, 3, 2, 1))
+
+
+def test_end_token_without_write_back():
+    """write_back=False: the student's end token ends the row although the teacher would have gone on."""
+    student, teacher = (scripted(dict(enumerate(says, 1))) for says in ([A, B, EOS, C, C], [B, B, C, C, C]))
+    for gamma in range(1, 7):
+        rollout = sample.interleaved_generate(
+            student, teacher, [[1]], 5, generator=generator(), gamma=gamma, accept_rule="argmax", eos_token=EOS,
+            write_back=False,
+        )  # fmt: skip
+        assert rollout.responses() == [[A, B, EOS]] and rollout.finished.item()
+        assert rollout.unwritten.tolist() == [[-1, B, -1, C]]
+        assert rollout.counts()["judged"] == 3 and rollout.counts()["replaced"] == 2
+
+
+def test_rows_end_each_at_its_own_place():
+    """Rows of one batch that end by end token, by budget and by the block's end do not disturb each other."""
+    says = dict(enumerate([A, B, C, A, B, EOS, C, A, B, C, A, B, C, A, B], 1))
+    student, teacher = scripted(says), scripted(says)
+    prompts = [[1] * length for length in (1, 4, 5, 6, 7, 14, 15)]
+    expected = [[A, B, C, A], [A, B, EOS], [B, EOS], [EOS], [C, A, B, C], [A, B], [B]]
+    plain = sample.generate(student, prompts, 4, generator=generator(), eos_token=EOS)
+    assert plain.responses() == expected and plain.finished.tolist() == [EOS in response for response in expected]
+    for gamma in range(1, 7):
+        rollout = sample.interleaved_generate(
+            student, teacher, prompts, 4, generator=generator(), gamma=gamma, accept_rule="argmax", eos_token=EOS
+        )
+        assert rollout.responses() == expected and torch.equal(rollout.finished, plain.finished)
+
+
+def test_the_shorter_block_of_the_two_models_decides():
+    """A teacher (or student) with the shorter block ends every row there, in the reference too."""
+    for sizes in ((16, 10), (10, 16)):
+        student = make_pair(20, block_size=sizes[0])[0]
+        teacher = make_pair(20, block_size=sizes[1])[1]
+        responses, _ = adapters.interleaved_generate(student, teacher, [[1, 2], [3] * 9], 30, accept_top_k=2)
+        assert [len(response) for response in responses] == [8, 1]
+        reference, _ = sample.interleaved_reference(student, teacher, [1, 2], 30, generator=generator(), accept_top_k=2)
+        assert responses[0] == reference
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Randomness and wrong use.
+
+
+def test_generator_state():
+    """Two calls with one generator differ, the same seed repeats, and each call takes exactly one draw."""
+    student, teacher = make_pair(21)
+    prompts = [[1, 2]] * 8
+
+    def calls(shared):
+        yield sample.generate(student, prompts, 8, generator=shared).responses()
+        yield sample.interleaved_generate(student, teacher, prompts, 8, generator=shared, accept_top_k=2).responses()
+        yield sample.speculative_generate(student, teacher, prompts, 8, generator=shared).responses()
+
+    shared = generator(1)
+    first, second = list(calls(shared)), list(calls(shared))
+    assert first == list(calls(generator(1))) and all(a != b for a, b in zip(first, second))
+    by_hand = generator(1)
+    for _ in range(6):
+        sample.Noise(by_hand, torch.arange(1))
+    assert torch.equal(by_hand.get_state(), shared.get_state())
+
+
+def test_global_generators_are_left_alone():
+    """No sampler reads or moves torch's or Python's global random state."""
+    student, teacher = make_pair(22)
+
+    def outputs():
+        return (
+            adapters.generate(student, [[1, 2]] * 4, 8, top_p=0.9),
+            adapters.interleaved_generate(student, teacher, [[1, 2]] * 4, 8, accept_rule="random", replace_rate=0.3),
+            adapters.speculative_generate(student, teacher, [[1, 2]] * 4, 8),
+        )
+
+    torch.manual_seed(1)
+    random.seed(1)
+    expected = outputs()
+    torch.manual_seed(2)
+    random.seed(2)
+    states = torch.random.get_rng_state(), random.getstate()
+    assert outputs() == expected
+    assert torch.equal(states[0], torch.random.get_rng_state()) and states[1] == random.getstate()
+
+
+def test_sampling_needs_no_gradient():
+    """Nothing that a sampler returns carries a graph, and the models' parameters get no gradient."""
+    student, teacher = make_pair(23)
+    rollout = sample.interleaved_generate(student, teacher, [[1, 2]], 5, generator=generator(), accept_top_k=2)
+    assert not rollout.teacher_logits.requires_grad
+    assert all(weight.grad is None for model in (student, teacher) for weight in model.parameters())
+
+
+WRONG_USES = [
+    ("no prompts", {"prompts": []}),
+    ("prompt 1 is empty", {"prompts": [[1], []]}),
+    ("prompt 0 has 24 tokens, but block_size is 24", {"prompts": [[1] * 24]}),
+    ("max_new_tokens must be at least 1, found 0", {"max_new_tokens": 0}),
+    ("gamma must be at least 1, found 0", {"gamma": 0}),
+    ("accept_top_k must be at least 0, found -1", {"accept_top_k": -1}),
+    ("unknown accept rule 'topq'.*topk, topp", {"accept_rule": "topq"}),
+    ("unknown replace rule 'median'.*sample", {"replace": "median"}),
+    ("no knob 'accept_top_p': it takes none", {"accept_top_p": 0.5}),
+    ("no knob 'replace_rate': it takes accept_top_p", {"accept_rule": "topp", "replace_rate": 0.5}),
+    ("accept_on must be raw, or warped", {"accept_on": "cooked"}),
+    ("accept_on must be raw, or warped", {"accept_on": "warped", "accept_rule": "minprob"}),
+]
+
+
+@pytest.mark.parametrize("message, options", WRONG_USES, ids=[message[:30] for message, _ in WRONG_USES])
+def test_wrong_use_of_interleaved_generate(message, options):
+    """Each wrong argument ends in one line that names it and what was found."""
+    student, teacher = make_pair(24)
+    call = {"prompts": [[1]], "max_new_tokens": 3, "generator": generator(), **options}
+    with pytest.raises(ValueError, match=message) as caught:
+        sample.interleaved_generate(student, teacher, **call)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sampler", [sample.interleaved_generate, sample.speculative_generate])
+def test_vocabularies_must_match(sampler):
+    """Models of two vocabularies: one line with both sizes, before anything runs."""
+    student, teacher = make_pair(25, vocab_size=9)[0], make_pair(25, vocab_size=10)[1]
+    with pytest.raises(ValueError, match="9 and 10") as caught:
+        sampler(student, teacher, [[1]], 3, generator=generator())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("message, options", [WRONG_USES[i] for i in (0, 1, 2, 3)])
+def test_wrong_use_of_the_other_samplers(message, options):
+    """generate and speculative_generate refuse the same prompts and budgets."""
+    student, teacher = make_pair(26)
+    call = {"prompts": [[1]], "max_new_tokens": 3, "generator": generator(), **options}
+    with pytest.raises(ValueError, match=message):
+        sample.generate(teacher, **call)
+    with pytest.raises(ValueError, match=message):
+        sample.speculative_generate(student, teacher, **call)
+    with pytest.raises(ValueError, match="gamma must be at least 1"):
+        sample.speculative_generate(student, teacher, [[1]], 3, generator=generator(), gamma=0)
+
+
+def test_number_of_row_keys():
+    """One key per prompt."""
+    student, _ = make_pair(27)
+    with pytest.raises(AssertionError, match="3 row keys for 1 prompts"):
+        sample.generate(student, [[1]], 3, generator=generator(), row_keys=[1, 2, 3])
