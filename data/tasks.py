@@ -18,7 +18,7 @@ seeds and sizes. Each split has its own random stream: its first N examples do n
 math          "3+4-2*3="                      -> "3+4=7;7-2=5;5*3=5"               digits, left to right, modulo 10
 translation   "tovan Cuiek miris ->"          -> "The dog sees Zoe."               an invented language to English
 summarisation a dialogue that fixes a meeting -> "Ada and Ben meet on Monday at 3 pm at the park."
-instruction   "Take e h d: reverse, then sort." -> "d h e; d e h"                  every intermediate list
+instruction   "Take e h d: reverse, then sort." -> "d h e; d e h"                every intermediate list
 """
 
 import hashlib
@@ -35,7 +35,7 @@ SPLITS = ("train", "val", "test", "ood")
 
 
 class Dice:
-    """Random choices from one torch.Generator; uniforms are drawn in blocks, a scalar draw costs 20 times more."""
+    """Random choices from one torch.Generator; uniforms are drawn in blocks, since a draw of one costs far more."""
 
     def __init__(self, generator):
         self.generator = generator

@@ -379,15 +379,24 @@ def test_summarisation_beyond():
             texts = [line.split(": ", 1)[1] for line in example.prompt.splitlines()[:-1]]
             verdicts = [text for text in texts if text in tasks.ACCEPTANCES + tasks.REFUSALS]
             proposals = sum(any(mark in text for mark in ("How about", "only come", "make it")) for text in texts)
-            # the first change is a change: nobody proposes what the opening says already
-            opening, *changes = [values for text in texts if (values := tasks.VALUE_PATTERN.findall(text))]
-            assert not changes or changes[0][0] not in opening
             if split == "ood":
                 assert proposals == 3 and verdicts[-1] in tasks.REFUSALS
             else:
                 counts.add(proposals)
                 assert verdicts[-1] in tasks.ACCEPTANCES
     assert counts == {0, 1, 2}
+
+
+def test_summarisation_proposals_change_something():
+    """Nobody proposes what is agreed already, and a correction differs from what it corrects."""
+    task = build("summarisation", difficulty=6, train_examples=200, val_examples=0, test_examples=0)
+    for example in task.examples("train"):
+        lines = example.prompt.splitlines()
+        for number, line in enumerate(lines[1:], 1):
+            values = tasks.VALUE_PATTERN.findall(line)
+            before = "\n".join(lines[:number] + [f"{lines[1].split(':')[0]}: "])  # the state when this line is said
+            assert not set(values) & set(tasks.read_dialogue(before).values())
+            assert "meant" not in line or values != tasks.VALUE_PATTERN.findall(lines[number - 1])
 
 
 # ----------------------------------------------------------------------------------------------------- instruction
@@ -444,7 +453,10 @@ def test_instruction_beyond():
             kind = len(names), sum(pair in tasks.UNSEEN_PAIRS for pair in zip(names, names[1:]))
             assert split == "ood" or kind == (2, 0)
             kinds.add(kind)
-            assert all(len(row) <= tasks.MAX_LETTERS for row in tasks.instruction_lists(example.prompt))
+            rows = ["".join(tasks.LIST_PATTERN.search(example.prompt)[0].split())]
+            rows += tasks.instruction_lists(example.prompt)
+            assert all(2 <= len(row) <= tasks.MAX_LETTERS for row in rows)
+            assert all(row != after for row, after in zip(rows, rows[1:]))  # no step can be copied
     assert kinds == {(2, 0), (2, 1), (4, 0)}
     # every operator is still trained on in first and in second place
     seen = {(a, b) for a in tasks.OPERATORS for b in tasks.OPERATORS} - tasks.UNSEEN_PAIRS
