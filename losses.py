@@ -26,15 +26,17 @@ import torch
 import torch.nn.functional as F
 
 
+def at_least_float32(x):
+    """fp16 and bf16 become float32, float64 stays: what the arithmetic of every loss is done in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _logprobs(student_logits, teacher_logits):
     """Both log-distributions in at least float32, the teacher without gradient: two (B, T, V) tensors."""
     assert student_logits.shape == teacher_logits.shape, (
         f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} must share one vocabulary"
     )
-    student_logits, teacher_logits = (
-        x if x.dtype == torch.float64 else x.float() for x in (student_logits, teacher_logits.detach())
-    )
-    return student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    return at_least_float32(student_logits).log_softmax(-1), at_least_float32(teacher_logits.detach()).log_softmax(-1)
 
 
 def _log_mixture(first_logprobs, second_logprobs, first_weight):
@@ -141,8 +143,7 @@ def cross_entropy(student_logits, targets):
     `targets[:, t]` belongs to row t of the logits: shift once, outside (targets = tokens[:, 1:]).
     """
     assert student_logits.shape[:-1] == targets.shape, f"{tuple(student_logits.shape)} and targets {tuple(targets.shape)}"
-    student_logits = student_logits if student_logits.dtype == torch.float64 else student_logits.float()
-    return F.cross_entropy(student_logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+    return F.cross_entropy(at_least_float32(student_logits).flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
 
 def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, temperature=1.0, divergence=forward_kl):
@@ -153,7 +154,8 @@ def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, tempe
     example gives .432038; for T to infinity it tends to the squared distance of the centred logits / (2V), .431310.
     """
     assert temperature > 0, f"the distillation temperature must be positive, found {temperature}"
-    soft = divergence(student_logits / temperature, teacher_logits / temperature)
+    # Soften in float32: bf16 logits divided by T would be rounded a second time.
+    soft = divergence(at_least_float32(student_logits) / temperature, at_least_float32(teacher_logits) / temperature)
     return (1 - kd_weight) * cross_entropy(student_logits, targets) + kd_weight * temperature**2 * soft
 
 
@@ -185,5 +187,5 @@ def masked_mean(per_token, mask, reduction="token"):
 
 def entropy(model_logits):
     """Entropy of the next-token distribution, (B, T, V) -> (B, T) nats; teacher of the example: .897946."""
-    logprobs = (model_logits if model_logits.dtype == torch.float64 else model_logits.float()).log_softmax(-1)
+    logprobs = at_least_float32(model_logits).log_softmax(-1)
     return -(logprobs.exp() * logprobs).sum(-1)

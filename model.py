@@ -127,21 +127,27 @@ class GPT(nn.Module):
     def __init__(self, config, generator=None):
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
+        with torch.device("meta"):  # torch's own initialisation would draw from the global generator
+            self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+            self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+            self.norm = nn.LayerNorm(config.n_embd)
+        self.to_empty(device="cpu")
         self.reset_parameters(generator or torch.Generator().manual_seed(0))
 
     @torch.no_grad()
     def reset_parameters(self, generator):
-        """GPT-2's initial weights from one CPU generator: N(0, .02), residual outputs scaled by 1/sqrt(2 n_layer)."""
+        """Initial weights from one CPU generator: GPT-2's N(0, .02) at its width of 768, N(0, .02 sqrt(768 / C)) at others.
+
+        Residual outputs are scaled by 1/sqrt(2 n_layer). With a flat .02 a model of width 32 starts with logits so close
+        to zero that it needs several times as many steps.
+        """
         for name, weight in self.named_parameters():
             if weight.dim() < 2:  # biases 0, LayerNorm gains 1
                 weight.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
             else:
                 residual = name.endswith(("out.weight", "down.weight"))
-                std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                std = 0.02 * math.sqrt(768 / self.config.n_embd) / (math.sqrt(2 * self.config.n_layer) if residual else 1)
                 weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
 
     def forward(self, tokens, cache=None):

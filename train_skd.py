@@ -327,12 +327,12 @@ def parse_flags(argv=None):
     args.device_type = runs.pick_device(args.device).type
     args.jobs = args.jobs or runs.default_jobs(args.device_type)
     size = dict(pairs.SIZES[args.size])
-    default_steps, args.task_options = size.pop("steps"), {}
+    default_steps, default_lr, args.task_options = size.pop("steps"), size.pop("lr"), {}
     if args.quick:  # every stage, as short as it can be
         default_steps = 40
         size |= {name: getattr(pairs.QUICK, name) for name in ("teacher_steps", "start_steps", "student_prompts")}
         args.task_options = pairs.QUICK_TASK if args.task in tasks.FAMILIES else {}
-    args.steps = args.steps or default_steps
+    args.steps, args.lr = args.steps or default_steps, args.lr or default_lr
     given = {name: getattr(args, name) for name in ("teacher_steps", "start_steps", "teacher_prompts", "student_prompts",
                                                     "student_start", "vocab_size", "block_size")}  # fmt: skip
     size |= {name: value for name, value in given.items() if value is not None}
@@ -362,6 +362,8 @@ def main(argv=None):
              + (f" ({data.dropped} longer than the block left out)" if data.dropped else ""))  # fmt: skip
     runs.say(f"tokenizer: {vocabulary} tokens, {data.vocabulary_in_use} in use; block of {data.block_size}, at most "
              f"{data.max_new_tokens} new tokens; K = {args.accept_top_k}, gamma = {args.gamma}")  # fmt: skip
+    if args.task in corpora.CORPORA:
+        runs.say(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
     device = torch.device(args.device_type)
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
     pair = pairs.load_or_pretrain_pair(data, args.settings, device, report=runs.say)

@@ -66,7 +66,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group = parser.add_argument_group("distillation")
     group.add_argument("--steps", type=int, help="student updates (default: by --size)")
     group.add_argument("--batch-size", type=int, default=64, help="prompts per update")
-    group.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of the student (cosine, 5%% warm-up)")
+    group.add_argument("--lr", type=float, help="peak learning rate, cosine with 5%% warm-up (default: by --size)")
     group.add_argument("--gamma", type=int, default=4, help="tokens that the student drafts per block; costs, not results")
     group.add_argument("--accept-top-k", type=int,
                        help="SKD's K: the teacher rank within which a proposal stays (default: scales with the vocabulary"
@@ -85,7 +85,7 @@ def check_shared_flags(args, variants, main_variants):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, found {value}")
-    if not 0 < args.lr < float("inf"):
+    if args.lr is not None and not 0 < args.lr < float("inf"):
         raise ValueError(f"--lr must be positive and finite, found {args.lr}")
     if args.gamma > 64:
         raise ValueError(f"--gamma must lie in 1..64, found {args.gamma}: longer drafts are thrown away at the first rejection")

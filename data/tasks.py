@@ -714,7 +714,8 @@ CORPUS_OPTIONS = {"cache_dir": None, "download": True}
 
 
 class Task:
-    """A named set of splits and its yardstick; the two kinds below fill `by_split`, `score` and `details`."""
+    """A named set of splits and its yardstick. The two kinds below fill `by_split` and bring score(example, completion)
+    -> 0..1 and details(examples, completions) -> {name: float}, the further figures."""
 
     splits = SPLITS
 
@@ -728,18 +729,10 @@ class Task:
             raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
         return self.by_split.get(split, [])
 
-    def score(self, example, completion):
-        """How right one completion is, 0..1."""
-        raise NotImplementedError
-
     def corpus_score(self, examples, completions):
         """The metric `metric` over many completions, 0..1."""
         check_paired(examples, completions)
         return mean(self.score(example, completion) for example, completion in zip(examples, completions))
-
-    def details(self, examples, completions):
-        """The further figures of this task: name -> float."""
-        raise NotImplementedError
 
     def texts(self):
         """Text for training the tokenizer: prompts and responses of the train split, each on its own."""

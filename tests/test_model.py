@@ -152,13 +152,13 @@ def test_same_seed_same_weights():
 
 
 def test_initial_scales():
-    """GPT-2's: biases 0, gains 1, matrices N(0, .02), those that end a residual branch divided by sqrt(2 n_layer)."""
+    """Biases 0, gains 1, matrices N(0, .02 sqrt(768 / C)), those that end a residual branch over sqrt(2 n_layer)."""
     model = adapters.make_gpt(256, 64, 8, 4, 64)
     for name, weight in model.named_parameters():
         if weight.dim() < 2:
             assert (weight == (1.0 if "norm" in name and name.endswith("weight") else 0.0)).all(), name
         else:
-            std = 0.02 / 4 if name.endswith(("out.weight", "down.weight")) else 0.02
+            std = 0.02 * math.sqrt(768 / 64) / (4 if name.endswith(("out.weight", "down.weight")) else 1)
             # The sample deviation of n normal numbers has relative error 1 / sqrt(2 n): seven of these.
             assert weight.std().item() == pytest.approx(std, rel=7 / math.sqrt(2 * weight.numel())), name
             assert abs(weight.mean().item()) < 7 * std / math.sqrt(weight.numel()), name
