@@ -276,7 +276,8 @@ def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
     pair = pairs.load_or_pretrain_pair(pairs.encode_task(load_task(args), args.settings), args.settings, device, report=lambda _: None)
     name, here = run_name(variant, seed, budget), argparse.Namespace(**vars(args) | {"steps": steps or args.steps})
     log = runs.RunLog(folder, name, shared | {
-        "variant": variant, "seed": seed, "budget": budget, "row": dataclasses.asdict(row), **runs.describe_machine(device)})  # fmt: skip
+        "variant": variant, "seed": seed, "budget": budget, "sets_budget": variant == "skd",
+        "row": dataclasses.asdict(row), **runs.describe_machine(device)})  # fmt: skip
     try:
         student = pair.new_student()
         say = runs.say if args.jobs == 1 else lambda _: None
@@ -395,6 +396,8 @@ def main(argv=None):
         todo = []
         for seed in seeds:
             for name in names:
+                if budget == "compute" and name == "skd":
+                    continue  # it sets the budget: its equal-steps run is its equal-compute run
                 if runs.read_finished(folder, run_name(name, seed, budget), flags) is None:
                     steps = args.steps if budget == "steps" else equal_compute_steps(folder, name, seed, args.steps, flags)
                     todo.append((args, folder, shared, name, seed, budget, steps))

@@ -198,8 +198,11 @@ def _ordered_variants(runs, order=None):
 
 
 def _select(runs, variant, budget):
-    """The runs of one method at one budget, by seed."""
-    return sorted((run for run in runs if (run.variant, run.budget) == (variant, budget)), key=lambda run: run.seed)
+    """The runs of a method at a budget. Of the method that sets the compute budget, the equal-steps runs stand for both."""
+    chosen = [run for run in runs if run.variant == variant and run.budget == budget]
+    if budget == "compute" and not chosen and any(run.budget == "compute" for run in runs):
+        return [run for run in runs if run.variant == variant and run.header.get("sets_budget")]
+    return chosen
 
 
 def _starting_points(runs, which):
