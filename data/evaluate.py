@@ -94,8 +94,9 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
     return accepted / max(1, judged)
 
 
-def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens):
-    """The figures of a learning curve: score (greedy), val_nll and kl_teacher on the references of `encoded`."""
+def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, most=200):
+    """The figures of a learning curve on the first `most` examples: score (greedy), val_nll and kl_teacher (references)."""
+    encoded = Encoded(*(column[:most] for column in encoded))
     responses, _ = sample_responses(student, encoded.prompts, max_new_tokens, tokenizer.eos_token, seed=0, temperature=0)
     measured = distances(student, teacher, encoded.prompts, encoded.responses)
     return {

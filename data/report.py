@@ -201,8 +201,8 @@ def _select(runs, variant, budget):
     """The runs of a method at a budget. Of the method that sets the compute budget, the equal-steps runs stand for both."""
     chosen = [run for run in runs if run.variant == variant and run.budget == budget]
     if budget == "compute" and not chosen and any(run.budget == "compute" for run in runs):
-        return [run for run in runs if run.variant == variant and run.header.get("sets_budget")]
-    return chosen
+        chosen = [run for run in runs if run.variant == variant and run.header.get("sets_budget")]
+    return sorted(chosen, key=lambda run: run.seed)
 
 
 def _starting_points(runs, which):
