@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 
 from data import corpora, pairs, report, runs, tasks
-from data.evaluate import evaluate, evaluate_quickly, sample_responses
+from data.evaluate import Encoded, evaluate, evaluate_quickly, sample_responses
 from data.tasks import make_task
 from losses import DIVERGENCES, cross_entropy, entropy, masked_mean
 from model import learning_rate, make_optimizer, save_checkpoint
@@ -269,11 +269,17 @@ def run_name(variant, seed, budget):
     return f"{variant}{'_compute' if budget == 'compute' else ''}_seed{seed}"
 
 
+def about(pair, args):
+    """What sample.py needs to know to show a model that a run left."""
+    return {"task": args.task, "task_options": pair.task.options, "max_new_tokens": pair.max_new_tokens,
+            "accept_top_k": args.accept_top_k}  # fmt: skip
+
+
 def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
     """One method with one seed, from the pair in the cache to its record and final student; -> a line about it."""
     torch.set_num_threads(1 if args.device_type == "cpu" else torch.get_num_threads())  # same numbers for every --jobs
     device, row = torch.device(args.device_type), VARIANTS[variant]
-    pair = pairs.load_or_pretrain_pair(pairs.encode_task(load_task(args), args.settings), args.settings, device, report=lambda _: None)
+    pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, report=lambda _: None)
     name, here = run_name(variant, seed, budget), argparse.Namespace(**vars(args) | {"steps": steps or args.steps})
     log = runs.RunLog(folder, name, shared | {
         "variant": variant, "seed": seed, "budget": budget, "sets_budget": variant == "skd",
@@ -286,8 +292,7 @@ def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
         figures = evaluate(student, pair.teacher, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens,
                            gamma=args.gamma, accept_top_k=args.accept_top_k, seed=seed, ood=pair.ood)  # fmt: skip
         save_checkpoint(str(Path(folder) / f"{name}.pt"), student, pair.tokenizer.state_dict(), variant=variant, seed=seed,
-                        task=args.task, task_options=pair.task.options, accept_top_k=args.accept_top_k, gamma=args.gamma,
-                        max_new_tokens=pair.max_new_tokens, score=figures["score"])  # fmt: skip
+                        score=figures["score"], **about(pair, args))  # fmt: skip
         log.write("final", **figures, **costs)
     finally:
         log.close()
@@ -296,9 +301,16 @@ def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
 
 def load_task(args):
     """The task with the knobs that were given on the command line."""
-    knobs = {name: getattr(args, name) for name in ("difficulty", "train_examples", "entropy", "hard_share")}
+    knobs = {name: getattr(args, name) for name in ("difficulty", "train_examples", "entropy", "hard_share", "stories")}
     options = args.task_options | {name: value for name, value in knobs.items() if value is not None}
     return make_task(args.task, data_dir=args.data_dir, **options)
+
+
+def load_data(args):
+    """The task as token ids, its test split cut to --measure examples."""
+    data = pairs.encode_task(load_task(args), args.settings)
+    data.splits["test"] = Encoded(*(column[: args.measure] for column in data.splits["test"]))
+    return data
 
 
 def parse_flags(argv=None):
@@ -352,7 +364,7 @@ def main(argv=None):
     folder = runs.make_run_folder(args.out, args.resume, f"skd-{args.task}{'-quick' if args.quick else ''}")
 
     # 1. Task, tokenizer, pair.
-    data = pairs.encode_task(load_task(args), args.settings)
+    data = load_data(args)
     vocabulary = data.tokenizer.n_vocab
     if args.accept_top_k is None:
         args.accept_top_k = pairs.default_accept_top_k(data.vocabulary_in_use)
@@ -378,7 +390,7 @@ def main(argv=None):
         for model, judge in ((pair.teacher, None), (start, pair.teacher))
     )
     for label, model, figures in (("teacher", pair.teacher, teacher_figures), ("student_start", start, start_figures)):
-        save_checkpoint(str(folder / f"{label}.pt"), model, pair.tokenizer.state_dict(), task=args.task, score=figures["score"])
+        save_checkpoint(str(folder / f"{label}.pt"), model, pair.tokenizer.state_dict(), score=figures["score"], **about(pair, args))
         runs.say(f"{label:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  "
                  f"{figures['parameters']:,} parameters")  # fmt: skip
     flags = runs.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
@@ -404,7 +416,7 @@ def main(argv=None):
         failures += runs.run_all(run_one, [task for task in todo if task[-1]], args.jobs, runs.say)
 
     # 4. What came out.
-    print("\n" + report.write_report(folder))
+    print("\n" + report.write_report(folder).split("<details>")[0])  # the file has every single run as well
     runs.say(f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, summary.json and the students lie in {folder}")
     if args.quick:
         runs.say("This was --quick, a smoke run: its numbers mean nothing.")

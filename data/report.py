@@ -340,7 +340,7 @@ def _replaced_text(runs):
 
 
 def _result_table(runs, variants, control):
-    """The main table: teacher and starting student, then every method in its order."""
+    """The main tables, scores and costs: teacher and starting student, then every method in its order."""
     keys = {key for run in runs for key in run.final}
     figures = [row for row in FIGURES if row[1] in keys or row[1] not in OPTIONAL_FIGURES]
     has_replaced = _replaced_text(runs) != "-"
@@ -378,7 +378,11 @@ def _result_table(runs, variants, control):
             "-" if variant == control else _difference_text(difference, len(own)), _replaced_text(own),
             _with_interval(_column(_select(runs, variant, "compute"), "score"), len(own)),
         ))
-    return markdown_table(rows, header)
+    # Two tables that fit a screen: what was reached, and how far from the teacher and at which cost.
+    first = [column for column, heading in enumerate(header) if heading in ("method", "seeds") or "score" in heading]
+    second = [0] + [column for column in range(len(header)) if column not in first]
+    return "\n\n".join(markdown_table([[row[column] for column in part] for row in rows], [header[column] for column in part])
+                       for part in (first, second))
 
 
 def _difference_table(runs, variants, focus):

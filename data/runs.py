@@ -21,7 +21,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 # Flags that decide where and how a run is done, but not what comes out of it.
-NEUTRAL_FLAGS = {"out", "data_dir", "resume", "jobs", "seeds", "seed", "variants", "list_variants", "equal_compute"}
+NEUTRAL_FLAGS = {"device", "out", "data_dir", "resume", "jobs", "seeds", "seed", "variants", "list_variants", "equal_compute"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,6 +63,8 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         ("hard-share", float, "share of references in the harder mode, 0..1"),
     ):
         group.add_argument(f"--{knob}", type=kind, help=f"{meaning} (synthetic tasks; default: the task's own)")
+    group.add_argument("--stories", action="store_true", default=None, help="math as word problems with numbers 0..99")
+    group.add_argument("--measure", type=int, metavar="N", help="measure on the first N test examples (default: all)")
     group = parser.add_argument_group("distillation")
     group.add_argument("--steps", type=int, help="student updates (default: by --size)")
     group.add_argument("--batch-size", type=int, default=64, help="prompts per update")
@@ -80,7 +82,7 @@ def check_shared_flags(args, variants, main_variants):
     for name in names:
         if name not in variants:
             raise ValueError(f"unknown variant {name!r}: choose from {', '.join(variants)}, main or all")
-    at_least_1 = ("seeds", "steps", "batch_size", "gamma", "jobs", "teacher_steps", "start_steps", "teacher_prompts", "train_examples")
+    at_least_1 = ("seeds", "steps", "batch_size", "gamma", "jobs", "teacher_steps", "start_steps", "teacher_prompts", "train_examples", "measure")
     for flag in at_least_1:
         value = getattr(args, flag)
         if value is not None and value < 1:

@@ -23,13 +23,13 @@ FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
 
 # Merges never cross a piece. The alternatives, in order of preference:
-#   letters and their accents, after an optional space, so that " cat" can be one token
+#   letters, their accents and underscores, after an optional space, so that " cat" or "I_JUMP" can be one token
 #   a single digit, never with a space: 17 is always 1 then 7, or the carry rules of arithmetic would have no digits
 #   a run of punctuation, after an optional space
 #   white space, except the blank that the next word or punctuation takes
-PATTERN = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?= [^\s\p{N}])|\s+"
+PATTERN = r" ?[\p{L}\p{M}_]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}_]+|\s+(?= [^\s\p{N}])|\s+"
 
-_PROBE = "Héllo 17 e\u0301 हिन्दी  <|x|>\n\n\t 字🙂'"  # something of every kind that PATTERN tells apart
+_PROBE = "Héllo 17 e\u0301 हिन्दी  <|x|>\n\n\t 字🙂' I_a"  # something of every kind that PATTERN tells apart
 
 
 class Tokenizer:

@@ -49,10 +49,15 @@ def make_runs(scores, budget="steps"):
 
 
 def table_rows(text, heading):
-    """{first cell: {column: cell}} of the first Markdown table whose first column is called heading."""
-    table = text[text.index("| " + heading):].split("\n\n")[0]
-    columns, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    return {row[0]: dict(zip(columns, row)) for row in rows}
+    """{first cell: {column: cell}} of the Markdown tables before the raw values whose first column is called heading."""
+    merged = {}
+    for table in text.split("<details>")[0].split("\n\n"):
+        if table.startswith("| " + heading):
+            columns, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+            for row in rows:
+                merged.setdefault(row[0], {}).update(zip(columns, row))
+    assert merged, f"no table with a first column {heading}"
+    return merged
 
 
 # -------------------------------------------------------------------------------------------------------- intervals

@@ -182,13 +182,13 @@ def test_noise_is_a_function_of_key_position_and_role():
 
 @pytest.mark.parametrize("role", list(sample.Noise.ROLES))
 def test_noise_is_uniform(role):
-    """Kolmogorov-Smirnov distance of 100,000 numbers to the uniform law; never 0 nor 1."""
+    """Kolmogorov-Smirnov distance of 100,000 numbers to the uniform law; odd multiples of 2^-23, so never 0 nor 1."""
     values = uniforms(role).flatten().double().sort().values
     n = len(values)
     steps = torch.arange(n + 1, dtype=torch.float64) / n
     distance = max((steps[1:] - values).max().item(), (values - steps[:-1]).max().item())
     assert distance * math.sqrt(n) < math.sqrt(math.log(2 / FALSE_ALARM) / 2)
-    assert 0 < values.min() and values.max() < 1
+    assert (values * 2**23 % 2 == 1).all() and 0 < values.min() and values.max() < 1
 
 
 def assert_independent(one, other):

@@ -1,0 +1,305 @@
+"""Laws of the whole: who imports whom, what is never called, and that the README says what the code does."""
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sample
+import train_skd
+from data import pairs, report, runs
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+BELOW_SCRIPTS = {
+    "model", "losses", "sample", "data.tokenizer", "data.metrics", "data.corpora", "data.tasks", "data.evaluate", "data.pairs",
+    "data.runs", "data.report",
+}  # fmt: skip
+MAY_IMPORT = {  # file -> the project's own modules that it may know, beside what those may know
+    "model.py": set(),
+    "losses.py": set(),
+    "sample.py": set(),
+    "data/__init__.py": set(),
+    "data/tokenizer.py": set(),
+    "data/metrics.py": set(),
+    "data/runs.py": set(),
+    "data/report.py": set(),
+    "data/corpora.py": {"data.metrics"},
+    "data/tasks.py": {"data.tokenizer", "data.metrics", "data.corpora"},
+    "data/evaluate.py": {"model", "losses", "sample", "data.tasks"},
+    "data/pairs.py": {"model", "losses", "sample", "data.tasks", "data.evaluate"},
+    "train_skd.py": BELOW_SCRIPTS,
+    "train_okd.py": BELOW_SCRIPTS,
+}
+MAIN_IS_FREE = ("sample.py", "losses.py")  # their main() may look into data/
+THIRD_PARTY = {"torch", "tiktoken", "regex", "numpy", "tqdm"}
+PROGRAM = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")])
+
+
+def tree_of(name):
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"))
+
+
+def modules_imported(tree):
+    """Dotted names of the modules that a tree imports; `from data import x` counts as data.x."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"data.{alias.name}" for alias in node.names) if node.module == "data" else [node.module]
+
+
+def is_own(module):
+    return module == "data" or f"{module.replace('.', '/')}.py" in PROGRAM
+
+
+def test_every_module_has_its_place():
+    """The folder holds the modules of the plan and no other, and is flat."""
+    assert set(PROGRAM) <= set(MAY_IMPORT)
+    assert set(MAY_IMPORT) - set(PROGRAM) <= {"train_okd.py"}
+    assert not [path for path in ROOT.glob("data/*/**/*.py") if "cache" not in path.parts]
+
+
+@pytest.mark.parametrize("name", PROGRAM)
+def test_imports_go_one_way(name):
+    """A module imports what lies below it and nothing else of the project."""
+    allowed = set(MAY_IMPORT[name])
+    while more := {m for known in allowed for m in MAY_IMPORT[f"{known.replace('.', '/')}.py"]} - allowed:
+        allowed |= more
+    tree = tree_of(name)
+    if name in MAIN_IS_FREE:
+        tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == "main")]
+    found = {module for module in modules_imported(tree) if is_own(module)}
+    assert found <= allowed, f"{name} must not know {', '.join(sorted(found - allowed))}"
+
+
+@pytest.mark.parametrize("name", PROGRAM)
+def test_third_parties_are_the_four(name):
+    """At run time: torch, tiktoken (and regex, which it depends on), numpy, tqdm, and the standard library."""
+    roots = {module.split(".")[0] for module in modules_imported(tree_of(name)) if not is_own(module)}
+    assert roots <= THIRD_PARTY | set(sys.stdlib_module_names)
+
+
+def test_requirements():
+    """Four packages, torch at the version that everything was measured with."""
+    lines = [line.strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    names = [re.match(r"[a-z]+", line)[0] for line in lines if line and not line.startswith("#")]
+    assert sorted(names) == sorted(THIRD_PARTY - {"regex"}) and "torch==2.13.0" in lines
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is never called.
+
+# Without generator= these draw from torch's global generator; the methods with an underscore fill a tensor.
+DRAWS = {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal", "poisson", "rand_like", "randn_like"}
+DRAWS |= {"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "cauchy_", "log_normal_", "geometric_"}
+DROPOUT = {"dropout", "Dropout", "alpha_dropout", "gumbel_softmax", "rrelu", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_",
+           "xavier_uniform_", "trunc_normal_"}  # fmt: skip
+NEVER = {"manual_seed_all", "seed", "cuda", "kl_div", "KLDivLoss", "set_rng_state", "get_rng_state", "fork_rng"}
+
+
+def dotted(node):
+    """torch.nn.functional.kl_div as text; "" for what is no chain of names."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def complaints(tree):
+    """What a reader of the rules would object to, one text per call."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            for name in names:
+                if name.split(".")[0] in ("pickle", "marshal", "shelve", "random", "dill", "joblib") or name in ("kl_div", "numpy.random"):
+                    yield f"line {node.lineno}: imports {name}"
+        if not isinstance(node, ast.Call):
+            continue
+        name, keywords = dotted(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
+        last, where = name.split(".")[-1], f"line {node.lineno}: {name}"
+        if isinstance(node.func, ast.Name) and name in ("eval", "exec", "compile", "__import__"):
+            yield where
+        if name == "torch.load":
+            safe = keywords.get("weights_only")
+            if not (isinstance(safe, ast.Constant) and safe.value is True):
+                yield f"{where} without weights_only=True"
+        if isinstance(node.func, ast.Attribute) and last in NEVER:
+            yield where
+        if name in ("torch.manual_seed", "torch.random.manual_seed", "np.random.default_rng") or name.startswith(("np.random.", "numpy.random.", "random.")):
+            yield where
+        if isinstance(node.func, ast.Attribute) and (last in DROPOUT or (last in DRAWS and "generator" not in keywords)):
+            yield f"{where} draws from a global generator"
+
+
+@pytest.mark.parametrize("name", PROGRAM)
+def test_nothing_forbidden_is_called(name):
+    """No unsafe load, no pickle, eval or exec, no .cuda(), no kl_div, and every draw names its generator."""
+    assert list(complaints(tree_of(name))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import pickle", "from random import choice", "import random", "eval('1')", "torch.load(path)", "torch.load(path, weights_only=False)",
+     "model.cuda()", "torch.manual_seed(1)", "torch.cuda.manual_seed_all(1)", "F.kl_div(a, b)", "torch.rand(3)", "x.normal_()",
+     "torch.multinomial(probs, 1)", "np.random.rand(3)", "F.dropout(x)", "from torch.nn.functional import kl_div"],
+)  # fmt: skip
+def test_the_guard_sees(line):
+    """The test above finds each of these; and lets their decent relatives pass."""
+    assert list(complaints(ast.parse(line)))
+    fine = "model.eval(); re.compile(x); torch.load(p, weights_only=True); torch.rand(3, generator=g); torch.Generator().manual_seed(1)"
+    assert list(complaints(ast.parse(fine))) == []
+
+
+@pytest.mark.parametrize("name", PROGRAM)
+def test_public_names_say_what_they_are(name):
+    """Every module, and every public function and class at its top level, has a docstring; methods of scripts' classes may not."""
+    tree = tree_of(name)
+    assert ast.get_docstring(tree)
+    public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The README.
+
+
+def readme():
+    return README.read_text(encoding="utf-8")
+
+
+def fenced():
+    """Lines inside fenced blocks, comments and blank lines left out."""
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", readme(), re.M | re.S)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
+
+
+def commands(start):
+    """Fenced commands (also after &&) that begin with `start`, as lists of words."""
+    parts = [part.strip() for line in fenced() for part in line.split("&&")]
+    return [shlex.split(part) for part in parts if part.startswith(start)]
+
+
+def test_readme_names_every_variant(capsys):
+    """The names that --list-variants prints all stand in the README."""
+    assert train_skd.main(["--list-variants"]) == 0
+    missing = [name for name in json.loads(capsys.readouterr().out) if f"`{name}`" not in readme()]
+    assert missing == []
+
+
+@pytest.fixture(scope="module")
+def record_keys(tmp_path_factory):
+    """Every key of the step, eval and final lines of a real, very small run of all methods."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        load = pairs.load_or_pretrain_pair
+        patch.setattr(pairs, "load_or_pretrain_pair", lambda *args, **kw: load(*args, **kw | {"cache_dir": folder / "pairs"}))
+        argv = ["--quick", "--steps", "1", "--teacher-steps", "2", "--start-steps", "2", "--batch-size", "8", "--variants", "all"]
+        assert train_skd.main([*argv, "--device", "cpu", "--jobs", "1", "--out", str(folder / "out")]) == 0
+    lines = [json.loads(line) for path in (folder / "out").glob("*.jsonl") for line in path.read_text().splitlines()]
+    return {key for line in lines if line["kind"] != "header" for key in line}
+
+
+def test_readme_explains_every_figure(record_keys):
+    """Whatever a record holds stands in the README as `key`; figures that depend on the task as `task_...`."""
+    text = readme()
+    words = set(re.findall(r"`([\w*.]+)`", text))
+    missing = [key for key in sorted(record_keys - {"kind"}) if key not in words and not (key.startswith("task_") and "`task_" in text)]
+    assert missing == []
+
+
+def test_readme_links_lead_somewhere():
+    """Every relative link, and every file or folder of the project that is named, exists."""
+    text = readme()
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text) for link in link if link]
+    relative = [link for link in links if link and not link.startswith(("http://", "https://", "mailto:"))]
+    named = re.findall(r"(?<![\w./-])((?:data|tests|exercises|\.ci)/[\w./-]*\*?|[\w-]+\.py)", text)
+    own = {path.name for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("tests/*.py")]}
+    missing = []
+    for name in {*relative, *(name.rstrip(".") for name in named)}:
+        made_later = name.startswith("data/cache")
+        if not (made_later or list(ROOT.glob(name.rstrip("/"))) or name in own):
+            missing.append(name)
+    assert missing == []
+
+
+def test_readme_commands_work(monkeypatch, capsys):
+    """Every fenced `python ...` line names a script that exists and flags and values that it takes."""
+    monkeypatch.setattr(runs, "pick_device", lambda name: train_skd.torch.device("cpu"))
+    assert [line for line in fenced() if line.startswith("pip install") and "python train_skd.py" in line]
+    train, view = commands("python train_skd.py"), commands("python sample.py")
+    assert train and view
+    for words in train:
+        train_skd.parse_flags(words[2:])  # raises what the user would see
+    with pytest.raises(SystemExit):
+        sample.main(["--help"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert {word for words in view for word in words if word.startswith("--")} <= known
+    for words in commands("python "):
+        if words[1] == "-m":
+            assert words[2] in ("pytest", "venv") or (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), words
+        else:
+            assert (ROOT / words[1]).is_file(), words
+
+
+def test_ci_runs_the_readmes_test_command():
+    """The fenced line that ends in pytest stands literally in .ci/run, which installs nothing else."""
+    (command,) = [line for line in fenced() if re.search(r"pip install .*&& python -m pytest\b", line)]
+    script = (ROOT / ".ci" / "run").read_text()
+    assert command in script.splitlines()
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111, ".ci/run is executable"
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Committed results.
+
+
+def result_folders():
+    """Names of data/results/skd-NAME, NAME alone."""
+    return {path.name.removeprefix("skd-") for path in ROOT.glob("data/results/skd-*") if path.is_dir()}
+
+
+def result_sections():
+    return set(re.findall(r"<!-- results-([\w-]+):begin -->", readme()))
+
+
+def test_every_result_has_its_section():
+    """There are committed results; each has a table in the README, and each table of the README its records."""
+    assert result_folders() and result_folders() == result_sections()
+
+
+@pytest.mark.parametrize("name", sorted(result_folders() | result_sections()))
+def test_readme_tables_are_rendered(name):
+    """The table between the markers, and the files beside the records, are what the records say today."""
+    folder = ROOT / "data" / "results" / f"skd-{name}"
+    texts = report.render_report(folder)
+    assert report.replace_section(readme(), f"results-{name}", texts["table.md"]) == readme()
+    for file, text in texts.items():
+        if (folder / file).exists():
+            assert (folder / file).read_text(encoding="utf-8") == text, file
+
+
+def strings(value):
+    """Every text in a JSON value, keys included."""
+    if isinstance(value, dict):
+        return [text for item in value.items() for part in item for text in strings(part)]
+    return [text for item in value for text in strings(item)] if isinstance(value, list) else [value] * isinstance(value, str)
+
+
+@pytest.mark.parametrize("name", sorted(result_folders()))
+def test_committed_records_name_no_folder(name):
+    """No text in a committed record is a path of somebody's machine, and a quick run is no result."""
+    records = sorted((ROOT / "data" / "results" / f"skd-{name}").glob("*.jsonl"))
+    assert records
+    for path in records:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert not lines[0]["quick"] and lines[-1]["kind"] == "final"
+        for text in strings(lines):
+            assert not re.match(r"/|~|[A-Za-z]:\\|\.\./", text) and "://" not in text, (path.name, text)

@@ -1,0 +1,1147 @@
+"""Laws of train_skd.py: who writes, what is learned from it, what it costs; the script from flags to files; sample.py's main.
+
+The loop runs on a pair of tiny untrained models: what a method does to a batch does not need models that know anything.
+`Watched` below keeps every batch that a run trained on, so that a test can say again, slowly, what should have happened.
+"""
+
+import argparse
+import copy
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import adapters
+import pytest
+import torch
+
+import sample
+import train_skd
+from data import corpora, pairs, runs
+from data.pairs import Pair, PairSettings, encode_task
+from data.tasks import make_task
+from data.tokenizer import train_tokenizer
+from model import GPT, learning_rate, save_checkpoint
+from sample import DATASET, PROMPT, STUDENT, TEACHER
+from train_skd import VARIANTS, distill, main, parse_flags, write_tokens
+
+ROOT = Path(train_skd.__file__).parent
+SIX_SIGMA = 4.9  # |z| above this has a probability below 1e-6 for a fair coin
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def sharp_gpt(width, vocab_size, block_size, seed):
+    """A random model whose rows are far from uniform, so that two of them disagree clearly."""
+    model = adapters.make_gpt(vocab_size, block_size, 1, 2, width, seed=seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(0.4 / weight.std())
+    return model
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A tiny math task and two random models."""
+    sizes = {"train_examples": 24, "val_examples": 3, "test_examples": 3, "ood_examples": 2}
+    data = encode_task(make_task("math", difficulty=2, **sizes), PairSettings())
+    teacher, student = (sharp_gpt(width, data.tokenizer.n_vocab, data.block_size, width) for width in (12, 8))
+    for weight in teacher.parameters():
+        weight.requires_grad_(False)
+    splits = [data.splits[name] for name in ("train", "val", "test", "ood")]
+    return Pair(data.task, data.tokenizer, teacher, student.config, student.state_dict(), *splits, data.max_new_tokens, "tiny")
+
+
+def flags(*argv, **knobs):
+    """The script's own flags, with a few small values; `knobs` overwrite what was parsed."""
+    argv = ["--device", "cpu", "--steps", "2", "--batch-size", "4", "--accept-top-k", "60", "--log-every", "1", *argv]
+    return argparse.Namespace(**vars(parse_flags(argv)[0]) | knobs)
+
+
+class Watched:
+    """One run of `distill` with everything that can be seen of it: rollouts, log lines, weights, costs."""
+
+    def __init__(self, row, pair, args, seed=1, change=lambda rollout: rollout):
+        self.rollouts, self.lines, self.weights = [], [], []
+        self.student = pair.new_student()
+        self.start = weights_of(self.student)
+        original = train_skd.write_tokens
+
+        def watch(*arguments, **keywords):
+            rollout = change(original(*arguments, **keywords))
+            self.rollouts.append(rollout)
+            return rollout
+
+        train_skd.write_tokens = watch
+        try:
+            self.costs = distill(row, self.student, pair, args, seed, self, lambda line: None)
+        finally:
+            train_skd.write_tokens = original
+        self.steps = [line for line in self.lines if line["kind"] == "step"]
+        self.evals = [line for line in self.lines if line["kind"] == "eval"]
+        self.end = weights_of(self.student)
+
+    def write(self, kind, **figures):
+        self.lines.append({"kind": kind} | figures)
+        if kind == "step":
+            self.weights.append(weights_of(self.student))
+
+
+def weights_of(model):
+    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+
+
+def same_weights(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def distance(one, other):
+    """The largest difference of two sets of weights."""
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def prompts_of(rollout):
+    return [row[:start] for row, start in zip(rollout.tokens.tolist(), rollout.prompt_len.tolist())]
+
+
+def sources_of(rollout):
+    """The set of sources in each row's response."""
+    rows = zip(rollout.source.tolist(), rollout.prompt_len.tolist(), rollout.lengths.tolist())
+    return [set(row[start:stop]) for row, start, stop in rows]
+
+
+def greedy_by_loop(model, prompt, budget, eos):
+    """Argmax after argmax, the whole prefix anew each time."""
+    response = []
+    while len(response) < budget and eos not in response:
+        response.append(int(adapters.model_logits(model, torch.tensor([prompt + response]))[0, -1].argmax()))
+    return response
+
+
+def write(variant, pair, rows, half=0, seed=0, answers=None, student=None, **knobs):
+    row = VARIANTS[variant] if isinstance(variant, str) else variant
+    student = student or pair.new_student()
+    return write_tokens(row, student, pair, rows, half, flags(**knobs), generator(seed), answers)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table of methods.
+
+
+def test_the_table_holds_what_others_rely_on(capsys):
+    """The names exist, in the definitions that were promised; --list-variants prints the rows as JSON and does nothing else."""
+    assert main(["--list-variants"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    required = "sft supervised seqkd on_policy imitkd gkd two_stage skd".split()
+    assert list(table) == list(VARIANTS) and set(required) <= set(table)
+    for row in table.values():
+        assert {"writer", "loss", "paper"} <= set(row)
+        assert row["writer"] in ("dataset", "teacher", "student", "mixed", "interleaved")
+        assert row["paper"] is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d+/\S+", row["paper"])
+        assert row["loss"] in ("cross_entropy", *adapters.divergence_names())
+    writers = {name: table[name]["writer"] for name in required}
+    assert writers == dict(zip(required, "dataset dataset teacher student mixed mixed mixed interleaved".split()))
+    forward = {"supervised", "on_policy", "imitkd", "two_stage", "skd"}
+    assert {name for name in required if table[name]["loss"] == "forward_kl"} == forward
+    assert table["gkd"]["loss"] == "generalized_jsd" and table["gkd"]["hyper"] == {"beta": 0.5}
+    assert set(train_skd.MAIN) == set(required)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who writes.
+
+
+def test_dataset_writes_the_references(pair):
+    """Tokens are prompt and reference of the very rows asked for, all labelled DATASET."""
+    rows = [5, 0, 5, 17]
+    for variant in ("sft", "supervised"):
+        rollout = write(variant, pair, rows)
+        assert prompts_of(rollout) == [pair.train.prompts[i] for i in rows]
+        assert rollout.responses() == [pair.train.responses[i] for i in rows]
+        assert sources_of(rollout) == [{DATASET}] * 4
+
+
+def test_student_writes_its_own_samples(pair):
+    """All tokens are the student's, drawn at the student's temperature: at 0 they are its argmaxes."""
+    rows, eos = [5, 0, 5, 17], pair.tokenizer.eos_token
+    rollout = write("on_policy", pair, rows)
+    assert prompts_of(rollout) == [pair.train.prompts[i] for i in rows] and sources_of(rollout) == [{STUDENT}] * 4
+    first, _, third, _ = rollout.responses()
+    assert first != third  # two samples of one prompt
+    greedy = write("on_policy", pair, rows, student_temperature=0.0)
+    student = pair.new_student()
+    assert greedy.responses() == [greedy_by_loop(student, pair.train.prompts[i], pair.max_new_tokens, eos) for i in rows]
+
+
+def test_teacher_writes_its_greedy_answers(pair):
+    """seqkd trains on the teacher's greedy answers, the same ones at every step."""
+    run = Watched(VARIANTS["seqkd"], pair, flags(steps=14))  # 14 * 4 rows: more than two epochs of 24
+    eos = pair.tokenizer.eos_token
+    for rollout in run.rollouts:
+        assert sources_of(rollout) == [{TEACHER}] * 4
+        for prompt, response in zip(prompts_of(rollout), rollout.responses()):
+            assert response == greedy_by_loop(pair.teacher, prompt, pair.max_new_tokens, eos)
+
+
+def test_interleaved_writers_limits(pair):
+    """skd hands on its knobs: K = 0 is all teacher, K = V all student, in between both; argmax replacements are greedy."""
+    rows, V, eos = [0, 1, 2, 3], pair.tokenizer.n_vocab, pair.tokenizer.eos_token
+    assert sources_of(write("skd", pair, rows, accept_top_k=0)) == [{TEACHER}] * 4
+    assert sources_of(write("skd", pair, rows, accept_top_k=V)) == [{STUDENT}] * 4
+    assert set.union(*sources_of(write("skd", pair, rows))) == {STUDENT, TEACHER}
+    greedy = [greedy_by_loop(pair.teacher, pair.train.prompts[i], pair.max_new_tokens, eos) for i in rows]
+    for knobs in ({"replace": "argmax"}, {"teacher_temperature": 0.0}):
+        assert write("skd", pair, rows, accept_top_k=0, **knobs).responses() == greedy
+    own = [greedy_by_loop(pair.new_student(), pair.train.prompts[i], pair.max_new_tokens, eos) for i in rows]
+    assert write("skd", pair, rows, accept_top_k=V, student_temperature=0.0).responses() == own
+    assert sources_of(write("skd", pair, rows, accept_rule="all")) == [{STUDENT}] * 4
+    blind = write("skd", pair, rows, accept_rule="random", rule={"replace_rate": 1.0})
+    assert sources_of(blind) == [{TEACHER}] * 4
+    assert sources_of(write("skd", pair, rows, accept_top_k=0, no_write_back=True)) == [{STUDENT}] * 4
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 9])
+def test_gamma_costs_but_does_not_count(pair, gamma):
+    """The rollout of a batch is the same for every gamma; only the number of blocks differs."""
+    wanted, found = (write("skd", pair, [3, 1, 4, 1], gamma=number) for number in (4, gamma))
+    assert torch.equal(wanted.tokens, found.tokens) and torch.equal(wanted.source, found.source)
+
+
+def test_mixed_rows_stay_in_place(pair):
+    """A coin per sequence: rows of the student and of the dataset keep their prompts, each with its own response."""
+    rows, eos, student = list(range(16)), pair.tokenizer.eos_token, pair.new_student()
+    rollout = write("imitkd", pair, rows, student=student, student_temperature=0.0)
+    labels = sources_of(rollout)
+    assert {STUDENT} in labels and {DATASET} in labels and prompts_of(rollout) == pair.train.prompts[:16]
+    for i, (label, response) in enumerate(zip(labels, rollout.responses())):
+        own = greedy_by_loop(student, pair.train.prompts[i], pair.max_new_tokens, eos)
+        assert response == (own if label == {STUDENT} else pair.train.responses[i])
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_coin_per_sequence_or_per_batch(pair, half):
+    """imitkd: half of the sequences, independently. gkd: half of the batches, each of one writer. False alarms below 1e-5."""
+    short, student, coins = dataclasses.replace(pair, max_new_tokens=1), pair.new_student(), generator(1)
+    batches = {}
+    for variant, number, size in (("imitkd", 25, 24), ("gkd", 150, 2)):
+        rollouts = [
+            write_tokens(VARIANTS[variant], student, short, list(range(size)), half, flags(), coins, None) for _ in range(number)
+        ]
+        batches[variant] = [[label == {STUDENT} for label in sources_of(rollout)] for rollout in rollouts]
+    n = 25 * 24
+    per_sequence = sum(map(sum, batches["imitkd"]))
+    assert abs(per_sequence - n / 2) < SIX_SIGMA * math.sqrt(n) / 2
+    # neighbours in a batch agree half of the time: one coin per batch would agree always
+    agree = sum(a == b for batch in batches["imitkd"] for a, b in zip(batch, batch[1:]))
+    assert abs(agree - 25 * 23 / 2) < SIX_SIGMA * math.sqrt(25 * 23) / 2
+    assert all(len(set(batch)) == 1 for batch in batches["gkd"])
+    by_student = sum(batch[0] for batch in batches["gkd"])
+    assert abs(by_student - 75) < SIX_SIGMA * math.sqrt(150) / 2
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_two_stages(pair, steps):
+    """two_stage: references before the middle of the run, student samples from there on."""
+    run = Watched(VARIANTS["two_stage"], pair, flags(steps=steps))
+    writers = [set.union(*sources_of(rollout)) for rollout in run.rollouts]
+    assert writers == [{DATASET} if 2 * step < steps else {STUDENT} for step in range(steps)]
+    assert 2 in map(len, (set(map(tuple, writers)), writers))  # both stages were seen
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop.
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_only_the_student_moves(pair, variant):
+    """Two steps of every method change the student and leave teacher, starting weights and the global generator alone."""
+    teacher, start, state = weights_of(pair.teacher), copy.deepcopy(pair.student_weights), torch.get_rng_state()
+    run = Watched(VARIANTS[variant], pair, flags())
+    assert distance(run.start, run.end) > 0 and all(torch.isfinite(weight).all() for weight in run.end.values())
+    assert same_weights(teacher, pair.teacher.state_dict()) and same_weights(start, pair.student_weights)
+    assert all(weight.grad is None for weight in pair.teacher.parameters())
+    assert torch.equal(state, torch.get_rng_state())
+    assert [line["step"] for line in run.steps] == [1, 2] and run.evals[-1]["step"] == 2
+    assert not run.student.training and run.costs["steps"] == 2 and run.costs["seconds"] > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_is_a_function_of_its_seed(pair, variant):
+    """The same seed gives the same weights to the bit, another seed others."""
+    one, other, third = (Watched(VARIANTS[variant], pair, flags(), seed).end for seed in (1, 1, 2))
+    assert same_weights(one, other) and not same_weights(one, third)
+
+
+def test_all_methods_see_the_same_prompts(pair):
+    """Batch by batch the prompts are the same for every method of one seed, and others for another seed."""
+    seen = {name: [prompts_of(rollout) for rollout in Watched(row, pair, flags(), 3).rollouts] for name, row in VARIANTS.items()}
+    assert all(prompts == seen["sft"] for prompts in seen.values())
+    other = Watched(VARIANTS["sft"], pair, flags(), 4)
+    assert [prompts_of(rollout) for rollout in other.rollouts] != seen["sft"]
+
+
+def plain_loss(row, rollout, student, teacher, reduction):
+    """(loss, gradient norm) of a batch: row by row without padding, token by token, in float64."""
+    student, teacher = (copy.deepcopy(model).double() for model in (student, teacher))
+    per_response = []
+    for prompt, response in zip(prompts_of(rollout), rollout.responses()):
+        tokens = torch.tensor([prompt + response])
+        at = slice(len(prompt) - 1, len(prompt) + len(response) - 1)  # the rows that predict the response
+        student_logprobs = student(tokens)[0, at].log_softmax(-1)
+        with torch.no_grad():
+            teacher_logprobs = teacher(tokens)[0, at].log_softmax(-1)
+        student_probs, teacher_probs = student_logprobs.exp(), teacher_logprobs.exp()
+        if row.loss == "cross_entropy":
+            losses = [-student_logprobs[place, token] for place, token in enumerate(response)]
+        elif row.loss == "forward_kl":
+            losses = (teacher_probs * (teacher_logprobs - student_logprobs)).sum(-1).unbind()
+        else:
+            assert row.loss == "generalized_jsd" and row.hyper == {"beta": 0.5}
+            mix = ((student_probs + teacher_probs) / 2).log()
+            both = teacher_probs * (teacher_logprobs - mix) + student_probs * (student_logprobs - mix)
+            losses = (both.sum(-1) / 2).unbind()
+        per_response.append(torch.stack(list(losses)))
+    if reduction == "token":
+        loss = torch.cat(per_response).mean()
+    else:
+        loss = torch.stack([losses.mean() for losses in per_response]).mean()
+    loss.backward()
+    norm = math.sqrt(sum(weight.grad.square().sum().item() for weight in student.parameters()))
+    return loss.item(), norm
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_by_hand(pair, variant, reduction):
+    """Loss and gradient of the first batch are those of the method's formula on the response tokens, and on nothing else."""
+    row = VARIANTS[variant]
+    run = Watched(row, pair, flags(steps=1, reduction=reduction))
+    wanted = plain_loss(row, run.rollouts[0], pair.new_student(), pair.teacher, reduction)
+    assert (run.steps[0]["loss"], run.steps[0]["gradient_norm"]) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_responses_of_different_lengths_tell_the_reductions_apart(pair):
+    """A batch as above with one short response: means over tokens and over responses differ (the test above sees both)."""
+    def cut(rollout):
+        return pairs.rollout_from_ids(
+            prompts_of(rollout), [response[: 3 * i + 1] for i, response in enumerate(rollout.responses())], [DATASET] * 4, "cpu"
+        )
+
+    found = []
+    for reduction in ("token", "sequence"):
+        run = Watched(VARIANTS["supervised"], pair, flags(steps=1, reduction=reduction), change=cut)
+        wanted = plain_loss(VARIANTS["supervised"], run.rollouts[0], pair.new_student(), pair.teacher, reduction)
+        assert (run.steps[0]["loss"], run.steps[0]["gradient_norm"]) == pytest.approx(wanted, rel=1e-4)
+        found.append(run.steps[0]["loss"])
+    assert abs(found[0] - found[1]) > 1e-3
+
+
+def test_nothing_is_learned_from_a_teacher_that_is_the_student(pair):
+    """Distilling a model from itself: loss 0 and gradient 0 for every divergence, whoever writes."""
+    twin = dataclasses.replace(pair, teacher=pair.new_student().eval())
+    for variant in ("supervised", "on_policy", "gkd", "skd"):
+        run = Watched(VARIANTS[variant], twin, flags(steps=1))
+        assert abs(run.steps[0]["loss"]) < 1e-6 and run.steps[0]["gradient_norm"] < 1e-4
+
+
+def padded(rollout, extra=5):
+    """The same rollout with `extra` more columns: other tokens, and logits that would be noticed."""
+    B = len(rollout.tokens)
+    logits = rollout.teacher_logits
+    return dataclasses.replace(
+        rollout,
+        tokens=torch.cat([rollout.tokens, torch.full((B, extra), 7)], 1),
+        source=torch.cat([rollout.source, torch.full((B, extra), PROMPT, dtype=torch.int8)], 1),
+        teacher_logits=None if logits is None else torch.cat([logits, torch.full((B, extra, logits.size(-1)), 50.0)], 1),
+        unwritten=None if rollout.unwritten is None else torch.cat([rollout.unwritten, torch.full((B, extra), -1)], 1),
+    )
+
+
+@pytest.mark.parametrize("variant", ["sft", "on_policy", "skd"])
+def test_padding_teaches_nothing(pair, variant):
+    """Extra columns on the right change neither loss nor gradient nor any other figure of the step."""
+    roomy = sharp_gpt(8, pair.tokenizer.n_vocab, pair.student_config.block_size + 8, 8)
+    teacher = sharp_gpt(12, pair.tokenizer.n_vocab, pair.student_config.block_size + 8, 12)
+    wide = dataclasses.replace(pair, teacher=teacher, student_config=roomy.config, student_weights=roomy.state_dict())
+    one, other = (Watched(VARIANTS[variant], wide, flags(steps=1), change=change) for change in (lambda rollout: rollout, padded))
+    clock = ("sampling_ms", "teacher_ms", "student_ms")
+    for figure in one.steps[0].keys() - set(clock):
+        assert other.steps[0][figure] == pytest.approx(one.steps[0][figure], rel=1e-4), figure
+
+
+def test_verification_logits_are_the_teachers(pair):
+    """skd's targets come from the verification: the very rows that the teacher gives for the finished text."""
+    for gamma in (1, 4):
+        rollout = write("skd", pair, [0, 1, 2, 3, 4], gamma=gamma)
+        wanted = adapters.model_logits(pair.teacher, rollout.tokens)[:, :-1]
+        mask = rollout.response_mask[:, 1:]
+        assert torch.allclose(rollout.teacher_logits[mask], wanted[mask], atol=1e-4)
+
+    def forget(rollout):
+        return dataclasses.replace(rollout, teacher_logits=None)
+
+    kept, asked = (Watched(VARIANTS["skd"], pair, flags(steps=1), change=change) for change in (lambda rollout: rollout, forget))
+    assert kept.steps[0]["loss"] == pytest.approx(asked.steps[0]["loss"], rel=1e-4)
+    assert kept.steps[0]["gradient_norm"] == pytest.approx(asked.steps[0]["gradient_norm"], rel=1e-4)
+
+
+def test_skd_at_k_v_is_on_policy(pair):
+    """Where the teacher accepts everything, skd is on-policy distillation: the same text of the same seed, the same weights."""
+    V = pair.tokenizer.n_vocab
+    skd, on_policy = (Watched(VARIANTS[name], pair, flags(steps=3, accept_top_k=V)) for name in ("skd", "on_policy"))
+    for one, other in zip(skd.rollouts, on_policy.rollouts):
+        assert one.responses() == other.responses()
+    assert [line["loss"] for line in skd.steps] == pytest.approx([line["loss"] for line in on_policy.steps], rel=1e-4)
+
+
+def test_the_rate_warms_up_and_cools_down(pair):
+    """The logged rates are the schedule; the steps obey it: Adam's first step is the first rate, its last ones are tiny."""
+    run = Watched(VARIANTS["sft"], pair, flags(steps=40, lr=1e-3))
+    assert [line["lr"] for line in run.steps] == [learning_rate(step, 40, 1e-3) for step in range(40)]
+    biases = [name for name in run.start if name.endswith("bias")]
+    moved = [
+        max((late[name] - early[name]).abs().max().item() for name in biases)
+        for early, late in zip([run.start, *run.weights], run.weights)
+    ]
+    assert moved[0] == pytest.approx(learning_rate(0, 40, 1e-3), rel=0.02)  # 5 % warm-up of 40 steps: half the peak
+    assert moved[-1] < 0.1 * max(moved)
+
+
+def test_weight_decay_reaches_matrices(pair):
+    """--weight-decay pulls matrices towards 0 by rate * decay beyond the step without it, and leaves gains alone."""
+    plain, decayed = (Watched(VARIANTS["sft"], pair, flags(steps=1, lr=1e-3, weight_decay=decay)) for decay in (0.0, 0.5))
+    for name, start in plain.start.items():
+        pulled = plain.end[name] - decayed.end[name]
+        wanted = 1e-3 * 0.5 * start if start.dim() >= 2 else torch.zeros_like(start)
+        assert torch.allclose(pulled, wanted, atol=2e-6), name
+
+
+def test_long_gradients_are_clipped(pair):
+    """The norm that is logged is the one before clipping; the update is that of a gradient of norm 1."""
+    run = Watched(VARIANTS["sft"], pair, flags(steps=1))
+    assert run.steps[0]["gradient_norm"] > 1  # so the batch below is clipped
+    wanted = plain_loss(VARIANTS["sft"], run.rollouts[0], pair.new_student(), pair.teacher, "token")[1]
+    assert run.steps[0]["gradient_norm"] == pytest.approx(wanted, rel=1e-4)
+    norm = math.sqrt(sum(weight.grad.square().sum().item() for weight in run.student.parameters()))
+    assert norm == pytest.approx(1, rel=1e-4)  # what the optimizer was given
+
+
+@pytest.mark.parametrize("variant", ["on_policy", "imitkd", "skd"])
+def test_measuring_changes_nothing(pair, variant, monkeypatch):
+    """A run that is never measured or logged on the way ends with the same weights."""
+    wanted = Watched(VARIANTS[variant], pair, flags(steps=3)).end
+    monkeypatch.setattr(train_skd, "evaluate_quickly", lambda *args, **kwargs: {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0})
+    monkeypatch.setattr(train_skd, "step_figures", lambda *args, **kwargs: {})
+    assert same_weights(wanted, Watched(VARIANTS[variant], pair, flags(steps=3, log_every=100)).end)
+
+
+def test_lines_on_the_way(pair):
+    """Step lines every log_every steps and at the end, eval lines about eight times and at the end."""
+    run = Watched(VARIANTS["sft"], pair, flags(steps=33, log_every=10))
+    assert [line["step"] for line in run.steps] == [1, 11, 21, 31, 33]
+    at = [line["step"] for line in run.evals]
+    assert at[-1] == 33 and 8 <= len(at) <= 10 and at == sorted(set(at))
+    assert all({"score", "val_nll", "kl_teacher"} <= set(line) for line in run.evals)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(pair):
+    """One line names the step, the examples and the rate; the run does not go on."""
+    broken = dataclasses.replace(pair, student_weights=copy.deepcopy(pair.student_weights))
+    broken.student_weights["norm.weight"].fill_(float("nan"))
+    with pytest.raises(ValueError) as error:
+        Watched(VARIANTS["sft"], broken, flags())
+    text = str(error.value)
+    assert "\n" not in text and "step 1" in text and "--lr" in text
+
+
+@pytest.mark.parametrize("log_every", [1, 20])
+def test_the_step_that_went_wrong_is_named(pair, log_every):
+    """The loss is not finite from step 4 on: that is the step, and those the examples, of the line, however rare the log."""
+    calls = []
+
+    def poison(rollout):
+        calls.append(rollout)
+        if len(calls) == 4:
+            logits = torch.full((*rollout.tokens[:, 1:].shape, pair.tokenizer.n_vocab), float("nan"))
+            rollout = dataclasses.replace(rollout, teacher_logits=logits)
+        return rollout
+
+    order = pairs.batch_order(len(pair.train.prompts), 4, 30, generator(1)).tolist()
+    with pytest.raises(ValueError) as error:
+        Watched(VARIANTS["supervised"], pair, flags(steps=30, log_every=log_every), change=poison)
+    assert "step 4 " in str(error.value) and str(order[3]).strip("[]") in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it costs, what it tells.
+
+
+@pytest.fixture
+def counted(pair, monkeypatch):
+    """(run, calls): a run whose models count the tokens that they process; evaluation is left out."""
+    monkeypatch.setattr(train_skd, "evaluate_quickly", lambda *args, **kwargs: {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0})
+    forward = GPT.forward
+
+    def run(variant, **knobs):
+        tokens = {"student": 0, "teacher": 0, "teacher_forwards": 0}
+
+        def count(self, inputs, cache=None):
+            which = "teacher" if self is pair.teacher else "student"
+            trained = 2 if torch.is_grad_enabled() else 0  # the backward pass is worth two forwards
+            tokens[which] += inputs.numel() * (1 + trained * (which == "student"))
+            tokens["teacher_forwards"] += which == "teacher"
+            return forward(self, inputs, cache)
+
+        monkeypatch.setattr(GPT, "forward", count)
+        watched = Watched(VARIANTS[variant], pair, flags(**knobs))
+        monkeypatch.setattr(GPT, "forward", forward)
+        return watched, tokens
+
+    return run
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_costs_are_what_the_models_did(pair, counted, variant):
+    """Counted by hand at the models' doors, one row at a time (no padding): forwards, tokens, and 2 FLOP per weight and token."""
+    run, tokens = counted(variant, steps=5, batch_size=1)
+    weights = {"student": run.student, "teacher": pair.teacher}
+    weights = {name: sum(w.numel() for n, w in model.named_parameters() if "position" not in n) for name, model in weights.items()}
+    compute = 2 * sum(weights[name] * tokens[name] for name in weights) / 1e12
+    assert run.costs["compute"] == pytest.approx(compute, rel=0.1)  # a token more or less at the ends of a text
+    if variant != "seqkd":  # its teacher writes in batches, before the run
+        assert run.costs["teacher_forwards"] == tokens["teacher_forwards"]
+    asked = {"sft": 0, "seqkd": None, "skd": None}.get(variant, 5)
+    assert asked is None or run.costs["teacher_forwards"] == asked
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "seqkd"])
+def test_generated_tokens_are_counted_once(pair, variant):
+    """tokens_generated is the number of tokens that a model wrote into the batches; references cost nothing."""
+    run = Watched(VARIANTS[variant], pair, flags(steps=4))
+    sources = [rollout.source[rollout.response_mask] for rollout in run.rollouts]
+    written = sum(int(((source == STUDENT) | (source == TEACHER)).sum()) for source in sources)
+    assert run.costs["tokens_generated"] == written
+    assert (written == 0) == (VARIANTS[variant].writer == "dataset")
+
+
+def test_answers_written_once_are_counted_once(pair):
+    """seqkd's teacher writes one answer per prompt: that many tokens were generated, however often they are read."""
+    answers = [greedy_by_loop(pair.teacher, prompt, pair.max_new_tokens, pair.tokenizer.eos_token) for prompt in pair.train.prompts]
+    for steps in (2, 14):
+        run = Watched(VARIANTS["seqkd"], pair, flags(steps=steps))
+        assert run.costs["tokens_generated"] == sum(map(len, answers))
+
+
+def test_step_figures_by_hand(pair):
+    """Shares, lengths, agreement, entropies and the loss by writer, recounted token by token."""
+    rollout = write("skd", pair, list(range(8)))
+    student, teacher = pair.new_student(), pair.teacher
+    student_logits, teacher_logits = (adapters.model_logits(model, rollout.tokens[:, :-1]) for model in (student, teacher))
+    per_token = torch.rand(rollout.tokens[:, 1:].shape, generator=generator())
+    found = train_skd.step_figures(rollout, student_logits, teacher_logits, per_token, pair.max_new_tokens)
+    cells, by_place = [], [[0, 0] for _ in range(8)]
+    for b, (start, stop) in enumerate(zip(rollout.prompt_len.tolist(), rollout.lengths.tolist())):
+        for t in range(start, stop):
+            probs = [logits[b, t - 1].double().softmax(-1) for logits in (student_logits, teacher_logits)]
+            entropies = [-(p * p.log()).sum().item() for p in probs]
+            cells.append((int(rollout.source[b, t]), per_token[b, t - 1].item(), probs[0].argmax() == probs[1].argmax(), *entropies))
+            place = min(7, (t - start) * 8 // pair.max_new_tokens)
+            by_place[place][0] += int(rollout.source[b, t]) == TEACHER
+            by_place[place][1] += 1
+    total = len(cells)
+    wanted = {
+        "mean_length": total / 8,
+        "eos_share": sum(response[-1] == pair.tokenizer.eos_token for response in rollout.responses()) / 8,
+        "agreement": sum(cell[2] for cell in cells) / total,
+        "student_entropy": sum(cell[3] for cell in cells) / total,
+        "teacher_entropy": sum(cell[4] for cell in cells) / total,
+    }
+    for source, name in ((STUDENT, "student"), (TEACHER, "teacher")):
+        own = [cell[1] for cell in cells if cell[0] == source]
+        wanted |= {f"{name}_share": len(own) / total, f"loss_on_{name}": sum(own) / len(own)}
+    wanted["replacement_rate"] = wanted["teacher_share"]
+    wanted["accept_rate"] = wanted["student_share"]  # every token was judged: it stayed, or it was replaced
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(float(value), rel=1e-4), name
+    assert found["replacement_by_position"] == pytest.approx([teacher / max(1, all_) for teacher, all_ in by_place])
+    assert not any(name.endswith(("prompt", "dataset")) for name in found)
+    counts = rollout.counts()
+    assert found["discarded_share"] == counts["discarded"] / counts["proposed"]
+    assert found["teacher_calls_per_token"] == counts["teacher_calls"] / total
+    assert found["student_steps_per_token"] == counts["student_steps"] / total
+    json.dumps(found)
+
+
+def test_every_writer_is_accounted_for(pair):
+    """In every batch of every method the shares of the writers add up to 1, and the loss is their weighted mean."""
+    for name, row in VARIANTS.items():
+        for line in Watched(row, pair, flags(batch_size=8), seed=2).steps:
+            shares = {key[: -len("_share")]: line[key] for key in line if key in ("student_share", "teacher_share", "dataset_share")}
+            assert sum(shares.values()) == pytest.approx(1), name
+            assert line["loss"] == pytest.approx(sum(share * line[f"loss_on_{who}"] for who, share in shares.items()), rel=1e-4)
+            assert ("replacement_rate" in line) == (row.writer == "interleaved")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The script, from flags to files.
+
+SMALL = ["--quick", "--device", "cpu", "--jobs", "1", "--steps", "2", "--teacher-steps", "3", "--start-steps", "3"]
+SMALL += ["--batch-size", "8", "--variants", "sft,skd"]
+
+
+@pytest.fixture(scope="module")
+def cached_pairs(tmp_path_factory):
+    """Pairs of this file are cached in a folder of its own, never in the project's."""
+    with pytest.MonkeyPatch.context() as patch:
+        load, folder = pairs.load_or_pretrain_pair, tmp_path_factory.mktemp("pairs")
+        patch.setattr(pairs, "load_or_pretrain_pair", functools.partial(load, cache_dir=folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def finished(cached_pairs, tmp_path_factory):
+    """The folder of one small run of two methods; tests that write into it take a copy."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    assert main([*SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def strings(value):
+    """Every text in a JSON value, keys included."""
+    if isinstance(value, dict):
+        return [text for item in value.items() for part in item for text in strings(part)]
+    return [text for item in value for text in strings(item)] if isinstance(value, list) else [value] * isinstance(value, str)
+
+
+def test_what_a_run_leaves(finished):
+    """Records, final students, the two starting models and three reports; no half-written file."""
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "sft_seed1.jsonl", "skd_seed1.jsonl", "sft_seed1.pt", "skd_seed1.pt", "teacher.pt", "student_start.pt",
+        "table.md", "curves.svg", "summary.json",
+    }  # fmt: skip
+
+
+def test_records_tell_all(finished):
+    """Header, steps, evals, final; the header says of which method, seed, task, code and machine, and names no folder."""
+    for name, row in (("sft", VARIANTS["sft"]), ("skd", VARIANTS["skd"])):
+        header, *lines, final = lines_of(finished / f"{name}_seed1.jsonl")
+        assert header["kind"] == "header" and final["kind"] == "final" and {line["kind"] for line in lines} == {"step", "eval"}
+        wanted = {"script": "train_skd", "variant": name, "seed": 1, "budget": "steps", "task": "math", "device": "cpu", "quick": True}
+        assert {key: header[key] for key in wanted} == wanted
+        assert header["row"] == json.loads(json.dumps(dataclasses.asdict(row)))
+        assert header["flags"]["steps"] == 2 and header["flags"]["lr"] and header["flags"]["accept_top_k"] == header["accept_top_k"] > 0
+        assert {"train_skd.py", "sample.py", "losses.py", "model.py", "data/pairs.py"} <= set(header["sources"])
+        assert header["torch"] == torch.__version__
+        assert not any(os.sep in text and Path(text).is_absolute() for line in (header, *lines, final) for text in strings(line))
+        assert str(ROOT) not in json.dumps(header) and str(finished) not in json.dumps(header)
+
+
+def test_summary_is_of_the_promised_shape(finished):
+    """summary.json holds task, device, the starting pair and, per method, the figures of each run."""
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["task"] == "math" and summary["device"] == "cpu" and list(summary["variants"]) == ["sft", "skd"]
+    figures = "seed score val_nll kl_teacher kl_on_policy accept_rate draft_accept_rate seconds tokens_generated teacher_forwards"
+    for name, group in summary["variants"].items():
+        (run,) = group["runs"]
+        assert set(figures.split()) <= set(run) and all(run[key] is not None for key in figures.split()), name
+        assert 0 <= run["score"] <= 1 and run["val_nll"] > 0 and 0 <= run["accept_rate"] <= 1
+    teacher, start = summary["teacher"], summary["student_start"]
+    assert teacher["parameters"] > start["parameters"] > 0
+    assert teacher["kl_teacher"] is None and teacher["accept_rate"] is None and start["kl_teacher"] > 0
+    assert summary["variants"]["sft"]["runs"][0]["teacher_forwards"] == 0 < summary["variants"]["skd"]["runs"][0]["teacher_forwards"]
+
+
+def test_final_figures_are_of_the_final_student(finished, cached_pairs):
+    """Loading skd_seed1.pt and measuring it again gives the figures of the record: the final student, not another one."""
+    from data.evaluate import evaluate
+    from model import load_checkpoint
+
+    args, _ = parse_flags(SMALL)
+    data = encode_task(train_skd.load_task(args), args.settings)
+    pair = pairs.load_or_pretrain_pair(data, args.settings, report=pytest.fail)
+    student, about = load_checkpoint(str(finished / "skd_seed1.pt"))
+    final = lines_of(finished / "skd_seed1.jsonl")[-1]
+    found = evaluate(student, pair.teacher, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, gamma=4,
+                     accept_top_k=about["accept_top_k"], seed=1, ood=pair.ood)  # fmt: skip
+    assert runs.rounded(found) == {name: final[name] for name in found}
+    assert about["variant"] == "skd" and about["score"] == pytest.approx(final["score"])
+    assert same_weights(load_checkpoint(str(finished / "teacher.pt"))[0].state_dict(), pair.teacher.state_dict())
+    assert same_weights(load_checkpoint(str(finished / "student_start.pt"))[0].state_dict(), pair.student_weights)
+
+
+def test_resume_runs_nothing_again(copied, cached_pairs, monkeypatch):
+    """With --resume what is finished stays, byte for byte; a method that is new is run beside it."""
+    before = {path: path.read_bytes() for path in copied.glob("*.jsonl")}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_skd, "distill", lambda *args: pytest.fail("ran a finished method again"))
+        assert main([*SMALL, "--out", str(copied), "--resume"]) == 0
+    assert main([*SMALL, "--variants", "sft,supervised,skd", "--out", str(copied), "--resume"]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert set(json.loads((copied / "summary.json").read_text())["variants"]) == {"sft", "supervised", "skd"}
+
+
+def without_times(line):
+    """A line of a record without what a clock or a calendar says."""
+    clocks = ("seconds", "sampling_ms", "teacher_ms", "student_ms", "date", "commit", "modified")
+    return {key: value for key, value in line.items() if key not in clocks}
+
+
+def test_an_interrupted_run_is_done_again(copied, finished, cached_pairs):
+    """A record that was cut short is written anew, to the same figures: a run depends on nothing that came before it."""
+    path = copied / "skd_seed1.jsonl"
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2])
+    assert main([*SMALL, "--out", str(copied), "--resume"]) == 0
+    wanted, found = (lines_of(folder / "skd_seed1.jsonl") for folder in (finished, copied))
+    assert list(map(without_times, found)) == list(map(without_times, wanted))
+
+
+@pytest.mark.parametrize(
+    "flag,value",
+    [("--lr", "0.001"), ("--gamma", "3"), ("--accept-top-k", "9"), ("--reduction", "sequence"), ("--steps", "3"),
+     ("--teacher-steps", "4"), ("--student-prompts", "50"), ("--start-steps", "2"), ("--student-start", "raw"),
+     ("--pair-seed", "2"), ("--difficulty", "3"), ("--entropy", "0.1"), ("--size", "small"), ("--student-temperature", "0.5")],
+)  # fmt: skip
+def test_resume_with_another_flag_is_refused(copied, cached_pairs, monkeypatch, flag, value):
+    """One line names the very flag that was given, before anything is trained; the records stay as they are."""
+    before = {path: path.read_bytes() for path in copied.iterdir()}
+    monkeypatch.setattr(pairs, "pretrain", lambda *args: pytest.fail("trained before it looked at the flags"))
+    with pytest.raises(ValueError) as error:
+        main([*SMALL, flag, value, "--out", str(copied), "--resume"])
+    assert "\n" not in str(error.value) and f"{flag} " in str(error.value)
+    assert {path: path.read_bytes() for path in copied.iterdir()} == before
+
+
+def test_resume_does_not_mix_inputs(cached_pairs, tmp_path, monkeypatch):
+    """The same flags on data that changed in the meantime: one line says so, as for a changed flag."""
+    rows = [json.dumps({"prompt": f"say {i} :", "response": "yes no"}) for i in range(40)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    argv = [*SMALL, "--task", "jsonl", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--variants"]
+    assert main([*argv, "sft"]) == 0
+    header = lines_of(tmp_path / "out" / "sft_seed1.jsonl")[0]
+    assert list(header["inputs"]) == ["train.jsonl"] and str(tmp_path) not in json.dumps(header)
+    (tmp_path / "train.jsonl").write_text("\n".join(rows[:-1]).replace("yes", "maybe"))
+    with pytest.raises(ValueError) as error:
+        main([*argv, "sft,supervised", "--resume"])
+    assert "\n" not in str(error.value) and "sft_seed1.jsonl" in str(error.value)
+
+
+def test_a_failed_run_is_told_and_the_rest_is_kept(cached_pairs, tmp_path, monkeypatch, capsys):
+    """One method fails: the other one is in the table, the status is not 0, stderr has one line with the reason."""
+    original = train_skd.distill
+
+    def fail(row, *args):
+        if row.writer == "dataset":
+            raise ValueError("the reason")
+        return original(row, *args)
+
+    monkeypatch.setattr(train_skd, "distill", fail)
+    assert main([*SMALL, "--out", str(tmp_path / "out")]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "sft_seed1" in err and "the reason" in err
+    assert list(json.loads((tmp_path / "out" / "summary.json").read_text())["variants"]) == ["skd"]
+
+
+def test_when_all_runs_fail_the_reason_is_told(cached_pairs, tmp_path, monkeypatch, capsys):
+    """Nothing finished: stderr still says which run failed and why, and the status is not 0."""
+
+    def fail(*args):
+        raise ValueError("the reason")
+
+    monkeypatch.setattr(train_skd, "distill", fail)
+    try:
+        status, line = main([*SMALL, "--variants", "sft", "--out", str(tmp_path / "out")]), ""
+    except (ValueError, OSError) as error:
+        status, line = 1, str(error)
+    assert status == 1 and "the reason" in capsys.readouterr().err + line
+
+
+def test_seeds_are_runs_of_their_own(cached_pairs, tmp_path):
+    """--seeds 2 --seed 5 makes runs 5 and 6 of every method; the same pair, other figures."""
+    assert main([*SMALL, "--variants", "on_policy", "--seeds", "2", "--seed", "5", "--out", str(tmp_path)]) == 0
+    headers = [lines_of(tmp_path / f"on_policy_seed{seed}.jsonl")[0] for seed in (5, 6)]
+    assert [header["seed"] for header in headers] == [5, 6] and headers[0]["pair"] == headers[1]["pair"]
+    finals = [lines_of(tmp_path / f"on_policy_seed{seed}.jsonl")[-1] for seed in (5, 6)]
+    assert finals[0]["val_nll"] != finals[1]["val_nll"]
+
+
+def test_equal_compute(cached_pairs, tmp_path):
+    """--equal-compute: every method also runs for about the model FLOPs of skd's run, in records of their own."""
+    assert main([*SMALL, "--variants", "sft,supervised,skd", "--equal-compute", "--out", str(tmp_path)]) == 0
+    budget = lines_of(tmp_path / "skd_seed1.jsonl")[-1]["compute"]
+    for name in ("sft", "supervised", "skd"):
+        plain, long = (lines_of(tmp_path / f"{name}{part}_seed1.jsonl") for part in ("", "_compute"))
+        one_step = plain[-1]["compute"] / plain[-1]["steps"]
+        assert long[0]["budget"] == "compute" and abs(long[-1]["compute"] - budget) <= 0.6 * one_step + 0.02 * budget
+    assert set(json.loads((tmp_path / "summary.json").read_text())["variants_equal_compute"]) == {"sft", "supervised", "skd"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Wrong use: one line, a status that is not 0, and nothing was trained.
+
+
+def refused(program, argv, capsys):
+    """The one line with which `program` refuses argv, as its __main__ part would print it."""
+    try:
+        status = program(argv)
+    except (ValueError, OSError) as error:
+        status = f"{error}"
+    except SystemExit as stop:
+        status = stop.code
+    err = capsys.readouterr().err
+    line = err + (status if isinstance(status, str) else "")
+    assert status not in (0, None), "it went through"
+    assert line.strip() and line.strip().count("\n") == 0, f"not one line: {line!r}"
+    return line.strip()
+
+
+@pytest.fixture
+def nothing_trained(monkeypatch, tmp_path):
+    """Training of any kind fails the test; there is no network and no cache of real data; run folders go to tmp_path."""
+    def offline(url, timeout=None):
+        raise urllib.error.URLError("no network")
+
+    for module, name in ((pairs, "pretrain"), (train_skd, "distill")):
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    monkeypatch.setattr(pairs, "load_or_pretrain_pair", functools.partial(pairs.load_or_pretrain_pair, cache_dir=tmp_path / "pairs"))
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setattr(corpora, "CACHE_DIR", tmp_path / "no_cache")
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+
+
+WRONG_FLAGS = [  # flags, a word that the line must hold
+    (["--task", "chess"], "chess"),
+    (["--variants", "skd,unheard_of"], "unheard_of"),
+    (["--variants", ""], "variant"),
+    (["--device", "cuda"], "cuda"),
+    (["--device", "abacus"], "abacus"),
+    (["--size", "gigantic"], "gigantic"),
+    (["--gamma", "0"], "--gamma"),
+    (["--gamma", "65"], "--gamma"),
+    (["--gamma", "2.5"], "--gamma"),
+    (["--accept-top-k", "-1"], "--accept-top-k"),
+    (["--accept-top-k", "99999"], "--accept-top-k"),
+    (["--accept-rule", "guess"], "guess"),
+    (["--accept-rule", "topk", "--rule", "accept_top_p=0.5"], "accept_top_p"),
+    (["--rule", "nonsense"], "--rule"),
+    (["--accept-rule", "minprob", "--rule", "accept_min_prob=much"], "much"),
+    (["--replace", "best"], "best"),
+    (["--reduction", "sum"], "sum"),
+    (["--steps", "0"], "--steps"),
+    (["--steps", "many"], "--steps"),
+    (["--batch-size", "0"], "--batch-size"),
+    (["--seeds", "0"], "--seeds"),
+    (["--seed", str(10**15)], "--seed"),
+    (["--pair-seed", str(10**17)], "--pair-seed"),
+    (["--jobs", "0"], "--jobs"),
+    (["--lr", "nan"], "--lr"),
+    (["--lr", "0"], "--lr"),
+    (["--lr", "-1"], "--lr"),
+    (["--lr", "inf"], "--lr"),
+    (["--lr", "fast"], "--lr"),
+    (["--log-every", "0"], "--log-every"),
+    (["--weight-decay", "-1"], "--weight-decay"),
+    (["--weight-decay", "nan"], "--weight-decay"),
+    (["--student-temperature", "-1"], "--student-temperature"),
+    (["--student-temperature", "nan"], "--student-temperature"),
+    (["--teacher-temperature", "inf"], "--teacher-temperature"),
+    (["--student-top-p", "0"], "--student-top-p"),
+    (["--teacher-top-p", "1.5"], "--teacher-top-p"),
+    (["--student-prompts", "-1"], "--student-prompts"),
+    (["--teacher-prompts", "0"], "--teacher-prompts"),
+    (["--teacher-steps", "0"], "--teacher-steps"),
+    (["--train-examples", "0"], "--train-examples"),
+    (["--difficulty", "0"], "difficulty"),
+    (["--entropy", "2"], "entropy"),
+    (["--entropy", "nan"], "entropy"),
+    (["--hard-share", "-0.1"], "hard_share"),
+    (["--train-examples", "1000000", "--difficulty", "1"], "train_examples"),
+    (["--vocab-size", "100"], "vocab_size"),
+    (["--block-size", "0"], "--block-size"),
+    (["--block-size", "6"], "--block-size"),
+    (["--equal-compute", "--variants", "sft"], "skd"),
+    (["--task", "multi30k", "--difficulty", "3"], "difficulty"),
+    (["--tpyo"], "--tpyo"),
+    (["stray"], "stray"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("argv,word", WRONG_FLAGS, ids=[" ".join(argv)[:60] for argv, _ in WRONG_FLAGS])
+def test_wrong_flags_are_refused(nothing_trained, capsys, tmp_path, argv, word):
+    """Every wrong value ends with one line that names it, before any training, and leaves no folder behind."""
+    if argv == ["--device", "cuda"] and torch.cuda.is_available():
+        pytest.skip("this machine has it")
+    line = refused(main, ["--quick", *argv], capsys)
+    assert word.replace("-", "_").strip("_") in line.replace("-", "_"), line
+    assert not any((tmp_path / "runs").glob("*")), "an empty run folder was left"
+
+
+def test_missing_data_is_refused(nothing_trained, capsys, tmp_path):
+    """A real set without files and without a network: one line with the file and --data-dir; the same for a missing folder."""
+    (tmp_path / "empty").mkdir()
+    for task in ("multi30k", "scan", "gsm8k", "jsonl"):
+        for folder in ("empty", "not_there"):
+            assert "--data-dir" in refused(main, ["--task", task, "--data-dir", str(tmp_path / folder)], capsys)
+    assert "train.jsonl" in refused(main, ["--task", "jsonl"], capsys)
+    assert not any((tmp_path / "runs").glob("*")), "an empty run folder was left"
+
+
+GOOD_ROW = b'{"prompt": "say yes :", "response": "yes"}\n'
+
+
+@pytest.mark.parametrize(
+    "content,word",
+    [(b"", "train"), (b"\n\n", "train"), (GOOD_ROW, "train.jsonl"), (GOOD_ROW * 50, "train.jsonl"), (b"not json\n", "line 1"),
+     (GOOD_ROW + b'{"prompt": "a"}\n', "response"), (GOOD_ROW + b'{"prompt": 3, "response": "b"}\n', "prompt"),
+     (GOOD_ROW + b'{"prompt": "", "response": "b"}\n', "prompt"), (GOOD_ROW + b'{"prompt": "\xff\xfe", "response": "b"}\n', "train.jsonl"),
+     (GOOD_ROW + b'["a", "b"]\n', "line 2"), (GOOD_ROW + b'{"prompt": "\\ud800", "response": "b"}\n', "surrogate")],
+)  # fmt: skip
+def test_damaged_own_data_is_refused(nothing_trained, capsys, tmp_path, content, word):
+    """A user's own file that is empty, too small, no JSON, no UTF-8 or incomplete: one line says what and where."""
+    (tmp_path / "train.jsonl").write_bytes(content)
+    assert word in refused(main, ["--quick", "--task", "jsonl", "--data-dir", str(tmp_path)], capsys)
+
+
+def own_data(folder, **columns):
+    """Own data with the given responses or prompts, split -> list of (prompt, response)."""
+    for split, rows in columns.items():
+        text = "".join(json.dumps({"prompt": prompt, "response": response}) + "\n" for prompt, response in rows)
+        (folder / f"{split}.jsonl").write_text(text)
+    return ["--task", "jsonl", "--data-dir", str(folder)]
+
+
+def test_prompts_longer_than_the_block_are_refused(nothing_trained, capsys, tmp_path):
+    """No example fits --block-size: one line with the length that is needed. A held-out split of none: the same."""
+    short, long = [(f"{i} ?", "ok") for i in range(20)], [("far too long " * 9, "ok")]
+    argv = own_data(tmp_path, train=long, val=long, test=long)
+    assert "--block-size" in refused(main, [*argv, "--block-size", "30"], capsys)
+    for split in ("val", "test"):
+        argv = own_data(tmp_path, **{"train": short, "val": short[:3], "test": short[3:5], split: long})
+        assert "--block-size" in refused(main, [*argv, "--block-size", "30"], capsys)
+
+
+def test_long_held_out_references_do_no_harm(cached_pairs, tmp_path):
+    """A test reference far longer than any training response is left out or measured, but never ends a run with a traceback."""
+    rows = {name: [(f"{name} {i} ?", "ok") for i in range(12)] for name in ("train", "val", "test")}
+    for split in ("val", "test"):
+        rows[split][3] = ("x ?", "very " * 30)
+    argv = own_data(tmp_path, **rows)
+    assert main([*SMALL, *argv, "--variants", "sft", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_unwritable_folder_is_refused(nothing_trained, capsys, tmp_path):
+    """--out below a file: one line that names it."""
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        assert "--out" in refused(main, ["--quick", "--out", str(out)], capsys)
+
+
+def test_records_are_not_overwritten(nothing_trained, capsys, copied):
+    """A folder with records is refused without --resume, and stays as it is."""
+    before = {path: path.read_bytes() for path in copied.iterdir()}
+    assert "--resume" in refused(main, [*SMALL, "--out", str(copied)], capsys)
+    assert {path: path.read_bytes() for path in copied.iterdir()} == before
+
+
+def test_a_damaged_pair_in_the_cache_is_told_and_mended(cached_pairs, tmp_path, capsys):
+    """A cached model that was cut short does not stop a run: it is named and built again."""
+    assert main([*SMALL, "--variants", "sft", "--pair-seed", "9", "--out", str(tmp_path / "one")]) == 0
+    newest = max(cached_pairs.glob("*-teacher-*"), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main([*SMALL, "--variants", "sft", "--pair-seed", "9", "--out", str(tmp_path / "two")]) == 0
+    assert newest.name in capsys.readouterr().out
+    one, two = (lines_of(tmp_path / name / "sft_seed1.jsonl") for name in ("one", "two"))
+    assert without_times(one[-1]) == without_times(two[-1])
+
+
+@pytest.mark.parametrize("script,argv", [("train_skd.py", ["--gamma", "0"]), ("sample.py", ["--checkpoint", "nothing.pt"])])
+def test_status_and_stderr_of_the_real_command(script, argv, tmp_path):
+    """As a process: status 1, nothing on stdout, one line on stderr that starts with the script's name."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *argv], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"{script}: ") and done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sample.py's main.
+
+
+def shown(argv, capsys):
+    assert sample.main(argv) == 0
+    return capsys.readouterr().out
+
+
+def test_the_picture_of_a_students_rollout(finished, capsys):
+    """Prompts of the task, one picture and one result each, and counts that add up; the same seed shows the same."""
+    argv = ["--checkpoint", str(finished / "skd_seed1.pt"), "--device", "cpu", "--rows", "2"]
+    text = shown([*argv, "--seed", "3"], capsys)
+    task = make_task("math", **pairs.QUICK_TASK)
+    for example in task.examples("test")[:2]:
+        assert f"prompt   {example.prompt}\n" in text
+    assert text.count("prompt   ") == text.count("rollout  ") == text.count("result   ") == 2
+    written, accepted, replaced = map(int, re.search(r"(\d+) tokens written: (\d+) accepted, (\d+) replaced", text).groups())
+    assert written == accepted + replaced and text.count("<-") == replaced + 1  # the legend shows one, too
+    assert f"{accepted / written:.3f}" in text and "\033" not in text  # no colour into a pipe
+    assert text == shown([*argv, "--seed", "3"], capsys) != shown([*argv, "--seed", "4"], capsys)
+
+
+def test_the_picture_follows_its_flags(finished, capsys):
+    """K = 0 replaces everything, K = V nothing; an own prompt takes the place of the task's; gamma changes no text."""
+    argv = ["--checkpoint", str(finished / "skd_seed1.pt"), "--teacher", str(finished / "teacher.pt"), "--prompt", "1+2=", "--prompt", "7"]
+    assert re.search(r"written: 0 accepted", shown([*argv, "--accept-top-k", "0"], capsys))
+    assert re.search(r" 0 replaced", shown([*argv, "--accept-top-k", "257"], capsys))
+    assert re.search(r" 0 replaced", shown([*argv, "--accept-rule", "all"], capsys))
+    texts = [shown([*argv, "--gamma", str(gamma)], capsys) for gamma in (1, 7)]
+    results = [re.findall("result   .*", text) for text in texts]
+    assert results[0] == results[1] and len(results[0]) == 2 and "prompt   1+2=\n" in texts[0]
+
+
+def test_the_picture_without_a_checkpoint(cached_pairs, capsys, monkeypatch):
+    """Nothing given: the quick pair is pretrained (here: shortly) and its held-out prompts are shown."""
+    monkeypatch.setattr(pairs, "QUICK", dataclasses.replace(pairs.QUICK, teacher_steps=3, start_steps=3))
+    assert shown(["--rows", "1", "--device", "cpu"], capsys).count("rollout  ") == 1
+
+
+@pytest.fixture
+def checkpoints(finished, tmp_path):
+    """Paths of checkpoints that do not belong together, by what is wrong with them."""
+    paths = {name: str(finished / f"{name}.pt") for name in ("skd_seed1", "teacher")}
+    other = train_tokenizer(["some other text, some other words"] * 3, 270)
+    model = adapters.make_gpt(other.n_vocab, 26, 1, 2, 8)
+    about = torch.load(paths["skd_seed1"], weights_only=True)
+    for name, gpt, state, extra in (
+        ("other_tokenizer", model, other.state_dict(), {"task": "math"}),
+        ("other_shape", model, about["tokenizer"], {"task": "math"}),
+        ("no_tokenizer", adapters.make_gpt(257, 26, 1, 2, 8), None, {"task": "math"}),
+        ("no_task", adapters.make_gpt(257, 26, 1, 2, 8), about["tokenizer"], {}),
+    ):
+        paths[name] = str(tmp_path / f"{name}.pt")
+        save_checkpoint(paths[name], gpt, state, **extra)
+    (tmp_path / "text.pt").write_text("this is no checkpoint")
+    (tmp_path / "half.pt").write_bytes(Path(paths["teacher"]).read_bytes()[:5000])
+    torch.save({"weights": [1, 2]}, tmp_path / "strange.pt")
+    return paths | {name: str(tmp_path / f"{name}.pt") for name in ("text", "half", "strange", "missing")}
+
+
+WRONG_CHECKPOINTS = [  # student, teacher, a word that the line must hold
+    ("missing", None, "missing.pt"),
+    ("text", None, "text.pt"),
+    ("half", None, "half.pt"),
+    ("strange", None, "strange.pt"),
+    ("skd_seed1", "missing", "missing.pt"),
+    ("skd_seed1", "half", "half.pt"),
+    ("skd_seed1", "other_tokenizer", "tokenizer"),
+    ("skd_seed1", "other_shape", "vocabulary"),
+    ("other_shape", "other_shape", "vocabulary"),  # a model that does not fit its own tokenizer
+    ("no_tokenizer", "no_tokenizer", "tokenizer"),
+    ("no_task", "teacher", "--prompt"),
+    ("other_tokenizer", None, "teacher.pt"),  # nothing beside it
+]
+
+
+@pytest.mark.parametrize("student,teacher,word", WRONG_CHECKPOINTS, ids=[f"{a}-{b}" for a, b, _ in WRONG_CHECKPOINTS])
+def test_wrong_checkpoints_are_refused(checkpoints, capsys, student, teacher, word):
+    """A file that is missing, damaged, or of another run: one line that says which and why."""
+    argv = ["--checkpoint", checkpoints[student]] + (["--teacher", checkpoints[teacher]] if teacher else [])
+    assert word in refused(sample.main, [*argv, "--device", "cpu"], capsys)
+
+
+WRONG_VIEWS = [
+    (["--rows", "0"], "--rows"), (["--rows", "some"], "--rows"), (["--gamma", "0"], "gamma"), (["--gamma", "65"], "gamma"),
+    (["--accept-top-k", "-1"], "accept_top_k"), (["--accept-top-k", "99999"], "accept_top_k"), (["--device", "abacus"], "abacus"),
+    (["--accept-rule", "guess"], "guess"), (["--prompt", ""], "empty"), (["--prompt", "1+" * 50], "block_size"),
+    (["--seed", str(10**20)], "seed"), (["--tpyo"], "tpyo"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("argv,word", WRONG_VIEWS, ids=[" ".join(argv)[:40] for argv, _ in WRONG_VIEWS])
+def test_wrong_views_are_refused(finished, nothing_trained, capsys, argv, word, given):
+    """Wrong values end with one line, with a checkpoint as without one; what needs no model is seen before any training."""
+    if not given and argv[0] == "--prompt":
+        pytest.skip("how long a prompt may be is known once there is a pair")
+    line = refused(sample.main, [*(["--checkpoint", str(finished / "skd_seed1.pt")] if given else []), *argv], capsys)
+    assert word in line.replace("--accept-top-k", "accept_top_k"), line
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The real commands (slow).
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the project's own files, without caches, runs or git: what a fresh download holds."""
+    folder = tmp_path_factory.mktemp("clone")
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]:
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+    return folder
+
+
+def command(clone, *argv):
+    done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=clone)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_quick_and_the_picture_as_commands(clone):
+    """`python train_skd.py --quick` runs every method of the comparison; sample.py shows its students, and a pair of its own."""
+    out = command(clone, "train_skd.py", "--quick")
+    folder = clone / "runs" / "skd-math-quick-1"
+    assert "smoke" in out and (folder / "table.md").read_text() in out
+    assert sorted(path.stem for path in folder.glob("*.jsonl")) == sorted(f"{name}_seed1" for name in train_skd.MAIN)
+    finals = {name: lines_of(folder / f"{name}_seed1.jsonl")[-1] for name in train_skd.MAIN}
+    start = lines_of(folder / "skd_seed1.jsonl")[0]["student_start"]
+    assert all(final["kl_teacher"] < start["kl_teacher"] for name, final in finals.items() if VARIANTS[name].loss != "cross_entropy")
+    assert "tokens written" in command(clone, "sample.py", "--checkpoint", str(folder / "skd_seed1.pt"))
+    assert "tokens written" in command(clone, "sample.py")
+
+
+@pytest.mark.slow
+def test_every_variant_and_switch_as_a_command(clone):
+    """All rows of the table and every switch of the sampler go through the whole path."""
+    small = [*SMALL[:-2], "--variants"]
+    command(clone, "train_skd.py", *small, "all", "--equal-compute", "--seeds", "2", "--out", "all")
+    assert len(list((clone / "all").glob("*.jsonl"))) == 4 * len(VARIANTS)
+    for i, switch in enumerate((
+        ["--accept-rule", "topp", "--rule", "accept_top_p=0.8"], ["--accept-rule", "random", "--rule", "replace_rate=0.2"],
+        ["--replace", "sample_topk"], ["--replace", "argmax"], ["--no-write-back"], ["--accept-on", "warped", "--teacher-top-p", "0.9"],
+        ["--judge-fresh"], ["--student-temperature", "0.5", "--student-top-p", "0.9"], ["--reduction", "sequence"],
+        ["--student-start", "raw"], ["--student-prompts", "0"], ["--block-size", "24"], ["--task", "translation"],
+        ["--task", "summarisation"], ["--task", "instruction"], ["--accept-top-k", "0"], ["--gamma", "64"],
+    )):  # fmt: skip
+        command(clone, "train_skd.py", *small, "skd", *switch, "--out", f"switch{i}")
+
+
+@pytest.mark.slow
+def test_jobs_change_no_figure(clone):
+    """Two runs side by side give the same records as one after the other, but for the clock."""
+    for jobs in ("1", "2"):
+        command(clone, "train_skd.py", *SMALL, "--variants", "sft,on_policy,skd", "--jobs", jobs, "--out", f"jobs{jobs}")
+    for name in ("sft", "on_policy", "skd"):
+        one, two = (lines_of(clone / f"jobs{jobs}" / f"{name}_seed1.jsonl") for jobs in "12")
+        assert [without_times(line) | {"jobs": 0} for line in one] == [without_times(line) | {"jobs": 0} for line in two]
