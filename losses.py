@@ -75,7 +75,9 @@ def generalized_jsd(student_logits, teacher_logits, beta=0.5):
     take forward_kl or reverse_kl by name.
     """
     if not 0 < beta < 1:
-        raise ValueError(f"beta must lie strictly between 0 and 1, found {beta}: at the ends use forward_kl or reverse_kl")
+        raise ValueError(
+            f"beta must lie strictly between 0 and 1, found {beta}: at the ends use forward_kl or reverse_kl"
+        )
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
     mix_logprobs = _log_mixture(teacher_logprobs, student_logprobs, beta)
     teacher_side = (teacher_logprobs.exp() * (teacher_logprobs - mix_logprobs)).sum(-1)
@@ -90,7 +92,9 @@ def skew_forward_kl(student_logits, teacher_logits, alpha=0.1):
     teacher; at most -ln alpha. alpha 0 is forward KL, alpha 1 is 0 for every student: ValueError outside [0, 1).
     """
     if not 0 <= alpha < 1:
-        raise ValueError(f"alpha must lie in [0, 1), found {alpha}: at 1 the mixture is the teacher and nothing is learned")
+        raise ValueError(
+            f"alpha must lie in [0, 1), found {alpha}: at 1 the mixture is the teacher and nothing is learned"
+        )
     if alpha == 0:
         return forward_kl(student_logits, teacher_logits)
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
@@ -105,7 +109,9 @@ def skew_reverse_kl(student_logits, teacher_logits, alpha=0.1):
     alpha 0 is reverse KL; ValueError outside [0, 1).
     """
     if not 0 <= alpha < 1:
-        raise ValueError(f"alpha must lie in [0, 1), found {alpha}: at 1 the mixture is the student and nothing is learned")
+        raise ValueError(
+            f"alpha must lie in [0, 1), found {alpha}: at 1 the mixture is the student and nothing is learned"
+        )
     if alpha == 0:
         return reverse_kl(student_logits, teacher_logits)
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
@@ -142,8 +148,12 @@ def cross_entropy(student_logits, targets):
 
     `targets[:, t]` belongs to row t of the logits: shift once, outside (targets = tokens[:, 1:]).
     """
-    assert student_logits.shape[:-1] == targets.shape, f"{tuple(student_logits.shape)} and targets {tuple(targets.shape)}"
-    return F.cross_entropy(at_least_float32(student_logits).flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+    assert student_logits.shape[:-1] == targets.shape, (
+        f"{tuple(student_logits.shape)} and targets {tuple(targets.shape)}"
+    )
+    return F.cross_entropy(at_least_float32(student_logits).flatten(0, -2), targets.flatten(), reduction="none").view(
+        targets.shape
+    )
 
 
 def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, temperature=1.0, divergence=forward_kl):
@@ -171,7 +181,9 @@ def masked_mean(per_token, mask, reduction="token"):
     papers' Eq. 1); "sum": the plain sum, for gradient accumulation (divide once by the global count).
     Rows 1 1 1 1 and 5 - - - give 1.8, 3.0 and 9.0.
     """
-    assert per_token.shape == mask.shape, f"{tuple(per_token.shape)} and mask {tuple(mask.shape)}"  # (B, T, 1) would broadcast
+    assert per_token.shape == mask.shape, (
+        f"{tuple(per_token.shape)} and mask {tuple(mask.shape)}"
+    )  # (B, T, 1) would broadcast
     # Fill, do not multiply: a nan or inf at a padded position must not leak (0 * inf = nan).
     kept = per_token.masked_fill(~mask, 0.0)
     if reduction == "sum":

@@ -93,7 +93,9 @@ class Attention(nn.Module):
 
     def forward(self, x, layer, cache=None, positions=None, bias=None):
         B, T, C = x.shape
-        query, key, value = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        query, key, value = (
+            self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        )  # (B, H, T, D)
         if cache is None:
             y = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
@@ -147,7 +149,9 @@ class GPT(nn.Module):
                 weight.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
             else:
                 residual = name.endswith(("out.weight", "down.weight"))
-                std = 0.02 * math.sqrt(768 / self.config.n_embd) / (math.sqrt(2 * self.config.n_layer) if residual else 1)
+                std = (
+                    0.02 * math.sqrt(768 / self.config.n_embd) / (math.sqrt(2 * self.config.n_layer) if residual else 1)
+                )
                 weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
 
     def forward(self, tokens, cache=None):
@@ -167,7 +171,11 @@ class GPT(nn.Module):
     def new_cache(self, batch_size, capacity):
         """An empty KVCache for `batch_size` rows of `capacity` slots, on this model's device and in its dtype."""
         weight = self.token_embedding.weight
-        dtype = torch.get_autocast_dtype(weight.device.type) if torch.is_autocast_enabled(weight.device.type) else weight.dtype
+        dtype = (
+            torch.get_autocast_dtype(weight.device.type)
+            if torch.is_autocast_enabled(weight.device.type)
+            else weight.dtype
+        )
         return KVCache(self.config, batch_size, capacity, weight.device, dtype)
 
     def num_parameters(self):
@@ -201,7 +209,12 @@ def save_checkpoint(path, model, tokenizer_state, **extra):
     `extra` holds plain values (numbers, strings, lists, dicts) such as the metrics; loads with weights_only=True.
     """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    content = {"config": dataclasses.asdict(model.config), "weights": model.state_dict(), "tokenizer": tokenizer_state, **extra}
+    content = {
+        "config": dataclasses.asdict(model.config),
+        "weights": model.state_dict(),
+        "tokenizer": tokenizer_state,
+        **extra,
+    }
     beside = f"{path}.{os.getpid()}.partial"
     try:
         torch.save(content, beside)
@@ -217,7 +230,9 @@ def load_checkpoint(path, device="cpu"):
     Raises ValueError with one line when the file is not such a checkpoint, or its weights do not fit its configuration.
     """
     if not os.path.isfile(path):
-        raise ValueError(f"no checkpoint at {path}: run train_skd.py first, or give the path of a .pt file that it left")
+        raise ValueError(
+            f"no checkpoint at {path}: run train_skd.py first, or give the path of a .pt file that it left"
+        )
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         model = GPT(GPTConfig(**content["config"])).to(device)
@@ -225,6 +240,8 @@ def load_checkpoint(path, device="cpu"):
         tokenizer_state = content["tokenizer"]
     except Exception as error:  # torch raises half a dozen kinds for a broken file; the user needs one line
         first_line = str(error).strip().split("\n")[0][:160]
-        raise ValueError(f"{path} is not a whole checkpoint of this project ({first_line}): delete it and run again") from error
+        raise ValueError(
+            f"{path} is not a whole checkpoint of this project ({first_line}): delete it and run again"
+        ) from error
     assert tokenizer_state is None or isinstance(tokenizer_state, dict)
     return model.eval(), content

@@ -212,7 +212,9 @@ def _start(prompts, max_new_tokens, block_size, device, spare):
         raise ValueError("no prompts: give at least one list of token ids")
     lengths = [len(prompt) for prompt in prompts]
     if min(lengths) < 1:
-        raise ValueError(f"prompt {lengths.index(0)} is empty: a model needs at least one token to predict the next from")
+        raise ValueError(
+            f"prompt {lengths.index(0)} is empty: a model needs at least one token to predict the next from"
+        )
     if max(lengths) >= block_size:
         raise ValueError(
             f"prompt {lengths.index(max(lengths))} has {max(lengths)} tokens, but block_size is {block_size}: "
@@ -224,7 +226,13 @@ def _start(prompts, max_new_tokens, block_size, device, spare):
     tokens = torch.zeros(len(prompts), max(ends) + spare, dtype=torch.long)
     for row, prompt in zip(tokens, prompts):
         row[: len(prompt)] = torch.tensor(prompt)
-    return tokens.to(device), torch.tensor(lengths, device=device), torch.tensor(ends, device=device), max(lengths), max(ends)
+    return (
+        tokens.to(device),
+        torch.tensor(lengths, device=device),
+        torch.tensor(ends, device=device),
+        max(lengths),
+        max(ends),
+    )
 
 
 def _prefill(model, tokens, prompt_len, width, capacity):
@@ -250,9 +258,19 @@ def _device(model):
 
 @torch.no_grad()
 def generate(
-    model, prompts, max_new_tokens, *, generator, temperature=1.0, top_k=None, top_p=None, greedy=False,
-    eos_token=None, row_keys=None, role="student",
-):  # fmt: skip
+    model,
+    prompts,
+    max_new_tokens,
+    *,
+    generator,
+    temperature=1.0,
+    top_k=None,
+    top_p=None,
+    greedy=False,
+    eos_token=None,
+    row_keys=None,
+    role="student",
+):
     """Let one model continue every prompt: list of B lists of ids -> Rollout (source = STUDENT, or TEACHER by `role`).
 
     Rows end at `eos_token` (kept), after max_new_tokens, or at the block's end. `generator` is a CPU torch.Generator;
@@ -362,10 +380,17 @@ def _draft_and_verify(
 
         running = ~done
         judged = accepted + replaced
-        counters += torch.stack([
-            drafted.sum(), judged.sum(), accepted.sum(), replaced.sum(), (drafted - judged).sum(),
-            running.sum(), running.sum() * gamma,
-        ])  # fmt: skip
+        counters += torch.stack(
+            [
+                drafted.sum(),
+                judged.sum(),
+                accepted.sum(),
+                replaced.sum(),
+                (drafted - judged).sum(),
+                running.sum(),
+                running.sum() * gamma,
+            ]
+        )
         if eos_token is not None:
             finished = finished | ((written == eos_token) & (offsets < committed[:, None])).any(1)
         length = length + committed
@@ -382,9 +407,16 @@ def _draft_and_verify(
     padding = torch.arange(T, device=device) >= length[:, None]
     in_response = ~padding & (torch.arange(T, device=device) >= prompt_len[:, None])
     return Rollout(
-        tokens[:, :T].masked_fill(padding, 0), prompt_len, length, source[:, :T].masked_fill(~in_response, PROMPT), finished,
-        teacher_logits[:, : T - 1], unwritten[:, :T].masked_fill(~in_response, -1), counters, blocks,
-    )  # fmt: skip
+        tokens[:, :T].masked_fill(padding, 0),
+        prompt_len,
+        length,
+        source[:, :T].masked_fill(~in_response, PROMPT),
+        finished,
+        teacher_logits[:, : T - 1],
+        unwritten[:, :T].masked_fill(~in_response, -1),
+        counters,
+        blocks,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -398,7 +430,9 @@ def check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule):
     if replace not in REPLACE_RULES:
         raise ValueError(f"unknown replace rule {replace!r}: choose from {', '.join(REPLACE_RULES)}")
     if accept_on not in ("raw", "warped") or (accept_on == "warped" and accept_rule != "topk"):
-        raise ValueError(f"accept_on must be raw, or warped with the topk rule; found {accept_on!r} with {accept_rule!r}")
+        raise ValueError(
+            f"accept_on must be raw, or warped with the topk rule; found {accept_on!r} with {accept_rule!r}"
+        )
     if gamma < 1:
         raise ValueError(f"gamma must be at least 1, found {gamma}")
     if accept_top_k < 0:
@@ -411,10 +445,27 @@ def check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule):
 
 
 def interleaved_generate(
-    student, teacher, prompts, max_new_tokens, *, generator, gamma=5, accept_rule="topk", accept_top_k=25,
-    replace="sample", student_temperature=1.0, student_top_p=None, teacher_temperature=1.0, teacher_top_p=None,
-    eos_token=None, row_keys=None, write_back=True, accept_on="raw", judge_fresh=False, **rule,
-):  # fmt: skip
+    student,
+    teacher,
+    prompts,
+    max_new_tokens,
+    *,
+    generator,
+    gamma=5,
+    accept_rule="topk",
+    accept_top_k=25,
+    replace="sample",
+    student_temperature=1.0,
+    student_top_p=None,
+    teacher_temperature=1.0,
+    teacher_top_p=None,
+    eos_token=None,
+    row_keys=None,
+    write_back=True,
+    accept_on="raw",
+    judge_fresh=False,
+    **rule,
+):
     """SKD's sampling (arXiv 2410.11325, Algorithm 1), batched and cached: list of B lists of ids -> Rollout.
 
     A proposal of the student stays if `accept_rule` says so on the teacher's raw logits; otherwise the teacher's own
@@ -430,7 +481,9 @@ def interleaved_generate(
     check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule)
     vocab_size = teacher.config.vocab_size
     if student.config.vocab_size != vocab_size:
-        raise ValueError(f"student and teacher need one vocabulary, found {student.config.vocab_size} and {vocab_size} tokens")
+        raise ValueError(
+            f"student and teacher need one vocabulary, found {student.config.vocab_size} and {vocab_size} tokens"
+        )
     if accept_rule == "topk":
         rule = {"accept_top_k": min(accept_top_k, vocab_size)}
     replacement_law = REPLACE_RULES[replace](accept_top_k, teacher_temperature, teacher_top_p)
@@ -453,16 +506,37 @@ def interleaved_generate(
         return draw(teacher_rows, noise(position, "teacher").flatten(), **replacement_law)
 
     return _draft_and_verify(
-        student, teacher, prompts, max_new_tokens, gamma=gamma, draft=draft, judge=judge, replace=redraw, noise=noise,
-        eos_token=eos_token, write_back=write_back,
-    )  # fmt: skip
+        student,
+        teacher,
+        prompts,
+        max_new_tokens,
+        gamma=gamma,
+        draft=draft,
+        judge=judge,
+        replace=redraw,
+        noise=noise,
+        eos_token=eos_token,
+        write_back=write_back,
+    )
 
 
 @torch.no_grad()
 def interleaved_reference(
-    student, teacher, prompt, max_new_tokens, *, generator, accept_rule="topk", accept_top_k=25, replace="sample",
-    student_temperature=1.0, teacher_temperature=1.0, eos_token=None, row_key=0, **rule,
-):  # fmt: skip
+    student,
+    teacher,
+    prompt,
+    max_new_tokens,
+    *,
+    generator,
+    accept_rule="topk",
+    accept_top_k=25,
+    replace="sample",
+    student_temperature=1.0,
+    teacher_temperature=1.0,
+    eos_token=None,
+    row_key=0,
+    **rule,
+):
     """Algorithm 1 as printed: one prompt, one token at a time, no cache. -> (response ids, sources), the test's oracle.
 
     Given the same seed and row key, interleaved_generate returns exactly these tokens for every gamma and batch.
@@ -528,9 +602,17 @@ def speculative_generate(
         return draw(residual.log(), noise(position, "teacher"))
 
     return _draft_and_verify(
-        draft, target, prompts, max_new_tokens, gamma=gamma, draft=propose, judge=judge, replace=redraw, noise=noise,
+        draft,
+        target,
+        prompts,
+        max_new_tokens,
+        gamma=gamma,
+        draft=propose,
+        judge=judge,
+        replace=redraw,
+        noise=noise,
         eos_token=eos_token,
-    )  # fmt: skip
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -575,7 +657,9 @@ def main(argv=None):
     from model import load_checkpoint
 
     parser = runs.Parser(prog="sample.py", description="The picture of an SKD rollout: who wrote which token.")
-    parser.add_argument("--checkpoint", metavar="FILE", help="a student that train_skd.py left (default: pretrain the quick pair)")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="a student that train_skd.py left (default: pretrain the quick pair)"
+    )
     parser.add_argument("--teacher", metavar="FILE", help="its teacher (default: teacher.pt beside the checkpoint)")
     parser.add_argument("--prompt", action="append", help="your own prompt; may be given several times")
     parser.add_argument("--rows", type=int, default=3, help="rollouts to show, of held-out prompts of the task")
@@ -597,11 +681,15 @@ def main(argv=None):
             args.teacher or os.path.join(os.path.dirname(args.checkpoint), "teacher.pt"), device
         )
         if about["tokenizer"] != about_teacher["tokenizer"]:
-            raise ValueError("student and teacher were trained with different tokenizers: give the --teacher of the same run")
+            raise ValueError(
+                "student and teacher were trained with different tokenizers: give the --teacher of the same run"
+            )
         tokenizer = Tokenizer.from_state(about["tokenizer"])
         top_k, budget, prompts = about.get("accept_top_k", 3), about.get("max_new_tokens", 32), args.prompt
         if not prompts:
-            examples = tasks.make_task(about["task"], data_dir=args.data_dir, **about.get("task_options", {})).examples("test")
+            examples = tasks.make_task(about["task"], data_dir=args.data_dir, **about.get("task_options", {})).examples(
+                "test"
+            )
             prompts = [example.prompt for example in examples[: args.rows]]
     else:
         data = pairs.encode_task(tasks.make_task("math", **pairs.QUICK_TASK), pairs.QUICK)
@@ -611,23 +699,39 @@ def main(argv=None):
         prompts = args.prompt or [example.prompt for example in pair.test.examples[: args.rows]]
 
     rollout = interleaved_generate(
-        student, teacher, [tokenizer.encode(prompt) for prompt in prompts], budget,
-        generator=torch.Generator().manual_seed(args.seed), gamma=args.gamma, accept_rule=args.accept_rule,
-        accept_top_k=top_k if args.accept_top_k is None else args.accept_top_k, eos_token=tokenizer.eos_token,
-    )  # fmt: skip
+        student,
+        teacher,
+        [tokenizer.encode(prompt) for prompt in prompts],
+        budget,
+        generator=torch.Generator().manual_seed(args.seed),
+        gamma=args.gamma,
+        accept_rule=args.accept_rule,
+        accept_top_k=top_k if args.accept_top_k is None else args.accept_top_k,
+        eos_token=tokenizer.eos_token,
+    )
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(f"\n{student.num_parameters():,} student and {teacher.num_parameters():,} teacher parameters, rule {args.accept_rule}"
-          + (f", K = {args.accept_top_k if args.accept_top_k is not None else top_k}" if args.accept_rule == "topk" else "")
-          + f", gamma = {args.gamma}")  # fmt: skip
+    print(
+        f"\n{student.num_parameters():,} student and {teacher.num_parameters():,} teacher parameters, rule {args.accept_rule}"
+        + (
+            f", K = {args.accept_top_k if args.accept_top_k is not None else top_k}"
+            if args.accept_rule == "topk"
+            else ""
+        )
+        + f", gamma = {args.gamma}"
+    )
     print("plain: student   {teacher's token<-rejected proposal #its rank with the teacher}   <discarded proposals>\n")
     for row, prompt in enumerate(prompts):
         print(f"prompt   {prompt}\nrollout  {picture(rollout, row, tokenizer.decode, tokenizer.eos_token, color)}")
-        print(f"result   {tokenizer.decode([token for token in rollout.responses()[row] if token != tokenizer.eos_token])}\n")
+        print(
+            f"result   {tokenizer.decode([token for token in rollout.responses()[row] if token != tokenizer.eos_token])}\n"
+        )
     counts, written = rollout.counts(), int(rollout.response_mask.sum())
-    print(f"{written} tokens written: {counts['accepted']} accepted, {counts['replaced']} replaced"
-          f" (accept rate {counts['accepted'] / counts['judged']:.3f}); {counts['discarded']} proposals discarded;"
-          f" {counts['teacher_calls'] / written:.2f} teacher calls and {counts['student_steps'] / written:.2f} student steps"
-          " per token")  # fmt: skip
+    print(
+        f"{written} tokens written: {counts['accepted']} accepted, {counts['replaced']} replaced"
+        f" (accept rate {counts['accepted'] / counts['judged']:.3f}); {counts['discarded']} proposals discarded;"
+        f" {counts['teacher_calls'] / written:.2f} teacher calls and {counts['student_steps'] / written:.2f} student steps"
+        " per token"
+    )
     return 0
 
 

@@ -36,7 +36,17 @@ from data.evaluate import Encoded, evaluate, evaluate_quickly, sample_responses
 from data.tasks import make_task
 from losses import DIVERGENCES, cross_entropy, entropy, masked_mean
 from model import learning_rate, make_optimizer, save_checkpoint
-from sample import ACCEPT_RULES, DATASET, REPLACE_RULES, SOURCE_NAMES, STUDENT, TEACHER, check_rule, generate, interleaved_generate
+from sample import (
+    ACCEPT_RULES,
+    DATASET,
+    REPLACE_RULES,
+    SOURCE_NAMES,
+    STUDENT,
+    TEACHER,
+    check_rule,
+    generate,
+    interleaved_generate,
+)
 
 
 @dataclass(frozen=True)
@@ -48,10 +58,14 @@ class Variant:
     paper: str | None  # arXiv id
     note: str
     hyper: dict = field(default_factory=dict)  # of the divergence
-    student_share: tuple = (0.0, 0.0)  # mixed: chance that the student writes, in the first and the second half of the run
+    student_share: tuple = (
+        0.0,
+        0.0,
+    )  # mixed: chance that the student writes, in the first and the second half of the run
     coin: str = "batch"  # mixed: one coin per "batch" or per "sequence"
 
 
+# fmt: off
 VARIANTS = {
     "sft": Variant("dataset", "cross_entropy", None, "no teacher: cross-entropy on the references"),
     "supervised": Variant("dataset", "forward_kl", "1910.01108", "word-level KD on the references"),
@@ -64,10 +78,22 @@ VARIANTS = {
     "two_stage": Variant("mixed", "forward_kl", "2410.11325", "references in the first half, student samples in the second",
                          student_share=(0.0, 1.0)),
     "skd": Variant("interleaved", "forward_kl", "2410.11325", "the student proposes, the teacher replaces what it ranks poorly"),
-}  # fmt: skip
+}
+# fmt: on
 MAIN = tuple(VARIANTS)  # --variants main: the comparison of the paper (its section 5)
-SOURCES = ("model.py", "losses.py", "sample.py", "train_skd.py", "data/tokenizer.py", "data/tasks.py", "data/corpora.py",
-           "data/metrics.py", "data/evaluate.py", "data/pairs.py", "data/runs.py")  # fmt: skip
+SOURCES = (
+    "model.py",
+    "losses.py",
+    "sample.py",
+    "train_skd.py",
+    "data/tokenizer.py",
+    "data/tasks.py",
+    "data/corpora.py",
+    "data/metrics.py",
+    "data/evaluate.py",
+    "data/pairs.py",
+    "data/runs.py",
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -83,12 +109,25 @@ def write_tokens(row, student, pair, rows, half, args, generator, teacher_answer
     device, eos = next(student.parameters()).device, pair.tokenizer.eos_token
     if row.writer == "interleaved":
         return interleaved_generate(
-            student, pair.teacher, prompts, pair.max_new_tokens, generator=generator, gamma=args.gamma,
-            accept_rule=args.accept_rule, accept_top_k=args.accept_top_k, replace=args.replace,
-            student_temperature=args.student_temperature, student_top_p=args.student_top_p,
-            teacher_temperature=args.teacher_temperature, teacher_top_p=args.teacher_top_p, eos_token=eos,
-            write_back=not args.no_write_back, accept_on=args.accept_on, judge_fresh=args.judge_fresh, **args.rule,
-        )  # fmt: skip
+            student,
+            pair.teacher,
+            prompts,
+            pair.max_new_tokens,
+            generator=generator,
+            gamma=args.gamma,
+            accept_rule=args.accept_rule,
+            accept_top_k=args.accept_top_k,
+            replace=args.replace,
+            student_temperature=args.student_temperature,
+            student_top_p=args.student_top_p,
+            teacher_temperature=args.teacher_temperature,
+            teacher_top_p=args.teacher_top_p,
+            eos_token=eos,
+            write_back=not args.no_write_back,
+            accept_on=args.accept_on,
+            judge_fresh=args.judge_fresh,
+            **args.rule,
+        )
     if row.writer == "teacher":
         return pairs.rollout_from_ids(prompts, [teacher_answers[i] for i in rows], [TEACHER] * len(rows), device)
 
@@ -99,9 +138,14 @@ def write_tokens(row, student, pair, rows, half, args, generator, teacher_answer
     responses = [pair.train.responses[i] for i in rows]
     if any(by_student):
         rollout = generate(
-            student, [prompt for prompt, own in zip(prompts, by_student) if own], pair.max_new_tokens, generator=generator,
-            temperature=args.student_temperature, top_p=args.student_top_p, eos_token=eos,
-        )  # fmt: skip
+            student,
+            [prompt for prompt, own in zip(prompts, by_student) if own],
+            pair.max_new_tokens,
+            generator=generator,
+            temperature=args.student_temperature,
+            top_p=args.student_top_p,
+            eos_token=eos,
+        )
         if all(by_student):
             return rollout
         own_responses = iter(rollout.responses())
@@ -165,20 +209,27 @@ def distill(row, student, pair, args, seed, log, say):
         last = step + 1 == args.steps
         if step % args.log_every == 0 or last:
             if not torch.isfinite(loss + gradient_norm):
-                raise ValueError(f"loss or gradient is not finite at step {step + 1} (train examples {rows[:8]}...): "
-                                 f"lower --lr ({args.lr}); the records so far are kept")  # fmt: skip
-            log.write("step", step=step + 1, loss=loss.item(), gradient_norm=gradient_norm.item(),
-                      lr=learning_rate(step, args.steps, args.lr),
-                      **step_figures(rollout, student_logits.detach(), teacher_logits, per_token.detach(), pair.max_new_tokens),
-                      **dict(zip(("sampling_ms", "teacher_ms", "student_ms"), [1000 * (b - a) for a, b in zip(clock, clock[1:])])))  # fmt: skip
+                raise ValueError(
+                    f"loss or gradient is not finite at step {step + 1} (train examples {rows[:8]}...): "
+                    f"lower --lr ({args.lr}); the records so far are kept"
+                )
+            figures = step_figures(
+                rollout, student_logits.detach(), teacher_logits, per_token.detach(), pair.max_new_tokens
+            )
+            times = [1000 * (end - begin) for begin, end in zip(clock, clock[1:])]
+            figures |= dict(zip(("sampling_ms", "teacher_ms", "student_ms"), times))
+            rate = learning_rate(step, args.steps, args.lr)
+            log.write("step", step=step + 1, loss=loss.item(), gradient_norm=gradient_norm.item(), lr=rate, **figures)
         if (step + 1) % max(1, args.steps // 8) == 0 or last:
             before = time.perf_counter()
             student.eval()
             figures = evaluate_quickly(student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens)
             student.train()
             log.write("eval", step=step + 1, **figures)
-            say(f"  step {step + 1:>5}/{args.steps}  loss {loss.item():.4f}  val score {figures['score']:.3f}"
-                f"  val nll {figures['val_nll']:.3f}")  # fmt: skip
+            say(
+                f"  step {step + 1:>5}/{args.steps}  loss {loss.item():.4f}  val score {figures['score']:.3f}"
+                f"  val nll {figures['val_nll']:.3f}"
+            )
             evaluation_seconds += time.perf_counter() - before
     student.eval()
     return {"steps": args.steps, "seconds": time.perf_counter() - started - evaluation_seconds} | costs.figures()
@@ -196,7 +247,9 @@ def step_figures(rollout, student_logits, teacher_logits, per_token, budget, bin
     }
     if teacher_logits is not None:
         figures["teacher_entropy"] = masked_mean(entropy(teacher_logits), target_mask)
-        figures["agreement"] = masked_mean((student_logits.argmax(-1) == teacher_logits.argmax(-1)).float(), target_mask)
+        figures["agreement"] = masked_mean(
+            (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float(), target_mask
+        )
     for number, name in enumerate(SOURCE_NAMES):  # the loss by who wrote the token
         written = (rollout.source[:, 1:] == number) & target_mask
         if name != "prompt" and bool(written.any()):
@@ -229,8 +282,11 @@ class Costs:
     """
 
     def __init__(self, student, teacher):
-        self.weights = [model.num_parameters() - model.position_embedding.weight.numel() for model in (student, teacher)]
-        self.tokens = torch.zeros(3, dtype=torch.long, device=next(student.parameters()).device)  # student, teacher, generated
+        self.weights = [
+            model.num_parameters() - model.position_embedding.weight.numel() for model in (student, teacher)
+        ]
+        # processed by the student, processed by the teacher, generated
+        self.tokens = torch.zeros(3, dtype=torch.long, device=next(student.parameters()).device)
         self.teacher_forwards = 0
 
     def count(self, rollout, teacher_asked, gamma):
@@ -271,8 +327,12 @@ def run_name(variant, seed, budget):
 
 def about(pair, args):
     """What sample.py needs to know to show a model that a run left."""
-    return {"task": args.task, "task_options": pair.task.options, "max_new_tokens": pair.max_new_tokens,
-            "accept_top_k": args.accept_top_k}  # fmt: skip
+    return {
+        "task": args.task,
+        "task_options": pair.task.options,
+        "max_new_tokens": pair.max_new_tokens,
+        "accept_top_k": args.accept_top_k,
+    }
 
 
 def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
@@ -281,18 +341,45 @@ def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
     device, row = torch.device(args.device_type), VARIANTS[variant]
     pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, report=lambda _: None)
     name, here = run_name(variant, seed, budget), argparse.Namespace(**vars(args) | {"steps": steps or args.steps})
-    log = runs.RunLog(folder, name, shared | {
-        "variant": variant, "seed": seed, "budget": budget, "sets_budget": variant == "skd",
-        "row": dataclasses.asdict(row), **runs.describe_machine(device)})  # fmt: skip
+    log = runs.RunLog(
+        folder,
+        name,
+        shared
+        | {
+            "variant": variant,
+            "seed": seed,
+            "budget": budget,
+            "sets_budget": variant == "skd",
+            "row": dataclasses.asdict(row),
+            **runs.describe_machine(device),
+        },
+    )
     try:
         student = pair.new_student()
         say = runs.say if args.jobs == 1 else lambda _: None
         say(f"{name}: {here.steps} steps")
         costs = distill(row, student, pair, here, seed, log, say)
-        figures = evaluate(student, pair.teacher, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens,
-                           gamma=args.gamma, accept_top_k=args.accept_top_k, seed=seed, ood=pair.ood)  # fmt: skip
-        save_checkpoint(str(Path(folder) / f"{name}.pt"), student, pair.tokenizer.state_dict(), variant=variant, seed=seed,
-                        score=figures["score"], **about(pair, args))  # fmt: skip
+        figures = evaluate(
+            student,
+            pair.teacher,
+            pair.task,
+            pair.tokenizer,
+            pair.test,
+            pair.max_new_tokens,
+            gamma=args.gamma,
+            accept_top_k=args.accept_top_k,
+            seed=seed,
+            ood=pair.ood,
+        )
+        save_checkpoint(
+            str(Path(folder) / f"{name}.pt"),
+            student,
+            pair.tokenizer.state_dict(),
+            variant=variant,
+            seed=seed,
+            score=figures["score"],
+            **about(pair, args),
+        )
         log.write("final", **figures, **costs)
     finally:
         log.close()
@@ -315,27 +402,41 @@ def load_data(args):
 
 def parse_flags(argv=None):
     """Command line -> (args with everything resolved that needs no data, names of the methods)."""
-    parser = runs.Parser(prog="train_skd.py", description="Distil a student from a fixed teacher: SKD and its baselines.")
+    parser = runs.Parser(
+        prog="train_skd.py", description="Distil a student from a fixed teacher: SKD and its baselines."
+    )
     runs.add_shared_flags(parser, VARIANTS, MAIN, pairs.SIZES)
     group = parser.add_argument_group("sampling (skd)")
-    group.add_argument("--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay (default: topk)")
+    group.add_argument(
+        "--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay (default: topk)"
+    )
     group.add_argument("--rule", default="", metavar="KNOB=X,..", help="the rule's own knob, e.g. accept_min_prob=0.1")
-    group.add_argument("--replace", default="sample", choices=tuple(REPLACE_RULES), help="what a rejected proposal becomes")
+    group.add_argument(
+        "--replace", default="sample", choices=tuple(REPLACE_RULES), help="what a rejected proposal becomes"
+    )
     group.add_argument("--student-temperature", type=float, default=1.0, help="of every token that the student writes")
     group.add_argument("--student-top-p", type=float, help="nucleus of the student's draws")
     group.add_argument("--teacher-temperature", type=float, default=1.0, help="of the teacher's replacements")
     group.add_argument("--teacher-top-p", type=float, help="nucleus of the teacher's replacements")
-    group.add_argument("--no-write-back", action="store_true", help="control: mark rejections, keep the student's tokens")
-    group.add_argument("--accept-on", default="raw", choices=("raw", "warped"), help="warped: the released code's membership test")
+    group.add_argument(
+        "--no-write-back", action="store_true", help="control: mark rejections, keep the student's tokens"
+    )
+    group.add_argument(
+        "--accept-on", default="raw", choices=("raw", "warped"), help="warped: the released code's membership test"
+    )
     group.add_argument("--judge-fresh", action="store_true", help="judge a second draw, as the released code does")
     group = parser.add_argument_group("comparison")
-    group.add_argument("--equal-compute", action="store_true", help="also run each method for as long as skd's model FLOPs last")
+    group.add_argument(
+        "--equal-compute", action="store_true", help="also run each method for as long as skd's model FLOPs last"
+    )
     group.add_argument("--weight-decay", type=float, default=0.1, help="on the student's matrices")
     group.add_argument("--log-every", type=int, default=20, help="steps between logged lines")
     args = parser.parse_args(argv)
 
     names = runs.check_shared_flags(args, VARIANTS, MAIN)
-    args.rule = {knob: float(value) for knob, _, value in (part.partition("=") for part in args.rule.split(",") if part)}
+    args.rule = {
+        knob: float(value) for knob, _, value in (part.partition("=") for part in args.rule.split(",") if part)
+    }
     check_rule(args.accept_rule, args.replace, args.accept_on, args.gamma, args.accept_top_k or 0, args.rule)
     args.device_type = runs.pick_device(args.device).type
     args.jobs = args.jobs or runs.default_jobs(args.device_type)
@@ -346,8 +447,18 @@ def parse_flags(argv=None):
         size |= {name: getattr(pairs.QUICK, name) for name in ("teacher_steps", "start_steps", "student_prompts")}
         args.task_options = pairs.QUICK_TASK if args.task in tasks.FAMILIES else {}
     args.steps, args.lr = args.steps or default_steps, args.lr or default_lr
-    given = {name: getattr(args, name) for name in ("teacher_steps", "start_steps", "teacher_prompts", "student_prompts",
-                                                    "student_start", "vocab_size", "block_size")}  # fmt: skip
+    given = {
+        name: getattr(args, name)
+        for name in (
+            "teacher_steps",
+            "start_steps",
+            "teacher_prompts",
+            "student_prompts",
+            "student_start",
+            "vocab_size",
+            "block_size",
+        )
+    }
     size |= {name: value for name, value in given.items() if value is not None}
     args.settings = pairs.PairSettings(**size, seed=args.pair_seed)
     if args.settings.student_prompts == 0:
@@ -356,6 +467,7 @@ def parse_flags(argv=None):
 
 
 def main(argv=None):
+    """Task, pair, every method with every seed, table. Returns 0 only when every run finished."""
     args, names = parse_flags(argv)
     if args.list_variants:
         print(json.dumps({name: dataclasses.asdict(row) for name, row in VARIANTS.items()}, indent=2))
@@ -369,12 +481,18 @@ def main(argv=None):
     if args.accept_top_k is None:
         args.accept_top_k = pairs.default_accept_top_k(data.vocabulary_in_use)
     if args.accept_top_k > vocabulary:
-        raise ValueError(f"--accept-top-k must lie in 0..{vocabulary} (this tokenizer's vocabulary), found {args.accept_top_k}")
+        raise ValueError(
+            f"--accept-top-k must lie in 0..{vocabulary} (this tokenizer's vocabulary), found {args.accept_top_k}"
+        )
     sizes = {name: len(split.prompts) for name, split in data.splits.items()}
-    runs.say(f"task {args.task}: {sizes['train']} train, {sizes['val']} val, {sizes['test']} test, {sizes['ood']} ood examples"
-             + (f" ({data.dropped} longer than the block left out)" if data.dropped else ""))  # fmt: skip
-    runs.say(f"tokenizer: {vocabulary} tokens, {data.vocabulary_in_use} in use; block of {data.block_size}, at most "
-             f"{data.max_new_tokens} new tokens; K = {args.accept_top_k}, gamma = {args.gamma}")  # fmt: skip
+    runs.say(
+        f"task {args.task}: {sizes['train']} train, {sizes['val']} val, {sizes['test']} test, {sizes['ood']} ood examples"
+        + (f" ({data.dropped} longer than the block left out)" if data.dropped else "")
+    )
+    runs.say(
+        f"tokenizer: {vocabulary} tokens, {data.vocabulary_in_use} in use; block of {data.block_size}, at most "
+        f"{data.max_new_tokens} new tokens; K = {args.accept_top_k}, gamma = {args.gamma}"
+    )
     if args.task in corpora.CORPORA:
         runs.say(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
     device = torch.device(args.device_type)
@@ -390,16 +508,31 @@ def main(argv=None):
         for model, judge in ((pair.teacher, None), (start, pair.teacher))
     )
     for label, model, figures in (("teacher", pair.teacher, teacher_figures), ("student_start", start, start_figures)):
-        save_checkpoint(str(folder / f"{label}.pt"), model, pair.tokenizer.state_dict(), score=figures["score"], **about(pair, args))
-        runs.say(f"{label:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  "
-                 f"{figures['parameters']:,} parameters")  # fmt: skip
+        save_checkpoint(
+            str(folder / f"{label}.pt"), model, pair.tokenizer.state_dict(), score=figures["score"], **about(pair, args)
+        )
+        runs.say(
+            f"{label:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  "
+            f"{figures['parameters']:,} parameters"
+        )
     flags = runs.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
-    shared = {
-        "script": "train_skd", "task": args.task, "metric": pair.task.metric, "order": list(VARIANTS), "flags": flags,
-        "quick": args.quick, "jobs": args.jobs, "pair": pair.fingerprint, "vocabulary_in_use": data.vocabulary_in_use,
-        "accept_top_k": args.accept_top_k, "inputs": corpora.corpus_inputs(args.task, args.data_dir) if args.task in corpora.CORPORA else {}, "sources": runs.source_hashes(SOURCES),
-        "teacher": teacher_figures, "student_start": start_figures,
-    }  # fmt: skip
+    real = args.task in corpora.CORPORA
+    shared = {  # what the header of every record says
+        "script": "train_skd",
+        "task": args.task,
+        "metric": pair.task.metric,
+        "order": list(VARIANTS),
+        "flags": flags,
+        "quick": args.quick,
+        "jobs": args.jobs,
+        "pair": pair.fingerprint,
+        "vocabulary_in_use": data.vocabulary_in_use,
+        "accept_top_k": args.accept_top_k,
+        "inputs": corpora.corpus_inputs(args.task, args.data_dir) if real else {},  # file name -> sha256
+        "sources": runs.source_hashes(SOURCES),
+        "teacher": teacher_figures,
+        "student_start": start_figures,
+    }
 
     # 3. Every method with every seed; what a resumed folder holds already is left as it is.
     seeds = range(args.seed, args.seed + args.seeds)
@@ -411,13 +544,17 @@ def main(argv=None):
                 if budget == "compute" and name == "skd":
                     continue  # it sets the budget: its equal-steps run is its equal-compute run
                 if runs.read_finished(folder, run_name(name, seed, budget), flags) is None:
-                    steps = args.steps if budget == "steps" else equal_compute_steps(folder, name, seed, args.steps, flags)
+                    steps = (
+                        args.steps if budget == "steps" else equal_compute_steps(folder, name, seed, args.steps, flags)
+                    )
                     todo.append((args, folder, shared, name, seed, budget, steps))
         failures += runs.run_all(run_one, [task for task in todo if task[-1]], args.jobs, runs.say)
 
     # 4. What came out.
     print("\n" + report.write_report(folder).split("<details>")[0])  # the file has every single run as well
-    runs.say(f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, summary.json and the students lie in {folder}")
+    runs.say(
+        f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, summary.json and the students lie in {folder}"
+    )
     if args.quick:
         runs.say("This was --quick, a smoke run: its numbers mean nothing.")
     for task, line in failures:

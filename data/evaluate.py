@@ -73,9 +73,14 @@ def sample_responses(model, prompts, max_new_tokens, eos_token, *, seed, tempera
     responses, finished = [], 0
     for number, chunk in enumerate(_chunks(prompts, batch_size)):
         rollout = generate(
-            model, chunk, max_new_tokens, generator=torch.Generator().manual_seed(seed), temperature=temperature,
-            eos_token=eos_token, row_keys=range(number * batch_size, number * batch_size + len(chunk)),
-        )  # fmt: skip
+            model,
+            chunk,
+            max_new_tokens,
+            generator=torch.Generator().manual_seed(seed),
+            temperature=temperature,
+            eos_token=eos_token,
+            row_keys=range(number * batch_size, number * batch_size + len(chunk)),
+        )
         responses += rollout.responses()
         finished += int(rollout.finished.sum())
     return responses, finished / max(1, len(prompts))
@@ -97,7 +102,9 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
 def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, most=200):
     """The figures of a learning curve on the first `most` examples: score (greedy), val_nll and kl_teacher (references)."""
     encoded = Encoded(*(column[:most] for column in encoded))
-    responses, _ = sample_responses(student, encoded.prompts, max_new_tokens, tokenizer.eos_token, seed=0, temperature=0)
+    responses, _ = sample_responses(
+        student, encoded.prompts, max_new_tokens, tokenizer.eos_token, seed=0, temperature=0
+    )
     measured = distances(student, teacher, encoded.prompts, encoded.responses)
     return {
         "score": task.corpus_score(encoded.examples, complete(tokenizer, responses)),
@@ -106,9 +113,7 @@ def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens,
     }
 
 
-def evaluate(
-    student, teacher, task, tokenizer, encoded, max_new_tokens, *, gamma, accept_top_k, seed=0, ood=None
-):  # fmt: skip
+def evaluate(student, teacher, task, tokenizer, encoded, max_new_tokens, *, gamma, accept_top_k, seed=0, ood=None):
     """All figures of a model on held-out examples; `teacher` None (the teacher itself) leaves its distances out (None).
 
     score: the task's metric by greedy decoding, 0..1; score_sampled: the same for one sample at temperature 1;

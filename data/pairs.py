@@ -47,6 +47,7 @@ class PairSettings:
 
 # One dial for both models, their learning rates and the lengths of the runs: --size NAME. `steps` and `lr` are the
 # distillation's. "tiny" was tuned on the math task (README, "Why this task"), the others follow its widths and depths.
+# fmt: off
 SIZES = {
     "tiny": {"teacher_shape": (2, 2, 64), "student_shape": (2, 2, 32), "steps": 200, "lr": 5e-3},
     "small": {"teacher_shape": (4, 4, 128), "student_shape": (2, 2, 64), "steps": 1000, "lr": 3e-3, "teacher_steps": 4000,
@@ -55,7 +56,8 @@ SIZES = {
              "start_steps": 1000, "vocab_size": 4096, "teacher_lr": 6e-4, "start_lr": 2e-3},
     "large": {"teacher_shape": (12, 12, 768), "student_shape": (6, 6, 384), "steps": 10000, "lr": 5e-4,
               "teacher_steps": 30000, "start_steps": 2000, "vocab_size": 8192, "teacher_lr": 3e-4, "start_lr": 6e-4},
-}  # fmt: skip
+}
+# fmt: on
 
 
 # The smoke run of both scripts and of sample.py: short chains, few prompts, seconds in place of minutes.
@@ -85,6 +87,7 @@ class Pair:
         student.load_state_dict(self.student_weights)
         return student
 
+
 def batch_order(num_examples, batch_size, num_steps, generator):
     """Indices of num_steps batches, (num_steps, batch_size) long: one random permutation after another.
 
@@ -112,7 +115,9 @@ def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generato
     optimizer = make_optimizer(model, peak_lr)
     model.train()
     for step, rows in enumerate(batch_order(len(prompts), batch_size, num_steps, generator).tolist()):
-        batch = rollout_from_ids([prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), device)
+        batch = rollout_from_ids(
+            [prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), device
+        )
         per_token = cross_entropy(model(batch.tokens[:, :-1]), batch.tokens[:, 1:])  # (B, T-1)
         loss = masked_mean(per_token, batch.response_mask[:, 1:])
         for group in optimizer.param_groups:
@@ -174,7 +179,9 @@ def encode_task(task, settings):
     splits = {name: encode_split(tokenizer, task.examples(name)) for name in ("train", "val", "test", "ood")}
     for name in ("train", "test"):
         if not splits[name].examples:
-            raise ValueError(f"task {task.name} has no {name} examples: there is nothing to {'learn' if name == 'train' else 'measure'}")
+            raise ValueError(
+                f"task {task.name} has no {name} examples: there is nothing to {'learn' if name == 'train' else 'measure'}"
+            )
     budget = max(len(response) for response in splits["train"].responses)
     budget += max(2, budget // 8)  # room to be longer than any reference
     longest_prompt = max(len(prompt) for split in splits.values() for prompt in split.prompts)
@@ -188,13 +195,17 @@ def encode_task(task, settings):
         dropped += len(split.prompts) - len(fits)
         kept[name] = Encoded(*([column[i] for i in fits] for column in split))
     if not kept["train"].prompts or not kept["test"].prompts:
-        raise ValueError(f"no example fits a block of {block_size} tokens (the longest needs {needed}): raise --block-size")
+        raise ValueError(
+            f"no example fits a block of {block_size} tokens (the longest needs {needed}): raise --block-size"
+        )
     return TaskData(task, tokenizer, kept, block_size, min(budget, block_size - 1), in_use, dropped)
 
 
 def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, report=print):
     """The pair for a TaskData, from the cache if it was made before; `report` takes lines of progress. -> Pair"""
-    assert settings.student_start in ("sft", "raw"), f"student_start must be sft or raw, found {settings.student_start!r}"
+    assert settings.student_start in ("sft", "raw"), (
+        f"student_start must be sft or raw, found {settings.student_start!r}"
+    )
     cache_dir, device = Path(cache_dir), torch.device(device)
     task, tokenizer, splits, block_size = data.task, data.tokenizer, data.splits, data.block_size
     everything = splits["train"]
@@ -202,12 +213,38 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
     student_data = Encoded(*(column[: settings.student_prompts] for column in everything))
 
     # What decides the weights: settings, data as ids, the code that trains, and the kind of device.
-    sources = [hashlib.sha256(Path(__file__).parents[1].joinpath(name).read_bytes()).hexdigest() for name in ("model.py", "data/pairs.py")]
-    common = [tokenizer.fingerprint(), block_size, settings.batch_size, settings.seed, sources, device.type, torch.__version__]
-    teacher_key = _hash("teacher", common, settings.teacher_shape, settings.teacher_steps, settings.teacher_lr,
-                        teacher_data.prompts, teacher_data.responses)  # fmt: skip
-    student_key = _hash("student", common, settings.student_shape, settings.start_steps, settings.start_lr,
-                        settings.student_start, student_data.prompts, student_data.responses)  # fmt: skip
+    sources = [
+        hashlib.sha256(Path(__file__).parents[1].joinpath(name).read_bytes()).hexdigest()
+        for name in ("model.py", "data/pairs.py")
+    ]
+    common = [
+        tokenizer.fingerprint(),
+        block_size,
+        settings.batch_size,
+        settings.seed,
+        sources,
+        device.type,
+        torch.__version__,
+    ]
+    teacher_key = _hash(
+        "teacher",
+        common,
+        settings.teacher_shape,
+        settings.teacher_steps,
+        settings.teacher_lr,
+        teacher_data.prompts,
+        teacher_data.responses,
+    )
+    student_key = _hash(
+        "student",
+        common,
+        settings.student_shape,
+        settings.start_steps,
+        settings.start_lr,
+        settings.student_start,
+        student_data.prompts,
+        student_data.responses,
+    )
     state = tokenizer.state_dict()
 
     def build(shape, prompts, responses, num_steps, peak_lr, seed):
@@ -217,24 +254,47 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
 
     def build_teacher():
         report(f"teacher: {settings.teacher_steps} steps on {len(teacher_data.prompts)} prompts")
-        return build(settings.teacher_shape, teacher_data.prompts, teacher_data.responses, settings.teacher_steps,
-                     settings.teacher_lr, 1000 * settings.seed)  # fmt: skip
+        return build(
+            settings.teacher_shape,
+            teacher_data.prompts,
+            teacher_data.responses,
+            settings.teacher_steps,
+            settings.teacher_lr,
+            1000 * settings.seed,
+        )
 
     def build_student():
-        report(f"student start ({settings.student_start}): {settings.start_steps} steps on {len(student_data.prompts)} prompts")
+        report(
+            f"student start ({settings.student_start}): {settings.start_steps} steps on {len(student_data.prompts)} prompts"
+        )
         prompts, responses = student_data.prompts, student_data.responses
         if settings.student_start == "raw":
             # Prompts and responses as separate texts, all tokens but the first as targets: the language without the task.
             texts = [text for text in prompts + responses if len(text) > 1]
             prompts, responses = [text[:1] for text in texts], [text[1:] for text in texts]
-        return build(settings.student_shape, prompts, responses, settings.start_steps, settings.start_lr,
-                     1000 * settings.seed + 1)  # fmt: skip
+        return build(
+            settings.student_shape,
+            prompts,
+            responses,
+            settings.start_steps,
+            settings.start_lr,
+            1000 * settings.seed + 1,
+        )
 
     teacher = _cached(cache_dir / f"{task.name}-teacher-{teacher_key[:16]}.pt", device, build_teacher, state, report)
     student = _cached(cache_dir / f"{task.name}-student-{student_key[:16]}.pt", device, build_student, state, report)
     for weight in teacher.parameters():
         weight.requires_grad_(False)  # the teacher never moves
     return Pair(
-        task, tokenizer, teacher, student.config, student.state_dict(), student_data, splits["val"], splits["test"],
-        splits["ood"], data.max_new_tokens, _hash(teacher_key, student_key)[:16],
-    )  # fmt: skip
+        task,
+        tokenizer,
+        teacher,
+        student.config,
+        student.state_dict(),
+        student_data,
+        splits["val"],
+        splits["test"],
+        splits["ood"],
+        data.max_new_tokens,
+        _hash(teacher_key, student_key)[:16],
+    )

@@ -879,6 +879,7 @@ def replace_section(readme_text, name, new_body):
 
 
 def main(argv=None):
+    """Render again from the command line; see --help."""
     parser = argparse.ArgumentParser(description="Render table.md, curves.svg and summary.json from records of runs.")
     parser.add_argument("folder", help="where the .jsonl records are")
     parser.add_argument("--readme", help="also put the table into this file, between the markers of --section")

@@ -21,7 +21,18 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 # Flags that decide where and how a run is done, but not what comes out of it.
-NEUTRAL_FLAGS = {"device", "out", "data_dir", "resume", "jobs", "seeds", "seed", "variants", "list_variants", "equal_compute"}
+NEUTRAL_FLAGS = {
+    "device",
+    "out",
+    "data_dir",
+    "resume",
+    "jobs",
+    "seeds",
+    "seed",
+    "variants",
+    "list_variants",
+    "equal_compute",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,28 +45,50 @@ class Parser(argparse.ArgumentParser):
 def add_shared_flags(parser, variants, main_variants, sizes):
     """The flags that mean the same in train_skd.py and train_okd.py, with the same defaults."""
     group = parser.add_argument_group("what to run")
-    group.add_argument("--variants", default="main", help=f"comma-separated methods, main ({','.join(main_variants)}) or all")
+    group.add_argument(
+        "--variants", default="main", help=f"comma-separated methods, main ({','.join(main_variants)}) or all"
+    )
     group.add_argument("--list-variants", action="store_true", help="print the table of methods as JSON and exit")
-    group.add_argument("--seeds", type=int, default=1, help="runs per method, from --seed on (one seed is a demonstration)")
+    group.add_argument(
+        "--seeds", type=int, default=1, help="runs per method, from --seed on (one seed is a demonstration)"
+    )
     group.add_argument("--seed", type=int, default=1, help="first seed: order of the prompts, sampling noise, coins")
-    group.add_argument("--quick", action="store_true", help="smoke run: every stage in under a minute; its numbers mean nothing")
+    group.add_argument(
+        "--quick", action="store_true", help="smoke run: every stage in under a minute; its numbers mean nothing"
+    )
     group = parser.add_argument_group("where")
-    group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto takes cuda, mps, cpu")
-    group.add_argument("--out", metavar="DIR", help="folder of the records and final students (default: a new one in runs/)")
-    group.add_argument("--resume", action="store_true", help="continue in the same folder: finished runs are not run again")
+    group.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto takes cuda, mps, cpu"
+    )
+    group.add_argument(
+        "--out", metavar="DIR", help="folder of the records and final students (default: a new one in runs/)"
+    )
+    group.add_argument(
+        "--resume", action="store_true", help="continue in the same folder: finished runs are not run again"
+    )
     group.add_argument("--jobs", type=int, help="runs side by side, one thread each (default: CPU cores; 1 on a GPU)")
     group = parser.add_argument_group("task and pair")
     group.add_argument("--task", default="math", help="what is learned (default: math)")
-    group.add_argument("--data-dir", metavar="DIR", help="where files of real data sets lie (default: download to data/cache)")
-    group.add_argument("--size", default="tiny", choices=tuple(sizes), help="one dial: both models and the number of steps")
+    group.add_argument(
+        "--data-dir", metavar="DIR", help="where files of real data sets lie (default: download to data/cache)"
+    )
+    group.add_argument(
+        "--size", default="tiny", choices=tuple(sizes), help="one dial: both models and the number of steps"
+    )
     group.add_argument("--pair-seed", type=int, default=1, help="seed of the teacher and of the starting student")
-    group.add_argument("--student-start", default="sft", choices=("sft", "raw"), help="start from a short SFT, or untuned")
+    group.add_argument(
+        "--student-start", default="sft", choices=("sft", "raw"), help="start from a short SFT, or untuned"
+    )
     group.add_argument("--student-prompts", type=int, help="prompts that the student may use (default: 500; 0: all)")
     group.add_argument("--teacher-prompts", type=int, help="prompts that the teacher learns from (default: all)")
-    group.add_argument("--teacher-steps", type=int, help="teacher's pretraining steps: its quality (default: by --size)")
+    group.add_argument(
+        "--teacher-steps", type=int, help="teacher's pretraining steps: its quality (default: by --size)"
+    )
     group.add_argument("--start-steps", type=int, help="student's pretraining steps (default: by --size)")
     group.add_argument("--vocab-size", type=int, help="upper bound for the tokenizer (default: by --size)")
-    group.add_argument("--block-size", type=int, help="longest sequence; longer examples are left out (default: none is)")
+    group.add_argument(
+        "--block-size", type=int, help="longest sequence; longer examples are left out (default: none is)"
+    )
     for knob, kind, meaning in (
         ("difficulty", int, "steps, clauses, turns or operators of an example"),
         ("train-examples", int, "size of the train split"),
@@ -69,11 +102,18 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument("--steps", type=int, help="student updates (default: by --size)")
     group.add_argument("--batch-size", type=int, default=64, help="prompts per update")
     group.add_argument("--lr", type=float, help="peak learning rate, cosine with 5%% warm-up (default: by --size)")
-    group.add_argument("--gamma", type=int, default=4, help="tokens that the student drafts per block; costs, not results")
-    group.add_argument("--accept-top-k", type=int,
-                       help="SKD's K: the teacher rank within which a proposal stays (default: scales with the vocabulary"
-                       " in use, 25 at 256,000 ids, 3 at 19)")  # fmt: skip
-    group.add_argument("--reduction", default="token", choices=("token", "sequence"), help="mean over all tokens, or rows first")
+    group.add_argument(
+        "--gamma", type=int, default=4, help="tokens that the student drafts per block; costs, not results"
+    )
+    group.add_argument(
+        "--accept-top-k",
+        type=int,
+        help="SKD's K: the teacher rank within which a proposal stays (default: scales with the vocabulary"
+        " in use, 25 at 256,000 ids, 3 at 19)",
+    )
+    group.add_argument(
+        "--reduction", default="token", choices=("token", "sequence"), help="mean over all tokens, or rows first"
+    )
 
 
 def check_shared_flags(args, variants, main_variants):
@@ -82,7 +122,18 @@ def check_shared_flags(args, variants, main_variants):
     for name in names:
         if name not in variants:
             raise ValueError(f"unknown variant {name!r}: choose from {', '.join(variants)}, main or all")
-    at_least_1 = ("seeds", "steps", "batch_size", "gamma", "jobs", "teacher_steps", "start_steps", "teacher_prompts", "train_examples", "measure")
+    at_least_1 = (
+        "seeds",
+        "steps",
+        "batch_size",
+        "gamma",
+        "jobs",
+        "teacher_steps",
+        "start_steps",
+        "teacher_prompts",
+        "train_examples",
+        "measure",
+    )
     for flag in at_least_1:
         value = getattr(args, flag)
         if value is not None and value < 1:
@@ -90,7 +141,9 @@ def check_shared_flags(args, variants, main_variants):
     if args.lr is not None and not 0 < args.lr < float("inf"):
         raise ValueError(f"--lr must be positive and finite, found {args.lr}")
     if args.gamma > 64:
-        raise ValueError(f"--gamma must lie in 1..64, found {args.gamma}: longer drafts are thrown away at the first rejection")
+        raise ValueError(
+            f"--gamma must lie in 1..64, found {args.gamma}: longer drafts are thrown away at the first rejection"
+        )
     if args.accept_top_k is not None and args.accept_top_k < 0:
         raise ValueError(f"--accept-top-k must lie in 0..vocabulary, found {args.accept_top_k}")
     if args.student_prompts is not None and args.student_prompts < 0:
@@ -105,8 +158,10 @@ def pick_device(name):
         name = next(device for device, there in available.items() if there)
     if not available[name]:
         there = ", ".join(device for device, present in available.items() if present)
-        raise ValueError(f"--device {name} is not present (torch {torch.__version__} sees: {there}): use --device auto, "
-                         "or install a build of torch for it")  # fmt: skip
+        raise ValueError(
+            f"--device {name} is not present (torch {torch.__version__} sees: {there}): use --device auto, "
+            "or install a build of torch for it"
+        )
     return torch.device(name)
 
 
@@ -118,7 +173,9 @@ def default_jobs(device_type):
 def make_run_folder(out, resume, default_name):
     """The folder for records: `out`, or a new one runs/NAME-N. Refuses to mix with finished records unless resuming."""
     if out is None:
-        existing = sorted((ROOT / "runs").glob(f"{default_name}-[0-9]*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+        existing = sorted(
+            (ROOT / "runs").glob(f"{default_name}-[0-9]*"), key=lambda path: int(path.name.rsplit("-", 1)[1])
+        )
         number = int(existing[-1].name.rsplit("-", 1)[1]) if existing else 0
         out = existing[-1] if resume and existing else ROOT / "runs" / f"{default_name}-{number + 1}"
     folder = Path(out)
@@ -141,17 +198,27 @@ def source_hashes(names):
 
 def describe_machine(device):
     """What a record says about the place where it was made; no host names, no folders."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    )
     try:
         git = ["git", "-C", str(ROOT)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = bool(subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip())
+        dirty = bool(
+            subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+        )
     except (OSError, subprocess.CalledProcessError):  # a downloaded archive, or no git: the hashes still tell
         commit, dirty = None, None
     return {
-        "device": device.type, "device_name": name, "python": platform.python_version(), "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "commit": commit, "modified": dirty, "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+        "device": device.type,
+        "device_name": name,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "commit": commit,
+        "modified": dirty,
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def result_flags(args):
@@ -201,8 +268,10 @@ def read_finished(folder, name, flags):
     for flag in sorted(asked.keys() | first["flags"].keys()):
         before, now = first["flags"].get(flag), asked.get(flag)
         if before != now:
-            raise ValueError(f"{path.name} was made with --{flag.replace('_', '-')} {before}, now it is {now}: "
-                             "give another --out, or the same flags")  # fmt: skip
+            raise ValueError(
+                f"{path.name} was made with --{flag.replace('_', '-')} {before}, now it is {now}: "
+                "give another --out, or the same flags"
+            )
     return last
 
 

@@ -29,7 +29,9 @@ def no_network(monkeypatch):
 
     def guarded(self, address):
         host = address[0] if isinstance(address, tuple) else address
-        assert host in ("127.0.0.1", "localhost", "::1") or self.family == socket.AF_UNIX, f"a test wants to reach {host}"
+        assert host in ("127.0.0.1", "localhost", "::1") or self.family == socket.AF_UNIX, (
+            f"a test wants to reach {host}"
+        )
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
