@@ -62,7 +62,7 @@ SIZES = {
 
 # The smoke run of both scripts and of sample.py: short chains, few prompts, seconds in place of minutes.
 QUICK = PairSettings(teacher_steps=400, start_steps=200, student_prompts=200)
-QUICK_TASK = {"difficulty": 2, "train_examples": 300, "val_examples": 20, "test_examples": 30, "ood_examples": 20}
+QUICK_TASK = {"difficulty": 2, "train_examples": 1500, "val_examples": 20, "test_examples": 30, "ood_examples": 20}
 
 
 @dataclass
