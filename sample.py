@@ -444,6 +444,14 @@ def check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule):
             raise ValueError(f"accept rule {accept_rule} has no knob {name!r}: it takes {', '.join(known) or 'none'}")
 
 
+def _shared_vocabulary(student, teacher):
+    """The number of tokens that both models know; ids are compared directly, so a different number is a ValueError."""
+    sizes = student.config.vocab_size, teacher.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"student and teacher need one vocabulary, found {sizes[0]} and {sizes[1]} tokens")
+    return sizes[0]
+
+
 def interleaved_generate(
     student,
     teacher,
@@ -479,11 +487,7 @@ def interleaved_generate(
     Raises ValueError for an unknown rule, gamma < 1, accept_top_k < 0, an empty or too long prompt.
     """
     check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule)
-    vocab_size = teacher.config.vocab_size
-    if student.config.vocab_size != vocab_size:
-        raise ValueError(
-            f"student and teacher need one vocabulary, found {student.config.vocab_size} and {vocab_size} tokens"
-        )
+    vocab_size = _shared_vocabulary(student, teacher)
     if accept_rule == "topk":
         rule = {"accept_top_k": min(accept_top_k, vocab_size)}
     replacement_law = REPLACE_RULES[replace](accept_top_k, teacher_temperature, teacher_top_p)
@@ -547,7 +551,7 @@ def interleaved_reference(
         rule = {"accept_top_k": accept_top_k}
     replacement_law = REPLACE_RULES[replace](accept_top_k, teacher_temperature, None)
     sequence, sources = list(prompt), []
-    end = min(len(prompt) + max_new_tokens, student.config.block_size)
+    end = min(len(prompt) + max_new_tokens, student.config.block_size, teacher.config.block_size)
     while len(sequence) < end:
         prefix, position = torch.tensor([sequence], device=device), torch.tensor([len(sequence)], device=device)
         student_row, teacher_row = student(prefix)[:, -1], teacher(prefix)[:, -1]  # (1, V)
@@ -578,6 +582,7 @@ def speculative_generate(
     """
     if gamma < 1:
         raise ValueError(f"gamma must be at least 1, found {gamma}")
+    _shared_vocabulary(draft, target)
     noise = Noise(generator, _row_keys(row_keys, len(prompts), _device(draft)))
     greedy = temperature == 0
 
@@ -672,8 +677,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device = runs.pick_device(args.device)
     torch.set_num_threads(1)  # models this small gain nothing from more
-    if args.rows < 1:
-        raise ValueError(f"--rows must be at least 1, found {args.rows}")
+    runs.check_ranges(args)
+
+    def check_top_k(vocabulary):
+        if args.accept_top_k is not None and args.accept_top_k > vocabulary:
+            raise ValueError(f"--accept-top-k must lie in 0..{vocabulary} (the vocabulary), found {args.accept_top_k}")
 
     if args.checkpoint:
         student, about = load_checkpoint(args.checkpoint, device)
@@ -685,6 +693,15 @@ def main(argv=None):
                 "student and teacher were trained with different tokenizers: give the --teacher of the same run"
             )
         tokenizer = Tokenizer.from_state(about["tokenizer"])
+        for name, model in (("student", student), ("teacher", teacher)):
+            if model.config.vocab_size != tokenizer.n_vocab:
+                raise ValueError(
+                    f"the {name} has a vocabulary of {model.config.vocab_size}, its tokenizer one of {tokenizer.n_vocab}: "
+                    "this checkpoint was put together from two runs"
+                )
+        check_top_k(tokenizer.n_vocab)
+        if not args.prompt and "task" not in about:
+            raise ValueError(f"{args.checkpoint} does not name its task: give a --prompt")
         top_k, budget, prompts = about.get("accept_top_k", 3), about.get("max_new_tokens", 32), args.prompt
         if not prompts:
             examples = tasks.make_task(about["task"], data_dir=args.data_dir, **about.get("task_options", {})).examples(
@@ -693,6 +710,7 @@ def main(argv=None):
             prompts = [example.prompt for example in examples[: args.rows]]
     else:
         data = pairs.encode_task(tasks.make_task("math", **pairs.QUICK_TASK), pairs.QUICK)
+        check_top_k(data.tokenizer.n_vocab)
         pair = pairs.load_or_pretrain_pair(data, pairs.QUICK, device, report=runs.say)
         student, teacher, tokenizer = pair.new_student().eval(), pair.teacher, pair.tokenizer
         top_k, budget = pairs.default_accept_top_k(data.vocabulary_in_use), pair.max_new_tokens

@@ -23,6 +23,7 @@ the paper is followed (README, "Paper and released code"; switches reproduce the
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -163,6 +164,7 @@ def distill(row, student, pair, args, seed, log, say):
     optimizer = make_optimizer(student, args.lr, weight_decay=args.weight_decay)
     order = pairs.batch_order(len(pair.train.prompts), args.batch_size, args.steps, torch.Generator().manual_seed(seed))
     sampling = torch.Generator().manual_seed(1_000_003 * seed + 1)
+    first_bad = torch.full((), -1, device=device)  # the first step whose loss or gradient was not finite
     costs, evaluation_seconds, started = Costs(student, pair.teacher), 0.0, time.perf_counter()
     teacher_answers = None
     if row.writer == "teacher":
@@ -203,15 +205,17 @@ def distill(row, student, pair, args, seed, log, say):
         gradient_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         clock.append(time.perf_counter())
+        bad = ~torch.isfinite(loss.detach() + gradient_norm)
+        first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
         costs.count(rollout, teacher_asked=row.loss != "cross_entropy", gamma=args.gamma)
 
         # What happened? Read from the device only now and then.
         last = step + 1 == args.steps
         if step % args.log_every == 0 or last:
-            if not torch.isfinite(loss + gradient_norm):
+            if first_bad >= 0:
                 raise ValueError(
-                    f"loss or gradient is not finite at step {step + 1} (train examples {rows[:8]}...): "
-                    f"lower --lr ({args.lr}); the records so far are kept"
+                    f"loss or gradient is not finite at step {first_bad + 1} (train examples "
+                    f"{order[first_bad, :8].tolist()}...): lower --lr ({args.lr}); the records so far are kept"
                 )
             figures = step_figures(
                 rollout, student_logits.detach(), teacher_logits, per_token.detach(), pair.max_new_tokens
@@ -400,6 +404,14 @@ def load_data(args):
     return data
 
 
+def parse_rule(text):
+    """ "accept_min_prob=0.1" -> {"accept_min_prob": 0.1}; ValueError for anything else."""
+    try:
+        return {knob: float(value) for knob, value in (part.split("=") for part in text.split(",") if part)}
+    except ValueError as error:
+        raise ValueError(f"--rule takes KNOB=NUMBER, e.g. accept_min_prob=0.1; found {text!r}") from error
+
+
 def parse_flags(argv=None):
     """Command line -> (args with everything resolved that needs no data, names of the methods)."""
     parser = runs.Parser(
@@ -434,9 +446,9 @@ def parse_flags(argv=None):
     args = parser.parse_args(argv)
 
     names = runs.check_shared_flags(args, VARIANTS, MAIN)
-    args.rule = {
-        knob: float(value) for knob, _, value in (part.partition("=") for part in args.rule.split(",") if part)
-    }
+    args.rule = parse_rule(args.rule)
+    if args.equal_compute and "skd" not in names:
+        raise ValueError("--equal-compute measures in units of skd: add it to --variants")
     check_rule(args.accept_rule, args.replace, args.accept_on, args.gamma, args.accept_top_k or 0, args.rule)
     args.device_type = runs.pick_device(args.device).type
     args.jobs = args.jobs or runs.default_jobs(args.device_type)
@@ -473,9 +485,8 @@ def main(argv=None):
         print(json.dumps({name: dataclasses.asdict(row) for name, row in VARIANTS.items()}, indent=2))
         return 0
     started = time.perf_counter()
-    folder = runs.make_run_folder(args.out, args.resume, f"skd-{args.task}{'-quick' if args.quick else ''}")
 
-    # 1. Task, tokenizer, pair.
+    # 1. Task, tokenizer, pair. All that can be refused is refused before anything is written or trained.
     data = load_data(args)
     vocabulary = data.tokenizer.n_vocab
     if args.accept_top_k is None:
@@ -495,6 +506,13 @@ def main(argv=None):
     )
     if args.task in corpora.CORPORA:
         runs.say(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
+    flags = runs.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
+    inputs = corpora.corpus_inputs(args.task, args.data_dir) if args.task in corpora.CORPORA else {}  # name -> sha256
+    folder = runs.make_run_folder(args.out, args.resume, f"skd-{args.task}{'-quick' if args.quick else ''}")
+    seeds = range(args.seed, args.seed + args.seeds)
+    budgets = ("steps", "compute") if args.equal_compute else ("steps",)
+    for name, seed, budget in itertools.product(VARIANTS, seeds, budgets):
+        runs.read_finished(folder, run_name(name, seed, budget), flags, inputs)
     device = torch.device(args.device_type)
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
     pair = pairs.load_or_pretrain_pair(data, args.settings, device, report=runs.say)
@@ -515,8 +533,6 @@ def main(argv=None):
             f"{label:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  "
             f"{figures['parameters']:,} parameters"
         )
-    flags = runs.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
-    real = args.task in corpora.CORPORA
     shared = {  # what the header of every record says
         "script": "train_skd",
         "task": args.task,
@@ -528,16 +544,15 @@ def main(argv=None):
         "pair": pair.fingerprint,
         "vocabulary_in_use": data.vocabulary_in_use,
         "accept_top_k": args.accept_top_k,
-        "inputs": corpora.corpus_inputs(args.task, args.data_dir) if real else {},  # file name -> sha256
+        "inputs": inputs,
         "sources": runs.source_hashes(SOURCES),
         "teacher": teacher_figures,
         "student_start": start_figures,
     }
 
     # 3. Every method with every seed; what a resumed folder holds already is left as it is.
-    seeds = range(args.seed, args.seed + args.seeds)
     failures = []
-    for budget in ("steps", "compute") if args.equal_compute else ("steps",):
+    for budget in budgets:
         todo = []
         for seed in seeds:
             for name in names:
@@ -551,14 +566,14 @@ def main(argv=None):
         failures += runs.run_all(run_one, [task for task in todo if task[-1]], args.jobs, runs.say)
 
     # 4. What came out.
+    for task, line in failures:
+        print(f"train_skd.py: run {run_name(*task[3:6])} failed: {line}", file=sys.stderr)
     print("\n" + report.write_report(folder).split("<details>")[0])  # the file has every single run as well
     runs.say(
         f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, summary.json and the students lie in {folder}"
     )
     if args.quick:
         runs.say("This was --quick, a smoke run: its numbers mean nothing.")
-    for task, line in failures:
-        print(f"train_skd.py: run {run_name(*task[3:6])} failed: {line}", file=sys.stderr)
     return 1 if failures else 0
 
 

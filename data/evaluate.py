@@ -117,7 +117,7 @@ def evaluate(student, teacher, task, tokenizer, encoded, max_new_tokens, *, gamm
     """All figures of a model on held-out examples; `teacher` None (the teacher itself) leaves its distances out (None).
 
     score: the task's metric by greedy decoding, 0..1; score_sampled: the same for one sample at temperature 1;
-    score_ood: greedy, out of distribution; val_nll: nats per token of the references; kl_teacher: KL(teacher || student)
+    score_ood: greedy, out of distribution, on references that fit the block (None: none does); val_nll: nats per token of the references; kl_teacher: KL(teacher || student)
     on them; kl_on_policy: the same on the student's own samples; accept_rate: accepted / judged under the SKD rule
     with accept_top_k; draft_accept_rate: the same for lossless speculative decoding; then lengths, end-token share,
     agreement, entropies and the task's own details, prefixed with "task_".
@@ -146,9 +146,14 @@ def evaluate(student, teacher, task, tokenizer, encoded, max_new_tokens, *, gamm
         "eos_share": greedy_finished,
         "eos_share_sampled": sampled_finished,
     }
-    if ood is not None and ood.prompts:
-        responses, _ = sample_responses(student, ood.prompts, max_new_tokens, eos, seed=seed, temperature=0)
-        figures["score_ood"] = task.corpus_score(ood.examples, complete(tokenizer, responses))
+    if ood is not None:
+        # Only examples whose reference could be written at all: positions end at the block.
+        room = student.config.block_size
+        fits = [i for i in range(len(ood.prompts)) if len(ood.prompts[i]) + len(ood.responses[i]) <= room]
+        if fits:
+            prompts, longest = [ood.prompts[i] for i in fits], max(len(ood.responses[i]) for i in fits)
+            responses, _ = sample_responses(student, prompts, longest, eos, seed=seed, temperature=0)
+            figures["score_ood"] = task.corpus_score([ood.examples[i] for i in fits], complete(tokenizer, responses))
     if teacher is not None:
         common = {"max_new_tokens": max_new_tokens, "eos_token": eos, "gamma": gamma, "seed": seed}
         figures["accept_rate"] = acceptance(

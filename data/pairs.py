@@ -177,27 +177,30 @@ def encode_task(task, settings):
     tokenizer = train_tokenizer(task.texts(), settings.vocab_size)
     in_use = vocabulary_in_use(tokenizer, task.texts())
     splits = {name: encode_split(tokenizer, task.examples(name)) for name in ("train", "val", "test", "ood")}
-    for name in ("train", "test"):
+    for name in ("train", "val", "test"):
         if not splits[name].examples:
-            raise ValueError(
-                f"task {task.name} has no {name} examples: there is nothing to {'learn' if name == 'train' else 'measure'}"
-            )
+            raise ValueError(f"task {task.name} has no {name} examples: give it some, all three splits are used")
     budget = max(len(response) for response in splits["train"].responses)
     budget += max(2, budget // 8)  # room to be longer than any reference
-    longest_prompt = max(len(prompt) for split in splits.values() for prompt in split.prompts)
-    needed = longest_prompt + budget
+    # Room for the longest prompt with a full budget, and for a held-out reference longer than any in training. References
+    # of "ood" are longer by design and are not fed: they ask for room only by --block-size (see evaluate, score_ood).
+    fed = [row for name in ("train", "val", "test") for row in zip(splits[name].prompts, splits[name].responses)]
+    needed = max(len(prompt) + max(budget, len(response)) for prompt, response in fed)
+    needed = max([needed] + [len(prompt) + budget for prompt in splits["ood"].prompts])
     block_size = settings.block_size or needed
     if block_size >= needed:
         return TaskData(task, tokenizer, splits, block_size, budget, in_use, 0)
     kept, dropped = {}, 0
     for name, split in splits.items():
-        fits = [i for i in range(len(split.prompts)) if len(split.prompts[i]) + len(split.responses[i]) <= block_size]
+        lengths = [len(prompt) + (1 if name == "ood" else len(response)) for prompt, response in zip(*split[1:])]
+        fits = [i for i, length in enumerate(lengths) if length <= block_size]
         dropped += len(split.prompts) - len(fits)
         kept[name] = Encoded(*([column[i] for i in fits] for column in split))
-    if not kept["train"].prompts or not kept["test"].prompts:
-        raise ValueError(
-            f"no example fits a block of {block_size} tokens (the longest needs {needed}): raise --block-size"
-        )
+    for name in ("train", "val", "test"):
+        if not kept[name].prompts:
+            raise ValueError(
+                f"no {name} example fits a block of {block_size} tokens (the longest needs {needed}): raise --block-size"
+            )
     return TaskData(task, tokenizer, kept, block_size, min(budget, block_size - 1), in_use, dropped)
 
 

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -32,6 +33,23 @@ NEUTRAL_FLAGS = {
     "variants",
     "list_variants",
     "equal_compute",
+}
+
+
+# What a number on the command line may be; a script that has no such flag is not asked.
+MOST = 10**9
+RANGES = {
+    **dict.fromkeys(
+        ("seeds", "steps", "batch_size", "jobs", "teacher_steps", "start_steps", "teacher_prompts"), (1, MOST)
+    ),
+    **dict.fromkeys(("train_examples", "measure", "log_every", "rows"), (1, MOST)),
+    **dict.fromkeys(("seed", "pair_seed", "student_prompts", "accept_top_k"), (0, MOST)),
+    "gamma": (1, 64),  # longer drafts are thrown away at the first rejection
+    "block_size": (2, MOST),
+    "lr": (1e-12, 100),
+    "weight_decay": (0, 100),
+    **dict.fromkeys(("student_temperature", "teacher_temperature"), (0, 1000)),  # 0 is greedy
+    **dict.fromkeys(("student_top_p", "teacher_top_p"), (1e-6, 1)),
 }
 
 
@@ -122,33 +140,16 @@ def check_shared_flags(args, variants, main_variants):
     for name in names:
         if name not in variants:
             raise ValueError(f"unknown variant {name!r}: choose from {', '.join(variants)}, main or all")
-    at_least_1 = (
-        "seeds",
-        "steps",
-        "batch_size",
-        "gamma",
-        "jobs",
-        "teacher_steps",
-        "start_steps",
-        "teacher_prompts",
-        "train_examples",
-        "measure",
-    )
-    for flag in at_least_1:
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, found {value}")
-    if args.lr is not None and not 0 < args.lr < float("inf"):
-        raise ValueError(f"--lr must be positive and finite, found {args.lr}")
-    if args.gamma > 64:
-        raise ValueError(
-            f"--gamma must lie in 1..64, found {args.gamma}: longer drafts are thrown away at the first rejection"
-        )
-    if args.accept_top_k is not None and args.accept_top_k < 0:
-        raise ValueError(f"--accept-top-k must lie in 0..vocabulary, found {args.accept_top_k}")
-    if args.student_prompts is not None and args.student_prompts < 0:
-        raise ValueError(f"--student-prompts must be at least 1, or 0 for all; found {args.student_prompts}")
+    check_ranges(args)
     return list(dict.fromkeys(names))
+
+
+def check_ranges(args):
+    """Raise ValueError with one line for the first number of `args` that lies outside RANGES."""
+    for flag, (low, high) in RANGES.items():
+        value = getattr(args, flag, None)
+        if value is not None and not low <= value <= high:  # nan is in no range
+            raise ValueError(f"--{flag.replace('_', '-')} must lie in {low:g}..{high:g}, found {value}")
 
 
 def pick_device(name):
@@ -173,11 +174,11 @@ def default_jobs(device_type):
 def make_run_folder(out, resume, default_name):
     """The folder for records: `out`, or a new one runs/NAME-N. Refuses to mix with finished records unless resuming."""
     if out is None:
-        existing = sorted(
-            (ROOT / "runs").glob(f"{default_name}-[0-9]*"), key=lambda path: int(path.name.rsplit("-", 1)[1])
-        )
-        number = int(existing[-1].name.rsplit("-", 1)[1]) if existing else 0
-        out = existing[-1] if resume and existing else ROOT / "runs" / f"{default_name}-{number + 1}"
+        numbered = re.compile(re.escape(default_name) + r"-(\d+)")
+        matches = [numbered.fullmatch(path.name) for path in (ROOT / "runs").glob("*")]
+        taken = sorted(int(match[1]) for match in matches if match)
+        number = taken[-1] + (not resume) if taken else 1
+        out = ROOT / "runs" / f"{default_name}-{number}"
     folder = Path(out)
     if not resume and folder.is_dir() and any(folder.glob("*.jsonl")):
         raise ValueError(f"{out} already holds records: add --resume to continue them, or give another --out")
@@ -252,8 +253,8 @@ def rounded(value):
     return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def read_finished(folder, name, flags):
-    """The final figures of a finished run, or None; ValueError if it was made with other flags than `flags`."""
+def read_finished(folder, name, flags, inputs=None):
+    """The final figures of a finished run, or None; ValueError if it was made with other flags or other input files."""
     path = Path(folder) / f"{name}.jsonl"
     if not path.exists():
         return None
@@ -265,13 +266,17 @@ def read_finished(folder, name, flags):
     if last.get("kind") != "final":
         return None
     asked = json.loads(json.dumps(rounded(flags)))
-    for flag in sorted(asked.keys() | first["flags"].keys()):
+    # Name the flag that was typed: --size before what it decides, the resolved settings last.
+    names = asked.keys() | first["flags"].keys()
+    for flag in sorted(names, key=lambda flag: (flag == "settings", flag != "size", flag)):
         before, now = first["flags"].get(flag), asked.get(flag)
         if before != now:
             raise ValueError(
                 f"{path.name} was made with --{flag.replace('_', '-')} {before}, now it is {now}: "
                 "give another --out, or the same flags"
             )
+    if inputs is not None and first.get("inputs", {}) != inputs:
+        raise ValueError(f"{path.name} was made from other data files: give another --out, or the same files")
     return last
 
 
@@ -285,7 +290,7 @@ def run_all(function, tasks, jobs, report):
     def settle(task, outcome):
         try:
             report(outcome())
-        except (ValueError, OSError, RuntimeError, concurrent.futures.BrokenExecutor) as error:
+        except Exception as error:  # whatever it was, the other runs go on; the line says what
             failures.append((task, f"{type(error).__name__}: {error}".split("\n")[0]))
             report(f"FAILED {failures[-1][1]}")
 

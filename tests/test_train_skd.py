@@ -394,15 +394,6 @@ def test_verification_logits_are_the_teachers(pair):
     assert kept.steps[0]["gradient_norm"] == pytest.approx(asked.steps[0]["gradient_norm"], rel=1e-4)
 
 
-def test_skd_at_k_v_is_on_policy(pair):
-    """Where the teacher accepts everything, skd is on-policy distillation: the same text of the same seed, the same weights."""
-    V = pair.tokenizer.n_vocab
-    skd, on_policy = (Watched(VARIANTS[name], pair, flags(steps=3, accept_top_k=V)) for name in ("skd", "on_policy"))
-    for one, other in zip(skd.rollouts, on_policy.rollouts):
-        assert one.responses() == other.responses()
-    assert [line["loss"] for line in skd.steps] == pytest.approx([line["loss"] for line in on_policy.steps], rel=1e-4)
-
-
 def test_the_rate_warms_up_and_cools_down(pair):
     """The logged rates are the schedule; the steps obey it: Adam's first step is the first rate, its last ones are tiny."""
     run = Watched(VARIANTS["sft"], pair, flags(steps=40, lr=1e-3))
@@ -935,7 +926,8 @@ def own_data(folder, **columns):
 def test_prompts_longer_than_the_block_are_refused(nothing_trained, capsys, tmp_path):
     """No example fits --block-size: one line with the length that is needed. A held-out split of none: the same."""
     short, long = [(f"{i} ?", "ok") for i in range(20)], [("far too long " * 9, "ok")]
-    argv = own_data(tmp_path, train=long, val=long, test=long)
+    each = {name: [(f"{name} is far too long " * 6, "ok")] for name in ("train", "val", "test")}
+    argv = own_data(tmp_path, **each)
     assert "--block-size" in refused(main, [*argv, "--block-size", "30"], capsys)
     for split in ("val", "test"):
         argv = own_data(tmp_path, **{"train": short, "val": short[:3], "test": short[3:5], split: long})
