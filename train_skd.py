@@ -23,7 +23,6 @@ the paper is followed (README, "Paper and released code"; switches reproduce the
 
 import argparse
 import dataclasses
-import itertools
 import json
 import sys
 import time
@@ -511,8 +510,8 @@ def main(argv=None):
     folder = runs.make_run_folder(args.out, args.resume, f"skd-{args.task}{'-quick' if args.quick else ''}")
     seeds = range(args.seed, args.seed + args.seeds)
     budgets = ("steps", "compute") if args.equal_compute else ("steps",)
-    for name, seed, budget in itertools.product(VARIANTS, seeds, budgets):
-        runs.read_finished(folder, run_name(name, seed, budget), flags, inputs)
+    for path in sorted(folder.glob("*.jsonl")):  # a table must not mix runs of different flags or data
+        runs.read_finished(folder, path.stem, flags, inputs)
     device = torch.device(args.device_type)
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
     pair = pairs.load_or_pretrain_pair(data, args.settings, device, report=runs.say)
@@ -568,7 +567,7 @@ def main(argv=None):
     # 4. What came out.
     for task, line in failures:
         print(f"train_skd.py: run {run_name(*task[3:6])} failed: {line}", file=sys.stderr)
-    print("\n" + report.write_report(folder).split("<details>")[0])  # the file has every single run as well
+    print("\n" + report.write_report(folder))
     runs.say(
         f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, summary.json and the students lie in {folder}"
     )

@@ -12,7 +12,7 @@ import pytest
 
 import sample
 import train_skd
-from data import pairs, report, runs
+from data import corpora, pairs, report, runs, tasks
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -191,6 +191,17 @@ def test_readme_names_every_variant(capsys):
     assert train_skd.main(["--list-variants"]) == 0
     missing = [name for name in json.loads(capsys.readouterr().out) if f"`{name}`" not in readme()]
     assert missing == []
+
+
+def test_readme_names_every_task():
+    """Every task is a row of the table of tasks, and the score in its row has a word in common with the code's own metric."""
+    table = {**tasks.FAMILIES, **corpora.CORPORA}
+    assert list(table) == tasks.task_names()
+    for name, task in table.items():
+        cells = re.findall(rf"^\| `{name}`[^|]*\|[^|]*\|([^|]*)\|", readme(), re.M)
+        assert len(cells) == 1, name
+        words, metric = (set(re.findall(r"[a-z]{3,}", text.lower())) for text in (cells[0], task.metric))
+        assert words & metric, f"{name}: README says {cells[0].strip()!r}, the code {task.metric!r}"
 
 
 @pytest.fixture(scope="module")

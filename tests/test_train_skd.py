@@ -394,6 +394,16 @@ def test_verification_logits_are_the_teachers(pair):
     assert kept.steps[0]["gradient_norm"] == pytest.approx(asked.steps[0]["gradient_norm"], rel=1e-4)
 
 
+def test_skd_at_k_v_writes_the_on_policy_text(pair):
+    """Where the teacher accepts everything, skd's rollout is the student's own of the same noise (on_policy drew a coin before)."""
+    coins = generator(5)
+    torch.rand(1, generator=coins)
+    args, rows = flags(accept_top_k=pair.tokenizer.n_vocab), [3, 0, 7, 7]
+    skd = write_tokens(VARIANTS["skd"], pair.new_student(), pair, rows, 0, args, coins, None)
+    on_policy = write("on_policy", pair, rows, seed=5)
+    assert skd.responses() == on_policy.responses() and sources_of(skd) == sources_of(on_policy)
+
+
 def test_the_rate_warms_up_and_cools_down(pair):
     """The logged rates are the schedule; the steps obey it: Adam's first step is the first rate, its last ones are tiny."""
     run = Watched(VARIANTS["sft"], pair, flags(steps=40, lr=1e-3))
@@ -714,6 +724,14 @@ def test_resume_with_another_flag_is_refused(copied, cached_pairs, monkeypatch, 
         main([*SMALL, flag, value, "--out", str(copied), "--resume"])
     assert "\n" not in str(error.value) and f"{flag} " in str(error.value)
     assert {path: path.read_bytes() for path in copied.iterdir()} == before
+
+
+def test_resume_does_not_mix_seeds_of_other_flags(copied, cached_pairs, monkeypatch):
+    """A table's rows are means over seeds: another seed with other flags is refused like the same seed."""
+    monkeypatch.setattr(pairs, "pretrain", lambda *args: pytest.fail("trained before it looked at the flags"))
+    with pytest.raises(ValueError) as error:
+        main([*SMALL, "--seed", "2", "--lr", "0.001", "--out", str(copied), "--resume"])
+    assert "\n" not in str(error.value) and "--lr " in str(error.value)
 
 
 def test_resume_does_not_mix_inputs(cached_pairs, tmp_path, monkeypatch):
@@ -1119,7 +1137,8 @@ def test_every_variant_and_switch_as_a_command(clone):
     """All rows of the table and every switch of the sampler go through the whole path."""
     small = [*SMALL[:-2], "--variants"]
     command(clone, "train_skd.py", *small, "all", "--equal-compute", "--seeds", "2", "--out", "all")
-    assert len(list((clone / "all").glob("*.jsonl"))) == 4 * len(VARIANTS)
+    # Two seeds, two budgets; skd sets the compute budget and runs once per seed.
+    assert len(list((clone / "all").glob("*.jsonl"))) == 4 * len(VARIANTS) - 2
     for i, switch in enumerate((
         ["--accept-rule", "topp", "--rule", "accept_top_p=0.8"], ["--accept-rule", "random", "--rule", "replace_rate=0.2"],
         ["--replace", "sample_topk"], ["--replace", "argmax"], ["--no-write-back"], ["--accept-on", "warped", "--teacher-top-p", "0.9"],
