@@ -151,7 +151,10 @@ def evaluate(student, teacher, task, tokenizer, encoded, max_new_tokens, *, gamm
         room = student.config.block_size
         fits = [i for i in range(len(ood.prompts)) if len(ood.prompts[i]) + len(ood.responses[i]) <= room]
         if fits:
-            prompts, longest = [ood.prompts[i] for i in fits], max(len(ood.responses[i]) for i in fits)
+            prompts, longest = (
+                [ood.prompts[i] for i in fits],
+                max([max_new_tokens] + [len(ood.responses[i]) for i in fits]),
+            )
             responses, _ = sample_responses(student, prompts, longest, eos, seed=seed, temperature=0)
             figures["score_ood"] = task.corpus_score([ood.examples[i] for i in fits], complete(tokenizer, responses))
     if teacher is not None:

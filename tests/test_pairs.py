@@ -374,7 +374,7 @@ def test_longer_examples_are_left_out():
     whole = encode_task(task, replace(SETTINGS, vocab_size=257))
     assert whole.dropped == 0 and sum(len(split.prompts) for split in whole.splits.values()) == 60
     lengths = {name: [len(p) + len(r) for p, r in zip(split.prompts, split.responses)] for name, split in whole.splits.items()}
-    for block_size in (25, 32, 40):
+    for block_size in (30, 34, 40):
         data = encode_task(task, replace(SETTINGS, vocab_size=257, block_size=block_size))
         for name, split in data.splits.items():
             kept = [example for example, length in zip(whole.splits[name].examples, lengths[name]) if length <= block_size]
