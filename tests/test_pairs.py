@@ -367,17 +367,24 @@ def test_default_accept_top_k():
 
 
 def test_longer_examples_are_left_out():
-    """With --block-size exactly the examples that fit stay, their columns stay aligned, and the rest is counted."""
+    """With --block-size exactly the examples that fit stay, their columns stay aligned, and the rest is counted.
+
+    Out of distribution only a prompt has to fit: its longer reference is never fed to a model.
+    """
     chance = random.Random(2)
-    rows = [(f"prompt {'x' * chance.randrange(20)}", "y" * chance.randrange(1, 25)) for _ in range(60)]
-    task = TextTask(train=rows[:30], val=rows[30:45], test=rows[45:])
+    rows = [(f"prompt {'x' * chance.randrange(20)}", "y" * chance.randrange(1, 25)) for _ in range(80)]
+    task = TextTask(train=rows[:30], val=rows[30:45], test=rows[45:60], ood=rows[60:])
     whole = encode_task(task, replace(SETTINGS, vocab_size=257))
-    assert whole.dropped == 0 and sum(len(split.prompts) for split in whole.splits.values()) == 60
-    lengths = {name: [len(p) + len(r) for p, r in zip(split.prompts, split.responses)] for name, split in whole.splits.items()}
-    for block_size in (30, 34, 40):
+    assert whole.dropped == 0 and sum(len(split.prompts) for split in whole.splits.values()) == 80
+    lengths = {
+        name: [len(p) + (1 if name == "ood" else len(r)) for p, r in zip(split.prompts, split.responses)]
+        for name, split in whole.splits.items()
+    }
+    for block_size in (26, 32, 40):
         data = encode_task(task, replace(SETTINGS, vocab_size=257, block_size=block_size))
         for name, split in data.splits.items():
-            kept = [example for example, length in zip(whole.splits[name].examples, lengths[name]) if length <= block_size]
+            examples = whole.splits[name].examples
+            kept = [example for example, length in zip(examples, lengths[name]) if length <= block_size]
             assert split.examples == kept
             ids = [encode_example(data.tokenizer, example) for example in kept]
             assert list(zip(split.prompts, split.responses)) == ids
