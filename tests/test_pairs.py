@@ -509,17 +509,15 @@ def test_evaluate_by_hand(measured):
 
 
 def test_score_counts_greedy_answers(measured):
-    """score is the task's own count over greedy answers, score_sampled over samples, score_ood over the other prompts."""
+    """score is the task's own count over greedy answers, score_sampled over samples; lengths and ends are counted, too."""
     student, _, task, tokenizer, encoded = measured
     eos = tokenizer.eos_token
     greedy = [greedy_by_loop(student, prompt, BUDGET, eos) for prompt in encoded.prompts]
     assert sample_responses(student, encoded.prompts, BUDGET, eos, seed=9, temperature=0)[0] == greedy
     right = [i for i in range(10) if complete(tokenizer, [greedy[i]])[0] == encoded.examples[i].response]
     assert len(right) == 5
-    some = Encoded(*(column[:3] for column in encoded))
-    found = figures_of(measured, ood=some)
-    assert found["score"] == 0.5 and found["score_ood"] == pytest.approx(2 / 3)
-    assert figures_of(measured)["score_ood"] is None and figures_of(measured, ood=Encoded([], [], []))["score_ood"] is None
+    found = figures_of(measured)
+    assert found["score"] == 0.5
     sampled, finished = sample_responses(student, encoded.prompts, BUDGET, eos, seed=5)
     assert found["score_sampled"] == task.corpus_score(encoded.examples, complete(tokenizer, sampled))
     assert found["mean_length"] == sum(map(len, greedy)) / 10
@@ -527,6 +525,14 @@ def test_score_counts_greedy_answers(measured):
     assert found["eos_share_sampled"] == finished == sum(eos in response for response in sampled) / 10
     assert found["task_characters"] == sum(map(len, complete(tokenizer, greedy))) / 10
     assert found["task_characters_sampled"] == sum(map(len, complete(tokenizer, sampled))) / 10
+
+
+def test_score_out_of_distribution(measured):
+    """The same examples out of distribution have the same score; without examples there is none."""
+    some = Encoded(*(column[:3] for column in measured[-1]))
+    whole, part = figures_of((*measured[:-1], some)), figures_of(measured, ood=some)
+    assert part["score_ood"] == whole["score"] == pytest.approx(2 / 3)
+    assert figures_of(measured)["score_ood"] is None and figures_of(measured, ood=Encoded([], [], []))["score_ood"] is None
 
 
 def students_share(rollout):

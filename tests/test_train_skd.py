@@ -210,11 +210,43 @@ def test_interleaved_writers_limits(pair):
     assert sources_of(write("skd", pair, rows, accept_top_k=0, no_write_back=True)) == [{STUDENT}] * 4
 
 
+@pytest.mark.parametrize(
+    "knobs,passed",
+    [
+        ({"student_temperature": 0.3}, {"student_temperature": 0.3}),
+        ({"student_top_p": 0.3}, {"student_top_p": 0.3}),
+        ({"teacher_temperature": 3.0}, {"teacher_temperature": 3.0}),
+        ({"teacher_top_p": 0.2}, {"teacher_top_p": 0.2}),
+        ({"accept_on": "warped", "teacher_top_p": 0.2}, {"accept_on": "warped", "teacher_top_p": 0.2}),
+        ({"judge_fresh": True}, {"judge_fresh": True}),
+        ({"no_write_back": True}, {"write_back": False}),
+        ({"replace": "sample_topk", "accept_top_k": 2}, {"replace": "sample_topk", "accept_top_k": 2}),
+        ({"rule": {"accept_top_p": 0.5}, "accept_rule": "topp"}, {"accept_rule": "topp", "accept_top_p": 0.5}),
+    ],
+)
+def test_every_switch_reaches_the_sampler(pair, knobs, passed):
+    """A flag of the script is the sampler's own argument: the rollout of a direct call, and another one without the first flag."""
+    rows, student = [2, 7, 1, 8], pair.new_student()
+    arguments = {"gamma": 4, "accept_top_k": 60, "eos_token": pair.tokenizer.eos_token, "generator": generator(0)} | passed
+    prompts = [pair.train.prompts[i] for i in rows]
+    wanted = sample.interleaved_generate(student, pair.teacher, prompts, pair.max_new_tokens, **arguments)
+    found = write("skd", pair, rows, student=student, **knobs)
+    assert found.responses() == wanted.responses() and sources_of(found) == sources_of(wanted)
+    assert found.responses() != write("skd", pair, rows, student=student, **dict(list(knobs.items())[1:])).responses()
+
+
+def test_the_nucleus_is_the_students(pair):
+    """--student-top-p holds for the student's own samples, too: a tiny nucleus is greedy decoding."""
+    tiny, greedy = (write("on_policy", pair, [2, 7], **knobs) for knobs in ({"student_top_p": 1e-6}, {"student_temperature": 0.0}))
+    assert tiny.responses() == greedy.responses() != write("on_policy", pair, [2, 7]).responses()
+
+
 @pytest.mark.parametrize("gamma", [1, 3, 9])
 def test_gamma_costs_but_does_not_count(pair, gamma):
     """The rollout of a batch is the same for every gamma; only the number of blocks differs."""
     wanted, found = (write("skd", pair, [3, 1, 4, 1], gamma=number) for number in (4, gamma))
     assert torch.equal(wanted.tokens, found.tokens) and torch.equal(wanted.source, found.source)
+    assert all(proposed.size(1) == gamma for _, proposed, _, _ in found.blocks)
 
 
 def test_mixed_rows_stay_in_place(pair):
@@ -280,6 +312,19 @@ def test_a_run_is_a_function_of_its_seed(pair, variant):
     """The same seed gives the same weights to the bit, another seed others."""
     one, other, third = (Watched(VARIANTS[variant], pair, flags(), seed).end for seed in (1, 1, 2))
     assert same_weights(one, other) and not same_weights(one, third)
+
+
+@pytest.mark.parametrize("variant", ["on_policy", "skd"])
+def test_noise_is_the_seeds(pair, variant):
+    """One prompt only, so that order cannot differ: samples still differ between seeds, steps and rows."""
+    one_prompt = dataclasses.replace(pair, train=type(pair.train)(*(column[:1] for column in pair.train)))
+    texts = [
+        response
+        for seed in (1, 2)
+        for rollout in Watched(VARIANTS[variant], one_prompt, flags(), seed).rollouts
+        for response in map(tuple, rollout.responses())
+    ]
+    assert len(set(texts)) == len(texts) == 2 * 2 * 4
 
 
 def test_all_methods_see_the_same_prompts(pair):
@@ -678,6 +723,11 @@ def test_final_figures_are_of_the_final_student(finished, cached_pairs):
     found = evaluate(student, pair.teacher, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, gamma=4,
                      accept_top_k=about["accept_top_k"], seed=1, ood=pair.ood)  # fmt: skip
     assert runs.rounded(found) == {name: final[name] for name in found}
+    header = lines_of(finished / "skd_seed1.jsonl")[0]
+    for which, model, judge in (("teacher", pair.teacher, None), ("student_start", pair.new_student().eval(), pair.teacher)):
+        found = evaluate(model, judge, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, gamma=4,
+                         accept_top_k=about["accept_top_k"], seed=1, ood=pair.ood)  # fmt: skip
+        assert runs.rounded(found | {"parameters": model.num_parameters()}) == header[which]
     assert about["variant"] == "skd" and about["score"] == pytest.approx(final["score"])
     assert same_weights(load_checkpoint(str(finished / "teacher.pt"))[0].state_dict(), pair.teacher.state_dict())
     assert same_weights(load_checkpoint(str(finished / "student_start.pt"))[0].state_dict(), pair.student_weights)
@@ -776,6 +826,14 @@ def test_when_all_runs_fail_the_reason_is_told(cached_pairs, tmp_path, monkeypat
     except (ValueError, OSError) as error:
         status, line = 1, str(error)
     assert status == 1 and "the reason" in capsys.readouterr().err + line
+
+
+def test_k_of_zero_is_not_the_default(cached_pairs, tmp_path):
+    """--accept-top-k 0 is a choice, not the absence of one: every token is the teacher's, and the record says 0."""
+    assert main([*SMALL, "--variants", "skd", "--accept-top-k", "0", "--out", str(tmp_path)]) == 0
+    header, *lines = lines_of(tmp_path / "skd_seed1.jsonl")
+    assert header["accept_top_k"] == header["flags"]["accept_top_k"] == 0 and lines[-1]["accept_rate"] == 0
+    assert all(line["replacement_rate"] == 1 for line in lines if line["kind"] == "step")
 
 
 def test_seeds_are_runs_of_their_own(cached_pairs, tmp_path):
@@ -1032,16 +1090,18 @@ def test_the_picture_without_a_checkpoint(cached_pairs, capsys, monkeypatch):
     """Nothing given: the quick pair is pretrained (here: shortly) and its held-out prompts are shown."""
     monkeypatch.setattr(pairs, "QUICK", dataclasses.replace(pairs.QUICK, teacher_steps=3, start_steps=3))
     assert shown(["--rows", "1", "--device", "cpu"], capsys).count("rollout  ") == 1
+    assert "prompt   4+4=\n" in shown(["--prompt", "4+4=", "--device", "cpu"], capsys)
 
 
 @pytest.fixture
 def checkpoints(finished, tmp_path):
     """Paths of checkpoints that do not belong together, by what is wrong with them."""
     paths = {name: str(finished / f"{name}.pt") for name in ("skd_seed1", "teacher")}
-    other = train_tokenizer(["some other text, some other words"] * 3, 270)
+    other = train_tokenizer(["a text with yet other words"] * 9, 270)
     model = adapters.make_gpt(other.n_vocab, 26, 1, 2, 8)
     about = torch.load(paths["skd_seed1"], weights_only=True)
     for name, gpt, state, extra in (
+        ("one_tokenizer", model, train_tokenizer(["words of one text"] * 9, 270).state_dict(), {"task": "math"}),
         ("other_tokenizer", model, other.state_dict(), {"task": "math"}),
         ("other_shape", model, about["tokenizer"], {"task": "math"}),
         ("no_tokenizer", adapters.make_gpt(257, 26, 1, 2, 8), None, {"task": "math"}),
@@ -1063,6 +1123,7 @@ WRONG_CHECKPOINTS = [  # student, teacher, a word that the line must hold
     ("skd_seed1", "missing", "missing.pt"),
     ("skd_seed1", "half", "half.pt"),
     ("skd_seed1", "other_tokenizer", "tokenizer"),
+    ("one_tokenizer", "other_tokenizer", "different tokenizers"),  # of one size
     ("skd_seed1", "other_shape", "vocabulary"),
     ("other_shape", "other_shape", "vocabulary"),  # a model that does not fit its own tokenizer
     ("no_tokenizer", "no_tokenizer", "tokenizer"),
