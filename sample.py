@@ -101,6 +101,10 @@ def warp(model_logits, temperature=1.0, top_k=None, top_p=None):
     (..., V) -> (..., V). Ties at the k-th place all stay; the nucleus is the smallest top set with mass >= top_p. For
     drawing only: never hand warped logits to a loss.
     """
+    if not temperature > 0 or (top_k is not None and top_k < 1) or (top_p is not None and not top_p > 0):
+        raise ValueError(
+            f"temperature and top_p must be positive, top_k at least 1; found {temperature}, {top_p}, {top_k}"
+        )
     warped = model_logits.float() / temperature
     if top_k is not None and top_k < warped.size(-1):
         kth_largest = warped.topk(top_k, dim=-1).values[..., -1:]
@@ -502,8 +506,10 @@ def interleaved_generate(
             proposed = draw(rows, noise(positions, "fresh"), student_temperature, top_p=student_top_p)
         if accept_on == "warped":
             # Few tokens keep any mass after top-p; topk fills up with arbitrary ids of mass 0, as the released code does.
+            if rule["accept_top_k"] == 0:
+                return torch.zeros_like(proposed, dtype=torch.bool)
             probs = warp(teacher_rows, teacher_temperature, top_p=teacher_top_p).softmax(-1)
-            return (probs.topk(max(1, rule["accept_top_k"]), dim=-1).indices == proposed[..., None]).any(-1)
+            return (probs.topk(rule["accept_top_k"], dim=-1).indices == proposed[..., None]).any(-1)
         return ACCEPT_RULES[accept_rule](teacher_rows, proposed, noise(positions, "coin"), **rule)
 
     def redraw(student_rows, teacher_rows, position):

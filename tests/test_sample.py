@@ -1173,3 +1173,18 @@ def test_number_of_row_keys():
     student, _ = make_pair(27)
     with pytest.raises(AssertionError, match="3 row keys for 1 prompts"):
         sample.generate(student, [[1]], 3, generator=generator(), row_keys=[1, 2, 3])
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": 0}])
+def test_senseless_filters_are_refused(wrong):
+    """A filter that leaves nothing, or turns the law upside down, is a one-line ValueError and not a silent draw."""
+    with pytest.raises(ValueError) as error:
+        sample.draw(torch.zeros(1, 4), torch.tensor([0.5]), **wrong)
+    assert "\n" not in str(error.value) and "found" in str(error.value)
+
+
+def test_warped_rule_at_zero_accepts_nothing():
+    """accept_top_k 0 is teacher sampling under the warped rule as well."""
+    student, teacher = (adapters.make_gpt(9, 24, 1, 1, 8, seed=seed) for seed in (1, 2))
+    _, sources = adapters.interleaved_generate(student, teacher, [[1], [2, 3]], 8, accept_top_k=0, accept_on="warped")
+    assert {source for row in sources for source in row} == {"teacher"}

@@ -157,6 +157,25 @@ def test_the_table_holds_what_others_rely_on(capsys):
     assert set(train_skd.MAIN) == set(required)
 
 
+def test_flags_reach_what_they_decide():
+    """--size sets both models, steps and rate; every flag of the pair overwrites its part, and nothing else."""
+    usual, names = parse_flags(["--device", "cpu"])
+    assert names == list(train_skd.MAIN) and usual.steps == pairs.SIZES["tiny"]["steps"] and usual.settings == PairSettings()
+    small = parse_flags(["--device", "cpu", "--size", "small"])[0]
+    for name, value in pairs.SIZES["small"].items():
+        assert getattr(small if name in ("steps", "lr") else small.settings, name) == value
+    for flag, value in (("teacher_steps", 7), ("start_steps", 8), ("teacher_prompts", 9), ("student_prompts", 10), ("vocab_size", 300),
+                        ("block_size", 40), ("student_start", "raw"), ("pair_seed", 5)):  # fmt: skip
+        args = parse_flags(["--device", "cpu", f"--{flag.replace('_', '-')}", str(value)])[0]
+        assert args.settings == dataclasses.replace(PairSettings(), **{"seed" if flag == "pair_seed" else flag: value})
+    assert parse_flags(["--device", "cpu", "--student-prompts", "0"])[0].settings.student_prompts is None
+    quick = parse_flags(["--device", "cpu", "--quick", "--teacher-steps", "7"])[0]
+    assert quick.settings == dataclasses.replace(pairs.QUICK, teacher_steps=7) and quick.steps < usual.steps
+    task = train_skd.load_task(parse_flags(["--device", "cpu", "--quick", "--difficulty", "3", "--entropy", "0", "--hard-share", "1"])[0])
+    assert {name: task.options[name] for name in ("difficulty", "entropy", "hard_share")} == {"difficulty": 3, "entropy": 0.0, "hard_share": 1.0}
+    assert task.options["test_examples"] == pairs.QUICK_TASK["test_examples"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Who writes.
 
@@ -368,11 +387,13 @@ def plain_loss(row, rollout, student, teacher, reduction):
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_loss_by_hand(pair, variant, reduction):
-    """Loss and gradient of the first batch are those of the method's formula on the response tokens, and on nothing else."""
-    row = VARIANTS[variant]
-    run = Watched(row, pair, flags(steps=1, reduction=reduction))
-    wanted = plain_loss(row, run.rollouts[0], pair.new_student(), pair.teacher, reduction)
-    assert (run.steps[0]["loss"], run.steps[0]["gradient_norm"]) == pytest.approx(wanted, rel=1e-4)
+    """Loss and gradient of each batch are those of the method's formula on the response tokens, and on nothing else."""
+    row, student = VARIANTS[variant], pair.new_student()
+    run = Watched(row, pair, flags(steps=2, reduction=reduction))
+    for line, rollout, weights in zip(run.steps, run.rollouts, [run.start, *run.weights]):
+        student.load_state_dict(weights)
+        wanted = plain_loss(row, rollout, student, pair.teacher, reduction)
+        assert (line["loss"], line["gradient_norm"]) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_responses_of_different_lengths_tell_the_reductions_apart(pair):
