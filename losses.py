@@ -128,6 +128,15 @@ def total_variation(student_logits, teacher_logits):
     return 0.5 * (teacher_logprobs.exp() - student_logprobs.exp()).abs().sum(-1)
 
 
+def squared_error(student_logits, teacher_logits):
+    """Sum over V of (student - teacher)^2 in probabilities, at most 2 (no unit) -> (B, T). Example: .24.
+
+    What PESF-KD (arXiv 2205.15308) takes for both players; its code has the mean over V, which vanishes for large V.
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    return (student_logprobs.exp() - teacher_logprobs.exp()).square().sum(-1)
+
+
 # A new divergence is one function above and one row here: tests and the command line follow from the table.
 DIVERGENCES = {
     "forward_kl": forward_kl,
@@ -136,6 +145,7 @@ DIVERGENCES = {
     "skew_forward_kl": skew_forward_kl,
     "skew_reverse_kl": skew_reverse_kl,
     "total_variation": total_variation,
+    "squared_error": squared_error,
 }
 
 
@@ -167,6 +177,36 @@ def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, tempe
     # Soften in float32: bf16 logits divided by T would be rounded a second time.
     soft = divergence(at_least_float32(student_logits) / temperature, at_least_float32(teacher_logits) / temperature)
     return (1 - kd_weight) * cross_entropy(student_logits, targets) + kd_weight * temperature**2 * soft
+
+
+def minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0.2, length_norm=True):
+    """MiniLLM's policy gradient of the sequence-level reverse KL (arXiv 2306.08543) -> per_token (B, T).
+
+    With reward r_t = log teacher(y_t) - log student(y_t) the exact gradient has two parts: the reverse KL of every
+    position (single step), and for each token the rewards of what came after it (long): - R_{t+1} grad log student(y_t),
+    R_{t+1} the sum of later rewards, or with length_norm their mean. Both are weighted by w_t = student(y_t) / (what
+    wrote y_t), which is teacher_mix * teacher + (1 - teacher_mix) * student for teacher-mixed samples and the student
+    itself at teacher_mix 0. Only the gradient has a meaning, the value is not a distance.
+
+    Rewards 1, 2, 3 give R_{t+1} = 5, 3, 0 as sums and 2.5, 3, 0 as means. The paper's clipping and its language-model
+    loss on a pretraining corpus are left out: each batch is used for one update, and there is no such corpus here.
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    chosen = targets[..., None]
+    student_chosen = student_logprobs.gather(-1, chosen)[..., 0]  # (B, T)
+    with torch.no_grad():
+        teacher_chosen = teacher_logprobs.gather(-1, chosen)[..., 0]
+        reward = (teacher_chosen - student_chosen).masked_fill(~mask, 0.0)
+        later = reward.flip(-1).cumsum(-1).flip(-1) - reward  # (B, T): the sum over i > t
+        if length_norm:
+            tokens_left = mask.flip(-1).cumsum(-1).flip(-1) - mask.long()
+            later = later / tokens_left.clamp(min=1)
+        weight = torch.ones_like(reward)
+        if teacher_mix > 0:
+            writer = _log_mixture(teacher_chosen, student_chosen, teacher_mix)
+            weight = (student_chosen - writer).exp()  # at most 1 / (1 - teacher_mix)
+    single = (student_logprobs.exp() * (student_logprobs - teacher_logprobs)).sum(-1)
+    return weight * (single - later * student_chosen)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

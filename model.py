@@ -1,4 +1,4 @@
-"""GPT-2's architecture, its key-value cache, its optimizer recipe, and how a model is saved.
+"""GPT-2's architecture, its key-value cache, the online teacher, the optimizer recipe, and how a model is saved.
 
     tokens (B, T)  ->  GPT  ->  logits (B, T, V)      row t predicts token t+1, always all rows, never a loss
 
@@ -11,9 +11,17 @@ trained here: on a CPU it is two to three times faster than GPT-2's tanh approxi
 The cache in one sentence: **slot = absolute position**. Prompts are padded on the right, a query sees every slot up to
 its own position, and taking tokens back means lowering a row's length: the stale slots above it are overwritten before
 any query can see them. Nothing is shifted, copied or cleared. (tests/test_model.py fills the caches with 1e3 to show it.)
+
+The online teacher (OKD, arXiv 2409.12512) is a frozen GPT with a small trainable module beside it:
+
+    tokens (B, T)  ->  OnlineTeacher(base, kind)  ->  logits (B, T, V)      the call signature of GPT, cache included
+
+A kind of module is one class of `Hooks`: four places on the way through the base where it may change what flows.
 """
 
+import copy
 import dataclasses
+import hashlib
 import math
 import os
 from dataclasses import dataclass
@@ -91,19 +99,30 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.out = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, layer, cache=None, positions=None, bias=None):
+    def forward(self, x, layer, cache=None, positions=None, bias=None, online=None):
         B, T, C = x.shape
-        query, key, value = (
-            self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        )  # (B, H, T, D)
-        if cache is None:
+        qkv = self.qkv(x)
+        if online is not None:
+            qkv = online.project(layer, x, qkv)
+        query, key, value = self.split_heads(qkv)
+        if cache is not None:
+            key, value = cache.write(layer, positions, key, value)
+        if online is not None:
+            key, value, bias = online.widen(layer, key, value, bias)
+        if bias is None:
             y = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
             # Written out: for a handful of queries against a cache this is faster than the fused kernel on a CPU.
-            keys, values = cache.write(layer, positions, key, value)
-            scores = query @ keys.transpose(-2, -1) * (C // self.n_head) ** -0.5  # (B, H, T, high)
-            y = (scores + bias).softmax(-1) @ values
+            scores = query @ key.transpose(-2, -1) * query.size(-1) ** -0.5  # (B, H, T, S)
+            y = (scores + bias).softmax(-1) @ value
+        if online is not None:
+            y = online.attend(layer, query, y)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
+
+    def split_heads(self, qkv):
+        """(B, T, 3C) -> queries, keys and values, each (B, H, T, D)."""
+        B, T, C = qkv.shape
+        return qkv.view(B, T, 3, self.n_head, C // 3 // self.n_head).permute(2, 0, 3, 1, 4)
 
 
 class Block(nn.Module):
@@ -118,9 +137,10 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * config.n_embd, config.n_embd)
         self.gelu = "tanh" if config.gelu == "tanh" else "none"  # torch's name for the exact form is "none"
 
-    def forward(self, x, layer, cache=None, positions=None, bias=None):
-        x = x + self.attention(self.norm_1(x), layer, cache, positions, bias)
-        return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate=self.gelu))
+    def forward(self, x, layer, cache=None, positions=None, bias=None, online=None):
+        x = x + self.attention(self.norm_1(x), layer, cache, positions, bias, online)
+        x = x + self.down(F.gelu(self.up(self.norm_2(x)), approximate=self.gelu))
+        return x if online is None else online.output(layer, x)
 
 
 class GPT(nn.Module):
@@ -154,8 +174,11 @@ class GPT(nn.Module):
                 )
                 weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
 
-    def forward(self, tokens, cache=None):
-        """(B, T) long -> (B, T, V). With a KVCache the T tokens go to the next T slots of each row."""
+    def forward(self, tokens, cache=None, online=None):
+        """(B, T) long -> (B, T, V). With a KVCache the T tokens go to the next T slots of each row.
+
+        `online` is the module of an OnlineTeacher (its Hooks); without one this is the plain model.
+        """
         T = tokens.size(1)
         if cache is None:
             assert T <= self.config.block_size, f"{T} tokens, but block_size is {self.config.block_size}"
@@ -164,8 +187,9 @@ class GPT(nn.Module):
             positions, bias = cache.extend(T)
         # A sampler may draft past the end of a row (those tokens are thrown away), hence the clamp.
         x = self.token_embedding(tokens) + self.position_embedding(positions.clamp(max=self.config.block_size - 1))
+        hooks = None if online is None else online.begin(self)
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, cache, positions, bias)
+            x = block(x, layer, cache, positions, bias, hooks)
         return F.linear(self.norm(x), self.token_embedding.weight)  # tied head
 
     def new_cache(self, batch_size, capacity):
@@ -181,6 +205,198 @@ class GPT(nn.Module):
     def num_parameters(self):
         """Number of trainable numbers; the tied head counts once."""
         return sum(weight.numel() for weight in self.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The online teacher (OKD).
+
+
+class Hooks:
+    """Where an online module may act while tokens pass through the frozen base; by default nothing changes anywhere."""
+
+    def begin(self, base):
+        """Called once per forward; returns the hooks of that forward."""
+        return self
+
+    def project(self, layer, x, qkv):
+        """x (B, T, C), the normed input of attention, and its fused projection (B, T, 3C) -> (B, T, 3C)."""
+        return qkv
+
+    def widen(self, layer, key, value, bias):
+        """Keys and values (B, H, S, D) and the bias on their scores (None: causal) -> what the queries really see."""
+        return key, value, bias
+
+    def attend(self, layer, query, y):
+        """Queries and what they collected, both (B, H, T, D) -> (B, H, T, D)."""
+        return y
+
+    def output(self, layer, x):
+        """The output of a block, (B, T, C) -> (B, T, C)."""
+        return x
+
+
+def _drawn(generator, *shape, std):
+    """A trainable tensor of N(0, std^2) from an explicit CPU generator."""
+    return nn.Parameter(torch.empty(shape).normal_(0.0, std, generator=generator))
+
+
+class LoRA(Hooks, nn.Module):
+    """h + scale * x W_down W_up on the queries and values of every block (OKD Eq. 15; LoRA, arXiv 2106.09685).
+
+    `rank` is the inner width; linear, no dropout. W_up starts at 0, so the teacher starts unchanged, and W_down gets no
+    gradient in the very first step. The fused projection's key slice is left alone.
+    """
+
+    def __init__(self, base, rank, scale, generator):
+        super().__init__()
+        L, C = base.config.n_layer, base.config.n_embd
+        self.scale = scale
+        self.down_query, self.down_value = (_drawn(generator, L, C, rank, std=C**-0.5) for _ in range(2))
+        self.up_query, self.up_value = (nn.Parameter(torch.zeros(L, rank, C)) for _ in range(2))
+
+    def project(self, layer, x, qkv):
+        query, key, value = qkv.chunk(3, dim=-1)
+        query = query + self.scale * (x @ self.down_query[layer] @ self.up_query[layer])
+        value = value + self.scale * (x @ self.down_value[layer] @ self.up_value[layer])
+        return torch.cat([query, key, value], dim=-1)
+
+
+class Prefix(Hooks, nn.Module):
+    """`rank` trainable keys and values per block and head, attended apart and added through a gate that starts at 0.
+
+    Prefix tuning (arXiv 2101.00190) mixes its keys into one softmax with the tokens' and so changes the teacher from the
+    first step; the gate (LLaMA-Adapter's, arXiv 2303.16199) makes it start as the identity. OKD names prefixes as an
+    ablation and gives no details: this is our reading.
+    """
+
+    def __init__(self, base, rank, scale, generator):
+        super().__init__()
+        config = base.config
+        shape = (config.n_layer, config.n_head, rank, config.n_embd // config.n_head)
+        self.scale = scale
+        self.keys, self.values = (_drawn(generator, *shape, std=1.0) for _ in range(2))
+        self.gate = nn.Parameter(torch.zeros(config.n_layer, config.n_head, 1, 1))
+
+    def attend(self, layer, query, y):
+        scores = query @ self.keys[layer].transpose(-2, -1) * query.size(-1) ** -0.5  # (B, H, T, rank)
+        return y + self.scale * self.gate[layer] * (scores.softmax(-1) @ self.values[layer])
+
+
+class PTuning(Hooks, nn.Module):
+    """`rank` virtual tokens in front of every text: trainable embeddings through a small MLP (P-tuning, arXiv 2103.10385).
+
+    They have no position and see only each other, so their keys and values are worked out once per forward, and a cache
+    keeps its law that a slot is a position. They are attended from the start: this kind does NOT begin as the identity.
+    """
+
+    def __init__(self, base, rank, scale, generator):
+        super().__init__()
+        C = base.config.n_embd
+        self.embedding = _drawn(generator, rank, C, std=base.token_embedding.weight.std().item())
+        self.hidden, self.last = (_drawn(generator, C, C, std=C**-0.5) for _ in range(2))
+
+    def begin(self, base):
+        x = torch.tanh(self.embedding @ self.hidden) @ self.last
+        x, keys_values = x[None], []  # (1, rank, C)
+        for layer, block in enumerate(base.blocks):
+            _, key, value = block.attention.split_heads(block.attention.qkv(block.norm_1(x)))
+            keys_values.append((key, value))  # each (1, H, rank, D)
+            x = block(x, layer)
+        return VirtualTokens(keys_values)
+
+
+class VirtualTokens(Hooks):
+    """The keys and values of virtual tokens, seen by every query beside those of the text."""
+
+    def __init__(self, keys_values):
+        self.keys_values = keys_values
+
+    def widen(self, layer, key, value, bias):
+        own_key, own_value = (x.expand(len(key), -1, -1, -1).to(key.dtype) for x in self.keys_values[layer])
+        if bias is None:  # causal among the text's own tokens
+            T = key.size(-2)
+            bias = torch.full((T, T), float("-inf"), device=key.device, dtype=key.dtype).triu(1)
+        bias = F.pad(bias, (own_key.size(-2), 0))  # 0 for the virtual ones: visible to everybody
+        return torch.cat([own_key, key], dim=-2), torch.cat([own_value, value], dim=-2), bias
+
+
+class Adapter(Hooks, nn.Module):
+    """x + scale * gelu(x W_down) W_up behind every block, `rank` wide inside (arXiv 1902.00751). W_up starts at 0."""
+
+    def __init__(self, base, rank, scale, generator, only_last=False):
+        super().__init__()
+        L, C = base.config.n_layer, base.config.n_embd
+        self.scale, self.first = scale, L - 1 if only_last else 0
+        self.down = _drawn(generator, L - self.first, C, rank, std=C**-0.5)
+        self.up = nn.Parameter(torch.zeros(L - self.first, rank, C))
+
+    def output(self, layer, x):
+        if layer < self.first:
+            return x
+        at = layer - self.first
+        return x + self.scale * (F.gelu(x @ self.down[at]) @ self.up[at])
+
+
+def last_adapter(base, rank, scale, generator):
+    """An Adapter on the last feature alone, behind the last block (where PESF-KD, arXiv 2205.15308, puts its own)."""
+    return Adapter(base, rank, scale, generator, only_last=True)
+
+
+def full_copy(base, rank, scale, generator):
+    """No small module at all: a trainable copy of the whole base (rank and scale have no meaning here)."""
+    return copy.deepcopy(base).requires_grad_(True)
+
+
+# A new kind of module is one class of Hooks above and one row here.
+ONLINE_MODULES = {
+    "lora": LoRA,
+    "prefix": Prefix,
+    "ptuning": PTuning,
+    "adapter": Adapter,
+    "last_adapter": last_adapter,
+    "full": full_copy,
+}
+
+
+class OnlineTeacher(nn.Module):
+    """A frozen base and a small trainable module (OKD, arXiv 2409.12512, section V); called like a GPT.
+
+    `online(tokens)` is the adapted teacher, `online.base(tokens)` the original one, always; with `enabled = False` both
+    are the same. The base is frozen here and shared, not copied: it never moves. Attached, a module leaves every logit
+    bit-equal, except "ptuning". `rank` is the module's size: LoRA's and an adapter's inner width, the number of prefix or
+    virtual tokens. Raises ValueError for an unknown kind or a rank below 1.
+    """
+
+    def __init__(self, base, kind="lora", rank=8, scale=1.0, generator=None):
+        super().__init__()
+        if kind not in ONLINE_MODULES:
+            raise ValueError(f"unknown online module {kind!r}: choose from {', '.join(ONLINE_MODULES)}")
+        if rank < 1:
+            raise ValueError(f"the online module's rank must be at least 1, found {rank}")
+        self.base, self.config, self.enabled = base.requires_grad_(False), base.config, True
+        self.about = {"kind": kind, "rank": rank, "scale": scale}
+        generator = generator or torch.Generator().manual_seed(0)
+        self.module = ONLINE_MODULES[kind](base, rank, scale, generator).to(base.token_embedding.weight.device)
+
+    def forward(self, tokens, cache=None):
+        """(B, T) long -> (B, T, V), with gradients to the module alone."""
+        if not self.enabled:
+            return self.base(tokens, cache)
+        if isinstance(self.module, GPT):
+            return self.module(tokens, cache)
+        return self.base(tokens, cache, self.module)
+
+    def new_cache(self, batch_size, capacity):
+        """An empty KVCache, as GPT.new_cache."""
+        return self.base.new_cache(batch_size, capacity)
+
+    def num_parameters(self):
+        """Number of trainable numbers: the module's."""
+        return sum(weight.numel() for weight in self.module.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Optimizer recipe and checkpoints.
 
 
 def make_optimizer(model, lr, weight_decay=0.1, betas=(0.9, 0.95)):
@@ -203,18 +419,9 @@ def learning_rate(step, num_steps, peak, warmup=0.05, floor=0.0):
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def save_checkpoint(path, model, tokenizer_state, **extra):
-    """Write weights, configuration and tokenizer to `path`, beside it first and then renamed: never a half file.
-
-    `extra` holds plain values (numbers, strings, lists, dicts) such as the metrics; loads with weights_only=True.
-    """
+def _save(path, content):
+    """torch.save to a file beside `path`, then rename: never a half file."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    content = {
-        "config": dataclasses.asdict(model.config),
-        "weights": model.state_dict(),
-        "tokenizer": tokenizer_state,
-        **extra,
-    }
     beside = f"{path}.{os.getpid()}.partial"
     try:
         torch.save(content, beside)
@@ -222,6 +429,19 @@ def save_checkpoint(path, model, tokenizer_state, **extra):
     finally:
         if os.path.exists(beside):
             os.remove(beside)
+
+
+def save_checkpoint(path, model, tokenizer_state, **extra):
+    """Write weights, configuration and tokenizer to `path`, beside it first and then renamed: never a half file.
+
+    `extra` holds plain values (numbers, strings, lists, dicts) such as the metrics; loads with weights_only=True.
+    """
+    content = {
+        "config": dataclasses.asdict(model.config),
+        "weights": model.state_dict(),
+        "tokenizer": tokenizer_state,
+    }
+    _save(path, content | extra)
 
 
 def load_checkpoint(path, device="cpu"):
@@ -245,3 +465,41 @@ def load_checkpoint(path, device="cpu"):
         ) from error
     assert tokenizer_state is None or isinstance(tokenizer_state, dict)
     return model.eval(), content
+
+
+def weights_hash(model):
+    """sha256 over all weights, as text: two models with the same hash give the same logits."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_online_module(path, online, **extra):
+    """Write the module of an OnlineTeacher apart from its base, of which only the hash is kept."""
+    _save(
+        path,
+        {"module": online.about, "base": weights_hash(online.base), "weights": online.module.state_dict(), **extra},
+    )
+
+
+def load_online_module(path, base):
+    """Attach a saved module to `base` -> OnlineTeacher on the base's device, in eval mode.
+
+    Raises ValueError with one line when the file holds no module, or one that was trained beside another base.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"no online module at {path}: run train_okd.py first, or give the path of a .module.pt file")
+    try:
+        content = torch.load(path, map_location=base.token_embedding.weight.device, weights_only=True)
+        about, trained_beside, weights = content["module"], content["base"], content["weights"]
+        online = None if trained_beside != weights_hash(base) else OnlineTeacher(base, **about)
+        if online is not None:
+            online.module.load_state_dict(weights, strict=True)
+    except Exception as error:
+        first_line = str(error).strip().split("\n")[0][:160]
+        raise ValueError(f"{path} is not a whole online module ({first_line}): delete it and run again") from error
+    if online is None:
+        raise ValueError(f"{path} was trained beside another teacher: give the teacher.pt of the same run")
+    return online.eval()

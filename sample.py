@@ -1,9 +1,10 @@
-"""Generation: plain, interleaved (SKD, arXiv 2410.11325) and lossless speculative; and the picture of a rollout.
+"""Generation: plain, interleaved (SKD, arXiv 2410.11325) and lossless speculative; who writes; the picture of a rollout.
 
     generate               one model writes                                     (on-policy KD, SeqKD, evaluation)
     interleaved_generate   the student proposes, the teacher replaces what it ranks poorly             (SKD, Alg. 1)
     interleaved_reference  the same, one row, one token at a time, no cache: slow and obviously right
     speculative_generate   the draft proposes, the result is distributed exactly as the target's own samples
+    write_tokens           one batch of training tokens, by whoever a method lets write
 
 The two speculative samplers share one loop, `_draft_and_verify`, and differ in two small functions: which proposals stay,
 and what replaces the first that does not. In it the student drafts a block of gamma tokens, one teacher forward judges
@@ -22,6 +23,7 @@ accepted / replaced / discarded = kept, redrawn, thrown away after a replacement
 Shapes: B rows, T positions, V vocabulary, G = gamma. Every cache holds len-1 valid slots: one token is always pending.
 """
 
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -310,7 +312,7 @@ def generate(
 
 @torch.no_grad()
 def _draft_and_verify(
-    student, teacher, prompts, max_new_tokens, *, gamma, draft, judge, replace, noise, eos_token, write_back=True
+    student, teacher, prompts, max_new_tokens, *, gamma, draft, judge, replace, eos_token, write_back=True
 ):
     """Student drafts gamma tokens, teacher judges them in one forward, commit, repeat; -> Rollout with teacher_logits.
 
@@ -524,7 +526,6 @@ def interleaved_generate(
         draft=draft,
         judge=judge,
         replace=redraw,
-        noise=noise,
         eos_token=eos_token,
         write_back=write_back,
     )
@@ -621,9 +622,120 @@ def speculative_generate(
         draft=propose,
         judge=judge,
         replace=redraw,
-        noise=noise,
         eos_token=eos_token,
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who writes the tokens that a student is trained on.
+
+
+def pad_sequences(sequences, device=None):
+    """Lists of ids -> tokens (B, T) long, right-padded with 0, and lengths (B,) long."""
+    assert len(sequences) > 0, "no sequences to pad"
+    lengths = torch.tensor([len(ids) for ids in sequences])  # (B,)
+    tokens = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long)  # (B, T)
+    filled = torch.arange(tokens.shape[1]) < lengths[:, None]  # (B, T) bool
+    tokens[filled] = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
+    return tokens.to(device), lengths.to(device)
+
+
+def rollout_from_ids(prompts, responses, sources, device):
+    """Known responses (lists of ids) as a Rollout; `sources` has one label per row: DATASET, STUDENT or TEACHER."""
+    tokens, lengths = pad_sequences([prompt + response for prompt, response in zip(prompts, responses)], device)
+    prompt_len = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    source = torch.tensor(sources, device=device, dtype=torch.int8)[:, None].expand(tokens.shape)
+    rollout = Rollout(tokens, prompt_len, lengths, source, torch.ones_like(lengths, dtype=torch.bool))
+    rollout.source = torch.where(rollout.response_mask, source, PROMPT).to(torch.int8)
+    return rollout
+
+
+class Mixture:
+    """Two models that write together: every token is drawn from weight * first + (1 - weight) * second.
+
+    Called like a GPT (log-probabilities stand in for logits). MiniLLM's teacher-mixed sampling (arXiv 2306.08543).
+    """
+
+    def __init__(self, first, second, weight):
+        assert 0 < weight < 1, f"a mixture needs a weight strictly between 0 and 1, found {weight}"
+        self.models, self.weights = (first, second), (weight, 1 - weight)
+        self.config = min((model.config for model in self.models), key=lambda config: config.block_size)
+
+    def parameters(self):
+        return self.models[0].parameters()
+
+    def new_cache(self, batch_size, capacity):
+        return CachePair(model.new_cache(batch_size, capacity) for model in self.models)
+
+    def __call__(self, tokens, cache):
+        parts = [
+            model(tokens, own).float().log_softmax(-1) + math.log(weight)
+            for model, own, weight in zip(self.models, cache, self.weights)
+        ]
+        return torch.logaddexp(*parts)
+
+
+class CachePair(tuple):
+    """The caches of two models that are fed the same tokens."""
+
+    def roll_back(self, lengths, high=None):
+        for cache in self:
+            cache.roll_back(lengths, high)
+
+
+def write_tokens(
+    writer,
+    student,
+    teacher,
+    prompts,
+    references,
+    max_new_tokens,
+    *,
+    generator,
+    eos_token,
+    student_share=0.0,
+    coin="batch",
+    temperature=1.0,
+    top_p=None,
+    teacher_mix=0.2,
+    interleaved=None,
+):
+    """One batch of training tokens -> Rollout, written by `writer`:
+
+        dataset        the references
+        teacher        the references are answers that the teacher gave before training
+        student        the student itself, now
+        mixed          references or student, by a coin per "batch" or per "sequence" that says student at student_share
+        interleaved    SKD: the student proposes, the teacher replaces (`interleaved` holds interleaved_generate's options)
+        teacher_mixed  every token from teacher_mix * teacher + (1 - teacher_mix) * student (MiniLLM)
+
+    The student's temperature and top_p are the same for every writer, and no gradient flows through a draw.
+    """
+    device = _device(student)
+    sampling = {"generator": generator, "temperature": temperature, "top_p": top_p, "eos_token": eos_token}
+    if writer == "interleaved":
+        options = {"student_temperature": temperature, "student_top_p": top_p} | (interleaved or {})
+        return interleaved_generate(
+            student, teacher, prompts, max_new_tokens, generator=generator, eos_token=eos_token, **options
+        )
+    if writer == "teacher_mixed":
+        return generate(Mixture(teacher, student, teacher_mix), prompts, max_new_tokens, **sampling)
+    if writer == "teacher":
+        return rollout_from_ids(prompts, references, [TEACHER] * len(prompts), device)
+
+    # dataset, student, mixed: each row of the batch is written by the student with chance `share`.
+    share = {"dataset": 0.0, "student": 1.0, "mixed": student_share}[writer]
+    coins = torch.rand(len(prompts) if coin == "sequence" else 1, generator=generator).expand(len(prompts))
+    by_student = (coins < share).tolist()
+    responses = list(references)
+    if any(by_student):
+        own_prompts = [prompt for prompt, own in zip(prompts, by_student) if own]
+        rollout = generate(student, own_prompts, max_new_tokens, **sampling)
+        if all(by_student):
+            return rollout
+        own_responses = iter(rollout.responses())
+        responses = [next(own_responses) if own else response for own, response in zip(by_student, responses)]
+    return rollout_from_ids(prompts, responses, [STUDENT if own else DATASET for own in by_student], device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

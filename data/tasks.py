@@ -875,13 +875,3 @@ def split_of(prompt):
 def encode_example(tokenizer, example):
     """(prompt_ids, response_ids), encoded apart, so that no token spans the border; the response ends with eos."""
     return tokenizer.encode(example.prompt), tokenizer.encode(example.response) + [tokenizer.eos_token]
-
-
-def pad_sequences(sequences, device=None):
-    """Lists of ids -> tokens (B, T) long, right-padded with 0, and lengths (B,) long."""
-    assert len(sequences) > 0, "no sequences to pad"
-    lengths = torch.tensor([len(ids) for ids in sequences])  # (B,)
-    tokens = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long)  # (B, T)
-    filled = torch.arange(tokens.shape[1]) < lengths[:, None]  # (B, T) bool
-    tokens[filled] = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
-    return tokens.to(device), lengths.to(device)

@@ -8,8 +8,9 @@ import torch
 
 import losses
 import sample
+import train_okd
 from data import tasks
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, OnlineTeacher
 
 
 def make_gpt(vocab_size, block_size, n_layer, n_head, n_embd, seed=0):
@@ -87,3 +88,17 @@ def task_names():
 def make_task(name, **options):
     """A task with examples(split), score(example, completion) and corpus_score(examples, completions)."""
     return tasks.make_task(name, **options)
+
+
+def attach_online_module(teacher, kind="lora", rank=8, seed=0):
+    """An OnlineTeacher with the call signature of the GPT."""
+    return OnlineTeacher(teacher, kind, rank, generator=_generator(seed)).eval()
+
+
+def okd_losses(student_logits, teacher_logits, targets, mask, alpha=0.5):
+    """(student_loss, teacher_loss) scalars, each side detached from the other."""
+    references = losses.masked_mean(losses.cross_entropy(teacher_logits, targets), mask)
+    student_loss = train_okd.player_loss(student_logits, teacher_logits, mask, 0.0, 1.0, losses.forward_kl)
+    return student_loss, train_okd.player_loss(
+        teacher_logits, student_logits, mask, references, alpha, losses.forward_kl
+    )

@@ -20,6 +20,7 @@ BOUNDS = {
     "skew_forward_kl": -math.log(0.1),
     "skew_reverse_kl": -math.log(0.1),
     "total_variation": 1,
+    "squared_error": 2,
 }
 
 
@@ -56,6 +57,8 @@ def both(name, student_logits, teacher_logits, **hyper):
     [
         ("forward_kl", {}, 0.396058, (-0.4, 0.2, 0.2)),
         ("reverse_kl", {}, 0.365274, (-0.292777, 0.072776, 0.220001)),
+        # d/dz of sum (s - t)^2 is 2 s_i ((s_i - t_i) - sum_j s_j (s_j - t_j)), with sum_j s_j (s_j - t_j) = .08
+        ("squared_error", {}, 0.24, (-0.192, 0.12, 0.072)),
         ("generalized_jsd", {"beta": 0.1}, 0.034761, (-0.033654, 0.016280, 0.017374)),
         ("generalized_jsd", {"beta": 0.5}, 0.091121, (-0.078773, 0.032140, 0.046632)),
         ("generalized_jsd", {"beta": 0.9}, 0.032632, (-0.026435, 0.007709, 0.018726)),
@@ -123,6 +126,7 @@ def test_values_agree_with_probabilities_written_out(name):
         "skew_forward_kl": lambda s, t: kl(t, mix(0.1, t, s)),
         "skew_reverse_kl": lambda s, t: kl(s, mix(0.1, s, t)),
         "total_variation": lambda s, t: sum(abs(a - b) for a, b in zip(s, t)) / 2,
+        "squared_error": lambda s, t: sum((a - b) ** 2 for a, b in zip(s, t)),
     }
     if name not in definitions:
         pytest.skip("no definition written out here for this divergence")
@@ -516,3 +520,93 @@ def test_micro_batches_change_no_gradient():
             lambda w: losses.masked_mean(per_token(w, rows), mask[rows], "sum") / mask.sum(), weight
         )[1]
     assert torch.allclose(whole, parts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MiniLLM: a policy gradient, so its law is about the gradient, and it can be enumerated.
+
+
+def tabular(logits, sequences):
+    """Rows of logits for every prefix of binary sequences of length 3: logits (7, 2), one row per prefix tree node."""
+    node = torch.zeros(len(sequences), 3, dtype=torch.long)
+    for row, sequence in enumerate(sequences.tolist()):
+        at = 0
+        for t, token in enumerate(sequence):
+            node[row, t] = at
+            at = 2 * at + 1 + token
+    return logits[node]  # (8, 3, 2)
+
+
+SEQUENCES = torch.cartesian_prod(*[torch.arange(2)] * 3)  # all 8 of length 3
+MASK = torch.ones(8, 3, dtype=torch.bool)
+
+
+def sequence_logprob(model_rows):
+    return model_rows.log_softmax(-1).gather(-1, SEQUENCES[..., None])[..., 0].sum(-1)
+
+
+def test_minillm_is_the_gradient_of_the_sequences_reverse_kl():
+    """V = 2, T = 3, every sequence weighted by its probability: the expected gradient is that of KL(student || teacher) over
+    whole sequences; without the long part (the single step alone) it is not."""
+    student_table, teacher_table = random_logits(7, 2, seed=1), random_logits(7, 2, seed=2)
+
+    def exact(table):
+        own, other = sequence_logprob(tabular(table, SEQUENCES)), sequence_logprob(tabular(teacher_table, SEQUENCES))
+        return (own.exp() * (own - other)).sum()
+
+    def expected(table):
+        rows = tabular(table, SEQUENCES)
+        weight = sequence_logprob(rows).exp().detach()
+        per_token = losses.minillm(rows, tabular(teacher_table, SEQUENCES), SEQUENCES, MASK, teacher_mix=0, length_norm=False)
+        return (weight * per_token.sum(-1)).sum()
+
+    def single_step(table):
+        rows = tabular(table, SEQUENCES)
+        weight = sequence_logprob(rows).exp().detach()
+        return (weight * losses.reverse_kl(rows, tabular(teacher_table, SEQUENCES)).sum(-1)).sum()
+
+    gradients = [value_and_grad(function, student_table)[1] for function in (exact, expected, single_step)]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
+    assert (gradients[2] - gradients[0]).abs().max() > 0.01
+
+
+def test_minillm_looks_only_ahead():
+    """Rewards 1, 2, 3 (and a fourth position outside the mask): 5, 3, 0 as sums of what comes later, 2.5, 3, 0 as means."""
+    teacher_logprob = torch.tensor([1.0, 2.0, 3.0, 9.0]) - 12
+    student_logits = torch.zeros(1, 4, 2, dtype=torch.float64)
+    logit = (teacher_logprob + math.log(0.5)).exp()
+    teacher_logits = torch.stack([logit.log(), (1 - logit).log()], -1)[None].double()
+    targets, mask = torch.zeros(1, 4, dtype=torch.long), torch.tensor([[True, True, True, False]])
+    for length_norm, later in ((False, (5.0, 3.0, 0.0)), (True, (2.5, 3.0, 0.0))):
+        per_token = losses.minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0, length_norm=length_norm)
+        long_part = (losses.reverse_kl(student_logits, teacher_logits) - per_token)[0, :3] / math.log(0.5)
+        # Every reward carries the same -12, once per summand: a teacher cannot give more than probability 1.
+        left = torch.tensor([2.0, 1.0, 0.0]) if not length_norm else torch.tensor([1.0, 1.0, 0.0])
+        torch.testing.assert_close(long_part + 12 * left, torch.tensor(later, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+
+
+def test_minillm_weights_what_the_mixture_wrote():
+    """w = student / (m teacher + (1 - m) student), at most 1 / (1 - m), constant for the gradient, on both parts."""
+    student_logits, teacher_logits = random_logits(2, 4, 5, seed=1), random_logits(2, 4, 5, seed=2)
+    targets, mask = torch.randint(0, 5, (2, 4), generator=torch.Generator().manual_seed(3)), torch.ones(2, 4, dtype=torch.bool)
+    own, other = (rows.softmax(-1).gather(-1, targets[..., None])[..., 0] for rows in (student_logits, teacher_logits))
+    weight = own / (0.3 * other + 0.7 * own)
+    assert weight.max() <= 1 / 0.7
+    results = [
+        value_and_grad(lambda logits: losses.minillm(logits, teacher_logits, targets, mask, teacher_mix=mix), student_logits)
+        for mix in (0, 0.3)
+    ]
+    torch.testing.assert_close(results[1][0], weight * results[0][0])
+    torch.testing.assert_close(results[1][1], weight[..., None] * results[0][1])
+
+
+def test_minillm_moves_the_student_only():
+    """No gradient to the teacher, none from positions outside the mask to those inside."""
+    student_logits, teacher_logits = random_logits(1, 4, 3, seed=1).requires_grad_(), random_logits(1, 4, 3, seed=2).requires_grad_()
+    targets, mask = torch.tensor([[0, 1, 2, 0]]), torch.tensor([[True, True, False, False]])
+    masked = losses.masked_mean(losses.minillm(student_logits, teacher_logits, targets, mask), mask)
+    own, other = torch.autograd.grad(masked, (student_logits, teacher_logits), allow_unused=True)
+    assert other is None and bool(own[0, :2].any()) and not bool(own[0, 2:].any())
+    with torch.no_grad():
+        student_logits[0, 2:] = 40.0
+    assert torch.equal(losses.masked_mean(losses.minillm(student_logits, teacher_logits, targets, mask), mask), masked)

@@ -1188,3 +1188,42 @@ def test_warped_rule_at_zero_accepts_nothing():
     student, teacher = (adapters.make_gpt(9, 24, 1, 1, 8, seed=seed) for seed in (1, 2))
     _, sources = adapters.interleaved_generate(student, teacher, [[1], [2, 3]], 8, accept_top_k=0, accept_on="warped")
     assert {source for row in sources for source in row} == {"teacher"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two models that write together.
+
+
+def test_a_mixture_is_the_mean_of_two_laws():
+    """Its rows are log(w first + (1 - w) second), with a cache as without one, and after a rollback."""
+    first, second = adapters.make_gpt(11, 16, 1, 2, 8, seed=1), adapters.make_gpt(11, 12, 2, 2, 8, seed=2)
+    mixture, tokens = sample.Mixture(first, second, 0.2), torch.randint(0, 11, (3, 9), generator=torch.Generator().manual_seed(0))
+    probs = 0.2 * adapters.model_logits(first, tokens).softmax(-1) + 0.8 * adapters.model_logits(second, tokens).softmax(-1)
+    with torch.no_grad():
+        cache = mixture.new_cache(3, 12)
+        parts = [mixture(part, cache) for part in tokens.split([4, 5], 1)]
+        torch.testing.assert_close(torch.cat(parts, 1).exp(), probs, rtol=1e-4, atol=1e-6)
+        cache.roll_back(torch.tensor([2, 4, 8]), high=8)
+        again = mixture(tokens[[0, 1, 2], [2, 4, 8]][:, None], cache)[:, 0].exp()
+    torch.testing.assert_close(again, probs[[0, 1, 2], [2, 4, 8]], rtol=1e-4, atol=1e-6)
+    assert mixture.config.block_size == 12  # neither model may leave its block
+
+
+def test_what_a_mixture_writes():
+    """20,000 first tokens follow the mixture, not either model: total variation below .02 (a chance of exceeding it below
+    1e-6: the mean of the statistic is at most .5 sqrt(V / n) = .012, and one draw moves it by 1 / n), the models' own above .1."""
+    V, n = 11, 20_000
+    first, second = adapters.make_gpt(V, 8, 1, 2, 8, seed=1), adapters.make_gpt(V, 8, 1, 2, 8, seed=2)
+    with torch.no_grad():
+        for model in (first, second):
+            for weight in model.parameters():
+                if weight.dim() > 1:
+                    weight.mul_(0.6 / weight.std())
+    rows = [adapters.model_logits(model, torch.tensor([[3, 5]]))[0, -1].softmax(-1) for model in (first, second)]
+    rollout = sample.write_tokens(
+        "teacher_mixed", second, first, [[3, 5]] * n, [[]] * n, 1, generator=torch.Generator().manual_seed(4), eos_token=None, teacher_mix=0.3
+    )
+    seen = torch.bincount(torch.tensor(rollout.responses()).flatten(), minlength=V) / n
+    assert 0.5 * (seen - (0.3 * rows[0] + 0.7 * rows[1])).abs().sum() < 0.02
+    assert min(0.5 * (seen - row).abs().sum() for row in rows) > 0.1
+    assert bool((rollout.source[:, 2:] == sample.STUDENT).all())
