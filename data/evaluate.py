@@ -11,9 +11,17 @@ from typing import NamedTuple
 
 import torch
 
-from data.tasks import encode_example, pad_sequences
-from losses import entropy, forward_kl, masked_mean, cross_entropy
-from sample import generate, interleaved_generate, speculative_generate
+from data.tasks import encode_example
+from losses import cross_entropy, entropy, forward_kl, masked_mean
+from sample import (
+    SOURCE_NAMES,
+    STUDENT,
+    TEACHER,
+    generate,
+    interleaved_generate,
+    pad_sequences,
+    speculative_generate,
+)
 
 
 class Encoded(NamedTuple):
@@ -41,31 +49,83 @@ def _chunks(items, size):
 
 
 @torch.no_grad()
-def distances(student, teacher, prompts, responses, batch_size=128):
-    """Sums over response tokens, teacher forcing: a dict of means per token, in nats (agreement: a share).
+def token_columns(student, teacher, prompts, responses, adapted=None, batch_size=128):
+    """One number per response token under teacher forcing: a dict of (N,) tensors, all in the same order.
 
-    nll: -log student(token); kl_teacher: KL(teacher || student); agreement: the two argmaxes are equal; entropies of
-    both. Without a teacher only nll and student_entropy. Every token counts the same.
+    place: index in the response; nll: -log student(token); kl_teacher: KL(teacher || student), nats; agreement: both
+    argmaxes are equal; uncertainty: 1 - teacher(token); logit_std: standard deviation of the student's logits over the
+    vocabulary; entropies of both. With an adapted teacher: kl_adapted_teacher, agreement_adapted, adapted_nll, and drift:
+    KL(teacher || adapted). Without a teacher only place, nll, logit_std and student_entropy.
     """
     device = next(student.parameters()).device
-    totals, count = {}, 0
+    columns = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding per batch
     for rows in _chunks(order, batch_size):
         tokens, lengths = pad_sequences([prompts[i] + responses[i] for i in rows], device)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
         prompt_len = torch.tensor([len(prompts[i]) for i in rows], device=device)
         slots = torch.arange(1, tokens.size(1), device=device)  # the slot that each row of logits predicts
         target_mask = (slots >= prompt_len[:, None]) & (slots < lengths[:, None])
-        student_logits = student(tokens[:, :-1])
-        figures = {"nll": cross_entropy(student_logits, tokens[:, 1:]), "student_entropy": entropy(student_logits)}
+        student_logits = student(inputs)
+        figures = {
+            "place": (slots - prompt_len[:, None]).float(),
+            "nll": cross_entropy(student_logits, targets),
+            "student_entropy": entropy(student_logits),
+            "logit_std": student_logits.float().std(-1),
+        }
         if teacher is not None:
-            teacher_logits = teacher(tokens[:, :-1])
+            teacher_logits = teacher(inputs)
             figures["kl_teacher"] = forward_kl(student_logits, teacher_logits)
             figures["agreement"] = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float()
             figures["teacher_entropy"] = entropy(teacher_logits)
+            figures["uncertainty"] = -torch.expm1(-cross_entropy(teacher_logits, targets))
+        if adapted is not None:
+            adapted_logits = adapted(inputs)
+            figures["kl_adapted_teacher"] = forward_kl(student_logits, adapted_logits)
+            figures["agreement_adapted"] = (student_logits.argmax(-1) == adapted_logits.argmax(-1)).float()
+            figures["adapted_nll"] = cross_entropy(adapted_logits, targets)
+            figures["drift"] = forward_kl(adapted_logits, teacher_logits)
         for name, per_token in figures.items():
-            totals[name] = totals.get(name, 0.0) + masked_mean(per_token, target_mask, "sum").double()
-        count += sum(len(responses[i]) for i in rows)
-    return {name: (total / max(1, count)).item() for name, total in totals.items()}
+            columns.setdefault(name, []).append(per_token[target_mask])
+    return {name: torch.cat(parts) for name, parts in columns.items()}
+
+
+def distances(student, teacher, prompts, responses, adapted=None, batch_size=128):
+    """Means per response token of token_columns (place and uncertainty left out), every token counting the same."""
+    columns = token_columns(student, teacher, prompts, responses, adapted, batch_size)
+    return {name: _mean(column) for name, column in columns.items() if name not in ("place", "uncertainty")}
+
+
+def _mean(column):
+    return (column.double().sum() / max(1, len(column))).item()
+
+
+def easy_and_hard(columns):
+    """KL, agreement and spread of the logits apart for tokens that the original teacher finds easy and hard.
+
+    Hard: uncertainty at or above its median over the tokens (OKD's split, arXiv 2409.12512, Eq. 4): the same tokens for
+    every method, since the original teacher decides.
+    """
+    hard = columns["uncertainty"] >= columns["uncertainty"].median()
+    names = ("kl_teacher", "agreement", "logit_std", "kl_adapted_teacher", "agreement_adapted")
+    return {
+        f"{name}_{side}": _mean(columns[name][chosen])
+        for name in names
+        if name in columns
+        for side, chosen in (("easy", ~hard), ("hard", hard))
+    }
+
+
+def exposure_error(own_columns, teacher_columns, key, length=16):
+    """ExAccErr in per cent (OKD's Eqs. 5-7): how much the student's own prefixes worsen its distance to the teacher.
+
+    (R - E) / E * 100, R = KL(teacher || student) summed over the first `length` tokens of the student's own samples, E =
+    the same on the teacher's samples, both means over prompts. 0: no exposure bias; below 0: nearer on its own path.
+    """
+    own, reference = (
+        columns[key][columns["place"] < length].double().sum() for columns in (own_columns, teacher_columns)
+    )
+    return (100 * (own - reference) / reference).item() if reference > 0 else None
 
 
 def sample_responses(model, prompts, max_new_tokens, eos_token, *, seed, temperature=1.0, batch_size=256):
@@ -99,35 +159,49 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
     return accepted / max(1, judged)
 
 
-def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, most=200):
-    """The figures of a learning curve on the first `most` examples: score (greedy), val_nll and kl_teacher (references)."""
+def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, adapted=None, most=200):
+    """The figures of a learning curve on the first `most` examples: score (greedy), val_nll and kl_teacher (references).
+
+    With an adapted teacher also its drift from the original, its own nll, and kl_adapted_teacher.
+    """
     encoded = Encoded(*(column[:most] for column in encoded))
     responses, _ = sample_responses(
         student, encoded.prompts, max_new_tokens, tokenizer.eos_token, seed=0, temperature=0
     )
-    measured = distances(student, teacher, encoded.prompts, encoded.responses)
-    return {
+    measured = distances(student, teacher, encoded.prompts, encoded.responses, adapted)
+    figures = {
         "score": task.corpus_score(encoded.examples, complete(tokenizer, responses)),
         "val_nll": measured["nll"],
         "kl_teacher": measured.get("kl_teacher"),
     }
+    names = ("kl_adapted_teacher", "adapted_nll", "drift")
+    return figures | {name: measured[name] for name in names if adapted is not None}
 
 
-def evaluate(student, teacher, task, tokenizer, encoded, max_new_tokens, *, gamma, accept_top_k, seed=0, ood=None):
+def evaluate(
+    student, teacher, task, tokenizer, encoded, max_new_tokens, *, gamma, accept_top_k, seed=0, ood=None, adapted=None
+):
     """All figures of a model on held-out examples; `teacher` None (the teacher itself) leaves its distances out (None).
 
     score: the task's metric by greedy decoding, 0..1; score_sampled: the same for one sample at temperature 1;
-    score_ood: greedy, out of distribution, on references that fit the block (None: none does); val_nll: nats per token of the references; kl_teacher: KL(teacher || student)
-    on them; kl_on_policy: the same on the student's own samples; accept_rate: accepted / judged under the SKD rule
-    with accept_top_k; draft_accept_rate: the same for lossless speculative decoding; then lengths, end-token share,
-    agreement, entropies and the task's own details, prefixed with "task_".
+    score_ood: greedy, out of distribution, on references that fit the block (None: none does); val_nll: nats per token
+    of the references; kl_teacher: KL(teacher || student) on them; kl_on_policy: the same on the student's own samples;
+    accept_rate: accepted / judged under the SKD rule with accept_top_k; draft_accept_rate: the same for lossless
+    speculative decoding; exposure_error: see there; then lengths, end-token share, agreement, entropies, the split into
+    easy and hard tokens, and the task's own details, prefixed with "task_".
+
+    `teacher` is always the ORIGINAL teacher. An `adapted` one adds the same distances to itself, how far it drifted, and
+    its own score: whatever trains towards an adapted teacher looks good against it.
     """
     eos = tokenizer.eos_token
     greedy, greedy_finished = sample_responses(student, encoded.prompts, max_new_tokens, eos, seed=seed, temperature=0)
     sampled, sampled_finished = sample_responses(student, encoded.prompts, max_new_tokens, eos, seed=seed)
     completions = complete(tokenizer, greedy)
-    on_references = distances(student, teacher, encoded.prompts, encoded.responses)
-    on_policy = distances(student, teacher, encoded.prompts, sampled)
+    columns = token_columns(student, teacher, encoded.prompts, encoded.responses, adapted)
+    own_columns = token_columns(student, teacher, encoded.prompts, sampled, adapted)
+    on_references, on_policy = (
+        {name: _mean(column) for name, column in measured.items()} for measured in (columns, own_columns)
+    )
     figures = {
         "score": task.corpus_score(encoded.examples, completions),
         "score_sampled": task.corpus_score(encoded.examples, complete(tokenizer, sampled)),
@@ -137,8 +211,10 @@ def evaluate(student, teacher, task, tokenizer, encoded, max_new_tokens, *, gamm
         "kl_on_policy": on_policy.get("kl_teacher"),
         "accept_rate": None,
         "draft_accept_rate": None,
+        "exposure_error": None,
         "agreement": on_references.get("agreement"),
         "agreement_on_policy": on_policy.get("agreement"),
+        "logit_std": on_references["logit_std"],
         "student_entropy": on_references["student_entropy"],
         "teacher_entropy": on_references.get("teacher_entropy"),
         "mean_length": sum(map(len, greedy)) / max(1, len(greedy)),
@@ -163,8 +239,164 @@ def evaluate(student, teacher, task, tokenizer, encoded, max_new_tokens, *, gamm
             interleaved_generate, student, teacher, encoded.prompts, accept_top_k=accept_top_k, **common
         )
         figures["draft_accept_rate"] = acceptance(speculative_generate, student, teacher, encoded.prompts, **common)
+        written, _ = sample_responses(teacher, encoded.prompts, max_new_tokens, eos, seed=seed)
+        figures["exposure_error"] = exposure_error(
+            own_columns, token_columns(student, teacher, encoded.prompts, written), "kl_teacher"
+        )
+        figures |= easy_and_hard(columns)
+    if adapted is not None:
+        written, _ = sample_responses(adapted, encoded.prompts, max_new_tokens, eos, seed=seed)
+        best, _ = sample_responses(adapted, encoded.prompts, max_new_tokens, eos, seed=seed, temperature=0)
+        figures |= {
+            "kl_adapted_teacher": on_references["kl_adapted_teacher"],
+            "kl_on_policy_adapted": on_policy["kl_adapted_teacher"],
+            "agreement_adapted": on_references["agreement_adapted"],
+            "agreement_on_policy_adapted": on_policy["agreement_adapted"],
+            "exposure_error_adapted": exposure_error(
+                own_columns,
+                token_columns(student, teacher, encoded.prompts, written, adapted),
+                "kl_adapted_teacher",
+            ),
+            "drift": on_references["drift"],
+            "drift_on_policy": on_policy["drift"],
+            "adapted_nll": on_references["adapted_nll"],
+            "adapted_score": task.corpus_score(encoded.examples, complete(tokenizer, best)),
+            "adapted_score_sampled": task.corpus_score(encoded.examples, complete(tokenizer, written)),
+        }
     details = task.details(encoded.examples, completions)
     sampled_details = task.details(encoded.examples, complete(tokenizer, sampled))
     figures |= {f"task_{name}": value for name, value in details.items()}
     figures |= {f"task_{name}_sampled": value for name, value in sampled_details.items()}
     return figures
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What happens inside a run: one training batch, and what it costs.
+
+
+@torch.no_grad()
+def step_figures(rollout, student_logits, teacher_logits, per_token, budget, bins=8):
+    """What one batch tells about its writer and both models: a dict of plain numbers (README, metric glossary)."""
+    mask, target_mask = rollout.response_mask, rollout.response_mask[:, 1:]
+    total = mask.sum()
+    figures = {
+        "mean_length": total / len(mask),
+        "eos_share": rollout.finished.float().mean(),
+        "student_entropy": masked_mean(entropy(student_logits), target_mask),
+    }
+    if teacher_logits is not None:
+        figures["teacher_entropy"] = masked_mean(entropy(teacher_logits), target_mask)
+        figures["agreement"] = masked_mean(
+            (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float(), target_mask
+        )
+    for number, name in enumerate(SOURCE_NAMES):  # the loss by who wrote the token
+        written = (rollout.source[:, 1:] == number) & target_mask
+        if name != "prompt" and bool(written.any()):
+            figures[f"loss_on_{name}"] = masked_mean(per_token, written)
+            figures[f"{name}_share"] = written.sum() / total
+    figures = {name: value.item() for name, value in figures.items()}
+    if rollout.counters is not None:
+        counts = rollout.counts()
+        rejected = (rollout.unwritten >= 0) & mask
+        slots = torch.arange(mask.size(1), device=mask.device) - rollout.prompt_len[:, None]  # place in the response
+        place = (slots * bins // budget).clamp(0, bins - 1)
+        by_position = [(rejected & (place == b)).sum() / ((place == b) & mask).sum().clamp(min=1) for b in range(bins)]
+        figures |= {
+            "accept_rate": counts["accepted"] / max(1, counts["judged"]),
+            "replacement_rate": counts["replaced"] / max(1, int(total)),
+            "replacement_by_position": torch.stack(by_position).tolist(),
+            "discarded_share": counts["discarded"] / max(1, counts["proposed"]),
+            "teacher_calls_per_token": counts["teacher_calls"] / max(1, int(total)),
+            "student_steps_per_token": counts["student_steps"] / max(1, int(total)),
+        }
+    return figures
+
+
+class Costs:
+    """What a run used, counted on the device and read once: tokens that each model processed, forwards, model TFLOP.
+
+    FLOPs are 2 x parameters per token and pass (position table left out: it is only looked up); attention's own products
+    are neglected. A training step is 3 passes of the model that learns: forward, gradients of activations, gradients of
+    weights. A frozen teacher with an online module needs the first two. The same rule for every method, so that "equal
+    compute" has a meaning that does not depend on the machine.
+    """
+
+    def __init__(self, student, teacher):
+        self.weights = [
+            model.num_parameters() - model.position_embedding.weight.numel() for model in (student, teacher)
+        ]
+        # processed by the student, processed by the teacher, generated, batched forwards of the teacher
+        self.counts = torch.zeros(4, dtype=torch.long, device=next(student.parameters()).device)
+        self.once = 0  # tokens that the teacher processed before training
+
+    def count_writing(self, rollout, writer, gamma):
+        """Add what it took to write a batch of training tokens."""
+        student, teacher, forwards = (torch.zeros_like(self.counts[0]) for _ in range(3))
+        by_model = ((rollout.source == STUDENT) | (rollout.source == TEACHER)) & rollout.response_mask
+        if rollout.counters is not None:  # teacher_calls and student_steps are per row
+            prompt, counts = rollout.prompt_len.sum(), rollout.counters
+            student, teacher = prompt + counts[6], prompt + counts[5] * gamma
+            forwards += 1 + len(rollout.blocks)
+        elif writer != "teacher":  # the teacher's answers were written, and counted, before
+            own = (rollout.source == STUDENT).any(1)
+            student = (rollout.lengths * own).sum()
+            if writer == "teacher_mixed":  # one forward per token, and one for the prompts
+                teacher, forwards = student, 1 + (rollout.lengths - rollout.prompt_len).max()
+        written = by_model.sum() if writer != "teacher" else torch.zeros_like(forwards)
+        self.counts += torch.stack([student, teacher, written, forwards])
+
+    def count_learning(self, rollout, student_passes, teacher_passes, teacher_forwards=None):
+        """Add passes over a batch; of the teacher's, `teacher_forwards` are forwards (default: all)."""
+        fed = (rollout.lengths - 1).sum()  # tokens that a training forward processes
+        self.counts[0] += student_passes * fed
+        self.counts[1] += teacher_passes * fed
+        self.counts[3] += teacher_passes if teacher_forwards is None else teacher_forwards
+
+    def count_offline_teacher(self, prompts, answers, batch_size=256):
+        """Add the answers that a teacher wrote before training, batch by batch."""
+        self.once = sum(map(len, prompts)) + sum(map(len, answers))
+        forwards = sum(max(map(len, chunk)) for chunk in _chunks(answers, batch_size))
+        self.counts += torch.tensor([0, self.once, sum(map(len, answers)), forwards], device=self.counts.device)
+
+    def figures(self):
+        student, teacher, generated, forwards = self.counts.tolist()
+        flops = 2 * (self.weights[0] * student + self.weights[1] * teacher)
+        figures = {"tokens_generated": generated, "teacher_forwards": forwards, "compute": flops / 1e12}
+        return figures | ({"compute_once": 2 * self.weights[1] * self.once / 1e12} if self.once else {})
+
+
+class Memory:
+    """Memory of training: on CUDA the allocator's peak since the run began; elsewhere counted, which no other program
+    can disturb: weights, gradients and AdamW's two moments of what learns, the frozen teacher's weights, and every tensor
+    that the first `with` block keeps for its backward. What a sampler uses in between is only in CUDA's figure.
+    """
+
+    def __init__(self, *models):
+        self.models, self.kept = models, None
+        self.device = next(models[0].parameters()).device
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def __enter__(self):
+        self.hooks = None
+        if self.kept is None:
+            self.kept = {}  # address of a storage -> its bytes
+            self.hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+            self.hooks.__enter__()
+
+    def __exit__(self, *error):
+        if self.hooks is not None:
+            self.hooks.__exit__(*error)
+
+    def _keep(self, tensor):
+        storage = tensor.untyped_storage()
+        self.kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def megabytes(self):
+        """The figure, in units of 1e6 bytes."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        weights = {weight.data_ptr(): weight for model in self.models for weight in model.parameters()}
+        total = sum(weight.nbytes * (4 if weight.requires_grad else 1) for weight in weights.values())
+        return (total + sum(size for at, size in (self.kept or {}).items() if at not in weights)) / 1e6

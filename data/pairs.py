@@ -5,11 +5,12 @@
                                        "raw", a language model of the task's texts that never saw a prompt answered
 
 A pair is an input of an experiment, like a data file: every method, every seed and both scripts start from the same
-weights, so it is cached under a hash of everything that matters (text, shapes, steps, seed, the source of model.py and
-of this file). What is distilled afterwards uses the student's prompts alone.
+weights, so it is cached under a hash of everything that matters (text, shapes, steps, seed, and the source of every
+function that pretraining runs through). What is distilled afterwards uses the student's prompts alone.
 """
 
 import hashlib
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,20 @@ from pathlib import Path
 import torch
 
 from data.evaluate import Encoded, encode_split
-from data.tasks import pad_sequences
 from data.tokenizer import train_tokenizer, vocabulary_in_use
-from losses import cross_entropy, masked_mean
-from model import GPT, GPTConfig, learning_rate, load_checkpoint, make_optimizer, save_checkpoint
-from sample import DATASET, PROMPT, Rollout
+from losses import at_least_float32, cross_entropy, masked_mean
+from model import (
+    GPT,
+    Attention,
+    Block,
+    GPTConfig,
+    learning_rate,
+    load_checkpoint,
+    make_optimizer,
+    save_checkpoint,
+    weights_hash,
+)
+from sample import DATASET, Rollout, pad_sequences, rollout_from_ids
 
 CACHE_DIR = Path(__file__).parent / "cache" / "pairs"  # git-ignored
 
@@ -79,7 +89,7 @@ class Pair:
     test: Encoded
     ood: Encoded
     max_new_tokens: int
-    fingerprint: str
+    fingerprint: str  # of both models' weights
 
     def new_student(self):
         """A fresh copy of the starting student, on the teacher's device, ready to train."""
@@ -97,16 +107,6 @@ def batch_order(num_examples, batch_size, num_steps, generator):
     epochs = -(-needed // num_examples)
     order = torch.cat([torch.randperm(num_examples, generator=generator) for _ in range(max(1, epochs))])
     return order[:needed].view(num_steps, batch_size)
-
-
-def rollout_from_ids(prompts, responses, sources, device):
-    """Known responses (lists of ids) as a Rollout; `sources` has one label per row: DATASET, STUDENT or TEACHER."""
-    tokens, lengths = pad_sequences([prompt + response for prompt, response in zip(prompts, responses)], device)
-    prompt_len = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    source = torch.tensor(sources, device=device, dtype=torch.int8)[:, None].expand(tokens.shape)
-    rollout = Rollout(tokens, prompt_len, lengths, source, torch.ones_like(lengths, dtype=torch.bool))
-    rollout.source = torch.where(rollout.response_mask, source, PROMPT).to(torch.int8)
-    return rollout
 
 
 def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report):
@@ -132,6 +132,13 @@ def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generato
                 raise ValueError(f"pretraining became nan before step {step + 1}: lower the learning rate ({peak_lr})")
             report(f"  step {step + 1:>5}/{num_steps}  loss {figure:.4f}")
     return model.eval()
+
+
+# The code that decides a pair's weights: change any of it, and pairs are pretrained anew.
+PRETRAINING = (
+    *(GPTConfig, Attention, Block, GPT, learning_rate, make_optimizer),
+    *(at_least_float32, cross_entropy, masked_mean, pad_sequences, rollout_from_ids, Rollout, batch_order, pretrain),
+)
 
 
 def _hash(*parts):
@@ -216,10 +223,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
     student_data = Encoded(*(column[: settings.student_prompts] for column in everything))
 
     # What decides the weights: settings, data as ids, the code that trains, and the kind of device.
-    sources = [
-        hashlib.sha256(Path(__file__).parents[1].joinpath(name).read_bytes()).hexdigest()
-        for name in ("model.py", "data/pairs.py")
-    ]
+    sources = [inspect.getsource(part) for part in PRETRAINING]
     common = [
         tokenizer.fingerprint(),
         block_size,
@@ -299,5 +303,5 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         splits["test"],
         splits["ood"],
         data.max_new_tokens,
-        _hash(teacher_key, student_key)[:16],
+        _hash(weights_hash(teacher), weights_hash(student))[:16],
     )

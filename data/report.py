@@ -41,10 +41,13 @@ def _cost(value):
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
 
 
-# heading, name in the records, how one number is written
-FIGURES = (
+# heading, name in the records, how one number is written. The last two groups, and the figures named in OPTIONAL_FIGURES,
+# are shown only where some run has them: older records lack them, and a fixed teacher does not adapt.
+SCORES = (
     ("score (greedy)", "score", "{:.3f}".format),
     ("score (sampled)", "score_sampled", "{:.3f}".format),
+)
+DISTANCES_AND_COSTS = (
     ("val NLL", "val_nll", "{:.3f}".format),
     ("KL to teacher (references)", "kl_teacher", "{:.4f}".format),
     ("KL on own samples", "kl_on_policy", "{:.4f}".format),
@@ -52,11 +55,36 @@ FIGURES = (
     ("accept rate", "accept_rate", "{:.3f}".format),
     ("draft accept rate", "draft_accept_rate", "{:.3f}".format),
     ("seconds", "seconds", _cost),
+    ("seconds / control", "seconds_relative", "{:.2f}".format),
+    ("memory (MB)", "memory_mb", _cost),
     ("tokens generated", "tokens_generated", _cost),
     ("teacher forwards", "teacher_forwards", _cost),
     ("compute (model TFLOP)", "compute", _cost),
 )
-OPTIONAL_FIGURES = ("kl_adapted_teacher",)  # a column only where some run has the figure (a moving teacher)
+ADAPTED_TEACHER = (
+    ("its drift from the original", "drift", "{:.4f}".format),
+    ("drift on the student's samples", "drift_on_policy", "{:.4f}".format),
+    ("its score (greedy)", "adapted_score", "{:.3f}".format),
+    ("(sampled)", "adapted_score_sampled", "{:.3f}".format),
+    ("its val NLL", "adapted_nll", "{:.3f}".format),
+    ("student's KL to it", "kl_adapted_teacher", "{:.4f}".format),
+    ("on own samples", "kl_on_policy_adapted", "{:.4f}".format),
+    ("agreement with it", "agreement_adapted", "{:.3f}".format),
+    ("ExAccErr to it (%)", "exposure_error_adapted", "{:+.1f}".format),
+)
+EASY_AND_HARD = (
+    ("KL, easy tokens", "kl_teacher_easy", "{:.4f}".format),
+    ("hard", "kl_teacher_hard", "{:.4f}".format),
+    ("agreement, easy", "agreement_easy", "{:.3f}".format),
+    ("hard tokens", "agreement_hard", "{:.3f}".format),
+    ("std of logits, easy", "logit_std_easy", "{:.2f}".format),
+    ("hard ones", "logit_std_hard", "{:.2f}".format),
+    ("ExAccErr (%)", "exposure_error", "{:+.1f}".format),
+)
+FIGURES = SCORES + DISTANCES_AND_COSTS
+OPTIONAL_FIGURES = ("kl_adapted_teacher", "seconds_relative", "memory_mb")
+GROUPS = ((None, SCORES), (None, DISTANCES_AND_COSTS), ("The adapted teacher", ADAPTED_TEACHER),
+          ("Easy and hard tokens, exposure bias", EASY_AND_HARD))
 
 # Okabe & Ito's colours for every kind of colour vision, with a grey in place of yellow, which vanishes on white. The
 # ninth series starts over with the next dash pattern, so 32 series look different.
@@ -74,6 +102,8 @@ PANELS = (
     ("Validation NLL of the references", "evals", "val_nll", "nats per token", True),
     ("KL(teacher ‖ student) on the references", "evals", "kl_teacher", "nats per token", True),
     ("Tokens replaced by the teacher", "steps", "replacement_rate", "share of tokens", False),
+    ("KL(original ‖ adapted teacher): drift", "evals", "drift", "nats per token", True),
+    ("NLL of the adapted teacher", "evals", "adapted_nll", "nats per token", True),
 )
 
 
@@ -340,49 +370,51 @@ def _replaced_text(runs):
 
 
 def _result_table(runs, variants, control):
-    """The main tables, scores and costs: teacher and starting student, then every method in its order."""
-    keys = {key for run in runs for key in run.final}
-    figures = [row for row in FIGURES if row[1] in keys or row[1] not in OPTIONAL_FIGURES]
-    has_replaced = _replaced_text(runs) != "-"
-    has_compute = any(run.budget == "compute" for run in runs)
-    has_control = control in variants
+    """The main tables, group by group: teacher and starting student, then every method in its order."""
+    starts = [(name, list(_starting_points(runs, which).values()))
+              for name, which in (("teacher", "teacher"), ("student at the start", "student_start"))]
+    tables = []
+    for title, figures in GROUPS:
+        present = [row for row in figures if any(run.final.get(row[1]) is not None for run in runs)]
+        figures = present if title else [row for row in figures if row in present or row[1] not in OPTIONAL_FIGURES]
+        if not figures:
+            continue
+        extra = _extra_columns(runs, variants, control, figures)
+        header = ["method"] + ["seeds"] * (figures[0] in SCORES)
+        for heading, key, _ in figures:
+            header += [heading] + [heading for heading, after, _ in extra if after == key]
+        rows = []
+        for name, points in starts + [(variant, None) for variant in variants]:
+            own = _select(runs, name, "steps") if points is None else []
+            n_seeds = len(own) if points is None else len(points)
+            if points == []:
+                continue
+            cells = [name] + [str(n_seeds)] * (figures[0] in SCORES)
+            for _, key, write in figures:
+                values = _column(own, key) if points is None else [_number(point.get(key)) for point in points]
+                cells.append(_with_interval(values, n_seeds) if key.startswith("score") else _mean_text(values, write))
+                cells += ["-" if points is not None else text(name, own) for _, after, text in extra if after == key]
+            # Rows without a single figure (a fixed teacher among the adapted ones) tell nothing.
+            if not title or any(cell != "-" for cell in cells[1:]):
+                rows.append(cells)
+        tables.append((f"**{title}**\n\n" if title else "") + markdown_table(rows, header))
+    return "\n\n".join(tables)
 
-    def row(name, n_seeds, values, delta, replaced, at_compute):
-        cells = [name, str(n_seeds)]
-        for _, key, write in figures:
-            cells.append(_with_interval(values[key], n_seeds) if key.startswith("score") else
-                         _mean_text(values[key], write))
-            if key == "score_sampled" and has_control:
-                cells.append(delta)
-            if key == "draft_accept_rate" and has_replaced:
-                cells.append(replaced)
-        return cells + ([at_compute] if has_compute else [])
 
-    header = ["method", "seeds"] + [heading for heading, _, _ in figures] + ["score at equal compute"] * has_compute
-    if has_control:
-        header.insert(header.index("score (sampled)") + 1, f"Δ score to {control}")
-    if has_replaced:
-        header.insert(header.index("draft accept rate") + 1, "replaced (first → last)")
-
-    rows = []
-    for name, which in (("teacher", "teacher"), ("student at the start", "student_start")):
-        points = _starting_points(runs, which).values()
-        if points:
-            values = {key: [_number(point.get(key)) for point in points] for _, key, _ in figures}
-            rows.append(row(name, len(points), values, "-", "-", "-"))
-    for variant in variants:
-        own = _select(runs, variant, "steps")
-        difference = paired_difference(own, _select(runs, control, "steps"), "score")
-        rows.append(row(
-            variant, len(own), {key: _column(own, key) for _, key, _ in figures},
-            "-" if variant == control else _difference_text(difference, len(own)), _replaced_text(own),
-            _with_interval(_column(_select(runs, variant, "compute"), "score"), len(own)),
-        ))
-    # Two tables that fit a screen: what was reached, and how far from the teacher and at which cost.
-    first = [column for column, heading in enumerate(header) if heading in ("method", "seeds") or "score" in heading]
-    second = [0] + [column for column in range(len(header)) if column not in first]
-    return "\n\n".join(markdown_table([[row[column] for column in part] for row in rows], [header[column] for column in part])
-                       for part in (first, second))
+def _extra_columns(runs, variants, control, figures):
+    """Columns that are worked out from several runs: (heading, key of the figure they follow, text of a method's cell)."""
+    extra = []
+    if control in variants:
+        def delta(variant, own):
+            difference = paired_difference(own, _select(runs, control, "steps"), "score")
+            return "-" if variant == control else _difference_text(difference, len(own))
+        extra.append((f"Δ score to {control}", "score_sampled", delta))
+    if any(run.budget == "compute" for run in runs):
+        extra.append(("score at equal compute", "score_sampled", lambda variant, own: _with_interval(
+            _column(_select(runs, variant, "compute"), "score"), len(own))))
+    if _replaced_text(runs) != "-":
+        extra.append(("replaced (first → last)", "draft_accept_rate", lambda variant, own: _replaced_text(own)))
+    return extra
 
 
 def _difference_table(runs, variants, focus):
@@ -463,6 +495,7 @@ def render_table(runs, control="supervised", focus="skd", order=None):
     if not runs:
         raise ValueError("no finished run to report: let train_skd.py or train_okd.py finish first")
     variants = _ordered_variants(runs, order)
+    runs = _with_relative_seconds(runs, control)
     tasks = _in_headers(runs, "task")
     parts = [f"**Task {tasks[0]}**" if tasks else "**Results**", _notes(runs, variants, control),
              _result_table(runs, variants, control)]
@@ -470,6 +503,17 @@ def render_table(runs, control="supervised", focus="skd", order=None):
         parts += [f"**{focus} minus every other method**, paired by seed", _difference_table(runs, variants, focus)]
     parts += ["<details><summary>Every run</summary>", _raw_table(runs, variants), "</details>"]
     return "\n\n".join(parts) + "\n"
+
+
+def _with_relative_seconds(runs, control):
+    """The runs with seconds_relative: their seconds divided by those of the control with the same seed and budget."""
+    seconds = {(run.seed, run.budget): _number(run.final.get("seconds")) for run in runs if run.variant == control}
+    result = []
+    for run in runs:
+        own, base = _number(run.final.get("seconds")), seconds.get((run.seed, run.budget))
+        relative = {"seconds_relative": own / base} if own is not None and base else {}
+        result.append(run._replace(final=run.final | relative))
+    return result
 
 
 def summary(runs, order=None):
@@ -850,7 +894,7 @@ def render_report(folder, order=None, control=None, focus=None):
     table = render_table(runs, control or usual[0], focus or usual[1], order)
     if unfinished:
         table += f"\nNot counted, unfinished: {'; '.join(unfinished)}.\n"
-    text = json.dumps(summary(runs, order), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(summary(_with_relative_seconds(runs, control or usual[0]), order), indent=1, ensure_ascii=False, allow_nan=False)
     return {"table.md": table, "curves.svg": curves_page(runs, order), "summary.json": text + "\n"}
 
 
@@ -860,6 +904,13 @@ def write_report(folder, order=None, control=None, focus=None):
     for name, text in texts.items():
         _write_atomically(Path(folder) / name, text)
     return texts["table.md"]
+
+
+def brief(table, folder_name):
+    """A table.md without its last part, every run on its own: what the README shows of data/results/FOLDER_NAME."""
+    link = f"data/results/{folder_name}"
+    return (table.split("<details>")[0].rstrip()
+            + f"\n\nEvery run on its own: [table]({link}/table.md), [curves]({link}/curves.svg).\n")
 
 
 def replace_section(readme_text, name, new_body):
@@ -894,7 +945,8 @@ def main(argv=None):
         table = write_report(args.folder, args.order.split(",") if args.order else None, args.control, args.focus)
         if args.readme:
             path = Path(args.readme)
-            _write_atomically(path, replace_section(path.read_text(encoding="utf-8"), args.section, table))
+            section = brief(table, Path(args.folder).resolve().name)
+            _write_atomically(path, replace_section(path.read_text(encoding="utf-8"), args.section, section))
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     print(table)

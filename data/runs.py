@@ -33,6 +33,8 @@ NEUTRAL_FLAGS = {
     "variants",
     "list_variants",
     "equal_compute",
+    "sweep",  # a swept value is part of the run's name
+    "swept",
 }
 
 
@@ -50,6 +52,11 @@ RANGES = {
     "weight_decay": (0, 100),
     **dict.fromkeys(("student_temperature", "teacher_temperature"), (0, 1000)),  # 0 is greedy
     **dict.fromkeys(("student_top_p", "teacher_top_p"), (1e-6, 1)),
+    **dict.fromkeys(("alpha", "student_kd", "module_start"), (0, 1)),
+    **dict.fromkeys(("module_scale", "module_lr", "anchor"), (0, 1000)),  # a rate of 0: the teacher stands still
+    "module_rank": (1, 4096),
+    "temperature": (1e-3, 1000),
+    "teacher_mix": (1e-6, 1 - 1e-6),
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import sample
+import train_okd
 import train_skd
 from data import corpora, pairs, report, runs, tasks
 
@@ -19,7 +20,7 @@ README = ROOT / "README.md"
 
 BELOW_SCRIPTS = {
     "model", "losses", "sample", "data.tokenizer", "data.metrics", "data.corpora", "data.tasks", "data.evaluate", "data.pairs",
-    "data.runs", "data.report",
+    "data.runs", "data.report", "data.experiment",
 }  # fmt: skip
 MAY_IMPORT = {  # file -> the project's own modules that it may know, beside what those may know
     "model.py": set(),
@@ -34,6 +35,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "data/tasks.py": {"data.tokenizer", "data.metrics", "data.corpora"},
     "data/evaluate.py": {"model", "losses", "sample", "data.tasks"},
     "data/pairs.py": {"model", "losses", "sample", "data.tasks", "data.evaluate"},
+    "data/experiment.py": BELOW_SCRIPTS - {"data.experiment"},
     "train_skd.py": BELOW_SCRIPTS,
     "train_okd.py": BELOW_SCRIPTS,
 }
@@ -62,8 +64,7 @@ def is_own(module):
 
 def test_every_module_has_its_place():
     """The folder holds the modules of the plan and no other, and is flat."""
-    assert set(PROGRAM) <= set(MAY_IMPORT)
-    assert set(MAY_IMPORT) - set(PROGRAM) <= {"train_okd.py"}
+    assert set(PROGRAM) == set(MAY_IMPORT)
     assert not [path for path in ROOT.glob("data/*/**/*.py") if "cache" not in path.parts]
 
 
@@ -188,9 +189,10 @@ def commands(start):
 
 def test_readme_names_every_variant(capsys):
     """The names that --list-variants prints all stand in the README."""
-    assert train_skd.main(["--list-variants"]) == 0
-    missing = [name for name in json.loads(capsys.readouterr().out) if f"`{name}`" not in readme()]
-    assert missing == []
+    for script in (train_skd, train_okd):
+        assert script.main(["--list-variants"]) == 0
+        rows = re.findall(rf"^\| `(\w+)` \|.*`python {script.__name__}.py", readme(), re.M)
+        assert rows == list(json.loads(capsys.readouterr().out)), script.__name__
 
 
 def test_readme_names_every_task():
@@ -211,9 +213,11 @@ def record_keys(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         load = pairs.load_or_pretrain_pair
         patch.setattr(pairs, "load_or_pretrain_pair", lambda *args, **kw: load(*args, **kw | {"cache_dir": folder / "pairs"}))
-        argv = ["--quick", "--steps", "1", "--teacher-steps", "2", "--start-steps", "2", "--batch-size", "8", "--variants", "all"]
-        assert train_skd.main([*argv, "--device", "cpu", "--jobs", "1", "--out", str(folder / "out")]) == 0
-    lines = [json.loads(line) for path in (folder / "out").glob("*.jsonl") for line in path.read_text().splitlines()]
+        argv = ["--quick", "--steps", "1", "--teacher-steps", "2", "--start-steps", "2", "--batch-size", "8", "--device", "cpu", "--jobs", "1"]
+        assert train_skd.main([*argv, "--variants", "all", "--out", str(folder / "out" / "skd")]) == 0
+        few = "fixed_forward_kl,minillm,okd,dml,promptkd,okd_skd"
+        assert train_okd.main([*argv, "--variants", few, "--out", str(folder / "out" / "okd")]) == 0
+    lines = [json.loads(line) for path in (folder / "out").glob("*/*.jsonl") for line in path.read_text().splitlines()]
     return {key for line in lines if line["kind"] != "header" for key in line}
 
 
@@ -244,10 +248,12 @@ def test_readme_commands_work(monkeypatch, capsys):
     """Every fenced `python ...` line names a script that exists and flags and values that it takes."""
     monkeypatch.setattr(runs, "pick_device", lambda name: train_skd.torch.device("cpu"))
     assert [line for line in fenced() if line.startswith("pip install") and "python train_skd.py" in line]
-    train, view = commands("python train_skd.py"), commands("python sample.py")
-    assert train and view
-    for words in train:
-        train_skd.parse_flags(words[2:])  # raises what the user would see
+    view = commands("python sample.py")
+    for script in (train_skd, train_okd):
+        assert commands(f"python {script.__name__}.py")
+        for words in commands(f"python {script.__name__}.py"):
+            script.parse_flags(words[2:])  # raises what the user would see
+    assert view
     with pytest.raises(SystemExit):
         sample.main(["--help"])
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
@@ -273,8 +279,12 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def result_folders():
-    """Names of data/results/skd-NAME, NAME alone."""
-    return {path.name.removeprefix("skd-") for path in ROOT.glob("data/results/skd-*") if path.is_dir()}
+    """Names of data/results/skd-NAME, NAME alone; of train_okd.py's data/results/okd-NAME the whole name."""
+    return {path.name.removeprefix("skd-") for path in ROOT.glob("data/results/*kd-*") if path.is_dir()}
+
+
+def result_folder(name):
+    return ROOT / "data" / "results" / (name if name.startswith("okd-") else f"skd-{name}")
 
 
 def result_sections():
@@ -289,9 +299,10 @@ def test_every_result_has_its_section():
 @pytest.mark.parametrize("name", sorted(result_folders() | result_sections()))
 def test_readme_tables_are_rendered(name):
     """The table between the markers, and the files beside the records, are what the records say today."""
-    folder = ROOT / "data" / "results" / f"skd-{name}"
+    folder = result_folder(name)
     texts = report.render_report(folder)
-    assert report.replace_section(readme(), f"results-{name}", texts["table.md"]) == readme()
+    section = report.brief(texts["table.md"], folder.name)
+    assert report.replace_section(readme(), f"results-{name}", section) == readme()
     for file, text in texts.items():
         if (folder / file).exists():
             assert (folder / file).read_text(encoding="utf-8") == text, file
@@ -307,7 +318,7 @@ def strings(value):
 @pytest.mark.parametrize("name", sorted(result_folders()))
 def test_committed_records_name_no_folder(name):
     """No text in a committed record is a path of somebody's machine, and a quick run is no result."""
-    records = sorted((ROOT / "data" / "results" / f"skd-{name}").glob("*.jsonl"))
+    records = sorted(result_folder(name).glob("*.jsonl"))
     assert records
     for path in records:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,390 @@
+"""The frame of an experiment, the same for both scripts: from the command line to the table.
+
+    flags -> task, tokenizer, pair -> teacher and untouched student measured -> every method with every seed -> table
+
+What a method does is not here: a script hands over its table of variants and a function that trains one student.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data import corpora, pairs, report, runs, tasks
+from data.evaluate import Encoded, evaluate
+from data.tasks import make_task
+from model import OnlineTeacher, save_checkpoint, save_online_module
+from sample import ACCEPT_RULES, REPLACE_RULES, check_rule
+
+SOURCES = (  # whose sha256 a record holds, beside the script's own
+    "model.py",
+    "losses.py",
+    "sample.py",
+    "data/tokenizer.py",
+    "data/tasks.py",
+    "data/corpora.py",
+    "data/metrics.py",
+    "data/evaluate.py",
+    "data/pairs.py",
+    "data/runs.py",
+    "data/experiment.py",
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1. The command line.
+
+
+def make_parser(script, description, variants, main_variants):
+    """The parser of a script with all flags that both scripts share; the script adds its own."""
+    parser = runs.Parser(prog=f"{script}.py", description=description)
+    runs.add_shared_flags(parser, variants, main_variants, pairs.SIZES)
+    group = parser.add_argument_group("sampling (methods whose tokens a model writes)")
+    group.add_argument(
+        "--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay (default: topk)"
+    )
+    group.add_argument("--rule", default="", metavar="KNOB=X,..", help="the rule's own knob, e.g. accept_min_prob=0.1")
+    group.add_argument(
+        "--replace", default="sample", choices=tuple(REPLACE_RULES), help="what a rejected proposal becomes"
+    )
+    group.add_argument("--student-temperature", type=float, default=1.0, help="of every token that the student writes")
+    group.add_argument("--student-top-p", type=float, help="nucleus of the student's draws")
+    group.add_argument("--teacher-temperature", type=float, default=1.0, help="of the teacher's replacements")
+    group.add_argument("--teacher-top-p", type=float, help="nucleus of the teacher's replacements")
+    group.add_argument(
+        "--no-write-back", action="store_true", help="control: mark rejections, keep the student's tokens"
+    )
+    group.add_argument(
+        "--accept-on", default="raw", choices=("raw", "warped"), help="warped: the released code's membership test"
+    )
+    group.add_argument("--judge-fresh", action="store_true", help="judge a second draw, as the released code does")
+    group = parser.add_argument_group("comparison")
+    focus = report.COMPARISONS[script][1]
+    group.add_argument(
+        "--equal-compute", action="store_true", help=f"also run each method for as long as {focus}'s model FLOPs last"
+    )
+    group.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="FLAG=X,Y,..",
+        help="run each method once per value of a flag, e.g. --sweep lr=1e-3,5e-3; several: every combination",
+    )
+    group.add_argument("--weight-decay", type=float, default=0.1, help="on the student's matrices")
+    group.add_argument("--log-every", type=int, default=20, help="steps between logged lines")
+    return parser
+
+
+def parse(parser, argv, variants, main_variants, script):
+    """Command line -> (args with everything resolved that needs no data, names of the methods).
+
+    args.swept holds one pair (label, args) per combination of swept values, or one with an empty label.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args, names = parse_once(parser, argv, variants, main_variants, script)
+    args.swept = [("", args)]
+    for text in args.sweep:
+        flag, _, values = text.partition("=")
+        if not flag or not all(values.split(",")):
+            raise ValueError(f"--sweep takes FLAG=VALUE,VALUE,.. such as lr=1e-3,5e-3; found {text!r}")
+        args.swept = [
+            (f"{label} {flag}={value}", [*(before if isinstance(before, list) else argv), f"--{flag}={value}"])
+            for label, before in args.swept
+            for value in values.split(",")
+        ]
+    if args.sweep:
+        args.swept = [
+            (label, parse_once(parser, words, variants, main_variants, script)[0]) for label, words in args.swept
+        ]
+        fixed = sorted(runs.NEUTRAL_FLAGS | {"quick", "size", "settings", "task_options", *TASK_FLAGS})
+        for label, other in args.swept:
+            for name in fixed:
+                if name not in ("sweep", "swept") and getattr(other, name, None) != getattr(args, name, None):
+                    raise ValueError(
+                        f"--sweep{label} would change --{name.replace('_', '-')}, which all runs of a table share: "
+                        "run the script once per value"
+                    )
+    return args, names
+
+
+def parse_once(parser, argv, variants, main_variants, script):
+    """The words of one command line -> (args, names of the methods); see parse."""
+    args = parser.parse_args(argv)
+    names, focus = runs.check_shared_flags(args, variants, main_variants), report.COMPARISONS[script][1]
+    args.rule = parse_rule(args.rule)
+    if args.equal_compute and focus not in names:
+        raise ValueError(f"--equal-compute measures in units of {focus}: add it to --variants")
+    check_rule(args.accept_rule, args.replace, args.accept_on, args.gamma, args.accept_top_k or 0, args.rule)
+    args.device_type = runs.pick_device(args.device).type
+    args.jobs = args.jobs or runs.default_jobs(args.device_type)
+    size = dict(pairs.SIZES[args.size])
+    default_steps, default_lr, args.task_options = size.pop("steps"), size.pop("lr"), {}
+    if args.quick:  # every stage, as short as it can be
+        default_steps = 40
+        size |= {name: getattr(pairs.QUICK, name) for name in ("teacher_steps", "start_steps", "student_prompts")}
+        args.task_options = pairs.QUICK_TASK if args.task in tasks.FAMILIES else {}
+    args.steps, args.lr = args.steps or default_steps, args.lr or default_lr
+    given = {
+        name: getattr(args, name)
+        for name in (
+            "teacher_steps",
+            "start_steps",
+            "teacher_prompts",
+            "student_prompts",
+            "student_start",
+            "vocab_size",
+            "block_size",
+        )
+    }
+    size |= {name: value for name, value in given.items() if value is not None}
+    args.settings = pairs.PairSettings(**size, seed=args.pair_seed)
+    if args.settings.student_prompts == 0:
+        args.settings = dataclasses.replace(args.settings, student_prompts=None)
+    return args, names
+
+
+def parse_rule(text):
+    """ "accept_min_prob=0.1" -> {"accept_min_prob": 0.1}; ValueError for anything else."""
+    try:
+        return {knob: float(value) for knob, value in (part.split("=") for part in text.split(",") if part)}
+    except ValueError as error:
+        raise ValueError(f"--rule takes KNOB=NUMBER, e.g. accept_min_prob=0.1; found {text!r}") from error
+
+
+def sampling_options(args):
+    """The flags of the sampling group as keywords of sample.write_tokens."""
+    return {
+        "temperature": args.student_temperature,
+        "top_p": args.student_top_p,
+        "interleaved": {
+            "gamma": args.gamma,
+            "accept_rule": args.accept_rule,
+            "accept_top_k": args.accept_top_k,
+            "replace": args.replace,
+            "teacher_temperature": args.teacher_temperature,
+            "teacher_top_p": args.teacher_top_p,
+            "write_back": not args.no_write_back,
+            "accept_on": args.accept_on,
+            "judge_fresh": args.judge_fresh,
+            **args.rule,
+        },
+    }
+
+
+TASK_FLAGS = ("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "measure")
+
+
+def load_task(args):
+    """The task with the knobs that were given on the command line."""
+    knobs = {name: getattr(args, name) for name in TASK_FLAGS[1:-1]}
+    options = args.task_options | {name: value for name, value in knobs.items() if value is not None}
+    return make_task(args.task, data_dir=args.data_dir, **options)
+
+
+def load_data(args):
+    """The task as token ids, its test split cut to --measure examples."""
+    data = pairs.encode_task(load_task(args), args.settings)
+    data.splits["test"] = Encoded(*(column[: args.measure] for column in data.splits["test"]))
+    return data
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2. One run.
+
+
+def run_name(variant, seed, budget):
+    """The stem of a run's files."""
+    return f"{variant}{'_compute' if budget == 'compute' else ''}_seed{seed}".replace(" ", "_")
+
+
+def about(pair, args):
+    """What sample.py needs to know to show a model that a run left."""
+    return {
+        "task": args.task,
+        "task_options": pair.task.options,
+        "max_new_tokens": pair.max_new_tokens,
+        "accept_top_k": args.accept_top_k,
+    }
+
+
+def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
+    """One method with one seed, from the pair in the cache to its record and final student; -> a line about it.
+
+    `variant` is its label: the method's name and, after blanks, the values that were swept.
+
+    distill(row, student, pair, args, seed, log, say) trains the student in place and returns (costs, adapted teacher or
+    None); everything around it is the same for every method.
+    """
+    torch.set_num_threads(1 if args.device_type == "cpu" else torch.get_num_threads())  # same numbers for every --jobs
+    device = torch.device(args.device_type)
+    pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, report=lambda _: None)
+    name, here = run_name(variant, seed, budget), argparse.Namespace(**vars(args) | {"steps": steps or args.steps})
+    header = {
+        "variant": variant,
+        "seed": seed,
+        "budget": budget,
+        "sets_budget": variant == report.COMPARISONS[shared["script"]][1],
+        "row": dataclasses.asdict(row),
+    }
+    log = runs.RunLog(folder, name, shared | header | runs.describe_machine(device))
+    try:
+        student = pair.new_student()
+        say = runs.say if args.jobs == 1 else lambda _: None
+        say(f"{name}: {here.steps} steps")
+        costs, adapted = distill(row, student, pair, here, seed, log, say)
+        figures = evaluate(
+            student,
+            pair.teacher,
+            pair.task,
+            pair.tokenizer,
+            pair.test,
+            pair.max_new_tokens,
+            gamma=args.gamma,
+            accept_top_k=args.accept_top_k,
+            seed=seed,
+            ood=pair.ood,
+            adapted=adapted,
+        )
+        named = {"variant": variant, "seed": seed, "score": figures["score"]}
+        stem = str(Path(folder) / name)
+        save_checkpoint(f"{stem}.pt", student, pair.tokenizer.state_dict(), **named, **about(pair, args))
+        if isinstance(adapted, OnlineTeacher):
+            save_online_module(f"{stem}.module.pt", adapted, **named)
+        log.write("final", **figures, **costs)
+    finally:
+        log.close()
+    return f"{name:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  {costs['seconds']:.0f} s"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3. All of them.
+
+
+def compare(script, args, names, variants, run_one):
+    """Task, pair, every method with every seed, table. Returns 0 only when every run finished.
+
+    run_one(args, folder, shared, variant, seed, budget, steps) must be a function at a module's top level: with --jobs
+    it is called in processes of its own.
+    """
+    if args.list_variants:
+        print(json.dumps({name: dataclasses.asdict(row) for name, row in variants.items()}, indent=2))
+        return 0
+    # What is run: (label, flags), the label being the method's name and the values that were swept for it.
+    methods = [(f"{name}{label}", own) for name in names for label, own in args.swept]
+    started, focus = time.perf_counter(), report.COMPARISONS[script][1]
+
+    # 1. Task, tokenizer, pair. All that can be refused is refused before anything is written or trained.
+    data = load_data(args)
+    vocabulary = data.tokenizer.n_vocab
+    for own in [args, *(own for _, own in methods)]:
+        if own.accept_top_k is None:
+            own.accept_top_k = pairs.default_accept_top_k(data.vocabulary_in_use)
+        if own.accept_top_k > vocabulary:
+            raise ValueError(
+                f"--accept-top-k must lie in 0..{vocabulary} (this tokenizer's vocabulary), found {own.accept_top_k}"
+            )
+    sizes = {name: len(split.prompts) for name, split in data.splits.items()}
+    runs.say(
+        f"task {args.task}: {sizes['train']} train, {sizes['val']} val, {sizes['test']} test, {sizes['ood']} ood examples"
+        + (f" ({data.dropped} longer than the block left out)" if data.dropped else "")
+    )
+    runs.say(
+        f"tokenizer: {vocabulary} tokens, {data.vocabulary_in_use} in use; block of {data.block_size}, at most "
+        f"{data.max_new_tokens} new tokens; K = {args.accept_top_k}, gamma = {args.gamma}"
+    )
+    if args.task in corpora.CORPORA:
+        runs.say(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
+    flags = runs.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
+    inputs = corpora.corpus_inputs(args.task, args.data_dir) if args.task in corpora.CORPORA else {}  # name -> sha256
+    default_name = f"{script.removeprefix('train_')}-{args.task}{'-quick' if args.quick else ''}"
+    folder = runs.make_run_folder(args.out, args.resume, default_name)
+    for path in sorted(folder.glob("*.jsonl")):  # a table must not mix runs of different flags or data
+        runs.read_finished(folder, path.stem, flags, inputs)
+    device = torch.device(args.device_type)
+    torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
+    pair = pairs.load_or_pretrain_pair(data, args.settings, device, report=runs.say)
+
+    # 2. Where the comparison starts: the teacher and the untouched student.
+    measure = {"gamma": args.gamma, "accept_top_k": args.accept_top_k, "seed": args.seed, "ood": pair.ood}
+    start = pair.new_student().eval()
+    teacher_figures, start_figures = (
+        {"parameters": model.num_parameters()}
+        | evaluate(model, judge, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, **measure)
+        for model, judge in ((pair.teacher, None), (start, pair.teacher))
+    )
+    for label, model, figures in (("teacher", pair.teacher, teacher_figures), ("student_start", start, start_figures)):
+        save_checkpoint(
+            str(folder / f"{label}.pt"), model, pair.tokenizer.state_dict(), score=figures["score"], **about(pair, args)
+        )
+        runs.say(
+            f"{label:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  "
+            f"{figures['parameters']:,} parameters"
+        )
+    shared = {  # what the header of every record says
+        "script": script,
+        "task": args.task,
+        "metric": pair.task.metric,
+        "order": list(dict.fromkeys([*variants, *(label for label, _ in methods)])),
+        "flags": flags,
+        "quick": args.quick,
+        "jobs": args.jobs,
+        "pair": pair.fingerprint,
+        "vocabulary_in_use": data.vocabulary_in_use,
+        "accept_top_k": args.accept_top_k,
+        "inputs": inputs,
+        "sources": runs.source_hashes((*SOURCES, f"{script}.py")),
+        "teacher": teacher_figures,
+        "student_start": start_figures,
+    }
+
+    # 3. Every method with every seed; what a resumed folder holds already is left as it is.
+    failures = []
+    for budget in ("steps", "compute") if args.equal_compute else ("steps",):
+        todo = []
+        for seed in range(args.seed, args.seed + args.seeds):
+            for label, own in methods:
+                if budget == "compute" and label == focus:
+                    continue  # it sets the budget: its equal-steps run is its equal-compute run
+                if runs.read_finished(folder, run_name(label, seed, budget), flags) is None:
+                    steps = own.steps
+                    if budget == "compute":
+                        steps = equal_compute_steps(folder, label, focus, seed, steps, flags)
+                    todo.append((own, folder, shared, label, seed, budget, steps))
+        failures += runs.run_all(run_one, [task for task in todo if task[-1]], args.jobs, runs.say)
+
+    # 4. What came out.
+    for task, line in failures:
+        print(f"{script}.py: run {run_name(*task[3:6])} failed: {line}", file=sys.stderr)
+    print("\n" + report.write_report(folder))
+    runs.say(
+        f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, summary.json and the students lie in {folder}"
+    )
+    if args.quick:
+        runs.say("This was --quick, a smoke run: its numbers mean nothing.")
+    return 1 if failures else 0
+
+
+def equal_compute_steps(folder, variant, focus, seed, steps, flags):
+    """Steps after which `variant` has spent the model FLOPs of the focus's run with the same seed; None without that run.
+
+    What was spent once, before training (compute_once), does not grow with the steps.
+    """
+    own, unit = (runs.read_finished(folder, run_name(name, seed, "steps"), flags) for name in (variant, focus))
+    if not own or not unit:
+        return None
+    once = own.get("compute_once", 0.0)
+    return max(1, round(steps * (unit["compute"] - once) / (own["compute"] - once)))
+
+
+def run_script(script, main):
+    """Call main() as a program: wrong use ends with one line and a non-zero status, never with a traceback."""
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        runs.exit_with(f"{script}.py", error)
+    except KeyboardInterrupt:
+        runs.exit_with(f"{script}.py", "interrupted: finished runs are kept, go on with --resume and the same --out")

@@ -1,0 +1,657 @@
+"""Laws of train_okd.py: the two losses, who moves whom, every row's first step by hand, and the script from flags to files."""
+
+import argparse
+import copy
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import adapters
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sample
+import train_okd
+import train_skd
+from data import experiment, pairs, runs
+from data.evaluate import distances
+from data.pairs import Pair, PairSettings, encode_task
+from data.tasks import make_task
+from losses import DIVERGENCES, forward_kl
+from model import ONLINE_MODULES, OnlineTeacher, learning_rate, load_online_module, make_optimizer
+from train_okd import MAIN, VARIANTS, distill, main, parse_flags, player_loss, resolve
+
+ROOT = Path(train_okd.__file__).parent
+TEACHER, STUDENT = torch.tensor([0.6, 0.3, 0.1]).log(), torch.tensor([0.2, 0.5, 0.3]).log()
+MOVING = [name for name, row in VARIANTS.items() if row.module]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def sharp_gpt(width, vocab_size, block_size, seed):
+    """A random model whose rows are far from uniform, so that two of them disagree clearly."""
+    model = adapters.make_gpt(vocab_size, block_size, 1, 2, width, seed=seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(0.4 / weight.std())
+    return model
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A tiny math task and two random models."""
+    sizes = {"train_examples": 24, "val_examples": 3, "test_examples": 3, "ood_examples": 2}
+    data = encode_task(make_task("math", difficulty=2, **sizes), PairSettings())
+    teacher, student = (sharp_gpt(width, data.tokenizer.n_vocab, data.block_size, width) for width in (12, 8))
+    splits = [data.splits[name] for name in ("train", "val", "test", "ood")]
+    return Pair(data.task, data.tokenizer, teacher, student.config, student.state_dict(), *splits, data.max_new_tokens, "tiny")
+
+
+def flags(*argv, **knobs):
+    argv = ["--device", "cpu", "--steps", "2", "--batch-size", "4", "--accept-top-k", "60", "--log-every", "1", *argv]
+    return argparse.Namespace(**vars(parse_flags(argv)[0]) | knobs)
+
+
+def weights_of(model):
+    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Watched:
+    """One run of `distill`: the student and the module after each step, the log lines, the rollouts that models wrote."""
+
+    def __init__(self, variant, pair, args, seed=1, student=None):
+        self.row, self.lines, self.students, self.modules, self.rollouts = resolve(VARIANTS[variant], args), [], [], [], []
+        self.student, self.teacher = student or pair.new_student(), None
+        original_write, original_teacher = train_okd.write_tokens, train_okd.OnlineTeacher
+
+        def watch_write(*arguments, **keywords):
+            self.rollouts.append(original_write(*arguments, **keywords))
+            return self.rollouts[-1]
+
+        def watch_teacher(*arguments, **keywords):
+            self.teacher = original_teacher(*arguments, **keywords)
+            self.module_start = weights_of(self.teacher.module)
+            return self.teacher
+
+        train_okd.write_tokens, train_okd.OnlineTeacher = watch_write, watch_teacher
+        try:
+            self.costs, self.adapted = distill(self.row, self.student, pair, args, seed, self, lambda line: None)
+        finally:
+            train_okd.write_tokens, train_okd.OnlineTeacher = original_write, original_teacher
+
+    def write(self, kind, **figures):
+        self.lines.append({"kind": kind} | figures)
+        if kind == "step":
+            self.students.append(weights_of(self.student))
+            self.modules.append(weights_of(self.teacher.module) if self.teacher else None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table.
+
+
+def test_the_table_holds_what_others_rely_on(capsys):
+    """The names of the contract and of the papers are rows; every entry is a name that the code knows."""
+    needed = """sft fixed_forward_kl fixed_reverse_kl fixed_jsd okd okd_no_feedback okd_collapse okd_reverse_kl okd_jsd okd_prefix
+        okd_ptuning okd_full imitkd gkd minillm dml prokt pesf_kd promptkd okd_on_policy okd_skd""".split()
+    assert set(needed) <= set(VARIANTS) and set(MAIN) <= set(VARIANTS)
+    for name, row in VARIANTS.items():
+        row = resolve(row, parse_flags([])[0])
+        assert row.student_divergence in {*DIVERGENCES, "minillm"} and row.teacher_divergence in DIVERGENCES, name
+        assert row.module in {None, *ONLINE_MODULES} and row.update in ("simultaneous", "alternating"), name
+        assert row.writer in ("dataset", "student", "mixed", "interleaved", "teacher_mixed"), name
+    assert main(["--list-variants"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert list(listed) == list(VARIANTS) and listed["okd"]["paper"] == "2409.12512" and listed["okd"]["writer"] == "dataset"
+
+
+def test_shared_flags_mean_the_same():
+    """Every flag of train_skd.py is one of train_okd.py, with the same default, choices and (but for names) help."""
+
+    def options(script, variants, main_variants):
+        parser = experiment.make_parser(script, "", variants, main_variants)
+        return {action.dest: (action.default, action.choices, action.type) for action in parser._actions}
+
+    assert options("train_skd", train_skd.VARIANTS, ()) == options("train_okd", VARIANTS, ())
+    own, other = vars(parse_flags([])[0]), vars(train_skd.parse_flags([])[0])
+    assert {name: own[name] for name in other if name != "swept"} == {name: other[name] for name in other if name != "swept"}
+
+
+def test_a_rows_value_goes_before_a_flag():
+    """Flags fill in what a row leaves open, and nothing else."""
+    args = flags("--alpha", "0.9", "--module", "adapter", "--module-rank", "3", "--module-lr", "0.3", "--update", "alternating")
+    okd, control, collapse, prefix, prompt = (
+        resolve(VARIANTS[name], args) for name in ("okd", "okd_no_feedback", "okd_collapse", "okd_prefix", "promptkd")
+    )
+    assert (okd.alpha, okd.module, okd.rank, okd.module_lr, okd.update) == (0.9, "adapter", 3, 0.3, "alternating")
+    assert control.alpha == 0 and control.module == "adapter" and collapse.alpha == 1 and collapse.module_lr == 1
+    assert prefix.module == "prefix" and prefix.alpha == 0.9 and prompt.rank == 7 and prompt.alpha == 1
+    assert resolve(VARIANTS["fixed_reverse_kl"], flags("--student-divergence", "total_variation")).student_divergence == "reverse_kl"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The two losses.
+
+
+def test_both_losses_by_hand():
+    """Tests 5: with teacher (.6, .3, .1), student (.2, .5, .3), token 0, unlike in both directions, so a swap would show."""
+    student, teacher = STUDENT.view(1, 1, 3), TEACHER.view(1, 1, 3)
+    token, mask = torch.tensor([[0]]), torch.tensor([[True]])
+    for alpha, expected in ((1.0, 0.365274), (0.0, 0.510826), (0.5, 0.438050)):
+        student_loss, teacher_loss = adapters.okd_losses(student, teacher, token, mask, alpha)
+        assert student_loss.item() == pytest.approx(0.396058, abs=1e-6)  # KL(teacher || student), at every alpha
+        assert teacher_loss.item() == pytest.approx(expected, abs=1e-6)  # KL(student || teacher) and -log .6
+
+
+def test_gradients_by_hand():
+    """Test 6: dL_s/dz_s = student - teacher; dL_t/dz_t = teacher - (alpha student + (1 - alpha) one-hot)."""
+    student_logits, teacher_logits = (torch.randn(2, 5, 7, generator=generator(seed)) for seed in (1, 2))
+    targets, mask = torch.randint(0, 7, (2, 5), generator=generator(3)), torch.ones(2, 5, dtype=torch.bool)
+    for alpha in (0.0, 0.3, 1.0):
+        zs, zt = (logits.clone().requires_grad_() for logits in (student_logits, teacher_logits))
+        student_loss, teacher_loss = adapters.okd_losses(zs, zt, targets, mask, alpha)
+        (of_student,) = torch.autograd.grad(student_loss, zs)
+        (of_teacher,) = torch.autograd.grad(teacher_loss, zt)
+        student, teacher, onehot = zs.softmax(-1), zt.softmax(-1), F.one_hot(targets, 7).float()
+        torch.testing.assert_close(of_student * 10, student - teacher, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(of_teacher * 10, teacher - (alpha * student + (1 - alpha) * onehot), rtol=1e-4, atol=1e-6)
+
+
+def test_neither_side_moves_the_other():
+    """Tests 3 and 4: no cross-gradient, and one backward of the sum equals two separate ones."""
+    zs, zt = (torch.randn(2, 4, 6, generator=generator(seed)).requires_grad_() for seed in (1, 2))
+    targets, mask = torch.zeros(2, 4, dtype=torch.long), torch.ones(2, 4, dtype=torch.bool)
+    student_loss, teacher_loss = adapters.okd_losses(zs, zt, targets, mask)
+    alone = torch.autograd.grad(student_loss, (zs, zt), retain_graph=True, allow_unused=True)
+    assert alone[1] is None
+    others = torch.autograd.grad(teacher_loss, (zs, zt), retain_graph=True, allow_unused=True)
+    assert others[0] is None
+    together = torch.autograd.grad(student_loss + teacher_loss, (zs, zt))
+    assert torch.equal(together[0], alone[0]) and torch.equal(together[1], others[1])
+
+
+def test_prompts_and_padding_do_not_count():
+    """Test 9: whatever stands outside the mask changes neither loss."""
+    zs, zt = (torch.randn(2, 6, 5, generator=generator(seed)) for seed in (1, 2))
+    targets, mask = torch.zeros(2, 6, dtype=torch.long), torch.arange(6).expand(2, 6).ge(2) & torch.tensor([[6], [4]]).gt(torch.arange(6))
+    before = adapters.okd_losses(zs, zt, targets, mask)
+    zs[~mask], zt[~mask], targets[~mask] = 50.0 * torch.randn(int((~mask).sum()), 5, generator=generator(3)), -1e3, 4
+    assert all(torch.equal(one, other) for one, other in zip(before, adapters.okd_losses(zs, zt, targets, mask)))
+
+
+def test_temperature_and_reduction():
+    """tau^2 D at logits / tau; cross-entropy stays at 1; the reduction reaches the divergence."""
+    zs, zt = (torch.randn(2, 3, 5, generator=generator(seed)) for seed in (1, 2))
+    mask, fixed = torch.tensor([[True, True, True], [True, False, False]]), torch.tensor(7.0)
+    per_token = 9 * forward_kl(zs / 3, zt / 3)
+    for reduction, expected in (
+        ("token", (per_token[0].sum() + per_token[1, 0]) / 4),
+        ("sequence", (per_token[0].mean() + per_token[1, 0]) / 2),
+    ):
+        got = player_loss(zs, zt, mask, fixed, 0.25, forward_kl, 3.0, reduction)
+        torch.testing.assert_close(got, 0.25 * expected + 0.75 * 7)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop.
+
+
+def divergence_by_hand(name, own, other):
+    """The row's divergence in plain probabilities, other fixed: what player_loss must be for logits of moderate size."""
+    own, other = own.softmax(-1), other.softmax(-1).detach()
+    mix = (own + other) / 2
+    return {
+        "forward_kl": lambda: (other * (other / own).log()).sum(-1),
+        "reverse_kl": lambda: (own * (own / other).log()).sum(-1),
+        "generalized_jsd": lambda: ((other * (other / mix).log()).sum(-1) + (own * (own / mix).log()).sum(-1)) / 2,
+        "squared_error": lambda: ((own - other) ** 2).sum(-1),
+    }[name]()
+
+
+def minillm_by_hand(own, other, tokens, mask, teacher_mix):
+    """Single step plus length-normalised long part, each weighted by student / mixture, token by token in loops."""
+    per_token = torch.zeros(own.shape[:2])
+    own, other = own.log_softmax(-1), other.log_softmax(-1).detach()
+    for row, place in mask.nonzero().tolist():
+        reward = [
+            (other[row, t, tokens[row, t]] - own[row, t, tokens[row, t]]).item()
+            for t in range(place + 1, own.size(1))
+            if mask[row, t]
+        ]
+        later = sum(reward) / len(reward) if reward else 0.0
+        chosen = own[row, place, tokens[row, place]]
+        single = (own[row, place].exp() * (own[row, place] - other[row, place])).sum()
+        writer = teacher_mix * other[row, place, tokens[row, place]].exp() + (1 - teacher_mix) * chosen.exp()
+        per_token[row, place] = (chosen.exp() / writer).detach() * (single - later * chosen)
+    return per_token
+
+
+def masked(per_token, mask):
+    return (per_token * mask).sum() / mask.sum()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_first_step_by_hand(pair, variant):
+    """One update of both players, worked out again from the row: the very gradients that the loop leaves.
+
+    The module is stirred first: at its start an adapted teacher is the original one, and much could be mixed up unseen.
+    """
+    knobs = {"--teacher-mix": "0.3", "--module-lr": "0.5"}
+    args = flags("--steps", "1", "--lr", "1e-2", *(word for knob in knobs.items() for word in knob))
+    stir = train_okd.OnlineTeacher
+
+    def stirred(*arguments):
+        online = stir(*arguments)
+        if online.about["kind"] != "full":
+            with torch.no_grad():
+                for weight in online.module.parameters():
+                    weight.add_(0.2 * torch.randn(weight.shape, generator=generator(4)))
+        return online
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_okd, "OnlineTeacher", stirred)
+        run = Watched(variant, pair, args)
+    row, student, moving = run.row, pair.new_student(), run.row.module is not None
+    teacher = pair.teacher
+    if moving:
+        teacher = OnlineTeacher(pair.teacher, row.module, row.rank, generator=generator())
+        teacher.module.load_state_dict(run.module_start)
+    order = pairs.batch_order(len(pair.train.prompts), 4, 1, generator(1))[0].tolist()
+    texts = [(pair.train.prompts[i], pair.train.responses[i]) for i in order]
+    references = sample.rollout_from_ids(*zip(*texts), [sample.DATASET] * 4, "cpu")
+    assert len(run.rollouts) == (row.writer != "dataset")
+    rollout = run.rollouts[0] if run.rollouts else references
+    assert [r[:n] for r, n in zip(rollout.tokens.tolist(), rollout.prompt_len.tolist())] == [prompt for prompt, _ in texts]
+    inputs, tokens, mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
+    rate = learning_rate(0, 1, args.lr)
+
+    def on_references(model):
+        logprobs = model(references.tokens[:, :-1]).log_softmax(-1)
+        picked = logprobs.gather(-1, references.tokens[:, 1:, None])[..., 0]
+        return masked(-picked, references.response_mask[:, 1:])
+
+    def update(loss, model, rate, weight_decay):
+        optimizer = make_optimizer(model, rate, weight_decay)
+        loss.backward()
+        trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+
+    if moving:
+        with torch.no_grad():
+            student_logits, original = student(inputs), pair.teacher(inputs)
+        adapted = teacher(inputs)
+        loss = row.alpha * masked(divergence_by_hand(row.teacher_divergence, adapted, student_logits), mask)
+        loss = loss + (1 - row.alpha) * on_references(teacher)
+        loss = loss + row.anchor * masked(divergence_by_hand("reverse_kl", adapted, original), mask)
+        before = teacher(inputs).detach()
+        update(loss, teacher, rate * row.module_lr, 0.0)
+        seen = teacher(inputs).detach() if row.update == "alternating" else before
+    else:
+        seen = teacher(inputs).detach()
+    own = student(inputs)
+    if row.student_divergence == "minillm":
+        per_token = minillm_by_hand(own, seen, tokens, mask, 0.3)
+    else:
+        per_token = divergence_by_hand(row.student_divergence, own, seen)
+    update(row.student_kd * masked(per_token, mask) + (1 - row.student_kd) * on_references(student), student, rate, args.weight_decay)
+    # Gradients after clipping, not weights: AdamW's first step is the sign of a gradient, rounding included.
+    compare(run.student, student)
+    if moving:
+        compare(run.adapted.module, teacher.module)
+        assert not same(run.modules[0], run.module_start)
+
+
+def compare(model, expected):
+    """Both models hold the same gradients, up to rounding."""
+    for (name, weight), other in zip(model.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, other.grad, rtol=1e-3, atol=2e-5, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_base_never_moves(pair, variant):
+    """After a run of any row: the original teacher has every bit and no gradient; the student has moved."""
+    before = copy.deepcopy(pair.teacher.state_dict())
+    run = Watched(variant, pair, flags())
+    assert same(before, pair.teacher.state_dict()) and all(weight.grad is None for weight in pair.teacher.parameters())
+    assert not same(run.students[-1], pair.student_weights)
+    assert (run.adapted is None) == (VARIANTS[variant].module is None)
+    assert run.adapted is None or run.adapted.base is pair.teacher
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_is_a_function_of_its_seed(pair, variant):
+    """Same seed, same bits, whatever torch's global generator holds."""
+    one = Watched(variant, pair, flags())
+    torch.rand(3)
+    other = Watched(variant, pair, flags())
+    assert same(one.students[-1], other.students[-1])
+    assert one.adapted is None or same(one.modules[-1], other.modules[-1])
+    assert not same(one.students[-1], Watched(variant, pair, flags(), seed=2).students[-1])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ONLINE_MODULES if kind != "ptuning"])
+def test_a_teacher_that_stands_still_is_the_fixed_one(pair, kind):
+    """okd with a module rate of 0 equals fixed_forward_kl bit for bit, over all steps."""
+    args = flags("--steps", "6", "--module-lr", "0", "--module", kind)
+    online, fixed = Watched("okd", pair, args), Watched("fixed_forward_kl", pair, args)
+    assert all(same(one, other) for one, other in zip(online.students, fixed.students, strict=True))
+    assert same(online.modules[-1], online.module_start)
+    assert not same(Watched("okd", pair, flags("--steps", "6", "--module", kind)).students[-1], fixed.students[-1])
+
+
+@pytest.mark.parametrize("name,twin", [("fixed_forward_kl", "supervised"), ("sft", "sft"), ("imitkd", "imitkd"), ("gkd", "gkd")])
+def test_both_scripts_agree_on_the_baselines(pair, name, twin):
+    """The same method in both scripts leaves the same student, bit for bit."""
+    args, student = flags("--steps", "4"), pair.new_student()
+
+    class Silent:
+        write = staticmethod(lambda kind, **figures: None)
+
+    train_skd.distill(train_skd.VARIANTS[twin], student, pair, args, 1, Silent, lambda line: None)
+    assert same(weights_of(student), Watched(name, pair, args).students[-1])
+
+
+def test_without_feedback_the_student_has_no_say(pair):
+    """Test 7: at alpha 0 the module's path is the same, bit for bit, beside any student; at alpha .5 it is not."""
+    stranger = sharp_gpt(8, pair.tokenizer.n_vocab, pair.student_config.block_size, 77)
+    for variant, equal in (("okd_no_feedback", True), ("okd", False)):
+        one = Watched(variant, pair, flags("--steps", "4"))
+        other = Watched(variant, pair, flags("--steps", "4"), student=copy.deepcopy(stranger))
+        assert [same(*modules) for modules in zip(one.modules, other.modules)] == [equal] * 4
+
+
+def test_the_collapse(pair):
+    """Test 8: at alpha 1 both agree (KL(adapted || student) falls near 0) while KL(original || student) stays high."""
+    args = flags("--steps", "150", "--lr", "2e-2", "--batch-size", "8", "--log-every", "150")
+    run, fixed = Watched("okd_collapse", pair, args), Watched("fixed_forward_kl", pair, args)
+    texts = pair.train.prompts, pair.train.responses
+    collapsed = distances(run.student, pair.teacher, *texts, run.adapted)
+    normal = distances(fixed.student, pair.teacher, *texts)
+    assert collapsed["kl_adapted_teacher"] < 0.1 * collapsed["kl_teacher"]
+    assert collapsed["kl_teacher"] > 1.5 * normal["kl_teacher"] and collapsed["drift"] > 0.5 * collapsed["kl_teacher"]
+
+
+@pytest.mark.parametrize("variant", [name for name, row in VARIANTS.items() if row.writer == "dataset"])
+def test_nothing_is_generated(pair, variant, monkeypatch):
+    """Test 10: no sampler runs in training on references (measuring, which does sample, is set aside)."""
+
+    def never(*arguments, **keywords):
+        raise AssertionError("a sampler was called")
+
+    for name in ("generate", "interleaved_generate", "_draft_and_verify", "draw", "write_tokens"):
+        monkeypatch.setattr(sample, name, never)
+    monkeypatch.setattr(train_okd, "write_tokens", never)
+    figures = {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0, "drift": 0.0}
+    monkeypatch.setattr(train_okd, "evaluate_quickly", lambda *arguments: figures)
+    run = resolve(VARIANTS[variant], flags())
+    costs, _ = distill(run, pair.new_student(), pair, flags(), 1, argparse.Namespace(write=lambda *a, **k: None), lambda line: None)
+    assert costs["tokens_generated"] == 0
+
+
+def test_the_module_may_start_late(pair):
+    """Up to --module-start nothing of the teacher moves and the student is that of the fixed teacher; then both do."""
+    args = flags("--steps", "8", "--module-start", "0.5")
+    run, fixed = Watched("okd", pair, args), Watched("fixed_forward_kl", pair, args)
+    assert [same(module, run.module_start) for module in run.modules] == [True] * 4 + [False] * 4
+    equal = [same(one, other) for one, other in zip(run.students, fixed.students)]
+    assert equal[:5] == [True] * 5 and not any(equal[5:])  # step 5 still learns from the teacher as it was
+
+
+def test_the_teachers_rate_is_a_share(pair):
+    """Both follow one schedule; AdamW's first step moves a weight by its rate, so the ratio of the steps is the share."""
+    args = flags("--steps", "1", "--module-lr", "0.25", "--lr", "1e-3", "--weight-decay", "0")
+    run = Watched("okd", pair, args)
+    moved = max((run.modules[0][name] - start).abs().max() for name, start in run.module_start.items())
+    own = max((weight - pair.student_weights[name]).abs().max() for name, weight in run.students[0].items())
+    assert moved / own == pytest.approx(0.25, rel=0.02)
+
+
+def test_an_anchor_holds_the_teacher(pair):
+    """The stronger the anchor, the smaller the drift; a decaying one weighs 1 - step / steps."""
+    drifts = []
+    for anchor in ("0", "1", "30"):
+        args = flags("--steps", "40", "--module-lr", "1", "--alpha", "1", "--anchor", anchor, "--log-every", "40")
+        drifts.append(Watched("okd", pair, args).lines[-1]["drift"])
+    assert drifts[0] > 1.5 * drifts[1] > 3 * drifts[2]
+    row = dataclasses.replace(VARIANTS["okd"], anchor=3.0)
+    runs_ = {}
+    for decay in (False, True):
+        VARIANTS["okd_test"] = dataclasses.replace(row, anchor_decay=decay)
+        try:
+            runs_[decay] = Watched("okd_test", pair, flags("--steps", "3", "--module-lr", "1"))
+        finally:
+            del VARIANTS["okd_test"]
+    # equal at step 0 (weight 1), and after it; the gradient of an anchor at distance 0 is 0, so unlike from step 3 on
+    assert same(runs_[False].modules[0], runs_[True].modules[0])
+    assert not same(runs_[False].modules[2], runs_[True].modules[2])
+
+
+def test_every_line_tells_of_the_teacher(pair):
+    """Step lines hold the teacher's loss, eval lines its drift and nll, the end its size and where it started."""
+    run = Watched("okd_ptuning", pair, flags("--steps", "8"))
+    steps, evals = ([line for line in run.lines if line["kind"] == kind] for kind in ("step", "eval"))
+    assert len(steps) == len(evals) == 8 and all({"teacher_loss", "module_gradient_norm"} <= set(line) for line in steps)
+    assert all({"drift", "adapted_nll", "kl_adapted_teacher"} <= set(line) for line in evals)
+    assert run.costs["initial_drift"] > 0 and run.costs["module_parameters"] == run.adapted.num_parameters()
+    assert Watched("okd", pair, flags()).costs["initial_drift"] == 0
+    assert not {"drift", "teacher_loss"} & {key for line in Watched("sft", pair, flags()).lines for key in line}
+
+
+def test_drift_is_told(pair):
+    """A teacher that runs away is announced once, with what to do; a calm one is not."""
+
+    def said(variant, *argv):
+        args, lines = flags("--steps", "40", "--lr", "2e-2", *argv), []
+        silent = argparse.Namespace(write=lambda *a, **k: None)
+        distill(resolve(VARIANTS[variant], args), pair.new_student(), pair, args, 1, silent, lines.append)
+        return [line for line in lines if "drifted" in line]
+
+    assert len(said("okd_collapse")) == 1 and "--module-lr" in said("okd_collapse")[0]
+    assert said("okd", "--module-lr", "1e-5") == []
+
+
+@pytest.mark.parametrize("variant", ["fixed_forward_kl", "okd"])
+def test_a_loss_that_is_not_finite_ends_the_run(pair, variant):
+    """One line with the step and what to lower."""
+    with pytest.raises(ValueError, match=r"not finite at step \d.*--lr") as error:
+        Watched(variant, pair, flags("--steps", "30", "--lr", "100", "--module-lr", "1000", "--weight-decay", "100"))
+    assert "\n" not in str(error.value)
+
+
+PASSES = {  # variant: passes over the references or samples (student, teacher forwards, teacher FLOPs in forwards), samples written
+    "sft": (3, 0, 0),
+    "fixed_forward_kl": (3, 1, 1),
+    "okd": (3, 1, 2),  # forward and gradients of activations
+    "okd_full": (3, 1, 3),
+    "prokt": (3, 2, 4),  # and again for the student, after the teacher's move
+}
+
+
+@pytest.mark.parametrize("variant", PASSES)
+def test_costs_on_references(pair, variant):
+    """Model FLOPs are 2 x weights x tokens x passes; nothing is generated."""
+    args = flags("--steps", "3")
+    costs = Watched(variant, pair, args).costs
+    fed = sum(
+        len(pair.train.prompts[i]) + len(pair.train.responses[i]) - 1
+        for i in pairs.batch_order(len(pair.train.prompts), 4, 3, generator(1)).flatten().tolist()
+    )
+    weights = [
+        model.num_parameters() - model.position_embedding.weight.numel() for model in (pair.new_student(), pair.teacher)
+    ]
+    student, forwards, teacher = PASSES[variant]
+    assert costs["compute"] == pytest.approx(2e-12 * fed * (student * weights[0] + teacher * weights[1]), rel=1e-9)
+    assert costs["teacher_forwards"] == 3 * forwards and costs["tokens_generated"] == 0
+
+
+def test_costs_of_minillm(pair):
+    """Every token of a teacher-mixed sample costs a forward of both models, and one more each is learned from."""
+    run = Watched("minillm", pair, flags("--steps", "2"))
+    lengths = [(rollout.lengths, rollout.prompt_len) for rollout in run.rollouts]
+    assert run.costs["tokens_generated"] == sum(int((end - start).sum()) for end, start in lengths)
+    assert run.costs["teacher_forwards"] == sum(2 + int((end - start).max()) for end, start in lengths)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The script.
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A folder for pairs, so that no test touches the user's."""
+    folder = tmp_path_factory.mktemp("pairs")
+    load = pairs.load_or_pretrain_pair
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "load_or_pretrain_pair", lambda *args, **kw: load(*args, **kw | {"cache_dir": folder}))
+        yield folder
+
+
+TINY = ["--quick", "--teacher-steps", "3", "--start-steps", "2", "--batch-size", "8", "--steps", "3", "--device", "cpu", "--jobs", "1"]
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "out"
+    assert main([*TINY, "--variants", "fixed_forward_kl,okd,okd_no_feedback,okd_skd", "--out", str(folder)]) == 0
+    return folder
+
+
+def records(folder, name):
+    lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    return lines[0], lines[-1]
+
+
+def test_the_pair_is_the_very_one_of_train_skd(finished, cache, tmp_path):
+    """Both scripts take their models from the same cache files: nothing is pretrained again, figures and hash are equal."""
+    files = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(files) == 2
+    assert train_skd.main([*TINY, "--variants", "supervised", "--out", str(tmp_path / "skd")]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == files
+    own, other = records(finished, "okd_seed1")[0], records(tmp_path / "skd", "supervised_seed1")[0]
+    for key in ("pair", "teacher", "student_start", "vocabulary_in_use", "accept_top_k"):
+        assert own[key] == other[key], key
+    # and the twin methods end at the same student: the same figures of it
+    own, other = records(finished, "fixed_forward_kl_seed1")[1], records(tmp_path / "skd", "supervised_seed1")[1]
+    timed = ("seconds",)
+    assert {key: value for key, value in own.items() if key not in timed} == {key: value for key, value in other.items() if key not in timed}
+
+
+def test_what_a_run_leaves(finished):
+    """Records, students, modules apart from their base, table, curves, summary of the promised shape."""
+    names = {path.name for path in finished.iterdir()}
+    for variant in ("fixed_forward_kl", "okd", "okd_no_feedback", "okd_skd"):
+        assert {f"{variant}_seed1.jsonl", f"{variant}_seed1.pt"} <= names
+        assert (f"{variant}_seed1.module.pt" in names) == (variant != "fixed_forward_kl")
+    assert {"table.md", "curves.svg", "summary.json", "teacher.pt", "student_start.pt"} <= names
+    summary = json.loads((finished / "summary.json").read_text())
+    for variant, entry in summary["variants"].items():
+        (run,) = entry["runs"]
+        for key in ("seed", "score", "val_nll", "kl_teacher", "kl_on_policy", "accept_rate", "seconds", "tokens_generated"):
+            assert run[key] is not None, (variant, key)
+        assert run["seconds_relative"] > 0 and run["memory_mb"] > 0
+        for key in ("drift", "adapted_score", "adapted_nll", "kl_adapted_teacher", "exposure_error_adapted"):
+            assert (run.get(key) is not None) == (variant != "fixed_forward_kl"), (variant, key)
+    assert summary["variants"]["fixed_forward_kl"]["runs"][0]["seconds_relative"] == 1
+    table = (finished / "table.md").read_text()
+    assert "The adapted teacher" in table and "okd minus every other method" in table and "Δ score to fixed_forward_kl" in table
+
+
+def test_distances_are_to_the_original(finished, cache):
+    """kl_teacher is measured against the pair's own teacher, kl_adapted_teacher against the saved module on it."""
+    from model import load_checkpoint
+
+    args = parse_flags(TINY)[0]
+    pair = pairs.load_or_pretrain_pair(experiment.load_data(args), args.settings, report=lambda line: None)
+    student = load_checkpoint(str(finished / "okd_seed1.pt"))[0]
+    adapted = load_online_module(str(finished / "okd_seed1.module.pt"), pair.teacher)
+    final = records(finished, "okd_seed1")[1]
+    texts = pair.test.prompts, pair.test.responses
+    measured = distances(student, pair.teacher, *texts, adapted)
+    other = distances(student, adapted, *texts)
+    for key in ("kl_teacher", "kl_adapted_teacher", "drift", "adapted_nll", "agreement", "agreement_adapted"):
+        assert final[key] == pytest.approx(measured[key], rel=1e-5), key
+    assert other["kl_teacher"] == pytest.approx(final["kl_adapted_teacher"], rel=1e-5) and final["drift"] > 0
+    assert final["adapted_nll"] == pytest.approx(distances(adapted, None, *texts)["nll"], rel=1e-5)
+
+
+def test_headers_tell_the_resolved_row(finished):
+    """A record says what was done, flags filled in; --list-variants says what the row leaves open."""
+    row = records(finished, "okd_seed1")[0]["row"]
+    assert (row["alpha"], row["module"], row["module_lr"], row["student_divergence"]) == (0.5, "lora", parse_flags([])[0].module_lr, "forward_kl")
+    assert records(finished, "okd_no_feedback_seed1")[0]["row"]["alpha"] == 0
+
+
+@pytest.mark.parametrize(
+    "argv,word",
+    [
+        (["--alpha", "1.1"], "--alpha must lie in 0..1"),
+        (["--alpha", "nan"], "--alpha"),
+        (["--module", "lorax"], "--module"),
+        (["--module-rank", "0"], "--module-rank must lie in 1.."),
+        (["--module-lr", "-1"], "--module-lr"),
+        (["--module-start", "2"], "--module-start"),
+        (["--student-kd", "-0.1"], "--student-kd"),
+        (["--temperature", "0"], "--temperature"),
+        (["--teacher-mix", "1"], "--teacher-mix"),
+        (["--teacher-mix", "0"], "--teacher-mix"),
+        (["--anchor", "-1"], "--anchor"),
+        (["--update", "both"], "--update"),
+        (["--student-divergence", "minillm"], "--student-divergence"),
+        (["--teacher-divergence", "x"], "--teacher-divergence"),
+        (["--variants", "skd"], "unknown variant 'skd'"),
+        (["--equal-compute", "--variants", "sft"], "add it to --variants"),
+    ],
+)
+def test_wrong_flags_are_refused(argv, word, monkeypatch, capsys, tmp_path):
+    """One line that names the flag, a status other than 0, before anything is trained or written."""
+    monkeypatch.setattr(pairs, "load_or_pretrain_pair", None)
+    monkeypatch.setattr(sys, "argv", ["train_okd.py", *argv, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        experiment.run_script("train_okd", main)
+    told = capsys.readouterr().err + str(stop.value.code if isinstance(stop.value.code, str) else "")
+    assert stop.value.code not in (0, None) and word in told and len(told.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clone")
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]:
+        (folder / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, folder / path.relative_to(ROOT))
+    return folder
+
+
+@pytest.mark.slow
+def test_every_variant_as_a_command(clone, tmp_path):
+    """--quick --variants all: status 0, every row with finite figures in the summary."""
+    command = [sys.executable, "train_okd.py", "--quick", "--variants", "all", "--device", "cpu", "--out", str(tmp_path / "out")]
+    subprocess.run(command, cwd=clone, check=True, capture_output=True, text=True, timeout=1200)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["variants"]) == list(VARIANTS)
+    for name, entry in summary["variants"].items():
+        assert all(run["val_nll"] > 0 and run["kl_teacher"] > 0 for run in entry["runs"]), name
+
+
+@pytest.mark.slow
+def test_jobs_change_no_figure(clone, tmp_path):
+    """Two runs side by side give the figures of one after another (times aside)."""
+    finals = []
+    for jobs in ("1", "2"):
+        command = [sys.executable, "train_okd.py", "--quick", "--variants", "okd,okd_skd", "--device", "cpu", "--jobs", jobs]
+        subprocess.run([*command, "--out", str(tmp_path / jobs)], cwd=clone, check=True, capture_output=True, timeout=600)
+        finals.append([records(tmp_path / jobs, f"{name}_seed1")[1] | {"seconds": None} for name in ("okd", "okd_skd")])
+    assert finals[0] == finals[1]
+    assert runs.default_jobs("cuda") == 1

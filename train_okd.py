@@ -1,0 +1,396 @@
+"""Distil a student from a teacher that moves: OKD (arXiv 2409.12512), its controls and its relatives.
+
+    python train_okd.py                          the paper's comparison on the default task
+    python train_okd.py --quick                  the same path in under a minute, a smoke run
+    python train_okd.py --device cuda --size small --seeds 5 --variants fixed_forward_kl,okd_no_feedback,okd
+    python train_okd.py --variants okd --alpha 0.9 --module-rank 16 --module-lr 0.2
+
+Two players and one batch. The teacher's own weights are frozen; a small online module beside them (LoRA on the queries
+and values, unless said otherwise) learns along with the student. Each step, from ONE forward of each model:
+
+    student:  KL(teacher || student)                                                                         (Eq. 17)
+    teacher:  alpha * KL(student || teacher) + (1 - alpha) * cross-entropy on the references                 (Eq. 16)
+
+Either side takes the other's distribution as a constant, and both distributions are computed before either moves. So
+each runs the same code with the roles swapped: `player_loss`. Taken alone, the teacher's loss pulls it towards the
+mixture alpha * student + (1 - alpha) * data: at alpha 0 the student has no say in it (okd_no_feedback, the control that
+the paper lacks), at alpha 1 nothing but the student has one, and both may agree on anything (okd_collapse).
+
+Whatever trains towards an adapted teacher looks good against it. Here every distance is to the ORIGINAL teacher; the
+adapted one has its own columns, and its drift and its own score are part of the record.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from data import experiment, pairs
+from data.evaluate import Costs, Memory, evaluate_quickly, step_figures
+from losses import DIVERGENCES, at_least_float32, cross_entropy, masked_mean, minillm, reverse_kl
+from model import ONLINE_MODULES, OnlineTeacher, learning_rate, make_optimizer
+from sample import DATASET, rollout_from_ids, write_tokens
+
+DRIFT_WARNING = 0.03  # KL(original || adapted) in nats per token; README, "Choosing the module's rate"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One method. None means: what the flag of the same name says."""
+
+    paper: str | None  # arXiv id
+    note: str
+    writer: str = "dataset"  # of the tokens that divergences are taken on (sample.write_tokens)
+    student_share: tuple = (0.0, 0.0)  # mixed: in the first and in the second half
+    coin: str = "batch"
+    # the student's side
+    student_divergence: str | None = None  # a name in losses.DIVERGENCES, or "minillm"
+    student_kd: float | None = None  # weight of the divergence; the rest is cross-entropy on the references
+    # the teacher's side; without a module it is fixed
+    module: str | None = None  # a name in model.ONLINE_MODULES; "flag": the one of --module
+    module_lr: float | None = None  # as a share of the student's
+    alpha: float | None = None  # weight of the student's feedback; the rest is cross-entropy on the references
+    teacher_divergence: str | None = None
+    anchor: float | None = None  # weight of KL(adapted || original)
+    anchor_decay: bool = False  # the anchor falls linearly to 0
+    update: str | None = None  # "simultaneous", or "alternating": the student learns from the teacher after its update
+    rank: int | None = None
+    hyper: dict = field(default_factory=dict)  # of the student's divergence
+
+
+# fmt: off
+VARIANTS = {
+    # fixed teacher: the baselines of the paper
+    "sft": Variant(None, "no teacher: cross-entropy on the references", student_divergence="forward_kl", student_kd=0.0),
+    "fixed_forward_kl": Variant("1910.01108", "word-level KD: forward KL to the fixed teacher", student_divergence="forward_kl"),
+    "fixed_reverse_kl": Variant("2306.08543", "reverse KL to the fixed teacher on the references", student_divergence="reverse_kl"),
+    "fixed_jsd": Variant("2306.13649", "Jensen-Shannon divergence to the fixed teacher on the references",
+                         student_divergence="generalized_jsd"),
+    # fixed teacher, student samples: what the paper compares its time with
+    "imitkd": Variant("2009.07253", "a coin per sequence: reference or student sample", writer="mixed",
+                      student_share=(0.5, 0.5), coin="sequence", student_divergence="forward_kl"),
+    "gkd": Variant("2306.13649", "a coin per batch: references or student samples; JSD", writer="mixed",
+                   student_share=(0.5, 0.5), student_divergence="generalized_jsd"),
+    "minillm": Variant("2306.08543", "policy gradient of the sequence's reverse KL on teacher-mixed samples",
+                       writer="teacher_mixed", student_divergence="minillm"),
+    # the online teacher
+    "okd": Variant("2409.12512", "the teacher's LoRA learns from student and references", module="flag"),
+    "okd_no_feedback": Variant(None, "control: the LoRA learns from the references alone", module="flag", alpha=0.0),
+    "okd_collapse": Variant(None, "control: the LoRA learns from the student alone, at the student's rate", module="flag",
+                            alpha=1.0, module_lr=1.0),
+    "okd_reverse_kl": Variant("2409.12512", "OKD with reverse KL on the student's side", module="flag",
+                              student_divergence="reverse_kl"),
+    "okd_jsd": Variant("2409.12512", "OKD with the JSD on the student's side", module="flag",
+                       student_divergence="generalized_jsd"),
+    "okd_prefix": Variant("2409.12512", "OKD with gated trainable keys and values", module="prefix"),
+    "okd_ptuning": Variant("2409.12512", "OKD with trainable virtual tokens", module="ptuning"),
+    "okd_adapter": Variant("1902.00751", "OKD with bottleneck adapters behind every block", module="adapter"),
+    "okd_full": Variant(None, "OKD with all of the teacher's weights trainable", module="full"),
+    # relatives
+    "dml": Variant("1706.00384", "two peers, both with cross-entropy and KL, all weights of both trainable", module="full",
+                   student_divergence="forward_kl", student_kd=0.5, alpha=0.5, module_lr=1.0),
+    "prokt": Variant("2107.09305", "the whole teacher learns the references while kept near the student, then the student follows",
+                     module="full", student_divergence="forward_kl", alpha=0.5, teacher_divergence="reverse_kl",
+                     update="alternating"),
+    "pesf_kd": Variant("2205.15308", "an adapter on the last feature; both take squared error and cross-entropy",
+                       module="last_adapter", student_divergence="squared_error", student_kd=0.5, alpha=0.5,
+                       teacher_divergence="squared_error"),
+    "promptkd": Variant("2402.12842", "a soft prompt learns reverse KL to student and original teacher on student samples",
+                        writer="student", module="ptuning", rank=7, module_lr=1.0, student_divergence="reverse_kl", alpha=1.0,
+                        teacher_divergence="reverse_kl", anchor=1.0, anchor_decay=True, update="alternating"),
+    # what nobody has: an online teacher on tokens that the student writes
+    "okd_on_policy": Variant(None, "OKD with both KLs on student samples", writer="student", module="flag"),
+    "okd_skd": Variant(None, "OKD with both KLs on SKD's interleaved samples", writer="interleaved", module="flag"),
+}
+# fmt: on
+# --variants main: the comparison of the paper, and the control that it lacks
+MAIN = ("sft", "fixed_forward_kl", "fixed_reverse_kl", "imitkd", "gkd", "minillm", "okd", "okd_no_feedback")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1. The losses of the two players, and their moves.
+
+
+def player_loss(
+    own_logits, other_logits, mask, reference_loss, kd_weight, divergence, temperature=1.0, reduction="token"
+):
+    """kd_weight * T^2 D(other || own) + (1 - kd_weight) * reference_loss: what one player minimises, a scalar.
+
+    own_logits, other_logits (B, T, V); mask (B, T); the other side is a constant: divergences detach their second
+    argument. `divergence` is a function of logits, `reference_loss` the player's own cross-entropy (unused at weight 1).
+    For the student (own = student) forward KL and weight 1 are Eq. 17; for the teacher (own = teacher) forward KL and
+    weight alpha are Eq. 16: its KL is then KL(student || teacher), weighted by the STUDENT's distribution.
+    Student (.2, .5, .3), teacher (.6, .3, .1), token 0: Eq. 17 gives .396058, Eq. 16 at alpha .5 .438050.
+    """
+    loss = 0.0
+    if kd_weight > 0:
+        # Soften in float32; the factor T^2 gives the gradient back what softening takes from it.
+        per_token = divergence(at_least_float32(own_logits) / temperature, at_least_float32(other_logits) / temperature)
+        loss = kd_weight * temperature**2 * masked_mean(per_token, mask, reduction)
+    return loss + (1 - kd_weight) * reference_loss if kd_weight < 1 else loss
+
+
+def move(loss, model, optimizer, rate):
+    """One update of one player -> its gradient norm before clipping. Each player is clipped on its own, at 1."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+    optimizer.step()
+    return norm
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2. The loop of every method.
+
+
+def distill(row, student, pair, args, seed, log, say):
+    """Train `student`, and the teacher's module, for args.steps updates -> (dict of costs, the adapted teacher or None).
+
+    Reads from top to bottom: who writes, one forward of each, both losses, both updates.
+    """
+    device = next(student.parameters()).device
+    teacher = pair.teacher
+    optimizer, module_optimizer = make_optimizer(student, args.lr, weight_decay=args.weight_decay), None
+    if row.module:
+        generator = torch.Generator().manual_seed(1_000_003 * seed + 2)
+        teacher = OnlineTeacher(pair.teacher, row.module, row.rank, args.module_scale, generator)
+        module_optimizer = make_optimizer(teacher, row.module_lr * args.lr, weight_decay=0.0)
+    order = pairs.batch_order(len(pair.train.prompts), args.batch_size, args.steps, torch.Generator().manual_seed(seed))
+    sampling, sampled_with = torch.Generator().manual_seed(1_000_003 * seed + 1), experiment.sampling_options(args)
+    start = round(args.module_start * args.steps)  # the step from which on the teacher moves
+    first_bad = torch.full((), -1, device=device)  # the first step with a loss or gradient that was not finite
+    costs, memory = Costs(student, pair.teacher), Memory(student, teacher)
+    initial_drift = drifted = None
+    if row.module:  # 0 for every kind that starts as the identity
+        at_start = evaluate_quickly(
+            student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens, teacher
+        )
+        initial_drift = at_start["drift"]
+        if initial_drift > 0:
+            say(f"  the {row.module} module starts {initial_drift:.4f} nats away from the original teacher")
+    evaluation_seconds, started = 0.0, time.perf_counter()
+
+    for step, rows in enumerate(order.tolist()):
+        moving = row.module is not None and step >= start
+        rate = learning_rate(step, args.steps, args.lr)
+        clock = [time.perf_counter()]
+
+        # Who writes? References, unless a row says that a model does; a model writes with the teacher as it is now.
+        prompts, responses = [pair.train.prompts[i] for i in rows], [pair.train.responses[i] for i in rows]
+        references = rollout_from_ids(prompts, responses, [DATASET] * len(rows), device)
+        rollout = references
+        if row.writer != "dataset":
+            rollout = write_tokens(
+                row.writer,
+                student,
+                teacher,
+                prompts,
+                responses,
+                pair.max_new_tokens,
+                generator=sampling,
+                eos_token=pair.tokenizer.eos_token,
+                student_share=row.student_share[int(2 * step >= args.steps)],
+                coin=row.coin,
+                teacher_mix=args.teacher_mix,
+                **sampled_with,
+            )
+        clock.append(time.perf_counter())
+
+        # One forward of each. Row t of the logits predicts token t+1. The teacher's graph is kept for its module alone.
+        inputs, targets, target_mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
+        with memory:
+            teacher_logits = None
+            if row.student_kd > 0 or moving:
+                with torch.set_grad_enabled(moving):
+                    teacher_logits = teacher(inputs)
+            clock.append(time.perf_counter())
+            student_logits = student(inputs)
+
+            # Tokens themselves are learned from references only, never from what a model wrote.
+            def reference_loss(model, model_logits):
+                if rollout is not references:
+                    model_logits = model(references.tokens[:, :-1])
+                per_token = cross_entropy(model_logits, references.tokens[:, 1:])
+                return masked_mean(per_token, references.response_mask[:, 1:], args.reduction)
+
+            def divergence_of_student(own_logits, other_logits):
+                if row.student_divergence == "minillm":
+                    return minillm(own_logits, other_logits, targets, target_mask, args.teacher_mix)
+                return DIVERGENCES[row.student_divergence](own_logits, other_logits, **row.hyper)
+
+            # The teacher's loss, from the same pair of distributions as the student's.
+            teacher_loss = torch.zeros((), device=device)
+            if moving:
+                teacher_loss = player_loss(
+                    teacher_logits,
+                    student_logits,
+                    target_mask,
+                    reference_loss(teacher, teacher_logits) if row.alpha < 1 else 0.0,
+                    row.alpha,
+                    DIVERGENCES[row.teacher_divergence],
+                    args.temperature,
+                    args.reduction,
+                )
+                if row.anchor > 0:
+                    with torch.no_grad():
+                        original_logits = pair.teacher(inputs)
+                    weight = row.anchor * (1 - step / args.steps if row.anchor_decay else 1)
+                    distance = reverse_kl(teacher_logits, original_logits)  # KL(adapted || original)
+                    teacher_loss = teacher_loss + weight * masked_mean(distance, target_mask, args.reduction)
+            if moving and row.update == "alternating":
+                module_norm = move(teacher_loss, teacher, module_optimizer, row.module_lr * rate)
+                with torch.no_grad():
+                    teacher_logits = teacher(inputs)
+            student_loss = player_loss(
+                student_logits,
+                teacher_logits,
+                target_mask,
+                reference_loss(student, student_logits) if row.student_kd < 1 else 0.0,
+                row.student_kd,
+                divergence_of_student,
+                args.temperature,
+                args.reduction,
+            )
+
+        # Both move. The other's distribution is a constant, so the order of these two does not matter.
+        if moving and row.update == "simultaneous":
+            module_norm = move(teacher_loss, teacher, module_optimizer, row.module_lr * rate)
+        student_norm = move(student_loss, student, optimizer, rate)
+        clock.append(time.perf_counter())
+
+        bad = ~torch.isfinite(
+            student_loss.detach() + student_norm + (teacher_loss.detach() + module_norm if moving else 0)
+        )
+        first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
+        count_step(costs, row, rollout, references, moving, args.gamma)
+
+        # What happened? Read from the device only now and then.
+        last = step + 1 == args.steps
+        if step % args.log_every == 0 or last:
+            if first_bad >= 0:
+                raise ValueError(
+                    f"loss or gradient is not finite at step {first_bad + 1} (train examples "
+                    f"{order[first_bad, :8].tolist()}...): lower --lr ({args.lr}) or --module-lr; the records so far are kept"
+                )
+            if teacher_logits is None:
+                per_token = cross_entropy(student_logits.detach(), targets)
+            else:
+                per_token = divergence_of_student(student_logits.detach(), teacher_logits.detach())
+                teacher_logits = teacher_logits.detach()
+            figures = step_figures(rollout, student_logits.detach(), teacher_logits, per_token, pair.max_new_tokens)
+            figures |= {"loss": student_loss.item(), "gradient_norm": student_norm.item(), "lr": rate}
+            if moving:
+                figures |= {"teacher_loss": teacher_loss.item(), "module_gradient_norm": module_norm.item()}
+            times = [1000 * (end - begin) for begin, end in zip(clock, clock[1:])]
+            figures |= dict(zip(("sampling_ms", "teacher_ms", "student_ms"), times))
+            log.write("step", step=step + 1, **figures)
+        if (step + 1) % max(1, args.steps // 8) == 0 or last:
+            before = time.perf_counter()
+            student.eval()
+            adapted = teacher if row.module else None
+            figures = evaluate_quickly(
+                student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens, adapted
+            )
+            student.train()
+            log.write("eval", step=step + 1, **figures)
+            drift = f"  drift {figures['drift']:.4f}" if adapted else ""
+            say(
+                f"  step {step + 1:>5}/{args.steps}  loss {student_loss.item():.4f}  val score {figures['score']:.3f}"
+                f"  val nll {figures['val_nll']:.3f}{drift}"
+            )
+            if adapted and figures["drift"] > DRIFT_WARNING and not drifted:
+                drifted = True
+                say(
+                    f"  the teacher has drifted {figures['drift']:.3f} nats from the original: look at adapted_score; "
+                    "a smaller --alpha, --module-lr or an --anchor holds it"
+                )
+            evaluation_seconds += time.perf_counter() - before
+    student.eval()
+    seconds = time.perf_counter() - started - evaluation_seconds
+    figures = {"steps": args.steps, "seconds": seconds, "memory_mb": memory.megabytes()} | costs.figures()
+    if row.module:
+        figures |= {"module_parameters": teacher.num_parameters(), "initial_drift": initial_drift}
+    return figures, teacher if row.module else None
+
+
+def count_step(costs, row, rollout, references, moving, gamma):
+    """What one step cost, in passes (data/evaluate.py, Costs)."""
+    # A frozen base under a module: forward and gradients of activations; all weights: those of the weights as well.
+    learning = (3 if row.module == "full" else 2) if moving else 1
+    asked = row.student_kd > 0 or moving
+    repeated = int(moving and row.update == "alternating") + int(moving and row.anchor > 0)
+    if rollout is not references:
+        costs.count_writing(rollout, row.writer, gamma)
+        student_ce, teacher_ce = row.student_kd < 1, moving and row.alpha < 1
+        costs.count_learning(references, 3 * student_ce, learning * teacher_ce, int(teacher_ce))
+    costs.count_learning(rollout, 3, learning * asked + repeated, int(asked) + repeated)
+
+
+def resolve(row, args):
+    """The row with the flags' values in place of None."""
+    flags = {
+        "student_divergence": args.student_divergence,
+        "student_kd": args.student_kd,
+        "alpha": args.alpha,
+        "teacher_divergence": args.teacher_divergence,
+        "anchor": args.anchor,
+        "update": args.update,
+        "module_lr": args.module_lr,
+        "rank": args.module_rank,
+    }
+    changes = {name: value for name, value in flags.items() if getattr(row, name) is None}
+    if row.module == "flag":
+        changes["module"] = args.module
+    return dataclasses.replace(row, **changes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3. The script: what lies around the loop is data/experiment.py, the same for train_skd.py.
+
+
+def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
+    """One method with one seed -> a line about it."""
+    row = resolve(VARIANTS[variant.split()[0]], args)
+    return experiment.run_one(distill, row, args, folder, shared, variant, seed, budget, steps)
+
+
+def parse_flags(argv=None):
+    """Command line -> (args with everything resolved that needs no data, names of the methods)."""
+    description = "Distil a student from a teacher that moves: OKD, its controls and its relatives."
+    parser = experiment.make_parser("train_okd", description, VARIANTS, MAIN)
+    group = parser.add_argument_group("the two players (a row's own value goes before a flag)")
+    group.add_argument(
+        "--alpha", type=float, default=0.5, help="weight of the student's feedback in the teacher's loss"
+    )
+    group.add_argument("--module", default="lora", choices=tuple(ONLINE_MODULES), help="kind of the online module")
+    group.add_argument(
+        "--module-rank", type=int, default=8, help="its inner width, or number of prefix or virtual tokens"
+    )
+    group.add_argument("--module-scale", type=float, default=1.0, help="factor on what it adds (OKD's s)")
+    group.add_argument("--module-lr", type=float, default=0.02, help="its learning rate as a share of the student's")
+    group.add_argument("--module-start", type=float, default=0.0, help="share of the steps before it starts to move")
+    names = tuple(DIVERGENCES)
+    group.add_argument("--student-divergence", default="forward_kl", choices=names, help="which the student minimises")
+    group.add_argument("--teacher-divergence", default="forward_kl", choices=names, help="which the teacher minimises")
+    group.add_argument("--student-kd", type=float, default=1.0, help="weight of it; the rest is cross-entropy (Fig. 9)")
+    group.add_argument("--temperature", type=float, default=1.0, help="of both divergences; cross-entropy stays at 1")
+    group.add_argument(
+        "--update", default="simultaneous", choices=("simultaneous", "alternating"), help="alternating: teacher first"
+    )
+    group.add_argument("--anchor", type=float, default=0.0, help="weight of KL(adapted || original teacher)")
+    group.add_argument("--teacher-mix", type=float, default=0.2, help="minillm: the teacher's share in every draw")
+    return experiment.parse(parser, argv, VARIANTS, MAIN, "train_okd")
+
+
+def main(argv=None):
+    """Task, pair, every method with every seed, table. Returns 0 only when every run finished."""
+    args, names = parse_flags(argv)
+    return experiment.compare("train_okd", args, names, VARIANTS, run_one)
+
+
+if __name__ == "__main__":
+    experiment.run_script("train_okd", main)
