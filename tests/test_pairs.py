@@ -260,8 +260,20 @@ def test_what_matters_changes_the_key(data, tmp_path, untrained, change, rebuilt
     second, _ = load(data, replace(SETTINGS, **change), tmp_path)
     new = sorted(path.name.split("-")[1] for path in tmp_path.iterdir() if path not in files)
     assert new == {"both": ["student", "teacher"]}.get(rebuilt, [rebuilt])
-    assert first.fingerprint != second.fingerprint
     assert all(path.stat().st_mtime_ns == before for path, before in files.items())
+    assert first.fingerprint == load(data, SETTINGS, tmp_path)[0].fingerprint or rebuilt == "both"
+
+
+def test_the_fingerprint_is_of_the_weights(data, tmp_path, untrained):
+    """One number changed in either model is another fingerprint, though the key of the file is the same."""
+    first, _ = load(data, SETTINGS, tmp_path)
+    for path in tmp_path.iterdir():
+        whole = path.read_bytes()
+        content = torch.load(path, weights_only=True)
+        content["weights"]["norm.bias"][0] += 1e-3
+        torch.save(content, path)
+        assert load(data, SETTINGS, tmp_path)[0].fingerprint != first.fingerprint
+        path.write_bytes(whole)
 
 
 def test_other_text_is_another_pair(data, tmp_path, untrained):
@@ -272,21 +284,22 @@ def test_other_text_is_another_pair(data, tmp_path, untrained):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-@pytest.mark.parametrize("name", ["model.py", "data/pairs.py", None])
-def test_other_code_is_another_pair(data, tmp_path, untrained, monkeypatch, name):
-    """An edit of the code that trains makes a new pair; the same code in another folder does not."""
-    load(data, SETTINGS, tmp_path / "cache")
-    root = Path(pairs.__file__).parents[1]
-    for path in [*root.glob("*.py"), *root.glob("data/*.py")]:
-        target = tmp_path / "copy" / path.relative_to(root)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    if name:
-        with (tmp_path / "copy" / name).open("a") as file:
-            file.write("# an edit\n")
-    monkeypatch.setattr(pairs, "__file__", str(tmp_path / "copy" / "data" / "pairs.py"))
-    load(data, SETTINGS, tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == (4 if name else 2)
+@pytest.mark.parametrize("number", range(len(pairs.PRETRAINING)))
+def test_other_code_is_another_pair(data, tmp_path, untrained, monkeypatch, number):
+    """An edit of any function that pretraining runs through makes a new pair."""
+    load(data, SETTINGS, tmp_path)
+    source, edited = pairs.inspect.getsource, pairs.PRETRAINING[number]
+    monkeypatch.setattr(pairs.inspect, "getsource", lambda part: source(part) + "# an edit" * (part is edited))
+    load(data, SETTINGS, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_pretraining_calls_is_in_the_key():
+    """Every name of model, losses, sample and pairs that `pretrain` and rollout_from_ids use is in PRETRAINING."""
+    listed = {part.__name__ for part in pairs.PRETRAINING}
+    for function in (pairs.pretrain, pairs.rollout_from_ids):
+        own = {name for name in function.__code__.co_names if hasattr(pairs, name) and callable(getattr(pairs, name))}
+        assert own <= listed, own - listed
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"not a model"])
@@ -464,11 +477,13 @@ def figures_of(measured, **changes):
 
 def by_loop(student, teacher, prompts, responses):
     """The figures of `distances`, token by token in float64."""
-    sums, count = dict.fromkeys(("nll", "kl_teacher", "agreement", "student_entropy", "teacher_entropy"), 0.0), 0
+    sums, count = dict.fromkeys(("nll", "kl_teacher", "agreement", "student_entropy", "teacher_entropy", "logit_std"), 0.0), 0
     for prompt, response in zip(prompts, responses):
         for place, token in enumerate(response):
             prefix = torch.tensor([prompt + response[:place]])
             one, two = (adapters.model_logits(model, prefix)[0, -1].double().softmax(-1).tolist() for model in (student, teacher))
+            row = adapters.model_logits(student, prefix)[0, -1].double()
+            sums["logit_std"] += ((row - row.mean()) ** 2).sum().div(len(row) - 1).sqrt().item()
             sums["nll"] -= math.log(one[token])
             sums["kl_teacher"] += sum(b * math.log(b / a) for a, b in zip(one, two))
             sums["agreement"] += one.index(max(one)) == two.index(max(two))
@@ -486,10 +501,30 @@ def test_distances_by_hand(measured):
     prompts = [prompt * chance.randint(1, 3) for prompt in encoded.prompts]
     wanted = by_loop(student, teacher, prompts, responses)
     for batch_size in (1, 3, 128):
-        found = distances(student, teacher, prompts, responses, batch_size)
+        found = distances(student, teacher, prompts, responses, batch_size=batch_size)
         assert found == pytest.approx(wanted, rel=1e-4)
     alone = distances(student, None, prompts, responses)
-    assert alone == pytest.approx({name: wanted[name] for name in ("nll", "student_entropy")}, rel=1e-4)
+    assert alone == pytest.approx({name: wanted[name] for name in ("nll", "student_entropy", "logit_std")}, rel=1e-4)
+
+
+def test_easy_and_hard_by_hand():
+    """Hard: at or above the median of 1 - teacher(token); means of either side."""
+    columns = {
+        "uncertainty": torch.tensor([0.1, 0.9, 0.5, 0.2, 0.6]),
+        "kl_teacher": torch.tensor([1.0, 2.0, 4.0, 3.0, 9.0]),
+        "agreement": torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0]),
+    }
+    assert yardstick.easy_and_hard(columns) == pytest.approx(
+        {"kl_teacher_easy": 2, "kl_teacher_hard": 5, "agreement_easy": 1, "agreement_hard": 1 / 3}
+    )
+
+
+def test_exposure_error_by_hand():
+    """100 (R - E) / E over places below the length; None where the teacher's own path costs nothing."""
+    own = {"place": torch.tensor([0.0, 1, 2, 0, 1]), "kl_teacher": torch.tensor([1.0, 2, 90, 3, 4])}
+    other = {"place": torch.tensor([0.0, 1, 0, 7]), "kl_teacher": torch.tensor([2.0, 2, 4, 90])}
+    assert yardstick.exposure_error(own, other, "kl_teacher", length=2) == pytest.approx(100 * (10 - 8) / 8)
+    assert yardstick.exposure_error(own, other | {"kl_teacher": torch.zeros(4)}, "kl_teacher") is None
 
 
 def test_evaluate_by_hand(measured):
@@ -587,8 +622,11 @@ def test_without_a_teacher_there_are_no_distances(measured):
     alone, both = figures_of(measured, teacher=None), figures_of(measured)
     needs_teacher = {
         "kl_teacher", "kl_on_policy", "accept_rate", "draft_accept_rate", "agreement", "agreement_on_policy", "teacher_entropy",
+        "exposure_error",
     }  # fmt: skip
     assert {name for name, value in alone.items() if value is None} == needs_teacher | {"score_ood"}
+    needs_teacher |= {name for name in both if name.endswith(("_easy", "_hard"))}
+    assert needs_teacher & set(alone) == needs_teacher - {name for name in both if name.endswith(("_easy", "_hard"))}
     assert {name: value for name, value in both.items() if name not in needs_teacher} == {
         name: value for name, value in alone.items() if name not in needs_teacher
     }

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -492,7 +493,7 @@ def test_page_has_the_panels_that_have_data(tmp_path):
     runs = report.read_records(tmp_path)
     page = report.curves_page(runs)
     titles = [title for title, *_ in report.PANELS]
-    assert [title for title in titles if f">{title}<" in page] == titles
+    assert [title for title in titles if f">{title}<" in page] == titles[:4]  # no teacher moves here
     assert [name for name, _, _ in texts_of(page, "legend")] == VARIANTS
     assert len(lines_of(page)) == 3 * len(VARIANTS) + 2
     page = report.curves_page([run for run in runs if run.variant == "sft"])
@@ -588,9 +589,30 @@ def test_command_line_renders_into_the_readme(tmp_path, capsys):
     report.main([str(tmp_path), "--readme", str(readme), "--section", "skd", "--control", "sft", "--order", "skd,sft"])
     table = (tmp_path / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    assert table.strip() in readme.read_text() and "Δ score to sft" in table
+    shown = report.brief(table, tmp_path.name).strip()
+    assert shown in readme.read_text() and "Δ score to sft" in shown and "Every run on its own" in shown and "<details>" not in shown
     for wrong in ([str(tmp_path / "no")], [str(tmp_path), "--readme", str(readme)],
                   [str(tmp_path), "--readme", str(readme), "--section", "okd"]):
         with pytest.raises(SystemExit) as stop:
             report.main(wrong)
         assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
+
+
+def test_groups_appear_with_their_figures():
+    """The adapted teacher's table holds the methods that have one, and is left out of records without any."""
+    figures = {"score": 0.5, "seconds": 2.0}
+    runs = [report.Run(name, seed, "steps", {"script": "train_okd"}, [], [], figures | extra)
+            for seed in (1, 2)
+            for name, extra in (("fixed_forward_kl", {}), ("okd", {"drift": 0.25 * seed, "seconds": 2.0 + 2 * seed}))]
+    table = report.render_table(runs, "fixed_forward_kl", "okd")
+    group = table.split("**The adapted teacher**")[1].split("**okd minus")[0]
+    assert "| okd " in group and "fixed_forward_kl" not in group and "0.3750" in group  # the mean drift of .25 and .5
+    assert re.search(r"\| okd .*\| +2.50 \|", table)  # the mean of the ratios 4 / 2 and 6 / 2
+    assert "adapted teacher" not in report.render_table([run for run in runs if run.variant != "okd"], "fixed_forward_kl", "okd")
+
+
+def test_swept_methods_stand_with_their_method():
+    """Labels follow their method in the order of their numbers, whatever the order in which they were run."""
+    header = {"order": ["a", "b", "b x=10", "b x=2"]}
+    runs = [report.Run(name, 1, "steps", header, [], [], {"score": 0.5}) for name in ("b x=10", "c", "b", "b x=2", "a")]
+    assert report._ordered_variants(runs) == ["a", "b", "b x=2", "b x=10", "c"]

@@ -24,13 +24,13 @@ import torch
 
 import sample
 import train_skd
-from data import corpora, pairs, runs
+from data import corpora, experiment, pairs, runs
 from data.pairs import Pair, PairSettings, encode_task
 from data.tasks import make_task
 from data.tokenizer import train_tokenizer
 from model import GPT, learning_rate, save_checkpoint
 from sample import DATASET, PROMPT, STUDENT, TEACHER
-from train_skd import VARIANTS, distill, main, parse_flags, write_tokens
+from train_skd import VARIANTS, distill, main, parse_flags
 
 ROOT = Path(train_skd.__file__).parent
 SIX_SIGMA = 4.9  # |z| above this has a probability below 1e-6 for a fair coin
@@ -68,6 +68,24 @@ def flags(*argv, **knobs):
     return argparse.Namespace(**vars(parse_flags(argv)[0]) | knobs)
 
 
+def write_tokens(row, student, pair, rows, half, args, generator, teacher_answers):
+    """One batch as the loop asks for it: the row's writer, the flags' sampling."""
+    references = pair.train.responses if teacher_answers is None else teacher_answers
+    return sample.write_tokens(
+        row.writer,
+        student,
+        pair.teacher,
+        [pair.train.prompts[i] for i in rows],
+        [references[i] for i in rows],
+        pair.max_new_tokens,
+        generator=generator,
+        eos_token=pair.tokenizer.eos_token,
+        student_share=row.student_share[half],
+        coin=row.coin,
+        **experiment.sampling_options(args),
+    )
+
+
 class Watched:
     """One run of `distill` with everything that can be seen of it: rollouts, log lines, weights, costs."""
 
@@ -84,7 +102,8 @@ class Watched:
 
         train_skd.write_tokens = watch
         try:
-            self.costs = distill(row, self.student, pair, args, seed, self, lambda line: None)
+            self.costs, adapted = distill(row, self.student, pair, args, seed, self, lambda line: None)
+            assert adapted is None
         finally:
             train_skd.write_tokens = original
         self.steps = [line for line in self.lines if line["kind"] == "step"]
@@ -171,7 +190,7 @@ def test_flags_reach_what_they_decide():
     assert parse_flags(["--device", "cpu", "--student-prompts", "0"])[0].settings.student_prompts is None
     quick = parse_flags(["--device", "cpu", "--quick", "--teacher-steps", "7"])[0]
     assert quick.settings == dataclasses.replace(pairs.QUICK, teacher_steps=7) and quick.steps < usual.steps
-    task = train_skd.load_task(parse_flags(["--device", "cpu", "--quick", "--difficulty", "3", "--entropy", "0", "--hard-share", "1"])[0])
+    task = experiment.load_task(parse_flags(["--device", "cpu", "--quick", "--difficulty", "3", "--entropy", "0", "--hard-share", "1"])[0])
     assert {name: task.options[name] for name in ("difficulty", "entropy", "hard_share")} == {"difficulty": 3, "entropy": 0.0, "hard_share": 1.0}
     assert task.options["test_examples"] == pairs.QUICK_TASK["test_examples"]
 
@@ -592,8 +611,17 @@ def test_costs_are_what_the_models_did(pair, counted, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_generated_tokens_are_counted(pair, variant):
-    """tokens_generated: response tokens that a model wrote and the student was trained on; references cost nothing."""
+    """tokens_generated: response tokens that a model wrote, the teacher's answers once, not at each use; references cost nothing."""
     run = Watched(VARIANTS[variant], pair, flags(steps=4))
+    if VARIANTS[variant].writer == "teacher":
+        eos, teacher = pair.tokenizer.eos_token, pair.teacher
+        answers = [greedy_by_loop(teacher, prompt, pair.max_new_tokens, eos) for prompt in pair.train.prompts]
+        assert run.costs["tokens_generated"] == sum(map(len, answers))
+        weights = teacher.num_parameters() - teacher.position_embedding.weight.numel()
+        processed = sum(map(len, answers)) + sum(map(len, pair.train.prompts))
+        assert run.costs["compute_once"] == pytest.approx(2e-12 * weights * processed)
+        return
+    assert "compute_once" not in run.costs
     sources = [rollout.source[rollout.response_mask] for rollout in run.rollouts]
     written = sum(int(((source == STUDENT) | (source == TEACHER)).sum()) for source in sources)
     assert run.costs["tokens_generated"] == written
@@ -737,7 +765,7 @@ def test_final_figures_are_of_the_final_student(finished, cached_pairs):
     from model import load_checkpoint
 
     args, _ = parse_flags(SMALL)
-    data = encode_task(train_skd.load_task(args), args.settings)
+    data = encode_task(experiment.load_task(args), args.settings)
     pair = pairs.load_or_pretrain_pair(data, args.settings, report=pytest.fail)
     student, about = load_checkpoint(str(finished / "skd_seed1.pt"))
     final = lines_of(finished / "skd_seed1.jsonl")[-1]
