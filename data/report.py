@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -221,10 +222,19 @@ def _ordered_variants(runs, order=None):
     place = {}
     for run in runs:
         listed = run.header.get("order") if order is None else order
+        method, *swept = run.variant.split()
         if isinstance(listed, (list, tuple)):
-            listed = listed.index(run.variant) if run.variant in listed else None
-        place.setdefault(run.variant, math.inf if listed is None else listed)  # inf: after those that are listed
+            name = method if method in listed else run.variant
+            listed = listed.index(name) if name in listed else None
+        # Swept values come behind their method, in the order of the flags' names and of their numbers.
+        values = [(flag, (0, float(value)) if _is_number(value) else (1, value))
+                  for flag, _, value in sorted(text.partition("=") for text in swept)]
+        place.setdefault(run.variant, (math.inf if listed is None else listed, [flag for flag, _ in values], values))
     return sorted(place, key=place.get)  # sorted is stable: ties stay in the order of appearance
+
+
+def _is_number(text):
+    return re.fullmatch(r"-?[\d.]+(e-?\d+)?", text) is not None
 
 
 def _select(runs, variant, budget):
