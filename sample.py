@@ -876,3 +876,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except (ValueError, OSError) as error:
         sys.exit(f"sample.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("sample.py: interrupted")

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -265,11 +266,16 @@ def read_finished(folder, name, flags, inputs=None):
     path = Path(folder) / f"{name}.jsonl"
     if not path.exists():
         return None
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is no text: move it away, or give another --out") from error
     try:
         first, last = json.loads(lines[0]), json.loads(lines[-1])
     except (IndexError, ValueError):
         return None  # cut off while writing: the run is done again
+    if not all(isinstance(line, dict) for line in (first, last)) or not isinstance(first.get("flags"), dict):
+        raise ValueError(f"{path.name} is no record of this project: move it away, or give another --out")
     if last.get("kind") != "final":
         return None
     asked = json.loads(json.dumps(rounded(flags)))
@@ -278,8 +284,9 @@ def read_finished(folder, name, flags, inputs=None):
     for flag in sorted(names, key=lambda flag: (flag == "settings", flag != "size", flag)):
         before, now = first["flags"].get(flag), asked.get(flag)
         if before != now:
+            typed = "device" if flag == "device_type" else flag.replace("_", "-")
             raise ValueError(
-                f"{path.name} was made with --{flag.replace('_', '-')} {before}, now it is {now}: "
+                f"{path.name} was made with --{typed} {before}, now it is {now}: "
                 "give another --out, or the same flags"
             )
     if inputs is not None and first.get("inputs", {}) != inputs:
@@ -306,11 +313,24 @@ def run_all(function, tasks, jobs, report):
             settle(task, lambda task=task: function(*task))
         return failures
     # spawn: a forked child would inherit torch's thread pool in an undefined state
-    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    pool = concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _ignore_interrupt)
+    try:
         futures = {pool.submit(function, *task): task for task in tasks}
         for future in concurrent.futures.as_completed(futures):
             settle(futures[future], future.result)
+    except KeyboardInterrupt:  # nothing new is started, and what is under way ends now: --resume runs it again
+        workers = list(pool._processes.values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+        raise
+    pool.shutdown()
     return failures
+
+
+def _ignore_interrupt():
+    """Ctrl-C reaches every process of a terminal; the parent ends the workers, without a traceback from each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def say(line):
