@@ -94,7 +94,7 @@ def parse(parser, argv, variants, main_variants, script):
         args.swept = [
             (f"{label} {flag}={value}", [*(before if isinstance(before, list) else argv), f"--{flag}={value}"])
             for label, before in args.swept
-            for value in values.split(",")
+            for value in dict.fromkeys(values.split(","))
         ]
     if args.sweep:
         args.swept = [

@@ -655,3 +655,45 @@ def test_jobs_change_no_figure(clone, tmp_path):
         finals.append([records(tmp_path / jobs, f"{name}_seed1")[1] | {"seconds": None} for name in ("okd", "okd_skd")])
     assert finals[0] == finals[1]
     assert runs.default_jobs("cuda") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --sweep: one table over the values of a flag.
+
+
+def test_a_sweep_is_every_combination():
+    """Labels and flags of all combinations, first flag slowest; a value that is given twice runs once."""
+    args, names = parse_flags(["--variants", "okd", "--sweep", "alpha=0,0.5,0", "--sweep", "module-lr=.1,.2"])
+    assert names == ["okd"] and [label for label, _ in args.swept] == [
+        " alpha=0 module-lr=.1", " alpha=0 module-lr=.2", " alpha=0.5 module-lr=.1", " alpha=0.5 module-lr=.2",
+    ]  # fmt: skip
+    assert [(own.alpha, own.module_lr) for _, own in args.swept] == [(0, 0.1), (0, 0.2), (0.5, 0.1), (0.5, 0.2)]
+    assert [label for label, _ in parse_flags([])[0].swept] == [""]
+
+
+@pytest.mark.parametrize(
+    "text,word",
+    [("alpha", "FLAG=VALUE"), ("alpha=", "FLAG=VALUE"), ("=1", "FLAG=VALUE"), ("alpha=1,2", "--alpha must lie"), ("seeds=1,2", "run the script once"),
+     ("task=math,translation", "run the script once"), ("teacher-steps=5,6", "run the script once"), ("entropy=0,1", "run the script once"),
+     ("size=tiny,small", "run the script once"), ("out=a,b", "run the script once")],
+)  # fmt: skip
+def test_wrong_sweeps_are_refused(text, word):
+    """Wrong syntax, a value out of range, and what all runs of a table share: one line each."""
+    with pytest.raises(ValueError, match=word) as error:
+        parse_flags(["--sweep", text])
+    assert "\n" not in str(error.value)
+
+
+def test_a_sweep_runs_beside_its_control(cache, tmp_path):
+    """Each value has its record and row, the flag reaches the run, and the folder goes on with --resume."""
+    out = ["--out", str(tmp_path / "out")]
+    assert main([*TINY, "--variants", "fixed_forward_kl", *out]) == 0
+    sweep = [*TINY, "--variants", "okd", "--sweep", "alpha=0,1", "--resume", *out]
+    assert main(sweep) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.jsonl")}
+    assert sorted(before) == ["fixed_forward_kl_seed1.jsonl", "okd_alpha=0_seed1.jsonl", "okd_alpha=1_seed1.jsonl"]
+    rows = [records(tmp_path / "out", f"okd_alpha={value}_seed1")[0]["row"]["alpha"] for value in (0, 1)]
+    assert rows == [0, 1]
+    assert main(sweep) == 0  # nothing is run again
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.jsonl")} == before
+    assert list(json.loads((tmp_path / "out" / "summary.json").read_text())["variants"]) == ["fixed_forward_kl", "okd alpha=0", "okd alpha=1"]
