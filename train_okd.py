@@ -330,22 +330,39 @@ def count_step(costs, row, rollout, references, moving, gamma):
     costs.count_learning(rollout, 3, learning * asked + repeated, int(asked) + repeated)
 
 
+# field of a row -> flag, for what stands on the student's side, and for what has no meaning without a module
+STUDENT_FLAGS = {"student_divergence": "student_divergence", "student_kd": "student_kd"}
+MODULE_FLAGS = {name: name for name in ("alpha", "teacher_divergence", "anchor", "update", "module_lr")} | {
+    "rank": "module_rank"
+}
+
+
 def resolve(row, args):
     """The row with the flags' values in place of None."""
-    flags = {
-        "student_divergence": args.student_divergence,
-        "student_kd": args.student_kd,
-        "alpha": args.alpha,
-        "teacher_divergence": args.teacher_divergence,
-        "anchor": args.anchor,
-        "update": args.update,
-        "module_lr": args.module_lr,
-        "rank": args.module_rank,
-    }
-    changes = {name: value for name, value in flags.items() if getattr(row, name) is None}
+    flags = STUDENT_FLAGS | MODULE_FLAGS
+    changes = {name: getattr(args, flag) for name, flag in flags.items() if getattr(row, name) is None}
     if row.module == "flag":
         changes["module"] = args.module
     return dataclasses.replace(row, **changes)
+
+
+def check_sweeps(args, names):
+    """ValueError where a swept flag would not reach a method: its runs would be one run, repeated."""
+    flags = STUDENT_FLAGS | MODULE_FLAGS
+    for text in args.sweep:
+        flag = text.partition("=")[0].replace("-", "_")
+        of_module = flag in {"module", "module_scale", "module_start", *MODULE_FLAGS.values()}
+        for name in names:
+            row = VARIANTS[name]
+            own = {flags[field] for field in flags if getattr(row, field) is not None}  # flags that the row goes before
+            own |= {"module"} if row.module != "flag" else set()
+            if of_module and not row.module:
+                why = "has no module"
+            elif flag in own:
+                why = f"fixes --{flag.replace('_', '-')} itself"
+            else:
+                continue
+            raise ValueError(f"--sweep {text} would not reach {name}, which {why}: leave it out of --variants")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -383,7 +400,9 @@ def parse_flags(argv=None):
     )
     group.add_argument("--anchor", type=float, default=0.0, help="weight of KL(adapted || original teacher)")
     group.add_argument("--teacher-mix", type=float, default=0.2, help="minillm: the teacher's share in every draw")
-    return experiment.parse(parser, argv, VARIANTS, MAIN, "train_okd")
+    args, names = experiment.parse(parser, argv, VARIANTS, MAIN, "train_okd")
+    check_sweeps(args, names)
+    return args, names
 
 
 def main(argv=None):

@@ -684,6 +684,26 @@ def test_wrong_sweeps_are_refused(text, word):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "names,sweep,word",
+    [("okd,okd_no_feedback", "alpha=0,1", "okd_no_feedback, which fixes --alpha"), ("okd_prefix", "module=lora,prefix", "fixes --module "),
+     ("okd,fixed_forward_kl", "module-lr=.1,.2", "fixed_forward_kl, which has no module"), ("sft", "student-kd=0,1", "fixes --student-kd"),
+     ("fixed_forward_kl", "module-start=0,.5", "has no module")],
+)  # fmt: skip
+def test_a_sweep_that_reaches_nothing_is_refused(names, sweep, word):
+    """A method that fixes the swept value would repeat one run under several names."""
+    with pytest.raises(ValueError, match=word):
+        parse_flags(["--variants", names, "--sweep", sweep])
+
+
+@pytest.mark.parametrize("sweep", ["alpha=0,1", "module-rank=2,4", "student-kd=.5,1", "lr=1e-3,2e-3", "temperature=1,2"])
+def test_a_sweep_that_reaches_its_row_is_taken(sweep):
+    """Each value gives a row, or arguments, of its own."""
+    args, _ = parse_flags(["--variants", "okd", "--sweep", sweep])
+    rows = [(resolve(VARIANTS["okd"], own), own.lr, own.temperature) for _, own in args.swept]
+    assert len(rows) == 2 and rows[0] != rows[1]
+
+
 def test_a_sweep_runs_beside_its_control(cache, tmp_path):
     """Each value has its record and row, the flag reaches the run, and the folder goes on with --resume."""
     out = ["--out", str(tmp_path / "out")]
