@@ -100,6 +100,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x, layer, cache=None, positions=None, bias=None, online=None):
+        """(B, T, C) -> (B, T, C); causal, unless a `bias` on the scores says who sees whom, as it must with a cache."""
         B, T, C = x.shape
         qkv = self.qkv(x)
         if online is not None:

@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -227,14 +226,17 @@ def _ordered_variants(runs, order=None):
             name = method if method in listed else run.variant
             listed = listed.index(name) if name in listed else None
         # Swept values come behind their method, in the order of the flags' names and of their numbers.
-        values = [(flag, (0, float(value)) if _is_number(value) else (1, value))
-                  for flag, _, value in sorted(text.partition("=") for text in swept)]
+        values = [(flag, _numbers_first(value)) for flag, _, value in sorted(text.partition("=") for text in swept)]
         place.setdefault(run.variant, (math.inf if listed is None else listed, [flag for flag, _ in values], values))
     return sorted(place, key=place.get)  # sorted is stable: ties stay in the order of appearance
 
 
-def _is_number(text):
-    return re.fullmatch(r"-?[\d.]+(e-?\d+)?", text) is not None
+def _numbers_first(text):
+    """Sort key: numbers by their size, then words."""
+    try:
+        return 0, float(text)
+    except ValueError:
+        return 1, text
 
 
 def _select(runs, variant, budget):
