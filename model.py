@@ -65,29 +65,41 @@ class KVCache:
         self.high = 0
         self._rows = torch.arange(batch_size, device=device)[:, None]  # (B, 1)
         self._slots = torch.arange(capacity, device=device)
+        # Row t is what a query at position t adds to its scores: 0 for the slots that it sees, -inf for later ones.
+        later = self._slots > self._slots[:, None]
+        self._bias = torch.zeros(capacity, capacity, device=device, dtype=dtype).masked_fill_(later, float("-inf"))
 
     def extend(self, T):
         """Claim the next T slots of every row: positions (B, T), and the bias (B, 1, T, high) that hides later slots."""
         positions = self.lengths[:, None] + self._slots[:T]  # (B, T)
         self.high = min(self.high + T, self.capacity)
-        hidden = self._slots[: self.high] > positions[..., None]  # (B, T, high): slot <= position is visible
-        bias = torch.zeros(hidden.shape, device=hidden.device, dtype=self.keys_values.dtype)
         self.lengths = self.lengths + T
-        return positions, bias.masked_fill_(hidden, float("-inf"))[:, None]
+        return positions, self._bias[:, : self.high][positions][:, None]
 
-    def write(self, layer, positions, key, value):
-        """Store (B, H, T, D) keys and values at `positions` (B, T); returns all slots below `high`, (B, H, high, D)."""
-        keys, values = self.keys_values[layer]  # each (B, H, capacity, D)
-        # Two index tensors around a slice: the indexed dimensions come first, hence (B, T, H, D) on the right.
-        keys[self._rows, :, positions] = key.transpose(1, 2).to(keys.dtype)
-        values[self._rows, :, positions] = value.transpose(1, 2).to(values.dtype)
-        return keys[:, :, : self.high], values[:, :, : self.high]
+    def write(self, layer, positions, keys_values):
+        """Store (B, T, 2, H, D) at `positions` (B, T); returns keys and values of all slots below `high`, (B, H, high, D)."""
+        stored = self.keys_values[layer]  # (2, B, H, capacity, D)
+        # Two index tensors around a slice: the indexed dimensions come first, hence (B, T, 2, H, D) on the right.
+        stored[:, self._rows, :, positions] = keys_values.to(stored.dtype)
+        return stored[:, :, :, : self.high]
 
     def roll_back(self, lengths, high=None):
         """Keep only the first `lengths` (B,) slots of each row; `high` is the host's bound on their maximum, if known."""
         self.lengths = lengths
         if high is not None:
             self.high = high
+
+    def keep_rows(self, rows):
+        """Go on with these rows only: a list of n row numbers, in their new order.
+
+        A row that keeps its number is not copied: let the last rows fill the gaps, and dropping one costs one copy.
+        """
+        moved = [(new, old) for new, old in enumerate(rows) if new != old]
+        if moved:
+            new, old = torch.tensor(moved, device=self.lengths.device).unbind(1)
+            self.keys_values[:, :, new] = self.keys_values[:, :, old]
+        self.keys_values, self._rows = self.keys_values[:, :, : len(rows)], self._rows[: len(rows)]
+        self.lengths = self.lengths[torch.tensor(rows, device=self.lengths.device)]
 
 
 class Attention(nn.Module):
@@ -107,14 +119,14 @@ class Attention(nn.Module):
             qkv = online.project(layer, x, qkv)
         query, key, value = self.split_heads(qkv)
         if cache is not None:
-            key, value = cache.write(layer, positions, key, value)
+            key, value = cache.write(layer, positions, qkv[..., C:].view(B, T, 2, self.n_head, C // self.n_head))
         if online is not None:
             key, value, bias = online.widen(layer, key, value, bias)
         if bias is None:
             y = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
             # Written out: for a handful of queries against a cache this is faster than the fused kernel on a CPU.
-            scores = query @ key.transpose(-2, -1) * query.size(-1) ** -0.5  # (B, H, T, S)
+            scores = query * query.size(-1) ** -0.5 @ key.transpose(-2, -1)  # (B, H, T, S)
             y = (scores + bias).softmax(-1) @ value
         if online is not None:
             y = online.attend(layer, query, y)

@@ -23,16 +23,30 @@ accepted / replaced / discarded = kept, redrawn, thrown away after a replacement
 Shapes: B rows, T positions, V vocabulary, G = gamma. Every cache holds len-1 valid slots: one token is always pending.
 """
 
+import functools
 import math
 import os
 import sys
 from dataclasses import dataclass, field
+
+from typing import NamedTuple
 
 import torch
 
 PROMPT, STUDENT, TEACHER, DATASET = 0, 1, 2, 3  # Rollout.source: who wrote a token
 SOURCE_NAMES = ("prompt", "student", "teacher", "dataset")
 COUNTERS = ("proposed", "judged", "accepted", "replaced", "discarded", "teacher_calls", "student_steps")
+
+
+class Block(NamedTuple):
+    """One block of a speculative sampler, for the n rows that were still running; what `Rollout.blocks` lists."""
+
+    rows: torch.Tensor  # (n,) long, their numbers in the batch
+    start: torch.Tensor  # (n,) long, the position of the first proposal
+    proposed: torch.Tensor  # (n, G) long
+    drafted: torch.Tensor  # (n,) how many of them count: within the budget, not behind a drafted end token
+    accepted: torch.Tensor  # (n,)
+    judged: torch.Tensor  # (n,) accepted + replaced
 
 
 @dataclass
@@ -47,7 +61,7 @@ class Rollout:
     teacher_logits: torch.Tensor | None = None  # (B, T-1, V), row t judged token t+1; defined on response rows only
     unwritten: torch.Tensor | None = None  # (B, T) long: the token NOT written where a proposal was rejected, else -1
     counters: torch.Tensor | None = None  # (7,) long, named by COUNTERS, summed over rows
-    blocks: list = field(default_factory=list)  # per block (start (B,), proposals (B, G), drafted (B,), kept (B,))
+    blocks: list = field(default_factory=list)  # of Block
 
     @property
     def response_mask(self):
@@ -96,6 +110,11 @@ class Noise:
         # 22 bits and a half step: never 0, and never so close to 1 that u * total rounds up to the total in float32.
         return (bits.float() + 0.5) * 2.0**-22
 
+    def tables(self, width):
+        """role -> (B, width) uniforms of all positions below `width`, worked out when a role is first asked for."""
+        slots = torch.arange(width, device=self.row_seeds.device).expand(len(self.row_seeds), -1)
+        return functools.cache(lambda role: self(slots, role))
+
 
 def warp(model_logits, temperature=1.0, top_k=None, top_p=None):
     """Sampling filters: logits / temperature, then -inf outside the top-k, then outside the nucleus of mass top_p.
@@ -107,7 +126,7 @@ def warp(model_logits, temperature=1.0, top_k=None, top_p=None):
         raise ValueError(
             f"temperature and top_p must be positive, top_k at least 1; found {temperature}, {top_p}, {top_k}"
         )
-    warped = model_logits.float() / temperature
+    warped = model_logits.float() if temperature == 1 else model_logits.float() / temperature
     if top_k is not None and top_k < warped.size(-1):
         kth_largest = warped.topk(top_k, dim=-1).values[..., -1:]
         warped = warped.masked_fill(warped < kth_largest, float("-inf"))
@@ -128,7 +147,7 @@ def draw(model_logits, uniform, temperature=1.0, top_k=None, top_p=None):
     if temperature == 0:
         return model_logits.argmax(-1)
     cumulative = warp(model_logits, temperature, top_k, top_p).softmax(-1).cumsum(-1)
-    return (cumulative <= uniform[..., None] * cumulative[..., -1:]).sum(-1)
+    return torch.searchsorted(cumulative, uniform[..., None] * cumulative[..., -1:], right=True)[..., 0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -213,7 +232,7 @@ REPLACE_RULES = {
 
 
 def _start(prompts, max_new_tokens, block_size, device, spare):
-    """Prompts (lists of ids) -> right-padded tokens (B, max end + spare), prompt_len (B,), end (B,), and the host's maxima."""
+    """Prompts (lists of ids) -> right-padded tokens (B, max end + spare), prompt_len (B,), end (B,), and both as lists."""
     if not prompts:
         raise ValueError("no prompts: give at least one list of token ids")
     lengths = [len(prompt) for prompt in prompts]
@@ -236,9 +255,19 @@ def _start(prompts, max_new_tokens, block_size, device, spare):
         tokens.to(device),
         torch.tensor(lengths, device=device),
         torch.tensor(ends, device=device),
-        max(lengths),
-        max(ends),
+        lengths,
+        ends,
     )
+
+
+def _close_ranks(done):
+    """Rows of a working set that go on, in their new order: the last ones fill the gaps of those that are done.
+
+    [no, yes, no, no] -> [0, 3, 2]: with KVCache.keep_rows this copies one row, not the batch.
+    """
+    left = done.count(False)
+    movers = (row for row in range(left, len(done)) if not done[row])
+    return [next(movers) if done[row] else row for row in range(left)]
 
 
 def _prefill(model, tokens, prompt_len, width, capacity):
@@ -283,26 +312,41 @@ def generate(
     `role` picks the noise and the label: "teacher" draws the very tokens that interleaved_generate draws at K = 0.
     """
     device = _device(model)
-    tokens, prompt_len, end, width, high = _start(prompts, max_new_tokens, model.config.block_size, device, spare=0)
-    noise = Noise(generator, _row_keys(row_keys, len(prompts), device))
-    cache = _prefill(model, tokens, prompt_len, width, high)
-    length, done = prompt_len.clone(), torch.zeros_like(prompt_len, dtype=torch.bool)
-    finished = done.clone()
-    rows = torch.arange(len(prompts), device=device)
-    for step in range(max(0, high - int(min(len(prompt) for prompt in prompts)))):
-        current = tokens[rows, length - 1][:, None]  # (B, 1) the pending token
-        new = draw(model(current, cache)[:, -1], noise(length, role), 0 if greedy else temperature, top_k, top_p)
-        # A finished row draws too, but its token lands on its last slot again and its length stays.
-        tokens[rows, length.clamp(max=high - 1)] = torch.where(done, tokens[rows, length.clamp(max=high - 1)], new)
-        length = length + ~done
-        finished = finished | (~done & (new == eos_token)) if eos_token is not None else finished
-        done = finished | (length >= end)
-        cache.roll_back(length - 1, high=min(width + step + 1, high) - 1)
-        if step % 8 == 7 and bool(done.all()):  # ask the device now and then, not at every token
-            break
-    slots = torch.arange(high, device=device)
-    source = torch.where(slots < prompt_len[:, None], PROMPT, TEACHER if role == "teacher" else STUDENT)
-    source = torch.where(slots < length[:, None], source, PROMPT).to(torch.int8)
+    ask_every = 1 if device.type == "cpu" else 8  # steps between questions to the device: who is done?
+    tokens, prompt_len, end, prompt_lens, ends = _start(
+        prompts, max_new_tokens, model.config.block_size, device, spare=ask_every
+    )
+    uniforms = Noise(generator, _row_keys(row_keys, len(prompts), device)).tables(tokens.size(1))(role)  # (B, T)
+    cache = _prefill(model, tokens, prompt_len, max(prompt_lens), tokens.size(1))
+    live, at, recent = torch.arange(len(prompts), device=device), prompt_len, []  # (n,) rows that are still written
+    current = tokens[live, at - 1][:, None]  # (n, 1) the pending token
+    while True:
+        model_row = model(current, cache)[:, -1]
+        new = draw(model_row, uniforms[live, at], 0 if greedy else temperature, top_k, top_p)
+        tokens[live, at] = new  # a row that is done writes on until somebody asks; that is cut off below
+        at, current = at + 1, new[:, None]
+        recent.append(new)
+        if len(recent) == ask_every:
+            over = at >= end[live]
+            if eos_token is not None:
+                over = over | (torch.stack(recent) == eos_token).any(0)
+            done, recent = over.tolist(), []
+            if all(done):
+                break
+            if any(done):  # work on with the rest only
+                kept = _close_ranks(done)
+                cache.keep_rows(kept)
+                kept = torch.tensor(kept, device=device)
+                live, at, current = live[kept], at[kept], current[kept]
+
+    slots = torch.arange(tokens.size(1), device=device)
+    ended = (tokens == eos_token) & (slots >= prompt_len[:, None]) & (slots < end[:, None])  # all False without one
+    finished = ended.any(1)
+    length = torch.where(finished, ended.long().argmax(1) + 1, end)  # argmax: the first one
+    T = int(length.max())
+    tokens, slots = tokens[:, :T].masked_fill(slots[:T] >= length[:, None], 0), slots[:T]
+    in_response = (slots >= prompt_len[:, None]) & (slots < length[:, None])
+    source = torch.where(in_response, TEACHER if role == "teacher" else STUDENT, PROMPT).to(torch.int8)
     return Rollout(tokens, prompt_len, length, source, finished)
 
 
@@ -310,119 +354,145 @@ def generate(
 # The block loop of both speculative samplers.
 
 
+GAMMAS = (1, 2, 4, 8, 16)  # few and even shapes: kernels like them
+
+
+def best_gamma(accepted, judged, call_cost):
+    """The block length that costs least per written token at the acceptance seen so far.
+
+    A block of gamma drafted tokens costs gamma + call_cost, in units of drafting and judging one token; call_cost is what
+    a teacher forward costs whatever its length. With acceptance a it writes 1 + a + ... + a^(gamma-1) tokens: each one
+    stands only if all before it were accepted. Smallest ratio wins. Nothing but time depends on it. Before anything was
+    judged one rejection in eight is assumed: gamma 4 at call_cost 1.
+    """
+    a = (accepted + 7) / (judged + 8)
+    return min(GAMMAS, key=lambda gamma: (gamma + call_cost) / sum(a**k for k in range(gamma)))
+
+
+def _call_cost(student, teacher):
+    """What best_gamma calls so. A CPU is bound by arithmetic, and a forward's fixed part is reading its cache: about one
+    token's work. Other devices are bound by launches: as many layers as the teacher has, in units of a drafting step.
+    """
+    return 1.0 if _device(student).type == "cpu" else teacher.config.n_layer / student.config.n_layer
+
+
 @torch.no_grad()
 def _draft_and_verify(
-    student, teacher, prompts, max_new_tokens, *, gamma, draft, judge, replace, eos_token, write_back=True
+    student, teacher, prompts, max_new_tokens, *, gamma, noise, draft, judge, replace, eos_token, write_back=True
 ):
     """Student drafts gamma tokens, teacher judges them in one forward, commit, repeat; -> Rollout with teacher_logits.
 
-    draft(student_row (B, V), position (B,)) -> token (B,);  judge(proposed (B, G), student_rows, teacher_rows (B, G, V),
-    positions (B, G)) -> bool (B, G);  replace(student_rows (B, V), teacher_rows (B, V), position (B,)) -> token (B,).
-    Reads the device once per block (is everybody done?).
+    draft(student_row (n, V), uniform) -> token (n,);  judge(proposed (n, G), student_rows: G x (n, V), teacher_rows
+    (n, G, V), uniform) -> bool (n, G);  replace(student_rows, teacher_rows, at, uniform) -> tokens for the rows `at`, an
+    index into (n, G). uniform(role) gives the numbers of the positions in question. n rows are still running; a row that
+    is done leaves the working set. gamma None: best_gamma. Reads the device once per block.
     """
     device = _device(student)
     B, block_size = len(prompts), min(student.config.block_size, teacher.config.block_size)
-    tokens, prompt_len, end, width, max_end = _start(prompts, max_new_tokens, block_size, device, spare=gamma)
-    student_cache = _prefill(student, tokens, prompt_len, width, max_end + gamma)
-    teacher_cache = _prefill(teacher, tokens, prompt_len, width, max_end + gamma)
-    length, done = prompt_len.clone(), torch.zeros(B, dtype=torch.bool, device=device)
-    finished = done.clone()
-    source = torch.zeros_like(tokens, dtype=torch.int8)
-    unwritten = torch.full_like(tokens, -1)
+    longest = gamma or max(GAMMAS)
+    tokens, prompt_len, end, prompt_lens, ends = _start(prompts, max_new_tokens, block_size, device, spare=longest)
+    width, capacity = max(prompt_lens), tokens.size(1)
+    student_cache = _prefill(student, tokens, prompt_len, width, capacity)
+    teacher_cache = _prefill(teacher, tokens, prompt_len, width, capacity)
+    uniforms = noise.tables(capacity)
+    length, unwritten = prompt_len.clone(), torch.full_like(tokens, -1)
+    finished = torch.zeros(B, dtype=torch.bool, device=device)
     teacher_logits = None
-    counters = torch.zeros(len(COUNTERS), dtype=torch.long, device=device)
-    blocks = []
-    rows, offsets = torch.arange(B, device=device)[:, None], torch.arange(gamma, device=device)  # (B, 1), (G,)
+    blocks, live, live_on_host, T = [], torch.arange(B, device=device), list(range(B)), 0
+    offsets = torch.arange(longest, device=device)
+    accepted_so_far, judged_so_far, call_cost = 0, 0, _call_cost(student, teacher)
+    room = max(stop - start for start, stop in zip(prompt_lens, ends))  # tokens that the slowest row may still write
 
     while True:
-        # 1. Draft: gamma student steps, each feeding the token before it.
-        current = tokens[rows, length[:, None] - 1]  # (B, 1) the pending token
-        fed, proposed, student_rows = [], [], []
-        for j in range(gamma):
-            fed.append(current)
-            student_rows.append(student(current, student_cache)[:, -1])  # (B, V)
-            current = draft(student_rows[-1], length + j)[:, None]
-            proposed.append(current)
-        proposed = torch.cat(proposed, 1)  # (B, G)
-        positions = length[:, None] + offsets  # (B, G) where a proposal would stand
+        # 1. Draft: G student steps, each feeding the token before it.
+        G = min(gamma or best_gamma(accepted_so_far, judged_so_far, call_cost), room)
+        start, rows = length[live], live[:, None]  # (n,), (n, 1)
+        positions = start[:, None] + offsets[:G]  # (n, G) where a proposal would stand
+        fed, student_rows = [tokens[live, start - 1][:, None]], []  # first the pending token
+        for j in range(G):
+            student_rows.append(student(fed[j], student_cache)[:, -1])  # (n, V)
+            fed.append(draft(student_rows[j], lambda role: uniforms(role)[live, positions[:, j]])[:, None])
+        proposed = torch.cat(fed[1:], 1)  # (n, G)
 
-        # A proposal counts while the row is running, its budget lasts and no end token was drafted before it.
-        is_eos = proposed == eos_token if eos_token is not None else torch.zeros_like(proposed, dtype=torch.bool)
-        after_eos = is_eos.cumsum(1) - is_eos.long() > 0
-        counts = ~done[:, None] & (positions < end[:, None]) & ~after_eos  # (B, G), a leading run of True
+        # A proposal counts while the row's budget lasts and no end token was drafted before it: a leading run of True.
+        counts = positions < end[rows]  # (n, G)
+        if eos_token is not None:
+            is_eos = proposed == eos_token
+            counts &= is_eos.cumsum(1) == is_eos
         drafted = counts.sum(1)
 
         # 2. Verify: one teacher forward over the tokens that were fed; its row j judges proposal j.
-        teacher_rows = teacher(torch.cat(fed, 1), teacher_cache)  # (B, G, V)
-        stays = judge(proposed, student_rows, teacher_rows, positions) & counts
+        teacher_rows = teacher(torch.cat(fed[:-1], 1), teacher_cache)  # (n, G, V)
+        stays = judge(proposed, student_rows, teacher_rows, lambda role: uniforms(role)[rows, positions]) & counts
 
         # 3. Commit the leading run of accepted proposals, then one replacement drawn from the row that rejected.
         if write_back:
-            accepted = stays.long().cumprod(1).sum(1)  # (B,)
-            replaced = (accepted < drafted).long()  # (B,) 0 or 1
-            at = accepted.clamp(max=gamma - 1)
-            replacement = replace(
-                torch.stack(student_rows, 1)[rows[:, 0], at], teacher_rows[rows[:, 0], at], length + accepted
-            )
-            rejected = (offsets == accepted[:, None]) & counts  # (B, G), at most one per row
+            accepted = stays.long().cumprod(1).sum(1)  # (n,)
+            judged = torch.minimum(accepted + 1, drafted)
+            at = (torch.arange(len(live), device=device), accepted.clamp(max=G - 1))
+            replacement = replace(student_rows, teacher_rows, at, lambda role: uniforms(role)[live, positions[at]])
+            rejected = (offsets[:G] == accepted[:, None]) & counts  # (n, G), at most one per row
             written = torch.where(rejected, replacement[:, None], proposed)
             unwritten[rows, positions] = torch.where(rejected, proposed, -1)
-            source[rows, positions] = torch.where(rejected, TEACHER, STUDENT).to(torch.int8)
-            committed = accepted + replaced
         else:  # Control: the student's own rollout; every rejection is marked, none is written into the prefix.
-            rejected = counts & ~stays
-            flat = [x.flatten(0, 1) for x in (torch.stack(student_rows, 1), teacher_rows)]
-            replacement = replace(*flat, positions).view(B, gamma)
-            written, committed = proposed, drafted
+            accepted, judged, rejected = stays.sum(1), drafted, counts & ~stays
+            replacement = replace(student_rows, teacher_rows, ..., lambda role: uniforms(role)[rows, positions])
+            written = proposed
             unwritten[rows, positions] = torch.where(rejected, replacement, -1)
-            source[rows, positions] = STUDENT
-            accepted, replaced = stays.sum(1), rejected.sum(1)
-        # All gamma columns are written; those past `committed` are overwritten by the next block or cut off at the end.
+        # All G columns are written; those past the judged ones are overwritten by the next block or cut off at the end.
         tokens[rows, positions] = written
         if teacher_logits is None:
-            teacher_logits = teacher_rows.new_zeros(B, tokens.size(1), teacher_rows.size(-1))
+            teacher_logits = teacher_rows.new_zeros(B, capacity, teacher_rows.size(-1))
         teacher_logits[rows, positions - 1] = teacher_rows  # row t predicts token t+1: these are the training targets
-        blocks.append((length, proposed, drafted, accepted))
+        blocks.append(Block(live, start, proposed, drafted, accepted, judged))
 
-        running = ~done
-        judged = accepted + replaced
-        counters += torch.stack(
-            [
-                drafted.sum(),
-                judged.sum(),
-                accepted.sum(),
-                replaced.sum(),
-                (drafted - judged).sum(),
-                running.sum(),
-                running.sum() * gamma,
-            ]
-        )
+        # 4. Who goes on? Their last committed token stays pending, whatever was cached beyond it is stale.
+        length[live] = start + judged
         if eos_token is not None:
-            finished = finished | ((written == eos_token) & (offsets < committed[:, None])).any(1)
-        length = length + committed
-        done = finished | (length >= end)
-
-        # 4. Roll back: the last committed token stays pending, whatever was cached beyond it is stale.
-        all_done, longest = torch.stack([done.all().long(), length.max()]).tolist()  # the one host synchronisation
-        student_cache.roll_back(length - 1, high=longest - 1)
-        teacher_cache.roll_back(length - 1, high=longest - 1)
-        if all_done:
+            finished[live] = ((written == eos_token) & (offsets[:G] < judged[:, None])).any(1)
+        done = finished[live] | (length[live] >= end[live])
+        lengths, done, *counted = torch.stack([length[live], done, accepted, judged]).tolist()  # the one host sync
+        accepted_so_far, judged_so_far = accepted_so_far + sum(counted[0]), judged_so_far + sum(counted[1])
+        T = max(T, *lengths)  # of the whole batch, in the end
+        kept = _close_ranks(done)
+        if not kept:
             break
+        if len(kept) < len(live_on_host):
+            student_cache.keep_rows(kept)
+            teacher_cache.keep_rows(kept)
+            live_on_host, lengths = [live_on_host[row] for row in kept], [lengths[row] for row in kept]
+            live = torch.tensor(live_on_host, device=device)
+        room = max(ends[row] - at for row, at in zip(live_on_host, lengths))
+        student_cache.roll_back(length[live] - 1, high=max(lengths) - 1)
+        teacher_cache.roll_back(length[live] - 1, high=max(lengths) - 1)
 
-    T = longest
-    padding = torch.arange(T, device=device) >= length[:, None]
-    in_response = ~padding & (torch.arange(T, device=device) >= prompt_len[:, None])
+    slots = torch.arange(T, device=device)
+    padding = slots >= length[:, None]
+    in_response = ~padding & (slots >= prompt_len[:, None])
+    unwritten = unwritten[:, :T].masked_fill(~in_response, -1)
+    by_teacher = (unwritten >= 0) & write_back
+    source = torch.where(in_response, torch.where(by_teacher, TEACHER, STUDENT), PROMPT).to(torch.int8)
     return Rollout(
         tokens[:, :T].masked_fill(padding, 0),
         prompt_len,
         length,
-        source[:, :T].masked_fill(~in_response, PROMPT),
+        source,
         finished,
         teacher_logits[:, : T - 1],
-        unwritten[:, :T].masked_fill(~in_response, -1),
-        counters,
+        unwritten,
+        _count(blocks),
         blocks,
     )
+
+
+def _count(blocks):
+    """The counters of a rollout, (7,) long in the order of COUNTERS; a row counts while it is running."""
+    drafted, accepted, judged = (
+        torch.cat([getattr(block, name) for block in blocks]).sum() for name in ("drafted", "accepted", "judged")
+    )
+    calls, steps = (sum(block.proposed.size(0) for block in blocks), sum(block.proposed.numel() for block in blocks))
+    counted = torch.stack([drafted, judged, accepted, judged - accepted, drafted - judged])
+    return torch.cat([counted, torch.tensor([calls, steps], device=counted.device)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -439,7 +509,7 @@ def check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule):
         raise ValueError(
             f"accept_on must be raw, or warped with the topk rule; found {accept_on!r} with {accept_rule!r}"
         )
-    if gamma < 1:
+    if gamma is not None and gamma < 1:
         raise ValueError(f"gamma must be at least 1, found {gamma}")
     if accept_top_k < 0:
         raise ValueError(f"accept_top_k must be at least 0, found {accept_top_k}")
@@ -465,7 +535,7 @@ def interleaved_generate(
     max_new_tokens,
     *,
     generator,
-    gamma=5,
+    gamma=None,
     accept_rule="topk",
     accept_top_k=25,
     replace="sample",
@@ -499,23 +569,23 @@ def interleaved_generate(
     replacement_law = REPLACE_RULES[replace](accept_top_k, teacher_temperature, teacher_top_p)
     noise = Noise(generator, _row_keys(row_keys, len(prompts), _device(student)))
 
-    def draft(student_row, position):
-        return draw(student_row, noise(position, "student"), student_temperature, top_p=student_top_p)
+    def draft(student_row, uniform):
+        return draw(student_row, uniform("student"), student_temperature, top_p=student_top_p)
 
-    def judge(proposed, student_rows, teacher_rows, positions):
+    def judge(proposed, student_rows, teacher_rows, uniform):
         if judge_fresh:
             rows = torch.stack(student_rows, 1)
-            proposed = draw(rows, noise(positions, "fresh"), student_temperature, top_p=student_top_p)
+            proposed = draw(rows, uniform("fresh"), student_temperature, top_p=student_top_p)
         if accept_on == "warped":
             # Few tokens keep any mass after top-p; topk fills up with arbitrary ids of mass 0, as the released code does.
             if rule["accept_top_k"] == 0:
                 return torch.zeros_like(proposed, dtype=torch.bool)
             probs = warp(teacher_rows, teacher_temperature, top_p=teacher_top_p).softmax(-1)
             return (probs.topk(rule["accept_top_k"], dim=-1).indices == proposed[..., None]).any(-1)
-        return ACCEPT_RULES[accept_rule](teacher_rows, proposed, noise(positions, "coin"), **rule)
+        return ACCEPT_RULES[accept_rule](teacher_rows, proposed, uniform("coin"), **rule)
 
-    def redraw(student_rows, teacher_rows, position):
-        return draw(teacher_rows, noise(position, "teacher").flatten(), **replacement_law)
+    def redraw(student_rows, teacher_rows, at, uniform):
+        return draw(teacher_rows[at], uniform("teacher"), **replacement_law)
 
     return _draft_and_verify(
         student,
@@ -523,6 +593,7 @@ def interleaved_generate(
         prompts,
         max_new_tokens,
         gamma=gamma,
+        noise=noise,
         draft=draft,
         judge=judge,
         replace=redraw,
@@ -579,7 +650,7 @@ def interleaved_reference(
 
 
 def speculative_generate(
-    draft, target, prompts, max_new_tokens, *, generator, gamma=4, temperature=1.0, eos_token=None, row_keys=None
+    draft, target, prompts, max_new_tokens, *, generator, gamma=None, temperature=1.0, eos_token=None, row_keys=None
 ):
     """Speculative sampling (arXiv 2211.17192): tokens distributed exactly as the target's own; -> Rollout.
 
@@ -587,31 +658,32 @@ def speculative_generate(
     target - draft. The chance to stay is 1 - total_variation: `counters` give accepted / judged. The usual extra token
     after a fully accepted block is left out: the law is the same, and the loop is the one of interleaved sampling.
     """
-    if gamma < 1:
+    if gamma is not None and gamma < 1:
         raise ValueError(f"gamma must be at least 1, found {gamma}")
     _shared_vocabulary(draft, target)
     noise = Noise(generator, _row_keys(row_keys, len(prompts), _device(draft)))
     greedy = temperature == 0
 
-    def propose(draft_row, position):
-        return draw(draft_row, noise(position, "student"), temperature)
+    def propose(draft_row, uniform):
+        return draw(draft_row, uniform("student"), temperature)
 
-    def judge(proposed, draft_rows, target_rows, positions):
+    def judge(proposed, draft_rows, target_rows, uniform):
         if greedy:
             return target_rows.argmax(-1) == proposed
         draft_prob, target_prob = (
             warp(rows, temperature).log_softmax(-1).gather(-1, proposed[..., None])[..., 0].exp()
             for rows in (torch.stack(draft_rows, 1), target_rows)
         )
-        return noise(positions, "coin") * draft_prob < target_prob
+        return uniform("coin") * draft_prob < target_prob
 
-    def redraw(draft_row, target_row, position):
+    def redraw(draft_rows, target_rows, at, uniform):
+        draft_row, target_row = torch.stack(draft_rows, 1)[at], target_rows[at]
         if greedy:
             return target_row.argmax(-1)
         residual = (warp(target_row, temperature).softmax(-1) - warp(draft_row, temperature).softmax(-1)).clamp(min=0)
         # Equal distributions leave no residual; rounding may still reject, and then the target's own law is right.
         residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, warp(target_row, temperature).softmax(-1))
-        return draw(residual.log(), noise(position, "teacher"))
+        return draw(residual.log(), uniform("teacher"))
 
     return _draft_and_verify(
         draft,
@@ -619,6 +691,7 @@ def speculative_generate(
         prompts,
         max_new_tokens,
         gamma=gamma,
+        noise=noise,
         draft=propose,
         judge=judge,
         replace=redraw,
@@ -681,6 +754,10 @@ class CachePair(tuple):
     def roll_back(self, lengths, high=None):
         for cache in self:
             cache.roll_back(lengths, high)
+
+    def keep_rows(self, rows):
+        for cache in self:
+            cache.keep_rows(rows)
 
 
 def write_tokens(
@@ -759,13 +836,15 @@ def picture(rollout, row, decode, eos_token=None, color=True):
         return f"{style[name]}{words}{style['end']}" if style[name] else words
 
     parts = []
-    for start, proposed, drafted, kept in rollout.blocks:
-        at, drafted, kept = int(start[row]), int(drafted[row]), int(kept[row])
-        proposals = proposed[row].tolist()
+    for block in rollout.blocks:
+        if row not in block.rows:  # it was done by then
+            continue
+        _, at, proposals, drafted, kept, _ = (column[block.rows == row][0].tolist() for column in block)
         parts += [text(token) for token in proposals[:kept]]
         if kept < drafted:
             slot = at + kept  # where the replacement stands; the row of logits before it judged the proposal
-            place = int(rank(rollout.teacher_logits[row, slot - 1], proposed[row, kept])) + 1
+            rejected = torch.tensor(proposals[kept], device=rollout.tokens.device)
+            place = int(rank(rollout.teacher_logits[row, slot - 1], rejected)) + 1
             by_teacher = paint("teacher", text(int(rollout.tokens[row, slot])))
             parts.append(f"{{{by_teacher}<-{paint('rejected', text(proposals[kept]))} #{place}}}")
             lost = "".join(map(text, proposals[kept + 1 : drafted]))
@@ -789,7 +868,9 @@ def main(argv=None):
     parser.add_argument("--data-dir", metavar="DIR", help="where files of real data sets lie")
     parser.add_argument("--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay")
     parser.add_argument("--accept-top-k", type=int, help="SKD's K (default: the checkpoint's)")
-    parser.add_argument("--gamma", type=int, default=4, help="tokens drafted per block")
+    parser.add_argument(
+        "--gamma", type=runs.block_length, metavar="N|auto", help="tokens drafted per block (default: auto)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
@@ -853,7 +934,7 @@ def main(argv=None):
             if args.accept_rule == "topk"
             else ""
         )
-        + f", gamma = {args.gamma}"
+        + f", gamma = {args.gamma or 'auto'}"
     )
     print("plain: student   {teacher's token<-rejected proposal #its rank with the teacher}   <discarded proposals>\n")
     for row, prompt in enumerate(prompts):

@@ -266,7 +266,7 @@ def distill(row, student, pair, args, seed, log, say):
             student_loss.detach() + student_norm + (teacher_loss.detach() + module_norm if moving else 0)
         )
         first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
-        count_step(costs, row, rollout, references, moving, args.gamma)
+        count_step(costs, row, rollout, references, moving)
 
         # What happened? Read from the device only now and then.
         last = step + 1 == args.steps
@@ -317,14 +317,14 @@ def distill(row, student, pair, args, seed, log, say):
     return figures, teacher if row.module else None
 
 
-def count_step(costs, row, rollout, references, moving, gamma):
+def count_step(costs, row, rollout, references, moving):
     """What one step cost, in passes (data/evaluate.py, Costs)."""
     # A frozen base under a module: forward and gradients of activations; all weights: those of the weights as well.
     learning = (3 if row.module == "full" else 2) if moving else 1
     asked = row.student_kd > 0 or moving
     repeated = int(moving and row.update == "alternating") + int(moving and row.anchor > 0)
     if rollout is not references:
-        costs.count_writing(rollout, row.writer, gamma)
+        costs.count_writing(rollout, row.writer)
         student_ce, teacher_ce = row.student_kd < 1, moving and row.alpha < 1
         costs.count_learning(references, 3 * student_ce, learning * teacher_ce, int(teacher_ce))
     costs.count_learning(rollout, 3, learning * asked + repeated, int(asked) + repeated)

@@ -17,8 +17,9 @@ All methods are one loop, `distill`. They differ in two things only, the row of 
 
 Where this differs from the SKD paper: models of 30 k to 100 M parameters pretrained here, not 0.5 to 7 B; K scales with
 the vocabulary in use; the loss is the mean over all response tokens of a batch (--reduction sequence gives Eq. 1's mean
-over each response first); gamma 4; the learning rate is of tiny models. Where the paper differs from its released code,
-the paper is followed (README, "Paper and released code"; switches reproduce the code's way).
+over each response first); gamma follows the acceptance, which costs less and changes no token; the learning rate is of
+tiny models. Where the paper differs from its released code, the paper is followed (README, "Paper and released code";
+switches reproduce the code's way).
 """
 
 import time
@@ -135,7 +136,7 @@ def distill(row, student, pair, args, seed, log, say):
         clock.append(time.perf_counter())
         bad = ~torch.isfinite(loss.detach() + gradient_norm)
         first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
-        costs.count_writing(rollout, row.writer, args.gamma)
+        costs.count_writing(rollout, row.writer)
         asked = row.loss != "cross_entropy" and rollout.teacher_logits is None
         costs.count_learning(rollout, student_passes=3, teacher_passes=int(asked))
 

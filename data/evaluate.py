@@ -329,13 +329,12 @@ class Costs:
         self.counts = torch.zeros(4, dtype=torch.long, device=next(student.parameters()).device)
         self.once = 0  # tokens that the teacher processed before training
 
-    def count_writing(self, rollout, writer, gamma):
+    def count_writing(self, rollout, writer):
         """Add what it took to write a batch of training tokens."""
         student, teacher, forwards = (torch.zeros_like(self.counts[0]) for _ in range(3))
         by_model = ((rollout.source == STUDENT) | (rollout.source == TEACHER)) & rollout.response_mask
-        if rollout.counters is not None:  # teacher_calls and student_steps are per row
-            prompt, counts = rollout.prompt_len.sum(), rollout.counters
-            student, teacher = prompt + counts[6], prompt + counts[5] * gamma
+        if rollout.counters is not None:
+            student = teacher = rollout.prompt_len.sum() + rollout.counters[6]  # the teacher is fed what was drafted
             forwards += 1 + len(rollout.blocks)
         elif writer != "teacher":  # the teacher's answers were written, and counted, before
             own = (rollout.source == STUDENT).any(1)

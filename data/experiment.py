@@ -294,7 +294,7 @@ def compare(script, args, names, variants, run_one):
     )
     runs.say(
         f"tokenizer: {vocabulary} tokens, {data.vocabulary_in_use} in use; block of {data.block_size}, at most "
-        f"{data.max_new_tokens} new tokens; K = {args.accept_top_k}, gamma = {args.gamma}"
+        f"{data.max_new_tokens} new tokens; K = {args.accept_top_k}, gamma = {args.gamma or 'auto'}"
     )
     if args.task in corpora.CORPORA:
         runs.say(f"data: {corpora.corpus_note(args.task, args.data_dir)}")

@@ -129,7 +129,10 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument("--batch-size", type=int, default=64, help="prompts per update")
     group.add_argument("--lr", type=float, help="peak learning rate, cosine with 5%% warm-up (default: by --size)")
     group.add_argument(
-        "--gamma", type=int, default=4, help="tokens that the student drafts per block; costs, not results"
+        "--gamma",
+        type=block_length,
+        metavar="N|auto",
+        help="tokens that the student drafts per block: costs, not results (default: auto, by the acceptance so far)",
     )
     group.add_argument(
         "--accept-top-k",
@@ -140,6 +143,15 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--reduction", default="token", choices=("token", "sequence"), help="mean over all tokens, or rows first"
     )
+
+
+def block_length(text):
+    """What --gamma takes: a number, or auto, which is None (sample.best_gamma)."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"takes a number of tokens or auto, found {text!r}")
+    return int(text)
 
 
 def check_shared_flags(args, variants, main_variants):

@@ -250,6 +250,28 @@ def test_cache_rows_do_not_mix():
                 assert torch.allclose(single[0], together[row], atol=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_dropping_rows(seed):
+    """Rows that stay, in any new order, go on as if the others had never been there; a row that keeps its place is not copied."""
+    chance, model, tokens = random.Random(seed), wide_gpt(seed), random_tokens(6, 12)
+    full, cache, rows, length = adapters.model_logits(model, tokens), model.new_cache(6, 12), list(range(6)), 2
+    with torch.no_grad():
+        model(tokens[:, :2], cache)
+        while rows:
+            found = model(tokens[rows, length : length + 2], cache)
+            assert torch.allclose(found, full[rows, length : length + 2], atol=1e-9)
+            stay = chance.sample(range(len(rows)), len(rows) - 1)
+            at = cache.keys_values.data_ptr()
+            cache.keep_rows(stay)
+            rows, length = [rows[row] for row in stay], length + 2
+            if stay == list(range(len(stay))):
+                assert cache.keys_values.data_ptr() == at
+            cache.roll_back(torch.full((len(rows),), length), high=length)
+            if length == 12:
+                break
+    assert len(rows) == 1
+
+
 def test_cache_layout():
     """One allocation (n_layer, 2, B, H, capacity, D) on the model's dtype; positions past the block are clamped."""
     model = wide_gpt()

@@ -529,7 +529,7 @@ def same_rollout(one, other):
 
 @pytest.mark.parametrize("options", [{}, {"judge_fresh": True}, RULES[9]], ids=name_of)
 def test_block_length_never_shows(options):
-    """Tokens, sources, ends, marks and teacher logits are the same for every gamma, also one beyond the budget."""
+    """Tokens, sources, ends, marks and teacher logits are the same for every gamma, one beyond the budget and the adaptive one, too."""
     student, teacher = make_pair(1)
     prompts = random_prompts(1, 6)
     options = {"accept_top_k": 2, **options}
@@ -537,7 +537,7 @@ def test_block_length_never_shows(options):
         sample.interleaved_generate(
             student, teacher, prompts, 11, generator=generator(3), gamma=gamma, eos_token=0, **options
         )
-        for gamma in (1, 2, 3, 4, 5, 8, 11, 30)
+        for gamma in (1, 2, 3, 4, 5, 8, 11, 30, None)
     )
     for other in others:
         same_rollout(one, other)
@@ -781,17 +781,25 @@ def test_counters_add_up(sampler):
         assert counts["judged"] == counts["accepted"] + counts["replaced"] == sum(map(len, rollout.responses()))
         assert counts["proposed"] == counts["judged"] + counts["discarded"]
         assert counts["replaced"] == (rollout.unwritten >= 0).sum() > 0
-        assert counts["student_steps"] == gamma * counts["teacher_calls"]
+        assert counts["teacher_calls"] <= counts["student_steps"] <= gamma * counts["teacher_calls"]
         if sampler != "control":
             assert counts["accepted"] == (rollout.source == STUDENT).sum()
             assert counts["replaced"] == (rollout.source == TEACHER).sum()
-        # The blocks tell the same story: they tile each response; a row costs one teacher call per block it is in.
-        drafted = torch.stack([block[2] for block in rollout.blocks])
-        assert counts["teacher_calls"] == (drafted > 0).sum() and counts["proposed"] == drafted.sum()
-        assert counts["accepted"] == sum(int(block[3].sum()) for block in rollout.blocks)
-        starts = torch.stack([block[0] for block in rollout.blocks] + [rollout.lengths])
-        assert torch.equal(starts[0], rollout.prompt_len) and (starts.diff(dim=0) <= drafted).all()
-        assert drafted.max() <= gamma and all(block[1].shape == (8, gamma) for block in rollout.blocks)
+        # The blocks tell the same story: they tile each response, and a row costs one teacher call per block it is in.
+        at = rollout.prompt_len.clone()
+        for block in rollout.blocks:
+            left = rollout.lengths[block.rows] - at[block.rows]  # what these rows, and no others, have still to write
+            assert (left > 0).all() and (at < rollout.lengths).sum() == len(block.rows) == len(block.rows.unique())
+            assert torch.equal(block.start, at[block.rows])
+            # A block is not longer than the longest budget left, so the last ones are shorter than gamma.
+            assert block.proposed.shape == (len(block.rows), min(gamma, int((rollout.prompt_len + 11 - at)[block.rows].max())))
+            assert (block.accepted <= block.judged).all() and (block.judged <= block.drafted).all()
+            at[block.rows] += block.judged
+        assert torch.equal(at, rollout.lengths)
+        for name, column in (("proposed", "drafted"), ("accepted", "accepted"), ("judged", "judged")):
+            assert counts[name] == sum(int(getattr(block, column).sum()) for block in rollout.blocks)
+        assert counts["teacher_calls"] == sum(len(block.rows) for block in rollout.blocks)
+        assert counts["student_steps"] == sum(block.proposed.numel() for block in rollout.blocks)
 
 
 @pytest.mark.parametrize("gamma, keep_rate", [(5, 0.85), (3, 0.4), (1, 0.7), (4, 1.0)])
@@ -802,12 +810,53 @@ def test_cost_formula(gamma, keep_rate):
         student, teacher, [[1]] * MANY, gamma, generator=generator(), gamma=gamma, accept_rule="random",
         replace_rate=1 - keep_rate,
     )  # fmt: skip
-    start, _, drafted, accepted = rollout.blocks[0]
+    _, start, _, drafted, accepted, judged = rollout.blocks[0]
     committed = (accepted + (accepted < drafted)).double()
+    assert torch.equal(committed, judged.double())
     expected = gamma if keep_rate == 1 else (1 - keep_rate**gamma) / (1 - keep_rate)
     spread = gamma * math.sqrt(math.log(2 / FALSE_ALARM) / (2 * MANY))  # Hoeffding, numbers in 0..gamma
     assert committed.mean().item() == pytest.approx(expected, abs=spread)
     assert (drafted == gamma).all() and (start == 1).all()
+
+
+@pytest.mark.parametrize("keep_rate", [0.0, 0.3, 0.5, 0.7, 0.88, 0.95, 1.0])
+@pytest.mark.parametrize("call_cost", [0.0, 1.0, 6.0])
+def test_best_gamma(keep_rate, call_cost):
+    """It is the cheapest per token of GAMMAS, the expected tokens of a block counted outcome by outcome."""
+    judged = 10**9  # so many that the prior does not count
+
+    def price(gamma):
+        rejected_at = [keep_rate**k * (1 - keep_rate) for k in range(gamma)]  # k accepted, then a replacement
+        expected = sum((k + 1) * prob for k, prob in enumerate(rejected_at)) + gamma * keep_rate**gamma
+        return (gamma + call_cost) / expected
+
+    found = sample.best_gamma(round(keep_rate * judged), judged, call_cost)
+    assert found in sample.GAMMAS
+    assert price(found) == pytest.approx(min(map(price, sample.GAMMAS)), rel=1e-6)
+
+
+def test_best_gamma_follows_the_acceptance():
+    """4 before anything was judged; more for a student that is accepted, less for one that is not; a floor of 1."""
+    assert sample.best_gamma(0, 0, 1.0) == 4
+    found = [sample.best_gamma(accepted, 1000, 1.0) for accepted in range(0, 1001, 10)]
+    assert found == sorted(found) and found[0] == 1 and found[-1] == max(sample.GAMMAS)
+
+
+def test_adaptive_blocks_grow_and_shrink():
+    """A teacher's twin is given longer blocks, a student that is always wrong shorter ones, until the budget cuts them."""
+    student, teacher = make_pair(18)
+    for rule, widths in (({"accept_rule": "all"}, [4, 4, 8, 7]), ({"accept_rule": "none"}, [4, 2, 2, 1, 1])):
+        rollout = sample.interleaved_generate(student, teacher, [[1]] * 2, 30, generator=generator(), **rule)
+        assert [block.proposed.size(1) for block in rollout.blocks][: len(widths)] == widths
+
+
+@pytest.mark.parametrize("size", range(1, 6))
+def test_closing_ranks(size):
+    """Every pattern: all rows that are not done stay, once; one that can keep its number keeps it."""
+    for done in itertools.product([False, True], repeat=size):
+        kept = sample._close_ranks(done)
+        assert sorted(kept) == [row for row in range(size) if not done[row]]
+        assert all(new == old for new, old in enumerate(kept) if not done[new])
 
 
 def test_number_of_teacher_calls():
@@ -881,7 +930,7 @@ def test_speculative_never_shows_its_block_length():
     prompts = random_prompts(16, 6)
     one, *others = (
         adapters.speculative_generate(draft, target, prompts, 11, gamma=gamma, eos_token=0, seed=2)
-        for gamma in (1, 2, 3, 4, 7, 20)
+        for gamma in (1, 2, 3, 4, 7, 20, None)
     )
     assert all(other == one for other in others)
 
@@ -978,7 +1027,7 @@ def test_end_token_as_replacement(gamma):
     proposed = 2 if gamma == 1 else min(gamma, 6)
     assert rollout.counts() == {
         "proposed": proposed, "judged": 2, "accepted": 1, "replaced": 1, "discarded": proposed - 2,
-        "teacher_calls": 2 if gamma == 1 else 1, "student_steps": 2 if gamma == 1 else gamma,
+        "teacher_calls": 2 if gamma == 1 else 1, "student_steps": 2 if gamma == 1 else proposed,
     }  # fmt: skip
 
 

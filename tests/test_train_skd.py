@@ -279,12 +279,12 @@ def test_the_nucleus_is_the_students(pair):
     assert tiny.responses() == greedy.responses() != write("on_policy", pair, [2, 7]).responses()
 
 
-@pytest.mark.parametrize("gamma", [1, 3, 9])
+@pytest.mark.parametrize("gamma", [1, 3, 9, None])
 def test_gamma_costs_but_does_not_count(pair, gamma):
-    """The rollout of a batch is the same for every gamma; only the number of blocks differs."""
+    """The rollout of a batch is the same for every gamma; only the blocks differ (None: 4, then 2, since all was rejected)."""
     wanted, found = (write("skd", pair, [3, 1, 4, 1], gamma=number) for number in (4, gamma))
     assert torch.equal(wanted.tokens, found.tokens) and torch.equal(wanted.source, found.source)
-    assert all(proposed.size(1) == gamma for _, proposed, _, _ in found.blocks)
+    assert {block.proposed.size(1) for block in found.blocks[:2]} == ({gamma} if gamma else {4, 2})
 
 
 def test_mixed_rows_stay_in_place(pair):
