@@ -71,7 +71,8 @@ class KVCache:
 
     def extend(self, T):
         """Claim the next T slots of every row: positions (B, T), and the bias (B, 1, T, high) that hides later slots."""
-        positions = self.lengths[:, None] + self._slots[:T]  # (B, T)
+        # (B, T); a sampler may draft past a row's end: what has no slot of its own shares the last one.
+        positions = (self.lengths[:, None] + self._slots[:T]).clamp(max=self.capacity - 1)
         self.high = min(self.high + T, self.capacity)
         self.lengths = self.lengths + T
         return positions, self._bias[:, : self.high][positions][:, None]

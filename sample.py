@@ -354,7 +354,7 @@ def generate(
 # The block loop of both speculative samplers.
 
 
-GAMMAS = (1, 2, 4, 8, 16)  # few and even shapes: kernels like them
+GAMMAS = (1, 2, 4, 8, 16, 32)  # few and even shapes: kernels like them
 
 
 def best_gamma(accepted, judged, call_cost):
@@ -363,17 +363,17 @@ def best_gamma(accepted, judged, call_cost):
     A block of gamma drafted tokens costs gamma + call_cost, in units of drafting and judging one token; call_cost is what
     a teacher forward costs whatever its length. With acceptance a it writes 1 + a + ... + a^(gamma-1) tokens: each one
     stands only if all before it were accepted. Smallest ratio wins. Nothing but time depends on it. Before anything was
-    judged one rejection in eight is assumed: gamma 4 at call_cost 1.
+    judged one rejection in eight is assumed: gamma 4 at call_cost 2.
     """
     a = (accepted + 7) / (judged + 8)
     return min(GAMMAS, key=lambda gamma: (gamma + call_cost) / sum(a**k for k in range(gamma)))
 
 
 def _call_cost(student, teacher):
-    """What best_gamma calls so. A CPU is bound by arithmetic, and a forward's fixed part is reading its cache: about one
-    token's work. Other devices are bound by launches: as many layers as the teacher has, in units of a drafting step.
+    """What best_gamma calls so. A CPU is bound by arithmetic, and a forward's fixed part is reading its cache: about two
+    tokens' work. Other devices are bound by launches: as many layers as the teacher has, in units of a drafting step.
     """
-    return 1.0 if _device(student).type == "cpu" else teacher.config.n_layer / student.config.n_layer
+    return 2.0 if _device(student).type == "cpu" else teacher.config.n_layer / student.config.n_layer
 
 
 @torch.no_grad()
@@ -389,8 +389,7 @@ def _draft_and_verify(
     """
     device = _device(student)
     B, block_size = len(prompts), min(student.config.block_size, teacher.config.block_size)
-    longest = gamma or max(GAMMAS)
-    tokens, prompt_len, end, prompt_lens, ends = _start(prompts, max_new_tokens, block_size, device, spare=longest)
+    tokens, prompt_len, end, prompt_lens, ends = _start(prompts, max_new_tokens, block_size, device, spare=1)
     width, capacity = max(prompt_lens), tokens.size(1)
     student_cache = _prefill(student, tokens, prompt_len, width, capacity)
     teacher_cache = _prefill(teacher, tokens, prompt_len, width, capacity)
@@ -399,7 +398,7 @@ def _draft_and_verify(
     finished = torch.zeros(B, dtype=torch.bool, device=device)
     teacher_logits = None
     blocks, live, live_on_host, T = [], torch.arange(B, device=device), list(range(B)), 0
-    offsets = torch.arange(longest, device=device)
+    offsets = torch.arange(gamma or max(GAMMAS), device=device)
     accepted_so_far, judged_so_far, call_cost = 0, 0, _call_cost(student, teacher)
     room = max(stop - start for start, stop in zip(prompt_lens, ends))  # tokens that the slowest row may still write
 
@@ -407,7 +406,8 @@ def _draft_and_verify(
         # 1. Draft: G student steps, each feeding the token before it.
         G = min(gamma or best_gamma(accepted_so_far, judged_so_far, call_cost), room)
         start, rows = length[live], live[:, None]  # (n,), (n, 1)
-        positions = start[:, None] + offsets[:G]  # (n, G) where a proposal would stand
+        # (n, G) where a proposal would stand; the spare last column takes all that would lie beyond every row's end
+        positions = (start[:, None] + offsets[:G]).clamp(max=capacity - 1)
         fed, student_rows = [tokens[live, start - 1][:, None]], []  # first the pending token
         for j in range(G):
             student_rows.append(student(fed[j], student_cache)[:, -1])  # (n, V)

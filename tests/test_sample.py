@@ -820,7 +820,7 @@ def test_cost_formula(gamma, keep_rate):
 
 
 @pytest.mark.parametrize("keep_rate", [0.0, 0.3, 0.5, 0.7, 0.88, 0.95, 1.0])
-@pytest.mark.parametrize("call_cost", [0.0, 1.0, 6.0])
+@pytest.mark.parametrize("call_cost", [0.0, 2.0, 6.0])
 def test_best_gamma(keep_rate, call_cost):
     """It is the cheapest per token of GAMMAS, the expected tokens of a block counted outcome by outcome."""
     judged = 10**9  # so many that the prior does not count
@@ -837,15 +837,15 @@ def test_best_gamma(keep_rate, call_cost):
 
 def test_best_gamma_follows_the_acceptance():
     """4 before anything was judged; more for a student that is accepted, less for one that is not; a floor of 1."""
-    assert sample.best_gamma(0, 0, 1.0) == 4
-    found = [sample.best_gamma(accepted, 1000, 1.0) for accepted in range(0, 1001, 10)]
+    assert sample.best_gamma(0, 0, 2.0) == 4
+    found = [sample.best_gamma(accepted, 1000, 2.0) for accepted in range(0, 1001, 10)]
     assert found == sorted(found) and found[0] == 1 and found[-1] == max(sample.GAMMAS)
 
 
 def test_adaptive_blocks_grow_and_shrink():
     """A teacher's twin is given longer blocks, a student that is always wrong shorter ones, until the budget cuts them."""
     student, teacher = make_pair(18)
-    for rule, widths in (({"accept_rule": "all"}, [4, 4, 8, 7]), ({"accept_rule": "none"}, [4, 2, 2, 1, 1])):
+    for rule, widths in (({"accept_rule": "all"}, [4, 8, 8, 3]), ({"accept_rule": "none"}, [4, 2, 2, 2, 2])):
         rollout = sample.interleaved_generate(student, teacher, [[1]] * 2, 30, generator=generator(), **rule)
         assert [block.proposed.size(1) for block in rollout.blocks][: len(widths)] == widths
 
