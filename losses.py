@@ -21,9 +21,11 @@ The teacher is detached inside, gradients reach the student only. Formulas and g
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def at_least_float32(x):
@@ -191,11 +193,15 @@ def minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0.2, leng
     Rewards 1, 2, 3 give R_{t+1} = 5, 3, 0 as sums and 2.5, 3, 0 as means. The paper's clipping and its language-model
     loss on a pretraining corpus are left out: each batch is used for one update, and there is no such corpus here.
     """
-    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
-    chosen = targets[..., None]
-    student_chosen = student_logprobs.gather(-1, chosen)[..., 0]  # (B, T)
+
+    def columns(student_logits, teacher_logits, targets):
+        student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+        chosen = [logprobs.gather(-1, targets[..., None])[..., 0] for logprobs in (student_logprobs, teacher_logprobs)]
+        single = (student_logprobs.exp() * (student_logprobs - teacher_logprobs)).sum(-1)
+        return torch.stack([single, *chosen], -1)
+
+    single, student_chosen, teacher_chosen = by_chunks(columns, student_logits, teacher_logits, targets).unbind(-1)
     with torch.no_grad():
-        teacher_chosen = teacher_logprobs.gather(-1, chosen)[..., 0]
         reward = (teacher_chosen - student_chosen).masked_fill(~mask, 0.0)
         later = reward.flip(-1).cumsum(-1).flip(-1) - reward  # (B, T): the sum over i > t
         if length_norm:
@@ -205,21 +211,69 @@ def minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0.2, leng
         if teacher_mix > 0:
             writer = _log_mixture(teacher_chosen, student_chosen, teacher_mix)
             weight = (student_chosen - writer).exp()  # at most 1 / (1 - teacher_mix)
-    single = (student_logprobs.exp() * (student_logprobs - teacher_logprobs)).sum(-1)
     return weight * (single - later * student_chosen)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Large vocabularies: losses that never hold the logits of a whole batch.
+
+
+class Unprojected(NamedTuple):
+    """Logits that nobody has computed: `features` (B, T, C), a model's last hidden states, and its `head` (V, C).
+
+    logits = features @ head^T. At V = 50,257 and C = 768 they are 65 times larger than the features.
+    """
+
+    features: torch.Tensor
+    head: torch.Tensor
+
+    def detach(self):
+        return Unprojected(self.features.detach(), self.head.detach())
+
+
+AT_ONCE = 2**22  # logits of one chunk: 16 MiB in float32
+
+
+def by_chunks(function, *inputs, at_once=AT_ONCE):
+    """function(*inputs) at every position, (B, T) or (B, T, k), with the logits of a few positions at a time.
+
+    Inputs are Unprojected, or tensors (B, T, ...) that are cut alongside, such as targets; where none is Unprojected,
+    this is function(*inputs). A chunk holds at most `at_once` logits of one model (at least one position) and is worked
+    out again for the backward pass: value and gradients are those of the whole, for one more product with the head.
+    """
+    if not any(isinstance(x, Unprojected) for x in inputs):
+        return function(*inputs)
+    heads = [x.head if isinstance(x, Unprojected) else None for x in inputs]
+    rows = [x.features if isinstance(x, Unprojected) else x for x in inputs]
+    shape, vocab_size = rows[0].shape[:2], max(len(head) for head in heads if head is not None)
+
+    def piece(*parts):
+        return function(*(part if head is None else F.linear(part, head) for part, head in zip(parts, heads)))
+
+    chunks = zip(*(x.flatten(0, 1).split(max(1, at_once // vocab_size)) for x in rows))
+    # Nothing here draws a number, so there is no state of a generator to keep.
+    parts = [checkpoint(piece, *parts, use_reentrant=False, preserve_rng_state=False) for parts in chunks]
+    return torch.cat(parts).unflatten(0, shape)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reduction and diagnostics.
 
 
-def masked_mean(per_token, mask, reduction="token"):
+def weight_of(mask, reduction="token"):
+    """What masked_mean divides by: the number of masked tokens, or of rows that have any; a scalar tensor."""
+    return mask.sum() if reduction == "token" else mask.any(-1).sum()
+
+
+def masked_mean(per_token, mask, reduction="token", total=None):
     """Scalar from per_token (B, T) over the positions where mask (B, T) is True; 0 with a graph where there are none.
 
     reduction "token": the mean over all masked positions, every token counts the same (ours by default);
     "sequence": the mean over each row first, then over the rows that have any, every response counts the same (the
-    papers' Eq. 1); "sum": the plain sum, for gradient accumulation (divide once by the global count).
-    Rows 1 1 1 1 and 5 - - - give 1.8, 3.0 and 9.0.
+    papers' Eq. 1); "sum": the plain sum. Rows 1 1 1 1 and 5 - - - give 1.8, 3.0 and 9.0.
+
+    `total` is what to divide by in place of weight_of(mask): where a batch is worked on in parts, the whole batch's, so
+    that the parts add up to its mean. (A mean of means would weigh tokens by how full their part is.)
     """
     assert per_token.shape == mask.shape, (
         f"{tuple(per_token.shape)} and mask {tuple(mask.shape)}"
@@ -228,13 +282,12 @@ def masked_mean(per_token, mask, reduction="token"):
     kept = per_token.masked_fill(~mask, 0.0)
     if reduction == "sum":
         return kept.sum()
-    if reduction == "token":
-        return kept.sum() / mask.sum().clamp(min=1)
+    if reduction not in ("token", "sequence"):
+        raise ValueError(f"reduction must be token, sequence or sum, found {reduction!r}")
     if reduction == "sequence":
-        tokens_per_row = mask.sum(-1)  # (B,)
-        row_means = kept.sum(-1) / tokens_per_row.clamp(min=1)
-        return row_means.sum() / (tokens_per_row > 0).sum().clamp(min=1)
-    raise ValueError(f"reduction must be token, sequence or sum, found {reduction!r}")
+        kept = kept.sum(-1) / mask.sum(-1).clamp(min=1)  # (B,)
+    # A total may be below 1: the mean over several processes, one of which alone has a token.
+    return kept.sum() / (weight_of(mask, reduction).clamp(min=1) if total is None else total.clamp(min=1e-9))
 
 
 def entropy(model_logits):

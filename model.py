@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,13 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2 (Radford et al. 2019) of any size: `model(tokens)` gives logits (B, T, V), row t predicts token t+1."""
+    """GPT-2 (Radford et al. 2019) of any size: `model(tokens)` gives logits (B, T, V), row t predicts token t+1.
+
+    With `recompute` set, a training pass keeps only what goes in and out of each block and works out the rest again for
+    the backward pass (activation checkpointing): the same gradients for a third more arithmetic.
+    """
+
+    recompute = False
 
     def __init__(self, config, generator=None):
         super().__init__()
@@ -184,10 +191,11 @@ class GPT(nn.Module):
                 )
                 weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
 
-    def forward(self, tokens, cache=None, online=None):
+    def forward(self, tokens, cache=None, online=None, features=False):
         """(B, T) long -> (B, T, V). With a KVCache the T tokens go to the next T slots of each row.
 
-        `online` is the module of an OnlineTeacher (its Hooks); without one this is the plain model.
+        `online` is the module of an OnlineTeacher (its Hooks); without one this is the plain model. features=True stops
+        before the head, at (B, T, C): the logits are F.linear(features, head).
         """
         T = tokens.size(1)
         if cache is None:
@@ -199,8 +207,17 @@ class GPT(nn.Module):
         x = self.token_embedding(tokens) + self.position_embedding(positions.clamp(max=self.config.block_size - 1))
         hooks = None if online is None else online.begin(self)
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, cache, positions, bias, hooks)
-        return F.linear(self.norm(x), self.token_embedding.weight)  # tied head
+            if self.recompute and cache is None and torch.is_grad_enabled():
+                x = checkpoint(block, x, layer, None, None, None, hooks, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, layer, cache, positions, bias, hooks)
+        x = self.norm(x)
+        return x if features else F.linear(x, self.head)
+
+    @property
+    def head(self):
+        """(V, C): the token embedding, which is the output projection as well."""
+        return self.token_embedding.weight
 
     def new_cache(self, batch_size, capacity):
         """An empty KVCache for `batch_size` rows of `capacity` slots, on this model's device and in its dtype."""
@@ -388,13 +405,16 @@ class OnlineTeacher(nn.Module):
         generator = generator or torch.Generator().manual_seed(0)
         self.module = ONLINE_MODULES[kind](base, rank, scale, generator).to(base.token_embedding.weight.device)
 
-    def forward(self, tokens, cache=None):
-        """(B, T) long -> (B, T, V), with gradients to the module alone."""
-        if not self.enabled:
-            return self.base(tokens, cache)
-        if isinstance(self.module, GPT):
-            return self.module(tokens, cache)
-        return self.base(tokens, cache, self.module)
+    def forward(self, tokens, cache=None, features=False):
+        """(B, T) long -> (B, T, V), or the features before the head; with gradients to the module alone."""
+        if isinstance(self.module, GPT) and self.enabled:
+            return self.module(tokens, cache, features=features)
+        return self.base(tokens, cache, self.module if self.enabled else None, features)
+
+    @property
+    def head(self):
+        """(V, C): what turns its features into logits."""
+        return self.module.head if isinstance(self.module, GPT) and self.enabled else self.base.head
 
     def new_cache(self, batch_size, capacity):
         """An empty KVCache, as GPT.new_cache."""

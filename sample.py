@@ -24,6 +24,7 @@ Shapes: B rows, T positions, V vocabulary, G = gamma. Every cache holds len-1 va
 """
 
 import functools
+import itertools
 import math
 import os
 import sys
@@ -32,6 +33,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 PROMPT, STUDENT, TEACHER, DATASET = 0, 1, 2, 3  # Rollout.source: who wrote a token
 SOURCE_NAMES = ("prompt", "student", "teacher", "dataset")
@@ -59,6 +61,7 @@ class Rollout:
     source: torch.Tensor  # (B, T) int8: PROMPT, STUDENT, TEACHER or DATASET
     finished: torch.Tensor  # (B,) bool: ended by the end token, not by the budget
     teacher_logits: torch.Tensor | None = None  # (B, T-1, V), row t judged token t+1; defined on response rows only
+    teacher_features: torch.Tensor | None = None  # (B, T-1, C) in their place, if asked for: what the head makes them of
     unwritten: torch.Tensor | None = None  # (B, T) long: the token NOT written where a proposal was rejected, else -1
     counters: torch.Tensor | None = None  # (7,) long, named by COUNTERS, summed over rows
     blocks: list = field(default_factory=list)  # of Block
@@ -231,6 +234,13 @@ REPLACE_RULES = {
 # Plain generation.
 
 
+def to_device(tensor, device):
+    """A host tensor on `device`; to CUDA from pinned memory, so that the host goes on while it is copied."""
+    if device is not None and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def _start(prompts, max_new_tokens, block_size, device, spare):
     """Prompts (lists of ids) -> right-padded tokens (B, max end + spare), prompt_len (B,), end (B,), and both as lists."""
     if not prompts:
@@ -251,13 +261,7 @@ def _start(prompts, max_new_tokens, block_size, device, spare):
     tokens = torch.zeros(len(prompts), max(ends) + spare, dtype=torch.long)
     for row, prompt in zip(tokens, prompts):
         row[: len(prompt)] = torch.tensor(prompt)
-    return (
-        tokens.to(device),
-        torch.tensor(lengths, device=device),
-        torch.tensor(ends, device=device),
-        lengths,
-        ends,
-    )
+    return *(to_device(x, device) for x in (tokens, torch.tensor(lengths), torch.tensor(ends))), lengths, ends
 
 
 def _close_ranks(done):
@@ -284,7 +288,7 @@ def _row_keys(row_keys, B, device):
     if row_keys is None:
         return torch.arange(B, device=device)
     assert len(row_keys) == B, f"{len(row_keys)} row keys for {B} prompts"
-    return torch.as_tensor(row_keys, device=device)
+    return to_device(torch.as_tensor(row_keys), device)
 
 
 def _device(model):
@@ -336,7 +340,7 @@ def generate(
             if any(done):  # work on with the rest only
                 kept = _close_ranks(done)
                 cache.keep_rows(kept)
-                kept = torch.tensor(kept, device=device)
+                kept = to_device(torch.tensor(kept), device)
                 live, at, current = live[kept], at[kept], current[kept]
 
     slots = torch.arange(tokens.size(1), device=device)
@@ -378,7 +382,19 @@ def _call_cost(student, teacher):
 
 @torch.no_grad()
 def _draft_and_verify(
-    student, teacher, prompts, max_new_tokens, *, gamma, noise, draft, judge, replace, eos_token, write_back=True
+    student,
+    teacher,
+    prompts,
+    max_new_tokens,
+    *,
+    gamma,
+    noise,
+    draft,
+    judge,
+    replace,
+    eos_token,
+    write_back=True,
+    keep_features=False,
 ):
     """Student drafts gamma tokens, teacher judges them in one forward, commit, repeat; -> Rollout with teacher_logits.
 
@@ -396,7 +412,7 @@ def _draft_and_verify(
     uniforms = noise.tables(capacity)
     length, unwritten = prompt_len.clone(), torch.full_like(tokens, -1)
     finished = torch.zeros(B, dtype=torch.bool, device=device)
-    teacher_logits = None
+    kept_rows = None  # (B, capacity, V), or C with keep_features
     blocks, live, live_on_host, T = [], torch.arange(B, device=device), list(range(B)), 0
     offsets = torch.arange(gamma or max(GAMMAS), device=device)
     accepted_so_far, judged_so_far, call_cost = 0, 0, _call_cost(student, teacher)
@@ -422,7 +438,8 @@ def _draft_and_verify(
         drafted = counts.sum(1)
 
         # 2. Verify: one teacher forward over the tokens that were fed; its row j judges proposal j.
-        teacher_rows = teacher(torch.cat(fed[:-1], 1), teacher_cache)  # (n, G, V)
+        output = teacher(torch.cat(fed[:-1], 1), teacher_cache, features=keep_features)
+        teacher_rows = F.linear(output, teacher.head) if keep_features else output  # (n, G, V)
         stays = judge(proposed, student_rows, teacher_rows, lambda role: uniforms(role)[rows, positions]) & counts
 
         # 3. Commit the leading run of accepted proposals, then one replacement drawn from the row that rejected.
@@ -441,9 +458,9 @@ def _draft_and_verify(
             unwritten[rows, positions] = torch.where(rejected, replacement, -1)
         # All G columns are written; those past the judged ones are overwritten by the next block or cut off at the end.
         tokens[rows, positions] = written
-        if teacher_logits is None:
-            teacher_logits = teacher_rows.new_zeros(B, capacity, teacher_rows.size(-1))
-        teacher_logits[rows, positions - 1] = teacher_rows  # row t predicts token t+1: these are the training targets
+        if kept_rows is None:
+            kept_rows = output.new_zeros(B, capacity, output.size(-1))
+        kept_rows[rows, positions - 1] = output  # row t predicts token t+1: these are the training targets
         blocks.append(Block(live, start, proposed, drafted, accepted, judged))
 
         # 4. Who goes on? Their last committed token stays pending, whatever was cached beyond it is stale.
@@ -461,7 +478,7 @@ def _draft_and_verify(
             student_cache.keep_rows(kept)
             teacher_cache.keep_rows(kept)
             live_on_host, lengths = [live_on_host[row] for row in kept], [lengths[row] for row in kept]
-            live = torch.tensor(live_on_host, device=device)
+            live = to_device(torch.tensor(live_on_host), device)
         room = max(ends[row] - at for row, at in zip(live_on_host, lengths))
         student_cache.roll_back(length[live] - 1, high=max(lengths) - 1)
         teacher_cache.roll_back(length[live] - 1, high=max(lengths) - 1)
@@ -478,10 +495,10 @@ def _draft_and_verify(
         length,
         source,
         finished,
-        teacher_logits[:, : T - 1],
-        unwritten,
-        _count(blocks),
-        blocks,
+        **{"teacher_features" if keep_features else "teacher_logits": kept_rows[:, : T - 1]},
+        unwritten=unwritten,
+        counters=_count(blocks),
+        blocks=blocks,
     )
 
 
@@ -548,6 +565,7 @@ def interleaved_generate(
     write_back=True,
     accept_on="raw",
     judge_fresh=False,
+    keep_features=False,
     **rule,
 ):
     """SKD's sampling (arXiv 2410.11325, Algorithm 1), batched and cached: list of B lists of ids -> Rollout.
@@ -555,7 +573,8 @@ def interleaved_generate(
     A proposal of the student stays if `accept_rule` says so on the teacher's raw logits; otherwise the teacher's own
     draw takes its place. At one position, with A the accepted set: P(token) = student(token) [token in A] +
     student(not A) * teacher(token). The law does not depend on gamma; accept_top_k 0 is teacher sampling, V (or more) is
-    on-policy sampling. `Rollout.teacher_logits` are the verification rows, ready as training targets.
+    on-policy sampling. `Rollout.teacher_logits` are the verification rows, ready as training targets; with keep_features
+    they are left as features (B, T-1, C), which a large vocabulary makes much smaller.
 
     Switches away from the paper, for measuring what they cost: write_back=False marks rejections but leaves the student's
     own tokens in place (control); accept_on="warped" tests membership after temperature and top-p, and judge_fresh=True
@@ -599,6 +618,7 @@ def interleaved_generate(
         replace=redraw,
         eos_token=eos_token,
         write_back=write_back,
+        keep_features=keep_features,
     )
 
 
@@ -710,14 +730,14 @@ def pad_sequences(sequences, device=None):
     tokens = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long)  # (B, T)
     filled = torch.arange(tokens.shape[1]) < lengths[:, None]  # (B, T) bool
     tokens[filled] = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
-    return tokens.to(device), lengths.to(device)
+    return to_device(tokens, device), to_device(lengths, device)
 
 
 def rollout_from_ids(prompts, responses, sources, device):
     """Known responses (lists of ids) as a Rollout; `sources` has one label per row: DATASET, STUDENT or TEACHER."""
     tokens, lengths = pad_sequences([prompt + response for prompt, response in zip(prompts, responses)], device)
-    prompt_len = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    source = torch.tensor(sources, device=device, dtype=torch.int8)[:, None].expand(tokens.shape)
+    prompt_len = to_device(torch.tensor([len(prompt) for prompt in prompts]), device)
+    source = to_device(torch.tensor(sources, dtype=torch.int8), device)[:, None].expand(tokens.shape)
     rollout = Rollout(tokens, prompt_len, lengths, source, torch.ones_like(lengths, dtype=torch.bool))
     rollout.source = torch.where(rollout.response_mask, source, PROMPT).to(torch.int8)
     return rollout
@@ -776,6 +796,8 @@ def write_tokens(
     top_p=None,
     teacher_mix=0.2,
     interleaved=None,
+    rows=None,
+    batch_size=None,
 ):
     """One batch of training tokens -> Rollout, written by `writer`:
 
@@ -787,27 +809,35 @@ def write_tokens(
         teacher_mixed  every token from teacher_mix * teacher + (1 - teacher_mix) * student (MiniLLM)
 
     The student's temperature and top_p are the same for every writer, and no gradient flows through a draw.
+
+    Several processes write one batch together: `rows` are the places in it that these prompts have, `batch_size` is its
+    size. Noise and coins belong to the places, so the batch is the same, however many processes share it.
     """
     device = _device(student)
+    rows, batch_size = range(len(prompts)) if rows is None else rows, batch_size or len(prompts)
     sampling = {"generator": generator, "temperature": temperature, "top_p": top_p, "eos_token": eos_token}
     if writer == "interleaved":
         options = {"student_temperature": temperature, "student_top_p": top_p} | (interleaved or {})
         return interleaved_generate(
-            student, teacher, prompts, max_new_tokens, generator=generator, eos_token=eos_token, **options
+            student, teacher, prompts, max_new_tokens, generator=generator, eos_token=eos_token, row_keys=rows, **options
         )
     if writer == "teacher_mixed":
-        return generate(Mixture(teacher, student, teacher_mix), prompts, max_new_tokens, **sampling)
+        return generate(Mixture(teacher, student, teacher_mix), prompts, max_new_tokens, row_keys=rows, **sampling)
     if writer == "teacher":
         return rollout_from_ids(prompts, references, [TEACHER] * len(prompts), device)
 
     # dataset, student, mixed: each row of the batch is written by the student with chance `share`.
     share = {"dataset": 0.0, "student": 1.0, "mixed": student_share}[writer]
-    coins = torch.rand(len(prompts) if coin == "sequence" else 1, generator=generator).expand(len(prompts))
-    by_student = (coins < share).tolist()
-    responses = list(references)
+    coins = torch.rand(batch_size if coin == "sequence" else 1, generator=generator).expand(batch_size)
+    anywhere = (coins < share).tolist()  # in the whole batch
+    number = list(itertools.accumulate(anywhere))  # the student's rows are numbered through: their noise's keys
+    by_student, responses = [anywhere[row] for row in rows], list(references)
+    if any(anywhere) and not any(by_student):
+        torch.randint(2**62, (), generator=generator)  # what Noise draws: all processes' generators stay in step
     if any(by_student):
         own_prompts = [prompt for prompt, own in zip(prompts, by_student) if own]
-        rollout = generate(student, own_prompts, max_new_tokens, **sampling)
+        keys = [number[row] - 1 for row, own in zip(rows, by_student) if own]
+        rollout = generate(student, own_prompts, max_new_tokens, row_keys=keys, **sampling)
         if all(by_student):
             return rollout
         own_responses = iter(rollout.responses())

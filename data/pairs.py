@@ -19,7 +19,7 @@ import torch
 
 from data.evaluate import Encoded, encode_split
 from data.tokenizer import train_tokenizer, vocabulary_in_use
-from losses import at_least_float32, cross_entropy, masked_mean
+from losses import at_least_float32, cross_entropy, masked_mean, weight_of
 from model import (
     GPT,
     Attention,
@@ -137,7 +137,7 @@ def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generato
 # The code that decides a pair's weights: change any of it, and pairs are pretrained anew.
 PRETRAINING = (
     *(GPTConfig, Attention, Block, GPT, learning_rate, make_optimizer),
-    *(at_least_float32, cross_entropy, masked_mean, pad_sequences, rollout_from_ids, Rollout, batch_order, pretrain),
+    *(at_least_float32, cross_entropy, weight_of, masked_mean, pad_sequences, rollout_from_ids, Rollout, batch_order, pretrain),
 )
 
 
