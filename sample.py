@@ -670,7 +670,17 @@ def interleaved_reference(
 
 
 def speculative_generate(
-    draft, target, prompts, max_new_tokens, *, generator, gamma=None, temperature=1.0, eos_token=None, row_keys=None
+    draft,
+    target,
+    prompts,
+    max_new_tokens,
+    *,
+    generator,
+    gamma=None,
+    temperature=1.0,
+    eos_token=None,
+    row_keys=None,
+    keep_features=False,
 ):
     """Speculative sampling (arXiv 2211.17192): tokens distributed exactly as the target's own; -> Rollout.
 
@@ -716,6 +726,7 @@ def speculative_generate(
         judge=judge,
         replace=redraw,
         eos_token=eos_token,
+        keep_features=keep_features,
     )
 
 

@@ -5,11 +5,16 @@
 Two kinds of figures, because they order methods differently. On REFERENCES (teacher forcing): how well does the model
 predict a text that somebody else wrote? On its OWN samples: how far from the teacher is it on the path that it takes
 itself? Supervised training looks after the first, the user meets the second; the gap is called exposure bias.
+
+Where several processes share a run, each measures its share of the examples and all get all figures. Noise belongs to the
+example, not to the process, so the figures are those of one process, to rounding.
 """
 
+import time
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from data.tasks import encode_example
 from losses import cross_entropy, entropy, forward_kl, masked_mean
@@ -21,7 +26,10 @@ from sample import (
     interleaved_generate,
     pad_sequences,
     speculative_generate,
+    to_device,
 )
+
+MOST_LOGITS = 2**28  # of one model at a time, while measuring: 1 GiB in float32
 
 
 class Encoded(NamedTuple):
@@ -45,7 +53,28 @@ def complete(tokenizer, responses):
 
 
 def _chunks(items, size):
+    """Cuts of at most `size` items, in order."""
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _share(n):
+    """The examples, of n, that are this process' own."""
+    return range(dist.get_rank(), n, dist.get_world_size()) if dist.is_initialized() else range(n)
+
+
+def _gathered(own):
+    """One object of every process, as a list that all of them get."""
+    everybody = [own]
+    if dist.is_initialized():
+        everybody = [None] * dist.get_world_size()
+        dist.all_gather_object(everybody, own)
+    return everybody
+
+
+def _in_order(own):
+    """The lists that the processes have for their shares, put back in the order of the examples."""
+    everybody = _gathered(own)
+    return [everybody[i % len(everybody)][i // len(everybody)] for i in range(sum(map(len, everybody)))]
 
 
 @torch.no_grad()
@@ -58,12 +87,14 @@ def token_columns(student, teacher, prompts, responses, adapted=None, batch_size
     KL(teacher || adapted). Without a teacher only place, nll, logit_std and student_entropy.
     """
     device = next(student.parameters()).device
-    columns = {}
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding per batch
+    columns, own = {}, list(_share(len(prompts)))
+    order = sorted(own, key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding per batch
+    longest = max([1] + [len(prompts[i]) + len(responses[i]) for i in own])
+    batch_size = min(batch_size, max(1, MOST_LOGITS // (longest * student.config.vocab_size)))
     for rows in _chunks(order, batch_size):
         tokens, lengths = pad_sequences([prompts[i] + responses[i] for i in rows], device)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        prompt_len = torch.tensor([len(prompts[i]) for i in rows], device=device)
+        prompt_len = to_device(torch.tensor([len(prompts[i]) for i in rows]), device)
         slots = torch.arange(1, tokens.size(1), device=device)  # the slot that each row of logits predicts
         target_mask = (slots >= prompt_len[:, None]) & (slots < lengths[:, None])
         student_logits = student(inputs)
@@ -87,7 +118,8 @@ def token_columns(student, teacher, prompts, responses, adapted=None, batch_size
             figures["drift"] = forward_kl(adapted_logits, teacher_logits)
         for name, per_token in figures.items():
             columns.setdefault(name, []).append(per_token[target_mask])
-    return {name: torch.cat(parts) for name, parts in columns.items()}
+    everybody = _gathered({name: torch.cat(parts).cpu() for name, parts in columns.items()})
+    return {name: torch.cat([part[name] for part in everybody if part]) for name in columns or everybody[0]}
 
 
 def distances(student, teacher, prompts, responses, adapted=None, batch_size=128):
@@ -130,32 +162,32 @@ def exposure_error(own_columns, teacher_columns, key, length=16):
 
 def sample_responses(model, prompts, max_new_tokens, eos_token, *, seed, temperature=1.0, batch_size=256):
     """One response per prompt, in order: (list of lists of ids, share that ended by the end token)."""
-    responses, finished = [], 0
-    for number, chunk in enumerate(_chunks(prompts, batch_size)):
+    written = []
+    for rows in _chunks(_share(len(prompts)), batch_size):
         rollout = generate(
             model,
-            chunk,
+            [prompts[i] for i in rows],
             max_new_tokens,
             generator=torch.Generator().manual_seed(seed),
             temperature=temperature,
             eos_token=eos_token,
-            row_keys=range(number * batch_size, number * batch_size + len(chunk)),
+            row_keys=rows,
         )
-        responses += rollout.responses()
-        finished += int(rollout.finished.sum())
-    return responses, finished / max(1, len(prompts))
+        written += zip(rollout.responses(), rollout.finished.tolist())
+    written = _in_order(written)
+    return [response for response, _ in written], sum(finished for _, finished in written) / max(1, len(prompts))
 
 
 def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
     """accepted / judged over all prompts for interleaved_generate or speculative_generate."""
     accepted = judged = 0
-    for number, chunk in enumerate(_chunks(prompts, batch_size)):
-        keys = range(number * batch_size, number * batch_size + len(chunk))
-        seed = arguments["seed"]
-        rest = {name: value for name, value in arguments.items() if name != "seed"}
-        rollout = sampler(first, second, chunk, generator=torch.Generator().manual_seed(seed), row_keys=keys, **rest)
+    rest = {name: value for name, value in arguments.items() if name != "seed"} | {"keep_features": True}
+    for rows in _chunks(_share(len(prompts)), batch_size):
+        generator = torch.Generator().manual_seed(arguments["seed"])
+        rollout = sampler(first, second, [prompts[i] for i in rows], generator=generator, row_keys=rows, **rest)
         counts = rollout.counts()
         accepted, judged = accepted + counts["accepted"], judged + counts["judged"]
+    accepted, judged = map(sum, zip(*_gathered((accepted, judged))))
     return accepted / max(1, judged)
 
 
@@ -275,20 +307,25 @@ def evaluate(
 
 
 @torch.no_grad()
-def step_figures(rollout, student_logits, teacher_logits, per_token, budget, bins=8):
-    """What one batch tells about its writer and both models: a dict of plain numbers (README, metric glossary)."""
+def step_columns(student_logits, teacher_logits=None):
+    """What step_figures wants to know of the logits at every position: (..., V) -> (..., 1), or (..., 3) with a teacher."""
+    columns = [entropy(student_logits)]
+    if teacher_logits is not None:
+        columns += [entropy(teacher_logits), (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float()]
+    return torch.stack(columns, -1)
+
+
+@torch.no_grad()
+def step_figures(rollout, columns, per_token, budget, bins=8):
+    """What one batch tells about its writer and both models: a dict of plain numbers (README, metric glossary).
+
+    columns (B, T-1, 1 or 3) of step_columns and per_token (B, T-1), the loss.
+    """
     mask, target_mask = rollout.response_mask, rollout.response_mask[:, 1:]
     total = mask.sum()
-    figures = {
-        "mean_length": total / len(mask),
-        "eos_share": rollout.finished.float().mean(),
-        "student_entropy": masked_mean(entropy(student_logits), target_mask),
-    }
-    if teacher_logits is not None:
-        figures["teacher_entropy"] = masked_mean(entropy(teacher_logits), target_mask)
-        figures["agreement"] = masked_mean(
-            (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float(), target_mask
-        )
+    figures = {"mean_length": total / len(mask), "eos_share": rollout.finished.float().mean()}
+    for name, column in zip(("student_entropy", "teacher_entropy", "agreement"), columns.unbind(-1)):
+        figures[name] = masked_mean(column, target_mask)
     for number, name in enumerate(SOURCE_NAMES):  # the loss by who wrote the token
         written = (rollout.source[:, 1:] == number) & target_mask
         if name != "prompt" and bool(written.any()):
@@ -327,7 +364,7 @@ class Costs:
         ]
         # processed by the student, processed by the teacher, generated, batched forwards of the teacher
         self.counts = torch.zeros(4, dtype=torch.long, device=next(student.parameters()).device)
-        self.once = 0  # tokens that the teacher processed before training
+        self.once = torch.zeros(4, dtype=torch.long)  # the same, before training
 
     def count_writing(self, rollout, writer):
         """Add what it took to write a batch of training tokens."""
@@ -351,17 +388,50 @@ class Costs:
         self.counts[1] += teacher_passes * fed
         self.counts[3] += teacher_passes if teacher_forwards is None else teacher_forwards
 
+    def count_cache(self, prompts, responses, batch_size=64):
+        """Add the one pass over all references that fills a cache of the teacher's answers."""
+        tokens = sum(map(len, prompts)) + sum(map(len, responses)) - len(prompts)
+        self.once += torch.tensor([0, tokens, 0, -(-len(prompts) // batch_size)])
+
     def count_offline_teacher(self, prompts, answers, batch_size=256):
         """Add the answers that a teacher wrote before training, batch by batch."""
-        self.once = sum(map(len, prompts)) + sum(map(len, answers))
+        tokens, written = sum(map(len, prompts)) + sum(map(len, answers)), sum(map(len, answers))
         forwards = sum(max(map(len, chunk)) for chunk in _chunks(answers, batch_size))
-        self.counts += torch.tensor([0, self.once, sum(map(len, answers)), forwards], device=self.counts.device)
+        self.once += torch.tensor([0, tokens, written, forwards])
 
     def figures(self):
-        student, teacher, generated, forwards = self.counts.tolist()
+        """The record's figures, of all processes that share the run; a forward of theirs counts once."""
+        counts = self.counts.clone()
+        if dist.is_initialized():
+            dist.all_reduce(counts)
+            counts[3] //= dist.get_world_size()
+        student, teacher, generated, forwards = (counts.cpu() + self.once).tolist()
         flops = 2 * (self.weights[0] * student + self.weights[1] * teacher)
         figures = {"tokens_generated": generated, "teacher_forwards": forwards, "compute": flops / 1e12}
-        return figures | ({"compute_once": 2 * self.weights[1] * self.once / 1e12} if self.once else {})
+        once = 2 * self.weights[1] * int(self.once[1]) / 1e12
+        return figures | ({"compute_once": once} if once else {})
+
+
+class Clock:
+    """Milliseconds of a step by what they were spent on. `exact` waits for the device at each mark: only where the step is
+    written down, since waiting costs time."""
+
+    def __init__(self, device, exact):
+        self.device, self.spans = device, {}
+        self.exact = exact and device.type == "cuda"
+        self.last = time.perf_counter()
+
+    def mark(self, name):
+        """What happened since the last mark was `name`."""
+        if self.exact:
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.spans[name] = self.spans.get(name, 0.0) + 1000 * (now - self.last)
+        self.last = now
+
+    def figures(self, *names):
+        """{name_ms: milliseconds}, 0 for what did not happen."""
+        return {f"{name}_ms": self.spans.get(name, 0.0) for name in names}
 
 
 class Memory:

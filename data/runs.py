@@ -7,6 +7,8 @@ was interrupted: `--resume` runs it again and skips the finished ones. Records n
 
 import argparse
 import concurrent.futures
+import contextlib
+import datetime
 import hashlib
 import json
 import multiprocessing
@@ -20,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 ROOT = Path(__file__).parents[1]
 # Flags that decide where and how a run is done, but not what comes out of it.
@@ -47,6 +50,7 @@ RANGES = {
     ),
     **dict.fromkeys(("train_examples", "measure", "log_every", "rows"), (1, MOST)),
     **dict.fromkeys(("seed", "pair_seed", "student_prompts", "accept_top_k"), (0, MOST)),
+    "micro_batch": (1, MOST),
     "gamma": (1, 64),  # longer drafts are thrown away at the first rejection
     "block_size": (2, MOST),
     "lr": (1e-12, 100),
@@ -143,6 +147,33 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--reduction", default="token", choices=("token", "sequence"), help="mean over all tokens, or rows first"
     )
+    group = parser.add_argument_group("memory and speed (results are the same, to rounding)")
+    group.add_argument(
+        "--micro-batch", type=int, metavar="N", help="rows per forward and backward pass (default: the whole batch)"
+    )
+    group.add_argument(
+        "--chunk-loss",
+        default="auto",
+        choices=("auto", "yes", "no"),
+        help="never hold the logits of a whole batch (auto: from a vocabulary of 16,384 tokens on)",
+    )
+    group.add_argument(
+        "--recompute", action="store_true", help="activation checkpointing: less memory, a third more arithmetic"
+    )
+    group.add_argument(
+        "--cache-teacher",
+        type=cache_kind,
+        metavar="dense|K",
+        help="what a fixed teacher says about the references is worked out once and kept on disk, whole or as its K best"
+        " tokens and one bucket for all others (the loss then is one of K + 1 buckets)",
+    )
+    group.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "tf32", "bf16"),
+        help="of matrix products; losses are float32 (auto: tf32 on CUDA, fp32 elsewhere)",
+    )
+    group.add_argument("--compile", action="store_true", help="torch.compile the training passes (needs a C++ compiler)")
 
 
 def block_length(text):
@@ -151,6 +182,15 @@ def block_length(text):
         return None
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"takes a number of tokens or auto, found {text!r}")
+    return int(text)
+
+
+def cache_kind(text):
+    """What --cache-teacher takes: dense, which is 0, or a number of tokens."""
+    if text == "dense":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes dense or a number of tokens, found {text!r}")
     return int(text)
 
 
@@ -186,9 +226,103 @@ def pick_device(name):
     return torch.device(name)
 
 
+def use_precision(name, device):
+    """Set how matrix products are computed -> the context in which a model's passes run. Losses are float32 in any."""
+    name = {"cuda": "tf32"}.get(device.type, "fp32") if name == "auto" else name
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
+
+
 def default_jobs(device_type):
-    """One run per core on a CPU: tiny models leave cores idle. One on an accelerator."""
+    """One run per core on a CPU: tiny models leave cores idle. One on an accelerator, or where processes share a run."""
+    if processes()[1] > 1:
+        return 1
     return len(os.sched_getaffinity(0)) if device_type == "cpu" and hasattr(os, "sched_getaffinity") else 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run by several processes: torchrun --nproc_per_node N train_skd.py ...
+# Every process walks the same path: the same flags, the same order of batches, its own rows of each. What may differ
+# between them is either averaged (across) or decided by the first one (first_decides), never left to chance.
+
+
+def processes():
+    """(number of this process, how many share the run); (0, 1) without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def join(device):
+    """Join the processes that torchrun started, if it did; -> this process' own device."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        # The first process pretrains while the others wait; one that dies is noticed by torchrun, not by a timeout.
+        wait = datetime.timedelta(days=1)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait)
+    if device.type == "cuda" and dist.is_initialized():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
+
+
+def leave():
+    """Take leave of the other processes; nothing happens where there are none."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def across(tensor):
+    """Mean over the processes, as float; the tensor itself where there is one."""
+    if processes()[1] == 1:
+        return tensor
+    tensor = tensor.detach().float()
+    dist.all_reduce(tensor)
+    return tensor / processes()[1]
+
+
+def first_decides(function):
+    """The value of function() in the first process, which alone calls it; the others wait for it. Errors reach all."""
+    rank, size = processes()
+    if size == 1:
+        return function()
+    outcome = [None, None]
+    if rank == 0:
+        try:
+            outcome = [function(), None]
+        except (ValueError, OSError) as error:
+            outcome = [None, str(error)]
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise ValueError(outcome[1])
+    return outcome[0]
+
+
+def learner(model, compiled=False):
+    """What a training pass calls in place of `model`: compiled if asked for, and averaging gradients over processes."""
+    forward = torch.compile(model, dynamic=True) if compiled else model
+    if processes()[1] == 1:
+        return forward
+    return torch.nn.parallel.DistributedDataParallel(forward)
+
+
+def parts(model, num_rows, micro_batch):
+    """Slices of a batch's rows, each with the context for its pass: gradients are averaged in the last one only."""
+    size = micro_batch or num_rows
+    for first in range(0, num_rows, size):
+        waits = first + size < num_rows and isinstance(model, torch.nn.parallel.DistributedDataParallel)
+        yield slice(first, first + size), model.no_sync() if waits else contextlib.nullcontext()
+
+
+class NoLog:
+    """What all processes but the first write their records to."""
+
+    def write(self, kind, **figures):
+        pass
+
+    def close(self):
+        pass
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders and records.
 
 
 def make_run_folder(out, resume, default_name):

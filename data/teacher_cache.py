@@ -1,0 +1,118 @@
+"""What a fixed teacher says about every token of the references, worked out once and read from disk by memory map.
+
+A method that trains on references alone asks its teacher the same questions in every epoch. With --cache-teacher the
+answers are kept, one row per response token of the student's prompts:
+
+    dense      the teacher's logits, (N, V) float32: the same training, to rounding
+    K          its K best tokens, ids (N, K) and log-probabilities (N, K + 1) of these and of all other tokens together:
+               the tail bucket. A divergence is then one of K + 1 buckets, which is never above that of the V tokens.
+
+Leaving the tail out and scaling the K up to 1 would teach the student that nothing else can happen; that is why it is a
+bucket of its own. The files are named by a hash of all that decides them, and what is read is compared with the teacher.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from losses import at_least_float32, with_tail
+from model import weights_hash
+from sample import pad_sequences, to_device
+
+CACHE_DIR = Path(__file__).parent / "cache" / "teacher"  # git-ignored
+TOLERANCE = 0.05  # between two ways to batch the same forward, in nats; bf16 is the loosest
+
+
+class TeacherCache:
+    """A teacher's rows for all responses; `batch` gives those of some examples, padded like their rollout.
+
+    `best` is K, 0 for dense. Raises ValueError when the disk is too small, when K is not below the vocabulary, or when a
+    file does not agree with the teacher.
+    """
+
+    def __init__(self, teacher, prompts, responses, best=0, precision="fp32", folder=CACHE_DIR, report=print):
+        vocab_size = teacher.config.vocab_size
+        if best >= vocab_size:
+            raise ValueError(f"--cache-teacher must lie in 1..{vocab_size - 1} (below the vocabulary), or be dense: found {best}")
+        self.teacher, self.best, self.prompts, self.responses = teacher, best, prompts, responses
+        lengths = np.array([len(response) for response in responses])
+        self.starts = np.cumsum(lengths) - lengths  # of each example's rows
+        columns = {"logits": ((vocab_size,), np.float32)}
+        if best:
+            columns = {"ids": ((best,), np.int32), "logprobs": ((best + 1,), np.float32)}
+        device = next(teacher.parameters()).device.type
+        key = json.dumps([weights_hash(teacher), prompts, responses, best, precision, device])
+        stem = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:16]
+        self.paths = [stem.with_suffix(f".{name}.npy") for name in columns]
+        self.shapes = [((int(lengths.sum()), *width), kind) for width, kind in columns.values()]
+        if not all(path.exists() for path in self.paths):
+            self._build(report)
+        self.arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in self.paths]
+        self._compare()
+
+    def _answers(self, chosen):
+        """The teacher's own rows for these examples, one array per file."""
+        device = next(self.teacher.parameters()).device
+        texts = [self.prompts[i] + self.responses[i] for i in chosen]
+        tokens, _ = pad_sequences(texts, device)
+        with torch.no_grad():
+            teacher_logits = self.teacher(tokens[:, :-1])
+        rows = [range(len(self.prompts[i]) - 1, len(text) - 1) for i, text in zip(chosen, texts)]  # row t predicts t + 1
+        answers = torch.cat([teacher_logits[b, row.start : row.stop] for b, row in enumerate(rows)])  # (n, V)
+        answers = at_least_float32(answers)
+        if not self.best:
+            return [answers.cpu().numpy()]
+        ids = answers.topk(self.best, dim=-1).indices
+        return [ids.int().cpu().numpy(), with_tail(answers, ids).cpu().numpy()]
+
+    def _build(self, report, batch_size=64):
+        size = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.shapes)
+        folder = self.paths[0].parent
+        folder.mkdir(parents=True, exist_ok=True)
+        report(f"teacher's answers on {len(self.prompts)} references: {size / 1e6:.0f} MB on disk")
+        if shutil.disk_usage(folder).free < size + 1e8:
+            raise ValueError(f"--cache-teacher needs {size / 1e6:.0f} MB, the disk has less: keep the best tokens only (32)")
+        beside = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in self.paths]
+        try:
+            arrays = [
+                np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
+                for path, (shape, kind) in zip(beside, self.shapes)
+            ]
+            at = 0
+            for first in range(0, len(self.prompts), batch_size):
+                answers = self._answers(range(first, min(first + batch_size, len(self.prompts))))
+                for array, rows in zip(arrays, answers):
+                    array[at : at + len(rows)] = rows
+                at += len(answers[0])
+            for array in arrays:
+                array.flush()
+            for path, final in zip(beside, self.paths):
+                os.replace(path, final)
+        finally:
+            for path in beside:
+                path.unlink(missing_ok=True)
+
+    def _compare(self):
+        """What is on disk against the teacher's answers now, for three examples."""
+        for i in sorted({0, len(self.prompts) // 2, len(self.prompts) - 1}):
+            stored = [array[self.starts[i] : self.starts[i] + len(self.responses[i])] for array in self.arrays]
+            fits = all(array.shape == shape for array, (shape, _) in zip(self.arrays, self.shapes))
+            # Ids may change places where two tokens are equally good; their log-probabilities do not.
+            if not fits or not np.abs(stored[-1] - self._answers([i])[-1]).max() < TOLERANCE:
+                raise ValueError(f"{self.paths[0].name} does not agree with the teacher: delete data/cache/teacher, run again")
+
+    def batch(self, chosen, width, device):
+        """Rows of the examples `chosen` -> one tensor per file, (B, width, ...), 0 where no response token is predicted."""
+        tensors = []
+        for array in self.arrays:
+            out = np.zeros((len(chosen), width, array.shape[1]), array.dtype)
+            for b, i in enumerate(chosen):
+                start, length = len(self.prompts[i]) - 1, len(self.responses[i])
+                out[b, start : start + length] = array[self.starts[i] : self.starts[i] + length]
+            tensors.append(to_device(torch.from_numpy(out), device))
+        return [tensor.long() if tensor.dtype == torch.int32 else tensor for tensor in tensors]
