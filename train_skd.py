@@ -22,14 +22,15 @@ tiny models. Where the paper differs from its released code, the paper is follow
 switches reproduce the code's way).
 """
 
+import functools
 import time
 from dataclasses import dataclass, field
 
 import torch
 
-from data import experiment, pairs
-from data.evaluate import Costs, Memory, evaluate_quickly, sample_responses, step_figures
-from losses import DIVERGENCES, cross_entropy, masked_mean
+from data import experiment, pairs, runs
+from data.evaluate import Clock, Costs, Memory, evaluate_quickly, sample_responses, step_figures
+from losses import DIVERGENCES, by_chunks, cross_entropy, masked_mean, weight_of, with_tail
 from model import learning_rate, make_optimizer
 from sample import write_tokens
 
@@ -75,90 +76,120 @@ def distill(row, student, pair, args, seed, log, say):
 
     Reads from top to bottom: write, judge, learn.
     """
-    device = next(student.parameters()).device
+    device, teacher = next(student.parameters()).device, pair.teacher
     optimizer = make_optimizer(student, args.lr, weight_decay=args.weight_decay)
     order = pairs.batch_order(len(pair.train.prompts), args.batch_size, args.steps, torch.Generator().manual_seed(seed))
     sampling = torch.Generator().manual_seed(1_000_003 * seed + 1)
     first_bad = torch.full((), -1, device=device)  # the first step whose loss or gradient was not finite
-    costs, memory = Costs(student, pair.teacher), Memory(student, pair.teacher)
+    costs, memory = Costs(student, teacher), Memory(student, teacher)
     evaluation_seconds, started = 0.0, time.perf_counter()
     references, sampled_with = pair.train.responses, experiment.sampling_options(args)
+    passes = experiment.passes_of(args, pair)  # precision, chunks, who shares the batch: how it is computed, not what
+    student.recompute, learner = args.recompute, runs.learner(student, args.compile)
+    divergence, cache = None, None
+    if row.loss != "cross_entropy":
+        divergence = functools.partial(DIVERGENCES[row.loss], **row.hyper)
+    loss_of = divergence or cross_entropy
     if row.writer == "teacher":
         # Greedy answers stand in for the beam search of Kim & Rush: both aim at the teacher's most likely response.
         references, _ = sample_responses(
-            pair.teacher, pair.train.prompts, pair.max_new_tokens, pair.tokenizer.eos_token, seed=seed, temperature=0
+            teacher, pair.train.prompts, pair.max_new_tokens, pair.tokenizer.eos_token, seed=seed, temperature=0
         )
         costs.count_offline_teacher(pair.train.prompts, references)
+    if divergence and row.writer == "dataset" and args.cache_teacher is not None:
+        cache = experiment.open_cache(pair, args, say)
+        costs.count_cache(pair.train.prompts, references)
+        if cache.best:  # its best tokens, and all others as one bucket
+            loss_of = lambda own_logits, ids, logprobs: divergence(with_tail(own_logits, ids), logprobs)  # noqa: E731
 
     for step, rows in enumerate(order.tolist()):
-        half = int(2 * step >= args.steps)
-        clock = [time.perf_counter()]
+        half, last = int(2 * step >= args.steps), step + 1 == args.steps
+        logged = step % args.log_every == 0 or last
+        clock = Clock(device, exact=logged)
 
-        # Who writes?
-        rollout = write_tokens(
-            row.writer,
-            student,
-            pair.teacher,
-            [pair.train.prompts[i] for i in rows],
-            [references[i] for i in rows],
-            pair.max_new_tokens,
-            generator=sampling,
-            eos_token=pair.tokenizer.eos_token,
-            student_share=row.student_share[half],
-            coin=row.coin,
-            **sampled_with,
-        )
-        clock.append(time.perf_counter())
-
-        # What does the teacher say? Row t of the logits predicts token t+1. SKD's verification has said it already.
+        # Who writes? (With several processes, each its own rows of the batch.)
+        places = passes.share(len(rows))
+        own = [rows[place] for place in places]
+        with passes.precision:
+            rollout = write_tokens(
+                row.writer,
+                student,
+                teacher,
+                [pair.train.prompts[i] for i in own],
+                [references[i] for i in own],
+                pair.max_new_tokens,
+                generator=sampling,
+                eos_token=pair.tokenizer.eos_token,
+                student_share=row.student_share[half],
+                coin=row.coin,
+                rows=places,
+                batch_size=len(rows),
+                **sampled_with,
+            )
+        clock.mark("sampling")
         inputs, targets = rollout.tokens[:, :-1], rollout.tokens[:, 1:]
         target_mask = rollout.response_mask[:, 1:]
-        teacher_logits = rollout.teacher_logits
-        if row.loss != "cross_entropy" and teacher_logits is None:
-            with torch.no_grad():
-                teacher_logits = pair.teacher(inputs)
-        clock.append(time.perf_counter())
+        total = runs.across(weight_of(target_mask, args.reduction))  # what the loss of the whole batch is divided by
+        stored = cache.batch(own, inputs.size(1), device) if cache else None
 
-        # The student learns: a per-token loss, one masked mean, one update.
-        with memory:
-            student_logits = student(inputs)
-            if row.loss == "cross_entropy":
-                per_token = cross_entropy(student_logits, targets)
-            else:
-                per_token = DIVERGENCES[row.loss](student_logits, teacher_logits, **row.hyper)
-            loss = masked_mean(per_token, target_mask, args.reduction)
+        optimizer.zero_grad(set_to_none=True)
+        losses, columns = [], []
+        for part, averaging in runs.parts(learner, len(own), args.micro_batch):
+            with averaging:
+                with passes.precision, memory:
+                    # What is the student compared with? Row t of the teacher's logits predicts token t+1; SKD's
+                    # verification has computed them already, and a cache holds what it said about references.
+                    if stored:
+                        judgement = [column[part] for column in stored]
+                    elif row.loss == "cross_entropy":
+                        judgement = [targets[part]]
+                    elif rollout.counters is not None:
+                        judgement = [experiment.kept_logits(rollout, teacher, part)]
+                    else:
+                        with torch.no_grad():
+                            judgement = [passes.logits(teacher, inputs[part])]
+                    clock.mark("teacher")
+
+                    # The student learns: a per-token loss, one masked mean.
+                    student_logits = passes.logits(learner, inputs[part], student)
+                    per_token = by_chunks(loss_of, student_logits, *judgement)
+                    loss = masked_mean(per_token, target_mask[part], args.reduction, total)
+                loss.backward()
+            losses.append((loss.detach(), per_token.detach()))
+            clock.mark("student")
+            if logged:
+                teacher_logits = judgement[0] if loss_of is divergence else None
+                columns.append(experiment.columns_of(student_logits, teacher_logits))
+                clock.mark("logging")
+
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         gradient_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        clock.append(time.perf_counter())
-        bad = ~torch.isfinite(loss.detach() + gradient_norm)
+        clock.mark("update")
+        loss = runs.across(torch.stack([part for part, _ in losses]).sum())
+        bad = ~torch.isfinite(loss + gradient_norm)
         first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
         costs.count_writing(rollout, row.writer)
-        asked = row.loss != "cross_entropy" and rollout.teacher_logits is None
+        asked = divergence is not None and rollout.counters is None and not cache
         costs.count_learning(rollout, student_passes=3, teacher_passes=int(asked))
 
         # What happened? Read from the device only now and then.
-        last = step + 1 == args.steps
-        if step % args.log_every == 0 or last:
+        if logged:
             if first_bad >= 0:
                 raise ValueError(
                     f"loss or gradient is not finite at step {first_bad + 1} (train examples "
                     f"{order[first_bad, :8].tolist()}...): lower --lr ({args.lr}); the records so far are kept"
                 )
-            figures = step_figures(
-                rollout, student_logits.detach(), teacher_logits, per_token.detach(), pair.max_new_tokens
-            )
-            times = [1000 * (end - begin) for begin, end in zip(clock, clock[1:])]
-            figures |= dict(zip(("sampling_ms", "teacher_ms", "student_ms"), times))
+            per_token = torch.cat([part for _, part in losses])
+            figures = step_figures(rollout, torch.cat(columns), per_token, pair.max_new_tokens)
+            figures |= clock.figures("sampling", "teacher", "student", "update")
             rate = learning_rate(step, args.steps, args.lr)
             log.write("step", step=step + 1, loss=loss.item(), gradient_norm=gradient_norm.item(), lr=rate, **figures)
         if (step + 1) % max(1, args.steps // 8) == 0 or last:
             before = time.perf_counter()
             student.eval()
-            figures = evaluate_quickly(student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens)
+            figures = evaluate_quickly(student, teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens)
             student.train()
             log.write("eval", step=step + 1, **figures)
             say(

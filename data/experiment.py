@@ -15,11 +15,14 @@ from pathlib import Path
 import torch
 
 from data import corpora, pairs, report, runs, tasks
-from data.evaluate import Encoded, evaluate
+from data.evaluate import Encoded, evaluate, step_columns
 from data.tasks import make_task
+from data.teacher_cache import TeacherCache
+from losses import Unprojected, by_chunks
 from model import OnlineTeacher, save_checkpoint, save_online_module
 from sample import ACCEPT_RULES, REPLACE_RULES, check_rule
 
+LARGE_VOCABULARY = 2**14  # from here on --chunk-loss auto is yes
 SOURCES = (  # whose sha256 a record holds, beside the script's own
     "model.py",
     "losses.py",
@@ -30,6 +33,7 @@ SOURCES = (  # whose sha256 a record holds, beside the script's own
     "data/metrics.py",
     "data/evaluate.py",
     "data/pairs.py",
+    "data/teacher_cache.py",
     "data/runs.py",
     "data/experiment.py",
 )
@@ -170,6 +174,7 @@ def sampling_options(args):
             "write_back": not args.no_write_back,
             "accept_on": args.accept_on,
             "judge_fresh": args.judge_fresh,
+            "keep_features": args.chunk_loss == "yes",
             **args.rule,
         },
     }
@@ -193,7 +198,64 @@ def load_data(args):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 2. One run.
+# 2. How a batch is computed: the same for every method, and no method differs by it.
+
+
+@dataclasses.dataclass
+class Passes:
+    """Precision and memory of a run's passes, and which rows of a batch are this process' own."""
+
+    precision: object  # the context of all passes
+    chunked: bool  # logits of a whole batch never exist
+
+    def share(self, batch_size):
+        """Places in a batch of the rows that this process works on."""
+        rank, size = runs.processes()
+        return range(rank, batch_size, size)
+
+    def logits(self, forward, tokens, model=None):
+        """forward(tokens), as logits (B, T, V) or Unprojected; `model` owns the head if `forward` is a wrapped one."""
+        if not self.chunked:
+            return forward(tokens)
+        features = forward(tokens, features=True)
+        return Unprojected(features, (model or forward).head)
+
+
+def passes_of(args, pair):
+    """The Passes that the flags ask for; run_one has resolved --chunk-loss auto."""
+    device = next(pair.teacher.parameters()).device
+    return Passes(runs.use_precision(args.precision, device), args.chunk_loss == "yes")
+
+
+def kept_logits(rollout, teacher, part):
+    """What the verification of a rollout left of the teacher's logits for these rows, or None."""
+    if rollout.teacher_features is not None:
+        return Unprojected(rollout.teacher_features[part], teacher.head)
+    return None if rollout.teacher_logits is None else rollout.teacher_logits[part]
+
+
+@torch.no_grad()
+def columns_of(student_logits, teacher_logits):
+    """step_columns of a part of a batch; either model's logits may be Unprojected, and the teacher's may be missing."""
+    both = [student_logits.detach()] + ([] if teacher_logits is None else [teacher_logits.detach()])
+    return by_chunks(step_columns, *both)
+
+
+def open_cache(pair, args, say):
+    """The fixed teacher's answers on the student's references (--cache-teacher), made by the first process if need be."""
+
+    def make():
+        with runs.use_precision(args.precision, next(pair.teacher.parameters()).device):
+            return TeacherCache(
+                pair.teacher, pair.train.prompts, pair.train.responses, args.cache_teacher, args.precision, report=say
+            )
+
+    runs.first_decides(lambda: make() and None)
+    return make()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3. One run.
 
 
 def run_name(variant, seed, budget):
@@ -220,9 +282,13 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     None); everything around it is the same for every method.
     """
     torch.set_num_threads(1 if args.device_type == "cpu" else torch.get_num_threads())  # same numbers for every --jobs
-    device = torch.device(args.device_type)
+    device = runs.join(torch.device(args.device_type))
     pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, report=lambda _: None)
-    name, here = run_name(variant, seed, budget), argparse.Namespace(**vars(args) | {"steps": steps or args.steps})
+    chunk_loss = args.chunk_loss
+    if chunk_loss == "auto":
+        chunk_loss = "yes" if pair.tokenizer.n_vocab >= LARGE_VOCABULARY else "no"
+    changes = {"steps": steps or args.steps, "chunk_loss": chunk_loss}
+    name, here = run_name(variant, seed, budget), argparse.Namespace(**vars(args) | changes)
     header = {
         "variant": variant,
         "seed": seed,
@@ -230,10 +296,13 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
         "sets_budget": variant == report.COMPARISONS[shared["script"]][1],
         "row": dataclasses.asdict(row),
     }
-    log = runs.RunLog(folder, name, shared | header | runs.describe_machine(device))
+    first = runs.processes()[0] == 0  # the one that writes
+    log = runs.NoLog()
+    if first:
+        log = runs.RunLog(folder, name, shared | header | runs.describe_machine(device))
     try:
         student = pair.new_student()
-        say = runs.say if args.jobs == 1 else lambda _: None
+        say = runs.say if args.jobs == 1 and first else lambda _: None
         say(f"{name}: {here.steps} steps")
         costs, adapted = distill(row, student, pair, here, seed, log, say)
         figures = evaluate(
@@ -250,10 +319,11 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
             adapted=adapted,
         )
         named = {"variant": variant, "seed": seed, "score": figures["score"]}
-        stem = str(Path(folder) / name)
-        save_checkpoint(f"{stem}.pt", student, pair.tokenizer.state_dict(), **named, **about(pair, args))
-        if isinstance(adapted, OnlineTeacher):
-            save_online_module(f"{stem}.module.pt", adapted, **named)
+        if first:
+            stem = str(Path(folder) / name)
+            save_checkpoint(f"{stem}.pt", student, pair.tokenizer.state_dict(), **named, **about(pair, args))
+            if isinstance(adapted, OnlineTeacher):
+                save_online_module(f"{stem}.module.pt", adapted, **named)
         log.write("final", **figures, **costs)
     finally:
         log.close()
@@ -261,7 +331,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 3. All of them.
+# 4. All of them.
 
 
 def compare(script, args, names, variants, run_one):
