@@ -168,6 +168,11 @@ def cross_entropy(student_logits, targets):
     )
 
 
+def soften(model_logits, temperature):
+    """Logits / T, in float32: bf16 logits divided by T would be rounded a second time."""
+    return (model_logits if isinstance(model_logits, Unprojected) else at_least_float32(model_logits)) / temperature
+
+
 def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, temperature=1.0, divergence=forward_kl):
     """(1 - kd_weight) cross-entropy + kd_weight T^2 D(teacher^T, student^T) at every position -> (B, T) nats.
 
@@ -176,8 +181,7 @@ def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, tempe
     example gives .432038; for T to infinity it tends to the squared distance of the centred logits / (2V), .431310.
     """
     assert temperature > 0, f"the distillation temperature must be positive, found {temperature}"
-    # Soften in float32: bf16 logits divided by T would be rounded a second time.
-    soft = divergence(at_least_float32(student_logits) / temperature, at_least_float32(teacher_logits) / temperature)
+    soft = divergence(soften(student_logits, temperature), soften(teacher_logits, temperature))
     return (1 - kd_weight) * cross_entropy(student_logits, targets) + kd_weight * temperature**2 * soft
 
 
@@ -241,6 +245,9 @@ class Unprojected(NamedTuple):
 
     def detach(self):
         return Unprojected(self.features.detach(), self.head.detach())
+
+    def __truediv__(self, temperature):
+        return Unprojected(self.features / temperature, self.head)
 
 
 AT_ONCE = 2**22  # logits of one chunk: 16 MiB in float32

@@ -21,14 +21,25 @@ adapted one has its own columns, and its drift and its own score are part of the
 """
 
 import dataclasses
+import functools
 import time
 from dataclasses import dataclass, field
 
 import torch
 
-from data import experiment, pairs
-from data.evaluate import Costs, Memory, evaluate_quickly, step_figures
-from losses import DIVERGENCES, at_least_float32, cross_entropy, masked_mean, minillm, reverse_kl
+from data import experiment, pairs, runs
+from data.evaluate import Clock, Costs, Memory, evaluate_quickly, step_figures
+from losses import (
+    DIVERGENCES,
+    by_chunks,
+    cross_entropy,
+    masked_mean,
+    minillm,
+    reverse_kl,
+    soften,
+    weight_of,
+    with_tail,
+)
 from model import ONLINE_MODULES, OnlineTeacher, learning_rate, make_optimizer
 from sample import DATASET, rollout_from_ids, write_tokens
 
@@ -113,31 +124,38 @@ MAIN = ("sft", "fixed_forward_kl", "fixed_reverse_kl", "imitkd", "gkd", "minillm
 
 
 def player_loss(
-    own_logits, other_logits, mask, reference_loss, kd_weight, divergence, temperature=1.0, reduction="token"
+    own_logits,
+    other_logits,
+    mask,
+    reference_loss,
+    kd_weight,
+    divergence,
+    temperature=1.0,
+    reduction="token",
+    total=None,
 ):
     """kd_weight * T^2 D(other || own) + (1 - kd_weight) * reference_loss: what one player minimises, a scalar.
 
     own_logits, other_logits (B, T, V); mask (B, T); the other side is a constant: divergences detach their second
     argument. `divergence` is a function of logits, `reference_loss` the player's own cross-entropy (unused at weight 1).
     For the student (own = student) forward KL and weight 1 are Eq. 17; for the teacher (own = teacher) forward KL and
-    weight alpha are Eq. 16: its KL is then KL(student || teacher), weighted by the STUDENT's distribution.
+    weight alpha are Eq. 16: its KL is then KL(student || teacher), weighted by the STUDENT's distribution. `total` as in
+    masked_mean, for a part of a batch.
     Student (.2, .5, .3), teacher (.6, .3, .1), token 0: Eq. 17 gives .396058, Eq. 16 at alpha .5 .438050.
     """
     loss = 0.0
     if kd_weight > 0:
-        # Soften in float32; the factor T^2 gives the gradient back what softening takes from it.
-        per_token = divergence(at_least_float32(own_logits) / temperature, at_least_float32(other_logits) / temperature)
-        loss = kd_weight * temperature**2 * masked_mean(per_token, mask, reduction)
+        # The factor T^2 gives the gradient back what softening takes from it.
+        per_token = divergence(soften(own_logits, temperature), soften(other_logits, temperature))
+        loss = kd_weight * temperature**2 * masked_mean(per_token, mask, reduction, total)
     return loss + (1 - kd_weight) * reference_loss if kd_weight < 1 else loss
 
 
-def move(loss, model, optimizer, rate):
-    """One update of one player -> its gradient norm before clipping. Each player is clipped on its own, at 1."""
+def move(model, optimizer, rate):
+    """One update of one player by the gradients it has -> their norm before clipping. Each is clipped on its own, at 1."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
     optimizer.step()
     return norm
@@ -155,16 +173,19 @@ def distill(row, student, pair, args, seed, log, say):
     device = next(student.parameters()).device
     teacher = pair.teacher
     optimizer, module_optimizer = make_optimizer(student, args.lr, weight_decay=args.weight_decay), None
+    passes = experiment.passes_of(args, pair)  # precision, chunks, who shares the batch: how it is computed, not what
+    student.recompute, learner, follower = args.recompute, runs.learner(student, args.compile), None
     if row.module:
         generator = torch.Generator().manual_seed(1_000_003 * seed + 2)
         teacher = OnlineTeacher(pair.teacher, row.module, row.rank, args.module_scale, generator)
         module_optimizer = make_optimizer(teacher, row.module_lr * args.lr, weight_decay=0.0)
+        pair.teacher.recompute, follower = args.recompute, runs.learner(teacher)
     order = pairs.batch_order(len(pair.train.prompts), args.batch_size, args.steps, torch.Generator().manual_seed(seed))
     sampling, sampled_with = torch.Generator().manual_seed(1_000_003 * seed + 1), experiment.sampling_options(args)
     start = round(args.module_start * args.steps)  # the step from which on the teacher moves
     first_bad = torch.full((), -1, device=device)  # the first step with a loss or gradient that was not finite
     costs, memory = Costs(student, pair.teacher), Memory(student, teacher)
-    initial_drift = drifted = None
+    initial_drift = drifted = cache = None
     if row.module:  # 0 for every kind that starts as the identity
         at_start = evaluate_quickly(
             student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens, teacher
@@ -172,121 +193,169 @@ def distill(row, student, pair, args, seed, log, say):
         initial_drift = at_start["drift"]
         if initial_drift > 0:
             say(f"  the {row.module} module starts {initial_drift:.4f} nats away from the original teacher")
+    elif row.student_kd > 0 and row.writer == "dataset" and args.cache_teacher is not None:
+        cache = experiment.open_cache(pair, args, say)
+        costs.count_cache(pair.train.prompts, pair.train.responses)
+    buckets = cache is not None and cache.best > 0
     evaluation_seconds, started = 0.0, time.perf_counter()
 
     for step, rows in enumerate(order.tolist()):
-        moving = row.module is not None and step >= start
+        moving, last = row.module is not None and step >= start, step + 1 == args.steps
         rate = learning_rate(step, args.steps, args.lr)
-        clock = [time.perf_counter()]
+        logged = step % args.log_every == 0 or last
+        clock = Clock(device, exact=logged)
 
         # Who writes? References, unless a row says that a model does; a model writes with the teacher as it is now.
-        prompts, responses = [pair.train.prompts[i] for i in rows], [pair.train.responses[i] for i in rows]
-        references = rollout_from_ids(prompts, responses, [DATASET] * len(rows), device)
+        places = passes.share(len(rows))
+        own = [rows[place] for place in places]
+        prompts, responses = [pair.train.prompts[i] for i in own], [pair.train.responses[i] for i in own]
+        references = rollout_from_ids(prompts, responses, [DATASET] * len(own), device)
         rollout = references
         if row.writer != "dataset":
-            rollout = write_tokens(
-                row.writer,
-                student,
-                teacher,
-                prompts,
-                responses,
-                pair.max_new_tokens,
-                generator=sampling,
-                eos_token=pair.tokenizer.eos_token,
-                student_share=row.student_share[int(2 * step >= args.steps)],
-                coin=row.coin,
-                teacher_mix=args.teacher_mix,
-                **sampled_with,
-            )
-        clock.append(time.perf_counter())
-
-        # One forward of each. Row t of the logits predicts token t+1. The teacher's graph is kept for its module alone.
+            with passes.precision:
+                rollout = write_tokens(
+                    row.writer,
+                    student,
+                    teacher,
+                    prompts,
+                    responses,
+                    pair.max_new_tokens,
+                    generator=sampling,
+                    eos_token=pair.tokenizer.eos_token,
+                    student_share=row.student_share[int(2 * step >= args.steps)],
+                    coin=row.coin,
+                    teacher_mix=args.teacher_mix,
+                    rows=places,
+                    batch_size=len(rows),
+                    **sampled_with,
+                )
+        clock.mark("sampling")
         inputs, targets, target_mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
-        with memory:
-            teacher_logits = None
-            if row.student_kd > 0 or moving:
-                with torch.set_grad_enabled(moving):
-                    teacher_logits = teacher(inputs)
-            clock.append(time.perf_counter())
-            student_logits = student(inputs)
+        # What means over the whole batch are divided by, over its rollout and over its references.
+        total, reference_total = (
+            runs.across(weight_of(batch.response_mask[:, 1:], args.reduction)) for batch in (rollout, references)
+        )
+        stored = cache.batch(own, inputs.size(1), device) if cache else None
 
-            # Tokens themselves are learned from references only, never from what a model wrote.
-            def reference_loss(model, model_logits):
-                if rollout is not references:
-                    model_logits = model(references.tokens[:, :-1])
-                per_token = cross_entropy(model_logits, references.tokens[:, 1:])
-                return masked_mean(per_token, references.response_mask[:, 1:], args.reduction)
+        def reference_loss(part, forward, model, model_logits):
+            """Cross-entropy: tokens themselves are learned from references only, never from what a model wrote."""
+            if rollout is not references:
+                model_logits = passes.logits(forward, references.tokens[part, :-1], model)
+            per_token = by_chunks(cross_entropy, model_logits, references.tokens[part, 1:])
+            return masked_mean(per_token, references.response_mask[part, 1:], args.reduction, reference_total)
 
-            def divergence_of_student(own_logits, other_logits):
-                if row.student_divergence == "minillm":
-                    return minillm(own_logits, other_logits, targets, target_mask, args.teacher_mix)
-                return DIVERGENCES[row.student_divergence](own_logits, other_logits, **row.hyper)
+        def divergence_of_student(part, own_logits, other_logits):
+            if row.student_divergence == "minillm":
+                return minillm(own_logits, other_logits, targets[part], target_mask[part], args.teacher_mix)
+            return by_chunks(functools.partial(DIVERGENCES[row.student_divergence], **row.hyper), own_logits, other_logits)
 
-            # The teacher's loss, from the same pair of distributions as the student's.
-            teacher_loss = torch.zeros((), device=device)
-            if moving:
-                teacher_loss = player_loss(
+        def student_side(part, student_logits, teacher_logits):
+            """The student's loss on these rows, and its backward pass."""
+            with passes.precision, memory:
+                compared = student_logits
+                if buckets:  # of the cache: the teacher's best tokens, and all others as one
+                    compared = by_chunks(with_tail, student_logits, stored[0][part])
+                loss = player_loss(
+                    compared,
                     teacher_logits,
-                    student_logits,
-                    target_mask,
-                    reference_loss(teacher, teacher_logits) if row.alpha < 1 else 0.0,
-                    row.alpha,
-                    DIVERGENCES[row.teacher_divergence],
+                    target_mask[part],
+                    reference_loss(part, learner, student, student_logits) if row.student_kd < 1 else 0.0,
+                    row.student_kd,
+                    functools.partial(divergence_of_student, part),
                     args.temperature,
                     args.reduction,
+                    total,
                 )
-                if row.anchor > 0:
-                    with torch.no_grad():
-                        original_logits = pair.teacher(inputs)
-                    weight = row.anchor * (1 - step / args.steps if row.anchor_decay else 1)
-                    distance = reverse_kl(teacher_logits, original_logits)  # KL(adapted || original)
-                    teacher_loss = teacher_loss + weight * masked_mean(distance, target_mask, args.reduction)
-            if moving and row.update == "alternating":
-                module_norm = move(teacher_loss, teacher, module_optimizer, row.module_lr * rate)
+            loss.backward()
+            student_losses.append(loss.detach())
+            clock.mark("student")
+            if logged:
                 with torch.no_grad():
-                    teacher_logits = teacher(inputs)
-            student_loss = player_loss(
-                student_logits,
-                teacher_logits,
-                target_mask,
-                reference_loss(student, student_logits) if row.student_kd < 1 else 0.0,
-                row.student_kd,
-                divergence_of_student,
-                args.temperature,
-                args.reduction,
-            )
+                    if teacher_logits is None:
+                        per_token.append(by_chunks(cross_entropy, student_logits, targets[part]))
+                    else:
+                        per_token.append(divergence_of_student(part, compared.detach(), teacher_logits))
+                columns.append(experiment.columns_of(student_logits, None if buckets else teacher_logits))
+                clock.mark("logging")
 
-        # Both move. The other's distribution is a constant, so the order of these two does not matter.
-        if moving and row.update == "simultaneous":
-            module_norm = move(teacher_loss, teacher, module_optimizer, row.module_lr * rate)
-        student_norm = move(student_loss, student, optimizer, rate)
-        clock.append(time.perf_counter())
+        optimizer.zero_grad(set_to_none=True)
+        if moving:
+            module_optimizer.zero_grad(set_to_none=True)
+        student_losses, teacher_losses, per_token, columns, waiting = [], [], [], [], []
+        for part, final in runs.parts(len(own), args.micro_batch):
+            with runs.averaging(final, learner, follower):
+                # One forward of each. Row t of the logits predicts token t+1. The teacher's graph is kept for its module alone.
+                with passes.precision, memory:
+                    teacher_logits = None
+                    if stored:
+                        teacher_logits = stored[-1][part]
+                    elif row.student_kd > 0 or moving:
+                        with torch.set_grad_enabled(moving):
+                            teacher_logits = passes.logits(follower if moving else teacher, inputs[part], teacher)
+                    clock.mark("teacher")
+                    student_logits = passes.logits(learner, inputs[part], student)
+                    clock.mark("student")
 
-        bad = ~torch.isfinite(
-            student_loss.detach() + student_norm + (teacher_loss.detach() + module_norm if moving else 0)
-        )
+                # The teacher's loss, from the same pair of distributions as the student's.
+                if moving:
+                    with passes.precision, memory:
+                        divergence = functools.partial(by_chunks, DIVERGENCES[row.teacher_divergence])
+                        teacher_loss = player_loss(
+                            teacher_logits,
+                            student_logits.detach(),
+                            target_mask[part],
+                            reference_loss(part, follower, teacher, teacher_logits) if row.alpha < 1 else 0.0,
+                            row.alpha,
+                            divergence,
+                            args.temperature,
+                            args.reduction,
+                            total,
+                        )
+                        if row.anchor > 0:
+                            with torch.no_grad():
+                                original_logits = passes.logits(pair.teacher, inputs[part])
+                            weight = row.anchor * (1 - step / args.steps if row.anchor_decay else 1)
+                            distance = by_chunks(reverse_kl, teacher_logits, original_logits)  # KL(adapted || original)
+                            anchored = masked_mean(distance, target_mask[part], args.reduction, total)
+                            teacher_loss = teacher_loss + weight * anchored
+                    teacher_loss.backward()
+                    teacher_losses.append(teacher_loss.detach())
+                    clock.mark("teacher")
+                if moving and row.update == "alternating":
+                    waiting.append((part, final, student_logits))  # until the teacher has moved
+                else:
+                    student_side(part, student_logits, None if teacher_logits is None else teacher_logits.detach())
+
+        # Both move. The other's distribution is a constant, so the order matters only where the student waits for it.
+        if moving:
+            module_norm = move(teacher, module_optimizer, row.module_lr * rate)
+            clock.mark("update")
+        for part, final, student_logits in waiting:
+            with runs.averaging(final, learner):
+                with passes.precision, torch.no_grad():
+                    teacher_logits = passes.logits(teacher, inputs[part])
+                student_side(part, student_logits, teacher_logits)
+        student_norm = move(student, optimizer, rate)
+        clock.mark("update")
+
+        student_loss = runs.across(torch.stack(student_losses).sum())
+        teacher_loss = runs.across(torch.stack(teacher_losses).sum()) if moving else None
+        bad = ~torch.isfinite(student_loss + student_norm + (teacher_loss + module_norm if moving else 0))
         first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
-        count_step(costs, row, rollout, references, moving)
+        count_step(costs, row, rollout, references, moving, cached=cache is not None)
 
         # What happened? Read from the device only now and then.
-        last = step + 1 == args.steps
-        if step % args.log_every == 0 or last:
+        if logged:
             if first_bad >= 0:
                 raise ValueError(
                     f"loss or gradient is not finite at step {first_bad + 1} (train examples "
                     f"{order[first_bad, :8].tolist()}...): lower --lr ({args.lr}) or --module-lr; the records so far are kept"
                 )
-            if teacher_logits is None:
-                per_token = cross_entropy(student_logits.detach(), targets)
-            else:
-                per_token = divergence_of_student(student_logits.detach(), teacher_logits.detach())
-                teacher_logits = teacher_logits.detach()
-            figures = step_figures(rollout, student_logits.detach(), teacher_logits, per_token, pair.max_new_tokens)
+            figures = step_figures(rollout, torch.cat(columns), torch.cat(per_token), pair.max_new_tokens)
             figures |= {"loss": student_loss.item(), "gradient_norm": student_norm.item(), "lr": rate}
             if moving:
                 figures |= {"teacher_loss": teacher_loss.item(), "module_gradient_norm": module_norm.item()}
-            times = [1000 * (end - begin) for begin, end in zip(clock, clock[1:])]
-            figures |= dict(zip(("sampling_ms", "teacher_ms", "student_ms"), times))
+            figures |= clock.figures("sampling", "teacher", "student", "update")
             log.write("step", step=step + 1, **figures)
         if (step + 1) % max(1, args.steps // 8) == 0 or last:
             before = time.perf_counter()
@@ -317,11 +386,11 @@ def distill(row, student, pair, args, seed, log, say):
     return figures, teacher if row.module else None
 
 
-def count_step(costs, row, rollout, references, moving):
-    """What one step cost, in passes (data/evaluate.py, Costs)."""
+def count_step(costs, row, rollout, references, moving, cached=False):
+    """What one step cost, in passes (data/evaluate.py, Costs); `cached`: the teacher was not asked."""
     # A frozen base under a module: forward and gradients of activations; all weights: those of the weights as well.
     learning = (3 if row.module == "full" else 2) if moving else 1
-    asked = row.student_kd > 0 or moving
+    asked = (row.student_kd > 0 or moving) and not cached
     repeated = int(moving and row.update == "alternating") + int(moving and row.anchor > 0)
     if rollout is not references:
         costs.count_writing(rollout, row.writer)

@@ -86,21 +86,19 @@ def distill(row, student, pair, args, seed, log, say):
     references, sampled_with = pair.train.responses, experiment.sampling_options(args)
     passes = experiment.passes_of(args, pair)  # precision, chunks, who shares the batch: how it is computed, not what
     student.recompute, learner = args.recompute, runs.learner(student, args.compile)
-    divergence, cache = None, None
+    loss_of, cache = cross_entropy, None
     if row.loss != "cross_entropy":
-        divergence = functools.partial(DIVERGENCES[row.loss], **row.hyper)
-    loss_of = divergence or cross_entropy
+        loss_of = functools.partial(DIVERGENCES[row.loss], **row.hyper)
     if row.writer == "teacher":
         # Greedy answers stand in for the beam search of Kim & Rush: both aim at the teacher's most likely response.
         references, _ = sample_responses(
             teacher, pair.train.prompts, pair.max_new_tokens, pair.tokenizer.eos_token, seed=seed, temperature=0
         )
         costs.count_offline_teacher(pair.train.prompts, references)
-    if divergence and row.writer == "dataset" and args.cache_teacher is not None:
+    if row.loss != "cross_entropy" and row.writer == "dataset" and args.cache_teacher is not None:
         cache = experiment.open_cache(pair, args, say)
         costs.count_cache(pair.train.prompts, references)
-        if cache.best:  # its best tokens, and all others as one bucket
-            loss_of = lambda own_logits, ids, logprobs: divergence(with_tail(own_logits, ids), logprobs)  # noqa: E731
+    buckets = cache is not None and cache.best > 0
 
     for step, rows in enumerate(order.tolist()):
         half, last = int(2 * step >= args.steps), step + 1 == args.steps
@@ -134,32 +132,34 @@ def distill(row, student, pair, args, seed, log, say):
 
         optimizer.zero_grad(set_to_none=True)
         losses, columns = [], []
-        for part, averaging in runs.parts(learner, len(own), args.micro_batch):
-            with averaging:
+        for part, final in runs.parts(len(own), args.micro_batch):
+            with runs.averaging(final, learner):
                 with passes.precision, memory:
                     # What is the student compared with? Row t of the teacher's logits predicts token t+1; SKD's
                     # verification has computed them already, and a cache holds what it said about references.
-                    if stored:
-                        judgement = [column[part] for column in stored]
-                    elif row.loss == "cross_entropy":
-                        judgement = [targets[part]]
+                    if row.loss == "cross_entropy":
+                        judgement = targets[part]
+                    elif stored:
+                        judgement = stored[-1][part]
                     elif rollout.counters is not None:
-                        judgement = [experiment.kept_logits(rollout, teacher, part)]
+                        judgement = experiment.kept_logits(rollout, teacher, part)
                     else:
                         with torch.no_grad():
-                            judgement = [passes.logits(teacher, inputs[part])]
+                            judgement = passes.logits(teacher, inputs[part])
                     clock.mark("teacher")
 
                     # The student learns: a per-token loss, one masked mean.
-                    student_logits = passes.logits(learner, inputs[part], student)
-                    per_token = by_chunks(loss_of, student_logits, *judgement)
+                    student_logits = compared = passes.logits(learner, inputs[part], student)
+                    if buckets:  # of the cache: the teacher's best tokens, and all others as one
+                        compared = by_chunks(with_tail, student_logits, stored[0][part])
+                    per_token = by_chunks(loss_of, compared, judgement)
                     loss = masked_mean(per_token, target_mask[part], args.reduction, total)
                 loss.backward()
             losses.append((loss.detach(), per_token.detach()))
             clock.mark("student")
             if logged:
-                teacher_logits = judgement[0] if loss_of is divergence else None
-                columns.append(experiment.columns_of(student_logits, teacher_logits))
+                whole = row.loss != "cross_entropy" and not buckets
+                columns.append(experiment.columns_of(student_logits, judgement if whole else None))
                 clock.mark("logging")
 
         for group in optimizer.param_groups:
@@ -171,7 +171,7 @@ def distill(row, student, pair, args, seed, log, say):
         bad = ~torch.isfinite(loss + gradient_norm)
         first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
         costs.count_writing(rollout, row.writer)
-        asked = divergence is not None and rollout.counters is None and not cache
+        asked = row.loss != "cross_entropy" and rollout.counters is None and not cache
         costs.count_learning(rollout, student_passes=3, teacher_passes=int(asked))
 
         # What happened? Read from the device only now and then.

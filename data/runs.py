@@ -303,12 +303,19 @@ def learner(model, compiled=False):
     return torch.nn.parallel.DistributedDataParallel(forward)
 
 
-def parts(model, num_rows, micro_batch):
-    """Slices of a batch's rows, each with the context for its pass: gradients are averaged in the last one only."""
+def parts(num_rows, micro_batch):
+    """Slices of a batch's rows, at most micro_batch each, and whether it is the last: [(slice, bool)]."""
     size = micro_batch or num_rows
-    for first in range(0, num_rows, size):
-        waits = first + size < num_rows and isinstance(model, torch.nn.parallel.DistributedDataParallel)
-        yield slice(first, first + size), model.no_sync() if waits else contextlib.nullcontext()
+    return [(slice(first, first + size), first + size >= num_rows) for first in range(0, num_rows, size)]
+
+
+def averaging(last, *models):
+    """The context of a part's passes: gradients add up locally and are averaged over processes in the last part only."""
+    context = contextlib.ExitStack()
+    for model in models:
+        if not last and isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            context.enter_context(model.no_sync())
+    return context
 
 
 class NoLog:
