@@ -325,6 +325,7 @@ def distill(row, student, pair, args, seed, log, say):
                     waiting.append((part, final, student_logits))  # until the teacher has moved
                 else:
                     student_side(part, student_logits, None if teacher_logits is None else teacher_logits.detach())
+                    memory.release()
 
         # Both move. The other's distribution is a constant, so the order matters only where the student waits for it.
         if moving:
@@ -336,6 +337,7 @@ def distill(row, student, pair, args, seed, log, say):
                     teacher_logits = passes.logits(teacher, inputs[part])
                 student_side(part, student_logits, teacher_logits)
         student_norm = move(student, optimizer, rate)
+        memory.stop()
         clock.mark("update")
 
         student_loss = runs.across(torch.stack(student_losses).sum())

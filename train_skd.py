@@ -156,6 +156,7 @@ def distill(row, student, pair, args, seed, log, say):
                     loss = masked_mean(per_token, target_mask[part], args.reduction, total)
                 loss.backward()
             losses.append((loss.detach(), per_token.detach()))
+            memory.release()
             clock.mark("student")
             if logged:
                 whole = row.loss != "cross_entropy" and not buckets
@@ -166,6 +167,7 @@ def distill(row, student, pair, args, seed, log, say):
             group["lr"] = learning_rate(step, args.steps, args.lr)
         gradient_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
+        memory.stop()
         clock.mark("update")
         loss = runs.across(torch.stack([part for part, _ in losses]).sum())
         bad = ~torch.isfinite(loss + gradient_norm)

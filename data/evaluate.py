@@ -437,35 +437,44 @@ class Clock:
 class Memory:
     """Memory of training: on CUDA the allocator's peak since the run began; elsewhere counted, which no other program
     can disturb: weights, gradients and AdamW's two moments of what learns, the frozen teacher's weights, and every tensor
-    that the first `with` block keeps for its backward. What a sampler uses in between is only in CUDA's figure.
+    that the first step's `with` blocks keep for their backward passes. What a sampler uses is only in CUDA's figure.
     """
 
     def __init__(self, *models):
-        self.models, self.kept = models, None
+        self.models, self.kept, self.most, self.counting = models, {}, 0, True
         self.device = next(models[0].parameters()).device
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def __enter__(self):
-        self.hooks = None
-        if self.kept is None:
-            self.kept = {}  # address of a storage -> its bytes
-            self.hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        if self.counting:
             self.hooks.__enter__()
 
     def __exit__(self, *error):
-        if self.hooks is not None:
+        if self.counting:
             self.hooks.__exit__(*error)
 
     def _keep(self, tensor):
         storage = tensor.untyped_storage()
-        self.kept[storage.data_ptr()] = storage.nbytes()
+        self.kept[storage.data_ptr()] = storage.nbytes()  # address -> bytes: what is saved twice lies there once
         return tensor
+
+    def release(self):
+        """A backward pass has freed what was kept: the next part of the batch starts from nothing."""
+        if self.counting:
+            weights = {weight.data_ptr() for model in self.models for weight in model.parameters()}
+            self.most = max(self.most, sum(size for at, size in self.kept.items() if at not in weights))
+            self.kept = {}
+
+    def stop(self):
+        """The first step is over, the others are like it."""
+        self.release()
+        self.counting = False
 
     def megabytes(self):
         """The figure, in units of 1e6 bytes."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6
         weights = {weight.data_ptr(): weight for model in self.models for weight in model.parameters()}
-        total = sum(weight.nbytes * (4 if weight.requires_grad else 1) for weight in weights.values())
-        return (total + sum(size for at, size in (self.kept or {}).items() if at not in weights)) / 1e6
+        return (sum(weight.nbytes * (4 if weight.requires_grad else 1) for weight in weights.values()) + self.most) / 1e6
