@@ -124,6 +124,8 @@ def parse_once(parser, argv, variants, main_variants, script):
         raise ValueError(f"--equal-compute measures in units of {focus}: add it to --variants")
     check_rule(args.accept_rule, args.replace, args.accept_on, args.gamma, args.accept_top_k or 0, args.rule)
     args.device_type = runs.pick_device(args.device).type
+    if runs.started_by_torchrun() and args.jobs not in (None, 1):
+        raise ValueError("--jobs runs methods side by side, torchrun lets processes share each: leave one of them out")
     args.jobs = args.jobs or runs.default_jobs(args.device_type)
     size = dict(pairs.SIZES[args.size])
     default_steps, default_lr, args.task_options = size.pop("steps"), size.pop("lr"), {}
@@ -346,6 +348,10 @@ def compare(script, args, names, variants, run_one):
     # What is run: (label, flags), the label being the method's name and the values that were swept for it.
     methods = [(f"{name}{label}", own) for name in names for label, own in args.swept]
     started, focus = time.perf_counter(), report.COMPARISONS[script][1]
+    device = runs.join(torch.device(args.device_type))
+    rank, size = runs.processes()
+    if args.batch_size < size:
+        raise ValueError(f"--batch-size {args.batch_size} leaves some of {size} processes without a row: raise it")
 
     # 1. Task, tokenizer, pair. All that can be refused is refused before anything is written or trained.
     data = load_data(args)
@@ -371,12 +377,21 @@ def compare(script, args, names, variants, run_one):
     flags = runs.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
     inputs = corpora.corpus_inputs(args.task, args.data_dir) if args.task in corpora.CORPORA else {}  # name -> sha256
     default_name = f"{script.removeprefix('train_')}-{args.task}{'-quick' if args.quick else ''}"
-    folder = runs.make_run_folder(args.out, args.resume, default_name)
-    for path in sorted(folder.glob("*.jsonl")):  # a table must not mix runs of different flags or data
-        runs.read_finished(folder, path.stem, flags, inputs)
-    device = torch.device(args.device_type)
+
+    def make_folder():
+        folder = runs.make_run_folder(args.out, args.resume, default_name)
+        for path in sorted(folder.glob("*.jsonl")):  # a table must not mix runs of different flags or data
+            runs.read_finished(folder, path.stem, flags, inputs)
+        return folder
+
+    folder = runs.first_decides(make_folder)
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
-    pair = pairs.load_or_pretrain_pair(data, args.settings, device, report=runs.say)
+
+    def load_pair():
+        return pairs.load_or_pretrain_pair(data, args.settings, device, report=runs.say)
+
+    runs.first_decides(lambda: load_pair() and None)  # pretrained once; then everybody finds it in the cache
+    pair = load_pair()
 
     # 2. Where the comparison starts: the teacher and the untouched student.
     measure = {"gamma": args.gamma, "accept_top_k": args.accept_top_k, "seed": args.seed, "ood": pair.ood}
@@ -387,9 +402,9 @@ def compare(script, args, names, variants, run_one):
         for model, judge in ((pair.teacher, None), (start, pair.teacher))
     )
     for label, model, figures in (("teacher", pair.teacher, teacher_figures), ("student_start", start, start_figures)):
-        save_checkpoint(
-            str(folder / f"{label}.pt"), model, pair.tokenizer.state_dict(), score=figures["score"], **about(pair, args)
-        )
+        if rank == 0:
+            path, tokenizer = str(folder / f"{label}.pt"), pair.tokenizer.state_dict()
+            save_checkpoint(path, model, tokenizer, score=figures["score"], **about(pair, args))
         runs.say(
             f"{label:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  "
             f"{figures['parameters']:,} parameters"
@@ -402,6 +417,7 @@ def compare(script, args, names, variants, run_one):
         "flags": flags,
         "quick": args.quick,
         "jobs": args.jobs,
+        "processes": size,
         "pair": pair.fingerprint,
         "vocabulary_in_use": data.vocabulary_in_use,
         "accept_top_k": args.accept_top_k,
@@ -413,7 +429,8 @@ def compare(script, args, names, variants, run_one):
 
     # 3. Every method with every seed; what a resumed folder holds already is left as it is.
     failures = []
-    for budget in ("steps", "compute") if args.equal_compute else ("steps",):
+
+    def missing(budget):
         todo = []
         for seed in range(args.seed, args.seed + args.seeds):
             for label, own in methods:
@@ -424,17 +441,23 @@ def compare(script, args, names, variants, run_one):
                     if budget == "compute":
                         steps = equal_compute_steps(folder, label, focus, seed, steps, flags)
                     todo.append((own, folder, shared, label, seed, budget, steps))
-        failures += runs.run_all(run_one, [task for task in todo if task[-1]], args.jobs, runs.say)
+        return [task for task in todo if task[-1]]
+
+    for budget in ("steps", "compute") if args.equal_compute else ("steps",):
+        todo = runs.first_decides(lambda budget=budget: missing(budget))
+        failures += runs.run_all(run_one, todo, args.jobs, runs.say)
 
     # 4. What came out.
-    for task, line in failures:
-        print(f"{script}.py: run {run_name(*task[3:6])} failed: {line}", file=sys.stderr)
-    print("\n" + report.write_report(folder))
+    if rank == 0:
+        for task, line in failures:
+            print(f"{script}.py: run {run_name(*task[3:6])} failed: {line}", file=sys.stderr)
+        print("\n" + report.write_report(folder))
     runs.say(
         f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, summary.json and the students lie in {folder}"
     )
     if args.quick:
         runs.say("This was --quick, a smoke run: its numbers mean nothing.")
+    runs.leave()
     return 1 if failures else 0
 
 
@@ -450,6 +473,9 @@ def equal_compute_steps(folder, variant, focus, seed, steps, flags):
     return max(1, round(steps * (unit["compute"] - once) / (own["compute"] - once)))
 
 
+GO_ON = "finished runs are kept, go on with --resume and the same --out"
+
+
 def run_script(script, main):
     """Call main() as a program: wrong use ends with one line and a non-zero status, never with a traceback."""
     try:
@@ -457,4 +483,9 @@ def run_script(script, main):
     except (ValueError, OSError) as error:
         runs.exit_with(f"{script}.py", error)
     except KeyboardInterrupt:
-        runs.exit_with(f"{script}.py", "interrupted: finished runs are kept, go on with --resume and the same --out")
+        runs.exit_with(f"{script}.py", f"interrupted: {GO_ON}")
+    except RuntimeError as error:
+        if runs.processes()[1] == 1:
+            raise
+        first_line = str(error).strip().split("\n")[0][:160]
+        runs.exit_with(f"{script}.py", f"process {runs.processes()[0]} lost the others or failed ({first_line}): {GO_ON}")

@@ -235,7 +235,7 @@ def use_precision(name, device):
 
 def default_jobs(device_type):
     """One run per core on a CPU: tiny models leave cores idle. One on an accelerator, or where processes share a run."""
-    if processes()[1] > 1:
+    if started_by_torchrun():
         return 1
     return len(os.sched_getaffinity(0)) if device_type == "cpu" and hasattr(os, "sched_getaffinity") else 1
 
@@ -246,6 +246,11 @@ def default_jobs(device_type):
 # between them is either averaged (across) or decided by the first one (first_decides), never left to chance.
 
 
+def started_by_torchrun():
+    """Whether several processes are to share this run."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 def processes():
     """(number of this process, how many share the run); (0, 1) without torchrun."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -253,7 +258,7 @@ def processes():
 
 def join(device):
     """Join the processes that torchrun started, if it did; -> this process' own device."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    if started_by_torchrun() and not dist.is_initialized():
         # The first process pretrains while the others wait; one that dies is noticed by torchrun, not by a timeout.
         wait = datetime.timedelta(days=1)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait)
@@ -458,6 +463,8 @@ def run_all(function, tasks, jobs, report):
         try:
             report(outcome())
         except Exception as error:  # whatever it was, the other runs go on; the line says what
+            if processes()[1] > 1 and not isinstance(error, ValueError):
+                raise  # the others know nothing of it: going on alone, this process would wait for them forever
             failures.append((task, f"{type(error).__name__}: {error}".split("\n")[0]))
             report(f"FAILED {failures[-1][1]}")
 
@@ -487,8 +494,9 @@ def _ignore_interrupt():
 
 
 def say(line):
-    """Print at once, also into a pipe or a log file."""
-    print(line, flush=True)
+    """Print at once, also into a pipe or a log file; of processes that share a run, the first one speaks."""
+    if processes()[0] == 0:
+        print(line, flush=True)
 
 
 def exit_with(program, error):
