@@ -281,8 +281,10 @@ def distill(row, student, pair, args, seed, log, say):
         optimizer.zero_grad(set_to_none=True)
         if moving:
             module_optimizer.zero_grad(set_to_none=True)
-        student_losses, teacher_losses, per_token, columns, waiting = [], [], [], [], []
-        for part, final in runs.parts(len(own), args.micro_batch):
+        student_losses, teacher_losses, per_token, columns = [], [], [], []
+        parts = runs.parts(len(own), args.micro_batch)
+        waits = moving and row.update == "alternating"  # the student learns from the teacher as it is after its move
+        for part, final in parts:
             with runs.averaging(final, learner, follower):
                 # One forward of each. Row t of the logits predicts token t+1. The teacher's graph is kept for its module alone.
                 with passes.precision, memory:
@@ -293,7 +295,11 @@ def distill(row, student, pair, args, seed, log, say):
                         with torch.set_grad_enabled(moving):
                             teacher_logits = passes.logits(follower if moving else teacher, inputs[part], teacher)
                     clock.mark("teacher")
-                    student_logits = passes.logits(learner, inputs[part], student)
+                    if waits:
+                        with torch.no_grad():
+                            student_logits = passes.logits(student, inputs[part])
+                    else:
+                        student_logits = passes.logits(learner, inputs[part], student)
                     clock.mark("student")
 
                 # The teacher's loss, from the same pair of distributions as the student's.
@@ -321,21 +327,22 @@ def distill(row, student, pair, args, seed, log, say):
                     teacher_loss.backward()
                     teacher_losses.append(teacher_loss.detach())
                     clock.mark("teacher")
-                if moving and row.update == "alternating":
-                    waiting.append((part, final, student_logits))  # until the teacher has moved
-                else:
+                if not waits:
                     student_side(part, student_logits, None if teacher_logits is None else teacher_logits.detach())
-                    memory.release()
+                memory.release()
 
-        # Both move. The other's distribution is a constant, so the order matters only where the student waits for it.
+        # Both move. The other's distribution is a constant, so the order matters only where the student waits.
         if moving:
             module_norm = move(teacher, module_optimizer, row.module_lr * rate)
             clock.mark("update")
-        for part, final, student_logits in waiting:
+        for part, final in parts if waits else []:
             with runs.averaging(final, learner):
-                with passes.precision, torch.no_grad():
-                    teacher_logits = passes.logits(teacher, inputs[part])
+                with passes.precision, memory:
+                    with torch.no_grad():
+                        teacher_logits = passes.logits(teacher, inputs[part])
+                    student_logits = passes.logits(learner, inputs[part], student)
                 student_side(part, student_logits, teacher_logits)
+                memory.release()
         student_norm = move(student, optimizer, rate)
         memory.stop()
         clock.mark("update")
@@ -393,12 +400,13 @@ def count_step(costs, row, rollout, references, moving, cached=False):
     # A frozen base under a module: forward and gradients of activations; all weights: those of the weights as well.
     learning = (3 if row.module == "full" else 2) if moving else 1
     asked = (row.student_kd > 0 or moving) and not cached
-    repeated = int(moving and row.update == "alternating") + int(moving and row.anchor > 0)
+    waits = moving and row.update == "alternating"  # both models are asked again after the teacher's move
+    repeated = int(waits) + int(moving and row.anchor > 0)
     if rollout is not references:
         costs.count_writing(rollout, row.writer)
         student_ce, teacher_ce = row.student_kd < 1, moving and row.alpha < 1
         costs.count_learning(references, 3 * student_ce, learning * teacher_ce, int(teacher_ce))
-    costs.count_learning(rollout, 3, learning * asked + repeated, int(asked) + repeated)
+    costs.count_learning(rollout, 3 + int(waits), learning * asked + repeated, int(asked) + repeated)
 
 
 # field of a row -> flag, for what stands on the student's side, and for what has no meaning without a module
