@@ -137,12 +137,13 @@ def distill(row, student, pair, args, seed, log, say):
                 with passes.precision, memory:
                     # What is the student compared with? Row t of the teacher's logits predicts token t+1; SKD's
                     # verification has computed them already, and a cache holds what it said about references.
+                    kept = experiment.kept_logits(rollout, teacher, part)
                     if row.loss == "cross_entropy":
                         judgement = targets[part]
                     elif stored:
                         judgement = stored[-1][part]
-                    elif rollout.counters is not None:
-                        judgement = experiment.kept_logits(rollout, teacher, part)
+                    elif kept is not None:
+                        judgement = kept
                     else:
                         with torch.no_grad():
                             judgement = passes.logits(teacher, inputs[part])
@@ -173,7 +174,7 @@ def distill(row, student, pair, args, seed, log, say):
         bad = ~torch.isfinite(loss + gradient_norm)
         first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
         costs.count_writing(rollout, row.writer)
-        asked = row.loss != "cross_entropy" and rollout.counters is None and not cache
+        asked = row.loss != "cross_entropy" and not stored and kept is None
         costs.count_learning(rollout, student_passes=3, teacher_passes=int(asked))
 
         # What happened? Read from the device only now and then.

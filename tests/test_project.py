@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 
 BELOW_SCRIPTS = {
     "model", "losses", "sample", "data.tokenizer", "data.metrics", "data.corpora", "data.tasks", "data.evaluate", "data.pairs",
-    "data.runs", "data.report", "data.experiment",
+    "data.runs", "data.report", "data.teacher_cache", "data.experiment",
 }  # fmt: skip
 MAY_IMPORT = {  # file -> the project's own modules that it may know, beside what those may know
     "model.py": set(),
@@ -35,6 +35,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "data/tasks.py": {"data.tokenizer", "data.metrics", "data.corpora"},
     "data/evaluate.py": {"model", "losses", "sample", "data.tasks"},
     "data/pairs.py": {"model", "losses", "sample", "data.tasks", "data.evaluate"},
+    "data/teacher_cache.py": {"model", "losses", "sample"},
     "data/experiment.py": BELOW_SCRIPTS - {"data.experiment"},
     "train_skd.py": BELOW_SCRIPTS,
     "train_okd.py": BELOW_SCRIPTS,

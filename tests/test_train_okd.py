@@ -475,7 +475,7 @@ PASSES = {  # variant: passes over the references or samples (student, teacher f
     "fixed_forward_kl": (3, 1, 1),
     "okd": (3, 1, 2),  # forward and gradients of activations
     "okd_full": (3, 1, 3),
-    "prokt": (3, 2, 4),  # and again for the student, after the teacher's move
+    "prokt": (4, 2, 4),  # both once more for the student, after the teacher's move
 }
 
 
