@@ -96,12 +96,13 @@ class KVCache:
 
         A row that keeps its number is not copied: let the last rows fill the gaps, and dropping one costs one copy.
         """
-        moved = [(new, old) for new, old in enumerate(rows) if new != old]
+        there = torch.tensor(rows).to(self.lengths.device, non_blocking=True)
+        moved = [new for new, old in enumerate(rows) if new != old]
         if moved:
-            new, old = torch.tensor(moved, device=self.lengths.device).unbind(1)
-            self.keys_values[:, :, new] = self.keys_values[:, :, old]
+            new = torch.tensor(moved).to(self.lengths.device, non_blocking=True)
+            self.keys_values[:, :, new] = self.keys_values[:, :, there[new]]
         self.keys_values, self._rows = self.keys_values[:, :, : len(rows)], self._rows[: len(rows)]
-        self.lengths = self.lengths[torch.tensor(rows, device=self.lengths.device)]
+        self.lengths = self.lengths[there]
 
 
 class Attention(nn.Module):

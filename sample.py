@@ -509,7 +509,7 @@ def _count(blocks):
     )
     calls, steps = (sum(block.proposed.size(0) for block in blocks), sum(block.proposed.numel() for block in blocks))
     counted = torch.stack([drafted, judged, accepted, judged - accepted, drafted - judged])
-    return torch.cat([counted, torch.tensor([calls, steps], device=counted.device)])
+    return torch.cat([counted, to_device(torch.tensor([calls, steps]), counted.device)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -329,7 +329,6 @@ def distill(row, student, pair, args, seed, log, say):
                     clock.mark("teacher")
                 if not waits:
                     student_side(part, student_logits, None if teacher_logits is None else teacher_logits.detach())
-                memory.release()
 
         # Both move. The other's distribution is a constant, so the order matters only where the student waits.
         if moving:
@@ -342,7 +341,6 @@ def distill(row, student, pair, args, seed, log, say):
                         teacher_logits = passes.logits(teacher, inputs[part])
                     student_logits = passes.logits(learner, inputs[part], student)
                 student_side(part, student_logits, teacher_logits)
-                memory.release()
         student_norm = move(student, optimizer, rate)
         memory.stop()
         clock.mark("update")

@@ -157,7 +157,6 @@ def distill(row, student, pair, args, seed, log, say):
                     loss = masked_mean(per_token, target_mask[part], args.reduction, total)
                 loss.backward()
             losses.append((loss.detach(), per_token.detach()))
-            memory.release()
             clock.mark("student")
             if logged:
                 whole = row.loss != "cross_entropy" and not buckets

@@ -10,6 +10,7 @@ Where several processes share a run, each measures its share of the examples and
 example, not to the process, so the figures are those of one process, to rounding.
 """
 
+import collections
 import time
 from typing import NamedTuple
 
@@ -436,18 +437,19 @@ class Clock:
 
 class Memory:
     """Memory of training: on CUDA the allocator's peak since the run began; elsewhere counted, which no other program
-    can disturb: weights, gradients and AdamW's two moments of what learns, the frozen teacher's weights, and every tensor
-    that the first step's `with` blocks keep for their backward passes. What a sampler uses is only in CUDA's figure.
+    can disturb: weights, gradients and AdamW's two moments of what learns, the frozen teacher's weights, and the most that
+    the first step's `with` blocks keep at one time for backward passes. What a sampler uses is only in CUDA's figure.
     """
 
     def __init__(self, *models):
-        self.models, self.kept, self.most, self.counting = models, {}, 0, True
+        self.weights = {weight.data_ptr(): weight for model in models for weight in model.parameters()}
         self.device = next(models[0].parameters()).device
+        self.graphs, self.now, self.most, self.counting = collections.Counter(), 0, 0, True
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def __enter__(self):
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor)
         if self.counting:
             self.hooks.__enter__()
 
@@ -455,26 +457,33 @@ class Memory:
         if self.counting:
             self.hooks.__exit__(*error)
 
-    def _keep(self, tensor):
-        storage = tensor.untyped_storage()
-        self.kept[storage.data_ptr()] = storage.nbytes()  # address -> bytes: what is saved twice lies there once
-        return tensor
-
-    def release(self):
-        """A backward pass has freed what was kept: the next part of the batch starts from nothing."""
-        if self.counting:
-            weights = {weight.data_ptr() for model in self.models for weight in model.parameters()}
-            self.most = max(self.most, sum(size for at, size in self.kept.items() if at not in weights))
-            self.kept = {}
+    def count(self, address, size, change):
+        """A graph takes hold of a storage (+1) or lets it go (-1): what is kept twice lies there once."""
+        held = self.graphs[address]
+        self.graphs[address] += change
+        if address not in self.weights and (held == 0 or held + change == 0):
+            self.now += size * change
+            self.most = max(self.most, self.now)
 
     def stop(self):
         """The first step is over, the others are like it."""
-        self.release()
         self.counting = False
 
     def megabytes(self):
         """The figure, in units of 1e6 bytes."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6
-        weights = {weight.data_ptr(): weight for model in self.models for weight in model.parameters()}
-        return (sum(weight.nbytes * (4 if weight.requires_grad else 1) for weight in weights.values()) + self.most) / 1e6
+        weights = self.weights.values()
+        return (sum(weight.nbytes * (4 if weight.requires_grad else 1) for weight in weights) + self.most) / 1e6
+
+
+class _Kept:
+    """A tensor kept for a backward pass; counted until its graph lets it go."""
+
+    def __init__(self, tensor, memory):
+        storage = tensor.untyped_storage()
+        self.tensor, self.memory, self.place = tensor, memory, (storage.data_ptr(), storage.nbytes())
+        memory.count(*self.place, +1)
+
+    def __del__(self):
+        self.memory.count(*self.place, -1)

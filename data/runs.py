@@ -230,7 +230,7 @@ def use_precision(name, device):
     """Set how matrix products are computed -> the context in which a model's passes run. Losses are float32 in any."""
     name = {"cuda": "tf32"}.get(device.type, "fp32") if name == "auto" else name
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
+    return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else contextlib.nullcontext()
 
 
 def default_jobs(device_type):
