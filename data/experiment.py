@@ -8,11 +8,13 @@ What a method does is not here: a script hands over its table of variants and a 
 import argparse
 import dataclasses
 import json
+import re
 import sys
 import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from data import corpora, pairs, report, runs, tasks
 from data.evaluate import Encoded, evaluate, step_columns
@@ -445,7 +447,8 @@ def compare(script, args, names, variants, run_one):
 
     for budget in ("steps", "compute") if args.equal_compute else ("steps",):
         todo = runs.first_decides(lambda budget=budget: missing(budget))
-        failures += runs.run_all(run_one, todo, args.jobs, runs.say)
+        with Progress(folder, todo, args.jobs) as progress:
+            failures += runs.run_all(run_one, todo, args.jobs, progress.say, progress.watch)
 
     # 4. What came out.
     if rank == 0:
@@ -459,6 +462,56 @@ def compare(script, args, names, variants, run_one):
         runs.say("This was --quick, a smoke run: its numbers mean nothing.")
     runs.leave()
     return 1 if failures else 0
+
+
+class Progress:
+    """How far runs side by side have come, read from their records: a bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, folder, todo, jobs):
+        self.folder, self.finished, self.spoken = folder, 0, time.monotonic()
+        self.todo = [(run_name(*task[3:6]), task[-1]) for task in todo]  # (name, steps), in the order of their start
+        steps = sum(steps for _, steps in self.todo)
+        hidden = True if jobs == 1 else None  # None: shown on a terminal only
+        self.bar = tqdm(total=steps, unit="step", leave=False, disable=hidden, dynamic_ncols=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def say(self, line):
+        """A line that stays: a run has ended."""
+        self.finished += 1
+        if self.bar.disable:
+            runs.say(line)
+        else:
+            self.bar.write(line)  # above the bar
+            sys.stdout.flush()
+
+    def watch(self, running, waiting):
+        """Show where the runs stand; run_all calls this once a second when they are in processes of their own."""
+        started = dict(self.todo[: len(self.todo) - waiting])
+        total, words = sum(started.values()), [f"{self.finished} of {len(self.todo)} runs done"]
+        for *_, label, seed, budget, steps in running:
+            name = run_name(label, seed, budget)
+            done = last_step(self.folder / f"{name}.jsonl")
+            total -= steps - done
+            words.append(f"{name} {done}/{steps}")
+        self.bar.n = total
+        self.bar.set_postfix_str(", ".join(words))
+        if self.bar.disable and running and time.monotonic() - self.spoken > 60:
+            self.spoken = time.monotonic()
+            runs.say("  " + ", ".join(words))
+
+
+def last_step(path):
+    """The last step that a run has recorded; 0 before the first."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not begun
+        return 0
+    return max((int(found[1]) for line in lines[-3:] if (found := re.search(r'"step": (\d+)', line))), default=0)
 
 
 def equal_compute_steps(folder, variant, focus, seed, steps, flags):

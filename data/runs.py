@@ -6,7 +6,7 @@ was interrupted: `--resume` runs it again and skips the finished ones. Records n
 """
 
 import argparse
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import datetime
 import hashlib
@@ -452,10 +452,12 @@ def read_finished(folder, name, flags, inputs=None):
     return last
 
 
-def run_all(function, tasks, jobs, report):
+def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None):
     """Call function(*task) for every task, `jobs` at a time in processes of their own; -> list of (task, error line).
 
-    A failed run does not take the others down. With one job everything happens in this process, in order.
+    A failed run does not take the others down, not even one whose process dies: each process works on one task at a
+    time. With one job everything happens in this process, in order; with more, watch(running tasks, number of waiting
+    ones) is called about once a second.
     """
     failures = []
 
@@ -465,7 +467,9 @@ def run_all(function, tasks, jobs, report):
         except Exception as error:  # whatever it was, the other runs go on; the line says what
             if processes()[1] > 1 and not isinstance(error, ValueError):
                 raise  # the others know nothing of it: going on alone, this process would wait for them forever
-            failures.append((task, f"{type(error).__name__}: {error}".split("\n")[0]))
+            broken = isinstance(error, concurrent.futures.process.BrokenProcessPool)
+            line = "its process was killed (out of memory?)" if broken else f"{type(error).__name__}: {error}"
+            failures.append((task, line.split("\n")[0]))
             report(f"FAILED {failures[-1][1]}")
 
     if jobs == 1:
@@ -473,18 +477,29 @@ def run_all(function, tasks, jobs, report):
             settle(task, lambda task=task: function(*task))
         return failures
     # spawn: a forked child would inherit torch's thread pool in an undefined state
-    pool = concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _ignore_interrupt)
+    spawn = multiprocessing.get_context("spawn")
+    waiting, free, busy = list(tasks), [], {}
     try:
-        futures = {pool.submit(function, *task): task for task in tasks}
-        for future in concurrent.futures.as_completed(futures):
-            settle(futures[future], future.result)
-    except KeyboardInterrupt:  # nothing new is started, and what is under way ends now: --resume runs it again
-        workers = list(pool._processes.values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.terminate()
+        while waiting or busy:
+            while waiting and len(busy) < jobs:
+                worker = free.pop() if free else concurrent.futures.ProcessPoolExecutor(1, spawn, _ignore_interrupt)
+                task = waiting.pop(0)
+                busy[worker.submit(function, *task)] = worker, task
+            done, _ = concurrent.futures.wait(busy, 1.0, concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                worker, task = busy.pop(future)
+                settle(task, future.result)
+                if not isinstance(future.exception(), concurrent.futures.process.BrokenProcessPool):
+                    free.append(worker)
+            watch([task for _, task in busy.values()], len(waiting))
+    except BaseException:  # Ctrl-C: nothing new is started, and what is under way ends now; --resume runs it again
+        for worker, _ in busy.values():
+            for process in list(worker._processes.values()):
+                process.terminate()
         raise
-    pool.shutdown()
+    finally:
+        for worker in [*free, *(worker for worker, _ in busy.values())]:
+            worker.shutdown(wait=not busy, cancel_futures=True)
     return failures
 
 

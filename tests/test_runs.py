@@ -1,11 +1,12 @@
 """Laws of data/runs.py: an interruption ends what is under way, and foreign files are named, not followed."""
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from data import runs
+from data import experiment, runs
 
 
 def touch(folder, number):
@@ -25,6 +26,40 @@ def test_an_interruption_starts_nothing_new(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         runs.run_all(touch, [(str(tmp_path), number) for number in range(8)], 2, report)
     assert len(list(tmp_path.iterdir())) <= 4  # the first, two under way, and at most one that was handed over already
+
+
+def perhaps_killed(number):
+    """A run whose process the system may kill."""
+    if number in (1, 2):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"run {number}"
+
+
+def test_a_killed_process_takes_no_other_run_down():
+    """Two of five runs lose their process: those two failed, in one line each, and the other three came out."""
+    lines, seen = [], []
+    failures = runs.run_all(
+        perhaps_killed, [(n,) for n in range(5)], 2, lines.append, lambda running, waiting: seen.append((len(running), waiting))
+    )
+    assert sorted(task for task, _ in failures) == [(1,), (2,)]
+    assert sorted(line for line in lines if line.startswith("run")) == ["run 0", "run 3", "run 4"]
+    assert all("killed" in line and "\n" not in line for _, line in failures)
+    assert seen[-1] == (0, 0) and all(running <= 2 for running, _ in seen)
+
+
+def test_progress_is_read_from_the_records(tmp_path, capsys, monkeypatch):
+    """Without a terminal a line per minute: how many are done, and the step that each running one has recorded."""
+    todo = [(None, tmp_path, {}, name, 1, "steps", 40) for name in ("sft", "skd", "okd alpha=0.9")]
+    (tmp_path / "skd_seed1.jsonl").write_text('{"kind": "header"}\n{"kind": "step", "step": 21}\n{"kind": "step", "st')
+    monkeypatch.setattr(experiment.time, "monotonic", lambda now=iter((0.0, 59.0, 61.0, 61.0, 62.0)): next(now))
+    with experiment.Progress(tmp_path, todo, 2) as progress:
+        progress.watch(todo[:2], 1)
+        assert capsys.readouterr().out == ""
+        progress.say("sft done")
+        progress.watch(todo[1:], 0)
+        assert progress.bar.n == 40 + 21
+        progress.watch(todo[1:], 0)
+    assert capsys.readouterr().out == "sft done\n  1 of 3 runs done, skd_seed1 21/40, okd_alpha=0.9_seed1 0/40\n"
 
 
 @pytest.mark.parametrize("content", [b"[1, 2]\n", b"3\n", b'{"kind": "header"}\n{"kind": "final"}\n', b"\xff\xfe\n"])
