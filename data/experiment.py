@@ -8,7 +8,9 @@ What a method does is not here: a script hands over its table of variants and a 
 import argparse
 import dataclasses
 import json
+import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -531,6 +533,12 @@ GO_ON = "finished runs are kept, go on with --resume and the same --out"
 
 def run_script(script, main):
     """Call main() as a program: wrong use ends with one line and a non-zero status, never with a traceback."""
+    if runs.started_by_torchrun():  # which ends the other processes when one has failed
+
+        def ended(*signal_and_frame):
+            runs.exit_with(f"{script}.py", f"process {os.environ['RANK']} ended, as another one failed: {GO_ON}")
+
+        signal.signal(signal.SIGTERM, ended)
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
@@ -538,7 +546,7 @@ def run_script(script, main):
     except KeyboardInterrupt:
         runs.exit_with(f"{script}.py", f"interrupted: {GO_ON}")
     except RuntimeError as error:
-        if runs.processes()[1] == 1:
+        if not runs.started_by_torchrun():
             raise
         first_line = str(error).strip().split("\n")[0][:160]
-        runs.exit_with(f"{script}.py", f"process {runs.processes()[0]} lost the others or failed ({first_line}): {GO_ON}")
+        runs.exit_with(f"{script}.py", f"process {os.environ['RANK']} lost the others or failed ({first_line}): {GO_ON}")

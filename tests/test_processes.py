@@ -1,0 +1,105 @@
+"""Several processes share a run (torchrun): the figures of one process, one writer, and a clear end when one is lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+TINY = "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 4 --device cpu --jobs 1".split()
+# Figures that differ: of the clock, of the memory that a share of the batch takes, and of what the samplers spent, as
+# each process chooses its blocks' length for its own rows. A step's line describes the share of the batch too.
+OWN = {"kind", "seconds", "memory_mb", "teacher_forwards", "compute"}
+SHARED_BY_STEP = {"step", "loss", "gradient_norm", "lr"}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the project with a cache of its own, so that all commands here find one pair."""
+    folder = tmp_path_factory.mktemp("clone")
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]:
+        (folder / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, folder / path.relative_to(ROOT))
+    return folder
+
+
+def start(clone, processes, script, *argv):
+    """The running command, its output unbuffered lines."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.Popen(
+        [*(launcher if processes > 1 else [sys.executable]), script, *TINY, *argv],
+        cwd=clone, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def comparable(line):
+    """A record's line without what may differ between one process and two."""
+    if line["kind"] == "step":
+        return {name: line[name] for name in SHARED_BY_STEP}
+    return {name: value for name, value in line.items() if name not in OWN}
+
+
+CASES = {
+    "train_skd.py": "sft,supervised,imitkd,gkd,skd",
+    "train_okd.py": "okd,prokt,okd_on_policy,okd_skd,promptkd,minillm",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", CASES)
+def test_two_processes_train_as_one(clone, tmp_path, script):
+    """Five rows here, four there, and shares of unequal token counts: the losses, gradients and figures of one process."""
+    for processes in (1, 2):
+        running = start(clone, processes, script, "--variants", CASES[script], "--out", str(tmp_path / str(processes)))
+        output, errors = running.communicate(timeout=600)
+        assert running.returncode == 0, errors[-2000:]
+        assert output.count("score ") >= len(CASES[script].split(",")) and output.count("\n**Task") == 1  # one speaks
+    for name in CASES[script].split(","):
+        one, two = (lines_of(tmp_path / str(processes) / f"{name}_seed1.jsonl") for processes in (1, 2))
+        assert (one[0]["processes"], two[0]["processes"]) == (1, 2) and one[0]["flags"] == two[0]["flags"]
+        assert len(one) == len(two)
+        for line, other in zip(one[1:], two[1:]):
+            assert comparable(line) == pytest.approx(comparable(other), rel=2e-4, abs=1e-6), name
+        one, two = (torch.load(tmp_path / str(n) / f"{name}_seed1.pt", weights_only=True)["weights"] for n in (1, 2))
+        for weight, values in one.items():
+            difference = (values - two[weight]).abs()
+            if weight.endswith("qkv.bias"):  # no key bias changes a softmax: its gradient is rounding, of any sign
+                difference = torch.cat(difference.chunk(3)[::2])
+            assert difference.max() < 5e-5, (name, weight)  # a tenth of what one update moves
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
+    """Killed in the second method: no waiting, one line that says how to go on, and going on keeps what was finished."""
+    out = str(tmp_path / "out")
+    running = start(clone, 2, "train_skd.py", "--variants", "sft,skd", "--steps", "96", "--out", out)
+    assert any(line.startswith("skd_seed1: ") for line in running.stdout)  # reads up to there: the method has begun
+    assert running.stdout.readline().startswith("  step")
+    ranks = {}
+    for child in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split():
+        variables = Path(f"/proc/{child}/environ").read_text().split("\0")
+        ranks.update({int(value.removeprefix("RANK=")): int(child) for value in variables if value.startswith("RANK=")})
+    os.kill(ranks[lost], signal.SIGKILL)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode != 0
+    words = [line for line in errors.splitlines() if line.startswith("train_skd.py: ")]
+    assert len(words) == 1 and f"process {1 - lost} " in words[0] and "--resume" in words[0], errors[-3000:]
+    finished = (tmp_path / "out" / "sft_seed1.jsonl").read_bytes()
+    assert b'"kind": "final"' in finished
+    running = start(clone, 2, "train_skd.py", "--variants", "sft,skd", "--steps", "96", "--out", out, "--resume")
+    _, errors = running.communicate(timeout=600)
+    assert running.returncode == 0, errors[-2000:]
+    assert (tmp_path / "out" / "sft_seed1.jsonl").read_bytes() == finished
+    assert lines_of(tmp_path / "out" / "skd_seed1.jsonl")[-1]["kind"] == "final"
