@@ -193,7 +193,7 @@ def distill(row, student, pair, args, seed, log, say):
         initial_drift = at_start["drift"]
         if initial_drift > 0:
             say(f"  the {row.module} module starts {initial_drift:.4f} nats away from the original teacher")
-    elif row.student_kd > 0 and row.writer == "dataset" and args.cache_teacher is not None:
+    elif args.cache_teacher is not None and asks_about_references(row):
         cache = experiment.open_cache(pair, args, say)
         costs.count_cache(pair.train.prompts, pair.train.responses)
     buckets = cache is not None and cache.best > 0
@@ -407,6 +407,11 @@ def count_step(costs, row, rollout, references, moving, cached=False):
     costs.count_learning(rollout, 3 + int(waits), learning * asked + repeated, int(asked) + repeated)
 
 
+def asks_about_references(row):
+    """Whether a method's teacher says the same in every epoch, so that --cache-teacher can keep it."""
+    return row.module is None and row.writer == "dataset" and row.student_kd > 0
+
+
 # field of a row -> flag, for what stands on the student's side, and for what has no meaning without a module
 STUDENT_FLAGS = {"student_divergence": "student_divergence", "student_kd": "student_kd"}
 MODULE_FLAGS = {name: name for name in ("alpha", "teacher_divergence", "anchor", "update", "module_lr")} | {
@@ -479,6 +484,7 @@ def parse_flags(argv=None):
     group.add_argument("--teacher-mix", type=float, default=0.2, help="minillm: the teacher's share in every draw")
     args, names = experiment.parse(parser, argv, VARIANTS, MAIN, "train_okd")
     check_sweeps(args, names)
+    experiment.check_cache(args, any(asks_about_references(resolve(VARIANTS[name], args)) for name in names))
     return args, names
 
 

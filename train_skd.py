@@ -95,7 +95,7 @@ def distill(row, student, pair, args, seed, log, say):
             teacher, pair.train.prompts, pair.max_new_tokens, pair.tokenizer.eos_token, seed=seed, temperature=0
         )
         costs.count_offline_teacher(pair.train.prompts, references)
-    if row.loss != "cross_entropy" and row.writer == "dataset" and args.cache_teacher is not None:
+    if args.cache_teacher is not None and asks_about_references(row):
         cache = experiment.open_cache(pair, args, say)
         costs.count_cache(pair.train.prompts, references)
     buckets = cache is not None and cache.best > 0
@@ -204,6 +204,11 @@ def distill(row, student, pair, args, seed, log, say):
     return {"steps": args.steps, "seconds": seconds, "memory_mb": memory.megabytes()} | costs.figures(), None
 
 
+def asks_about_references(row):
+    """Whether a method's teacher says the same in every epoch, so that --cache-teacher can keep it."""
+    return row.writer == "dataset" and row.loss != "cross_entropy"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The script: what lies around the loop is data/experiment.py, the same for train_okd.py.
 
@@ -217,7 +222,9 @@ def parse_flags(argv=None):
     """Command line -> (args with everything resolved that needs no data, names of the methods)."""
     description = "Distil a student from a fixed teacher: SKD and its baselines."
     parser = experiment.make_parser("train_skd", description, VARIANTS, MAIN)
-    return experiment.parse(parser, argv, VARIANTS, MAIN, "train_skd")
+    args, names = experiment.parse(parser, argv, VARIANTS, MAIN, "train_skd")
+    experiment.check_cache(args, any(asks_about_references(VARIANTS[name]) for name in names))
+    return args, names
 
 
 def main(argv=None):

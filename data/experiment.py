@@ -196,6 +196,23 @@ def load_task(args):
     return make_task(args.task, data_dir=args.data_dir, **options)
 
 
+def check_cache(args, used):
+    """ValueError where --cache-teacher would do nothing (no chosen method is `used` to it), or something else."""
+    if args.cache_teacher is None:
+        return
+    if not used:
+        raise ValueError(
+            "--cache-teacher keeps what a fixed teacher says about references, and no method here asks for that: "
+            "leave it out, or choose --variants supervised (train_okd.py: fixed_forward_kl)"
+        )
+    for own in [args, *(own for _, own in args.swept)]:
+        if args.cache_teacher > 0 and getattr(own, "temperature", 1.0) != 1.0:
+            raise ValueError(
+                f"--cache-teacher {args.cache_teacher} keeps the tail as one bucket, which no --temperature can soften "
+                "(its tokens are gone): use --cache-teacher dense, or --temperature 1"
+            )
+
+
 def load_data(args):
     """The task as token ids, its test split cut to --measure examples."""
     data = pairs.encode_task(load_task(args), args.settings)

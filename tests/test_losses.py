@@ -610,3 +610,139 @@ def test_minillm_moves_the_student_only():
     with torch.no_grad():
         student_logits[0, 2:] = 40.0
     assert torch.equal(losses.masked_mean(losses.minillm(student_logits, teacher_logits, targets, mask), mask), masked)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Large vocabularies: the same loss without the logits of a whole batch, and the buckets of a cached teacher.
+
+PER_TOKEN = {name: (lambda own, other, ids, name=name: adapters.divergence(name, own, other)) for name in NAMES} | {
+    "cross_entropy": lambda own, other, ids: losses.cross_entropy(own, ids),
+    "softened": lambda own, other, ids: losses.forward_kl(losses.soften(own, 3.0), losses.soften(other, 3.0)),
+    "bucketed": lambda own, other, ids: losses.forward_kl(
+        losses.with_tail(own, ids[..., None]), losses.with_tail(other, ids[..., None])
+    ),
+}  # fmt: skip
+
+
+def two_heads(vocab_size=11, dtype=torch.float64):
+    """Features and heads of a student (5 wide) and a teacher (7 wide), and target ids, for a batch of 3 x 4."""
+    parts = [random_logits(3, 4, 5, seed=1), random_logits(vocab_size, 5, seed=2), random_logits(3, 4, 7, seed=3)]
+    parts = [part.to(dtype) for part in [*parts, random_logits(vocab_size, 7, seed=4)]]
+    return *parts, torch.randint(0, vocab_size, (3, 4), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("at_once", [1, 11, 30, 10**6])
+@pytest.mark.parametrize("name", PER_TOKEN)
+def test_chunks_change_nothing(name, at_once):
+    """Value and both gradients of the student are those of the dense loss, whatever the chunk; the teacher gets none."""
+    features, head, teacher_features, teacher_head, ids = two_heads()
+    results = []
+    for chunked in (False, True):
+        leaves = [x.detach().clone().requires_grad_() for x in (features, head, teacher_features, teacher_head)]
+        own, other = losses.Unprojected(*leaves[:2]), losses.Unprojected(*leaves[2:])
+        if chunked:
+            value = losses.by_chunks(PER_TOKEN[name], own, other, ids, at_once=at_once)
+        else:
+            value = PER_TOKEN[name](own.features @ own.head.T, other.features @ other.head.T, ids)
+        gradients = torch.autograd.grad((value * torch.arange(12.0).view(3, 4)).sum(), leaves, allow_unused=True)
+        assert all(gradient is None or not gradient.any() for gradient in gradients[2:])
+        results.append((value, *gradients[:2]))
+    for dense, ours in zip(*results):
+        torch.testing.assert_close(ours, dense)
+
+
+@pytest.mark.parametrize("teacher_mix", [0, 0.2])
+def test_minillm_by_chunks(teacher_mix, monkeypatch):
+    """Its sums over later tokens cross the chunks' borders unharmed."""
+    monkeypatch.setattr(losses, "by_chunks", lambda *inputs, whole=losses.by_chunks: whole(*inputs, at_once=23))
+    features, head, teacher_features, teacher_head, ids = two_heads()
+    mask = torch.arange(4) < torch.tensor([[4], [2], [3]])
+    results = []
+    for chunked in (False, True):
+        leaf = features.clone().requires_grad_()
+        pairs = (losses.Unprojected(leaf, head), losses.Unprojected(teacher_features, teacher_head))
+        own, other = pairs if chunked else [pair.features @ pair.head.T for pair in pairs]
+        value = losses.masked_mean(losses.minillm(own, other, ids, mask, teacher_mix), mask)
+        results.append((value, *torch.autograd.grad(value, leaf)))
+    for dense, ours in zip(*results):
+        torch.testing.assert_close(ours, dense)
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            self.numbers = max(self.numbers, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return out
+
+
+@pytest.mark.parametrize("name", PER_TOKEN)
+def test_chunks_never_hold_a_whole_batch(name):
+    """Forward and backward, nothing is made that is larger than a chunk (but for features, heads and their gradients)."""
+    features, head, teacher_features, teacher_head, ids = two_heads(vocab_size=200)
+    features, head = features.repeat(9, 1, 1).requires_grad_(), head.requires_grad_()
+    own, other = losses.Unprojected(features, head), losses.Unprojected(teacher_features.repeat(9, 1, 1), teacher_head)
+    with Largest() as largest:
+        losses.by_chunks(PER_TOKEN[name], own, other, ids.repeat(9, 1), at_once=2000).sum().backward()
+    assert largest.numbers == 2000 < 27 * 4 * 200 / 10
+
+
+def test_unprojected_logits():
+    """Detached they teach nobody; divided by a temperature they are the logits divided; without any, chunks are off."""
+    features, head, *_ = two_heads()
+    own = losses.Unprojected(features.requires_grad_(), head.requires_grad_())
+    assert not any(part.requires_grad for part in own.detach())
+    torch.testing.assert_close((own / 4).features @ (own / 4).head.T, features @ head.T / 4)
+    seen = []
+    losses.by_chunks(lambda logits: seen.append(logits.shape) or logits.sum(-1), features, at_once=1)
+    assert seen == [(3, 4, 5)]
+
+
+def test_the_tail_is_a_bucket():
+    """Example: token 0 and the rest, log (.6, .4); each row sums to 1; with all others named nothing is lost."""
+    first = torch.tensor([[[0]]])
+    assert losses.with_tail(TEACHER, first).exp().flatten().tolist() == pytest.approx([0.6, 0.4])
+    value = losses.forward_kl(losses.with_tail(STUDENT, first), losses.with_tail(TEACHER, first))
+    assert value.item() == pytest.approx(0.381909, abs=1e-6)
+    rows = random_logits(2, 5, 9)
+    ids = rows.topk(8).indices
+    whole = torch.cat([ids, 36 - ids.sum(-1, keepdim=True)], -1)  # the one that is left
+    torch.testing.assert_close(losses.with_tail(rows, ids), rows.log_softmax(-1).gather(-1, whole))
+    torch.testing.assert_close(losses.with_tail(rows, ids[..., :3]).exp().sum(-1), torch.ones(2, 5).double())
+    with pytest.raises(AssertionError, match="no tail"):
+        losses.with_tail(rows, whole)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "squared_error"])  # no f-divergence
+@pytest.mark.parametrize("best", [1, 3, 8])
+def test_buckets_never_exaggerate(name, best):
+    """Joining tokens to a bucket loses distance (data processing), and loses none where both spread the tail alike."""
+    student_logits, teacher_logits = random_logits(4, 5, 9), random_logits(4, 5, 9, seed=1)
+    ids = teacher_logits.topk(best).indices
+    whole = adapters.divergence(name, student_logits, teacher_logits)
+    joined = adapters.divergence(name, losses.with_tail(student_logits, ids), losses.with_tail(teacher_logits, ids))
+    assert (joined <= whole + 1e-12).all() and (joined > 0).all()
+    inside = torch.zeros_like(student_logits).scatter(-1, ids, 1.0)
+    student_logits = teacher_logits + inside * student_logits
+    whole = adapters.divergence(name, student_logits, teacher_logits)
+    joined = adapters.divergence(name, losses.with_tail(student_logits, ids), losses.with_tail(teacher_logits, ids))
+    torch.testing.assert_close(joined, whole)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_parts_add_up_to_the_whole(reduction):
+    """Parts of unequal token counts, one without any, each divided by the whole batch's weight, sum to its mean."""
+    per_token = random_logits(6, 5)
+    mask = torch.arange(5) < torch.tensor([[5], [1], [0], [0], [3], [2]])
+    total = losses.weight_of(mask, reduction)
+    assert total == {"token": 11, "sequence": 4}[reduction]
+    parts = [losses.masked_mean(per_token[i : i + 2], mask[i : i + 2], reduction, total) for i in (0, 2, 4)]
+    torch.testing.assert_close(sum(parts), losses.masked_mean(per_token, mask, reduction))
+    assert parts[1] == 0
+    # Two processes, one token in all: the mean weight is a half, and the mean of both losses is that token's.
+    half = losses.masked_mean(per_token[1:2], mask[1:2], reduction, torch.tensor(0.5))
+    torch.testing.assert_close((half + 0) / 2, per_token[1, 0])
