@@ -174,12 +174,13 @@ def distill(row, student, pair, args, seed, log, say):
     teacher = pair.teacher
     optimizer, module_optimizer = make_optimizer(student, args.lr, weight_decay=args.weight_decay), None
     passes = experiment.passes_of(args, pair)  # precision, chunks, who shares the batch: how it is computed, not what
-    student.recompute, learner, follower = args.recompute, runs.learner(student, args.compile), None
+    student.recompute = teacher.recompute = args.recompute  # also of a copy of the teacher, where that is the module
+    learner, follower = runs.learner(student, args.compile), None
     if row.module:
         generator = torch.Generator().manual_seed(1_000_003 * seed + 2)
         teacher = OnlineTeacher(pair.teacher, row.module, row.rank, args.module_scale, generator)
         module_optimizer = make_optimizer(teacher, row.module_lr * args.lr, weight_decay=0.0)
-        pair.teacher.recompute, follower = args.recompute, runs.learner(teacher)
+        follower = runs.learner(teacher)
     order = pairs.batch_order(len(pair.train.prompts), args.batch_size, args.steps, torch.Generator().manual_seed(seed))
     sampling, sampled_with = torch.Generator().manual_seed(1_000_003 * seed + 1), experiment.sampling_options(args)
     start = round(args.module_start * args.steps)  # the step from which on the teacher moves

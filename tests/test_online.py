@@ -274,3 +274,34 @@ def test_what_is_no_module(base, tmp_path):
         load_online_module(str(path), base)
 
 
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What saves memory changes no number.
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_features_and_head_are_the_logits(base, tokens, kind):
+    """Last hidden states times the head are the logits, of a GPT and of every adapted one."""
+    model = stirred(OnlineTeacher(base, kind)) if kind else base
+    features = model(tokens, features=True)
+    assert features.shape == (*tokens.shape, base.config.n_embd)
+    torch.testing.assert_close(features @ model.head.T, model(tokens))
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_recomputed_gradients_are_the_gradients(base, tokens, kind):
+    """Activation checkpointing: the same loss and gradients to the last bit, from fewer kept tensors."""
+    results, kept = [], []
+    for recompute in (False, True):
+        own = copy.deepcopy(base)
+        own.recompute, sizes = recompute, {}
+        model = stirred(OnlineTeacher(own, kind)) if kind else own.requires_grad_(True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.update({x.data_ptr(): x.nbytes}) or x, lambda x: x):
+            loss = model(tokens).square().mean()
+        learns = [weight for weight in model.parameters() if weight.requires_grad]
+        results.append([loss.detach(), *torch.autograd.grad(loss, learns)])
+        kept.append(sum(sizes.values()))
+    assert all(torch.equal(plain, again) for plain, again in zip(*results))
+    # The last feature's adapter has no graph in the blocks below, so there is little to leave out.
+    assert kept[1] < (1.0 if kind == "last_adapter" else 0.7) * kept[0]

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_skd
+from data import runs
+
 ROOT = Path(__file__).parents[1]
 TINY = "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 4 --device cpu --jobs 1".split()
 # Figures that differ: of the clock, of the memory that a share of the batch takes, and of what the samplers spent, as
@@ -59,15 +62,17 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("script", CASES)
 def test_two_processes_train_as_one(clone, tmp_path, script):
-    """Five rows here, four there, and shares of unequal token counts: the losses, gradients and figures of one process."""
+    """Five rows here, four there, in parts of three, with unequal token counts: the losses, gradients and figures of one."""
     for processes in (1, 2):
-        running = start(clone, processes, script, "--variants", CASES[script], "--out", str(tmp_path / str(processes)))
+        names, out = ["--variants", CASES[script]], ["--out", str(tmp_path / str(processes))]
+        running = start(clone, processes, script, *names, *out, *(["--micro-batch", "3"] if processes == 2 else []))
         output, errors = running.communicate(timeout=600)
         assert running.returncode == 0, errors[-2000:]
         assert output.count("score ") >= len(CASES[script].split(",")) and output.count("\n**Task") == 1  # one speaks
     for name in CASES[script].split(","):
         one, two = (lines_of(tmp_path / str(processes) / f"{name}_seed1.jsonl") for processes in (1, 2))
-        assert (one[0]["processes"], two[0]["processes"]) == (1, 2) and one[0]["flags"] == two[0]["flags"]
+        assert (one[0]["processes"], two[0]["processes"]) == (1, 2)
+        assert one[0]["flags"] | {"micro_batch": 3} == two[0]["flags"]
         assert len(one) == len(two)
         for line, other in zip(one[1:], two[1:]):
             assert comparable(line) == pytest.approx(comparable(other), rel=2e-4, abs=1e-6), name
@@ -76,7 +81,8 @@ def test_two_processes_train_as_one(clone, tmp_path, script):
             difference = (values - two[weight]).abs()
             if weight.endswith("qkv.bias"):  # no key bias changes a softmax: its gradient is rounding, of any sign
                 difference = torch.cat(difference.chunk(3)[::2])
-            assert difference.max() < 5e-5, (name, weight)  # a tenth of what one update moves
+            # AdamW divides small gradients by themselves: rounding can show in single weights.
+            assert difference.mean() < 1e-6 and difference.max() < 3e-4, (name, weight)
 
 
 @pytest.mark.slow
@@ -103,3 +109,13 @@ def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
     assert running.returncode == 0, errors[-2000:]
     assert (tmp_path / "out" / "sft_seed1.jsonl").read_bytes() == finished
     assert lines_of(tmp_path / "out" / "skd_seed1.jsonl")[-1]["kind"] == "final"
+
+
+@pytest.mark.parametrize("argv, word", [(["--jobs", "2"], "torchrun"), (["--batch-size", "1"], "--batch-size")])
+def test_what_several_processes_cannot_share_is_refused(monkeypatch, capsys, argv, word):
+    """Methods side by side and processes in one; a batch with less rows than processes: one line, before any work."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(runs, "join", lambda device: device)
+    monkeypatch.setattr(runs, "processes", lambda: (0, 2))
+    with pytest.raises(ValueError, match=word):
+        train_skd.main(["--quick", *argv])

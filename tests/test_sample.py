@@ -6,6 +6,7 @@ probabilities and compared by chi-square, at a seed that is fixed and a false-al
 Scripts: GPTs whose weights spell out which token comes at which position, for the ends of rows and blocks.
 """
 
+import functools
 import itertools
 import math
 import random
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import sample
-from model import GPT, GPTConfig, KVCache
+from model import GPT, GPTConfig, KVCache, OnlineTeacher
 from sample import PROMPT, STUDENT, TEACHER
 
 FALSE_ALARM = 1e-6
@@ -568,6 +569,48 @@ def test_batch_never_shows(sampler):
         assert run([prompts[key], [1] * 20], torch.tensor([key, 99]))[0] == together[key]
     same_prompt = run([prompts[0]] * 7, None)
     assert len({str(row) for row in same_prompt}) > 1  # different keys, different draws
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("sampler", ["interleaved", "speculative"])
+def test_kept_features_are_the_kept_logits(sampler, adapted):
+    """keep_features: the same tokens, and hidden states whose product with the teacher's head are the logits left out."""
+    student, teacher = make_pair(5)
+    if adapted:
+        teacher = OnlineTeacher(teacher, "adapter", 2).double()
+    write = {"interleaved": functools.partial(sample.interleaved_generate, accept_top_k=2), "speculative": sample.speculative_generate}
+    options = {"eos_token": 0, "gamma": 3}
+    plain, kept = (
+        write[sampler](student, teacher, random_prompts(5, 6), 9, generator=generator(1), keep_features=keep, **options)
+        for keep in (False, True)
+    )
+    assert torch.equal(plain.tokens, kept.tokens) and plain.teacher_features is None and kept.teacher_logits is None
+    rows = plain.response_mask[:, 1:]
+    torch.testing.assert_close((kept.teacher_features @ teacher.head.T)[rows], plain.teacher_logits[rows])
+    assert kept.teacher_features.isfinite().all()  # beside the responses as well: a loss may project them
+
+
+@pytest.mark.parametrize("writer", ["dataset", "student", "mixed", "interleaved", "teacher_mixed", "teacher"])
+@pytest.mark.parametrize("coin", ["batch", "sequence"])
+def test_a_batch_shared_by_processes_is_one_batch(writer, coin):
+    """Three processes, each with its own rows and the same generator, write what one writes; all generators stay in step."""
+    student, teacher = make_pair(6)
+    prompts, references = random_prompts(6, 7), random_prompts(7, 7)
+
+    def run(rows, source, seed):
+        draws = generator(seed)
+        rollout = sample.write_tokens(
+            writer, student, teacher, [prompts[i] for i in rows], [references[i] for i in rows], 8, generator=draws,
+            student_share=0.4, coin=coin, rows=rows, batch_size=7, eos_token=0, **source,
+        )  # fmt: skip
+        return rollout.responses(), torch.rand(3, generator=draws).tolist()
+
+    source = {"interleaved": {"accept_top_k": 2}} if writer == "interleaved" else {}
+    for seed in range(8):
+        whole, after = run(range(7), source, seed)
+        for first in range(3):
+            own, own_after = run(range(first, 7, 3), source, seed)
+            assert own == whole[first::3] and own_after == after
 
 
 def test_the_budget_never_shows():

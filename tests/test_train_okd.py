@@ -3,6 +3,7 @@
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -502,6 +503,56 @@ def test_costs_of_minillm(pair):
     lengths = [(rollout.lengths, rollout.prompt_len) for rollout in run.rollouts]
     assert run.costs["tokens_generated"] == sum(int((end - start).sum()) for end, start in lengths)
     assert run.costs["teacher_forwards"] == sum(2 + int((end - start).max()) for end, start in lengths)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How a batch is computed: parts, chunks, recomputation, a cache, precision. It costs, and it does not count.
+
+HOW = ["--micro-batch 3", "--chunk-loss yes", "--recompute", "--cache-teacher dense", "--precision tf32",
+       "--micro-batch 1 --chunk-loss yes --recompute"]  # fmt: skip
+
+
+def cached(monkeypatch, folder):
+    monkeypatch.setattr(experiment, "TeacherCache", functools.partial(experiment.TeacherCache, folder=folder))
+
+
+def moved_apart(one, other):
+    """The largest difference of two sets of weights. No key bias changes a softmax: its gradient is rounding, of any sign."""
+    return max(
+        max(part.abs().max().item() for part in (((one[name] - other[name]).chunk(3)[::2]) if name.endswith("qkv.bias") else [one[name] - other[name]]))
+        for name in one
+    )
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("variant", [*VARIANTS, "okd --temperature 2 --anchor .3 --student-kd .7"])
+def test_how_a_batch_is_computed_does_not_count(pair, tmp_path, monkeypatch, variant, how):
+    """The same losses, gradients, step figures and weights of both players, to rounding, however the batch is worked out."""
+    cached(monkeypatch, tmp_path)
+    variant, *own = variant.split()
+    names = ["--variants", "fixed_jsd"] if "cache" in how else []
+    plain, ours = (
+        Watched(variant, copy.deepcopy(pair), flags("--chunk-loss", "no", "--module-lr", "1", *own, *argv))
+        for argv in ([], [*how.split(), *names])
+    )
+    assert len(plain.lines) == len(ours.lines) > 2
+    for line, other in zip(plain.lines, ours.lines):
+        assert line.keys() == other.keys()
+        for name in (name for name in line if name != "kind" and not name.endswith("_ms")):
+            assert other[name] == pytest.approx(line[name], rel=2e-4, abs=1e-6), name
+    assert moved_apart(plain.students[-1], ours.students[-1]) < 2e-5
+    if plain.modules[-1]:
+        assert moved_apart(plain.modules[-1], ours.modules[-1]) < 2e-5
+
+
+@pytest.mark.parametrize("argv", [["--temperature", "2"], ["--sweep", "temperature=1,2"]])
+def test_a_tail_cannot_be_softened(argv, capsys):
+    """A temperature changes the share of tokens that are gone: with the best tokens only, it is refused; dense is not."""
+    with pytest.raises(ValueError, match="--cache-teacher 5 .*use --cache-teacher dense"):
+        parse_flags(["--variants", "fixed_jsd", "--cache-teacher", "5", *argv])
+    parse_flags(["--variants", "fixed_jsd", "--cache-teacher", "dense", *argv])
+    with pytest.raises(ValueError, match="no method here asks"):
+        parse_flags(["--variants", "okd", "--cache-teacher", "dense"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

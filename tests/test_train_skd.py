@@ -29,6 +29,7 @@ from data.evaluate import step_columns
 from data.pairs import Pair, PairSettings, encode_task
 from data.tasks import make_task
 from data.tokenizer import train_tokenizer
+from losses import forward_kl, masked_mean, with_tail
 from model import GPT, learning_rate, save_checkpoint
 from sample import DATASET, PROMPT, STUDENT, TEACHER
 from train_skd import VARIANTS, distill, main, parse_flags
@@ -571,6 +572,105 @@ def test_the_step_that_went_wrong_is_named(pair, log_every):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# How a batch is computed: parts, chunks, recomputation, a cache, precision. It costs, and it does not count.
+
+HOW = ["--micro-batch 3", "--chunk-loss yes", "--recompute", "--cache-teacher dense", "--precision tf32",
+       "--micro-batch 1 --chunk-loss yes --recompute"]  # fmt: skip
+
+
+def cached(monkeypatch, folder):
+    monkeypatch.setattr(experiment, "TeacherCache", functools.partial(experiment.TeacherCache, folder=folder))
+
+
+def moved_apart(one, other):
+    """The largest difference of two sets of weights. No key bias changes a softmax: its gradient is rounding, of any sign."""
+    return max(
+        max(part.abs().max().item() for part in (((one[name] - other[name]).chunk(3)[::2]) if name.endswith("qkv.bias") else [one[name] - other[name]]))
+        for name in one
+    )
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "seqkd"])
+def test_how_a_batch_is_computed_does_not_count(pair, tmp_path, monkeypatch, variant, how):
+    """The same losses, gradients, step figures and weights, to rounding, however the batch is worked out."""
+    cached(monkeypatch, tmp_path)
+    plain = Watched(VARIANTS[variant], pair, flags("--chunk-loss", "no"))
+    changes = {} if "--chunk-loss" in how else {"chunk_loss": "no"}
+    names = ["--variants", "supervised"] if "cache" in how else []
+    ours = Watched(VARIANTS[variant], pair, flags(*how.split(), *names, **changes))
+    times = {"sampling_ms", "teacher_ms", "student_ms", "update_ms"}
+    for line, other in zip(plain.steps, ours.steps):
+        assert line.keys() == other.keys() and times <= line.keys()
+        for name in line.keys() - times - {"kind"}:
+            assert other[name] == pytest.approx(line[name], rel=1e-4, abs=1e-6), name
+    assert moved_apart(plain.end, ours.end) < 2e-5 < 1e-3 < distance(plain.start, plain.end)
+
+
+def test_the_cache_spares_the_teacher(pair, tmp_path, monkeypatch):
+    """One batch of 24 references before training; without the cache, one pass per step."""
+    cached(monkeypatch, tmp_path)
+    plain = Watched(VARIANTS["supervised"], pair, flags())
+    ours = Watched(VARIANTS["supervised"], pair, flags("--cache-teacher", "dense", "--variants", "supervised"))
+    assert plain.costs["teacher_forwards"] == 2 and ours.costs["teacher_forwards"] == 1
+    assert ours.costs["compute_once"] > 0 and plain.costs.get("compute_once", 0) == 0
+    asked = Watched(VARIANTS["skd"], pair, flags("--cache-teacher", "dense", "--variants", "supervised"))
+    assert asked.costs.get("compute_once", 0) == 0  # what a model writes now is in no cache
+
+
+@pytest.mark.parametrize("how", [[], ["--micro-batch", "3"], ["--chunk-loss", "yes"]])
+def test_the_best_and_the_tail_are_learned_from(pair, tmp_path, monkeypatch, how):
+    """--cache-teacher 5: the first loss is that of six buckets, worked out slowly."""
+    cached(monkeypatch, tmp_path)
+    args = flags("--cache-teacher", "5", "--variants", "supervised", *how)
+    args.chunk_loss = "yes" if "yes" in how else "no"
+    ours = Watched(VARIANTS["supervised"], pair, args)
+    rollout = ours.rollouts[0]
+    student_logits, teacher_logits = (
+        adapters.model_logits(model, rollout.tokens[:, :-1]) for model in (pair.new_student(), pair.teacher)
+    )
+    ids = teacher_logits.topk(5).indices
+    per_token = forward_kl(with_tail(student_logits, ids), with_tail(teacher_logits, ids))
+    expected = per_token[rollout.response_mask[:, 1:]].mean().item()
+    assert ours.steps[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert expected < forward_kl(student_logits, teacher_logits)[rollout.response_mask[:, 1:]].mean()
+
+
+def test_bf16_is_close_and_its_losses_are_float32(pair, monkeypatch):
+    """Under autocast the passes round to 8 bits, the losses and the weights do not."""
+    seen = []
+    monkeypatch.setattr(train_skd, "masked_mean", lambda per_token, *rest: seen.append(per_token.dtype) or masked_mean(per_token, *rest))
+    plain, ours = (Watched(VARIANTS["supervised"], pair, flags("--precision", name)) for name in ("fp32", "bf16"))
+    assert ours.steps[0]["loss"] != plain.steps[0]["loss"] == pytest.approx(ours.steps[0]["loss"], rel=0.05)
+    assert set(seen) == {torch.float32} and {weight.dtype for weight in ours.end.values()} == {torch.float32}
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_parts_cost_less_memory(pair):
+    """The counted figure falls with smaller parts, with recomputation and with chunks, and says the same every time."""
+
+    def megabytes(*argv):
+        costs = Watched(VARIANTS["supervised"], pair, flags("--batch-size", "16", *argv)).costs
+        return costs["memory_mb"]
+
+    plain = megabytes("--chunk-loss", "no")
+    assert plain == megabytes("--chunk-loss", "no")
+    for argv in (["--micro-batch", "4"], ["--recompute"]):
+        assert megabytes("--chunk-loss", "no", *argv) < plain
+    assert megabytes("--chunk-loss", "yes") < plain
+    assert megabytes("--chunk-loss", "no", "--micro-batch", "8") > megabytes("--chunk-loss", "no", "--micro-batch", "2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_passes_train_the_same(pair):
+    plain, ours = (Watched(VARIANTS["skd"], pair, flags("--chunk-loss", "no", *how)) for how in ([], ["--compile"]))
+    for line, other in zip(plain.steps, ours.steps):
+        assert other["loss"] == pytest.approx(line["loss"], rel=1e-4)
+    assert moved_apart(plain.end, ours.end) < 2e-5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # What it costs, what it tells.
 
 
@@ -969,6 +1069,13 @@ WRONG_FLAGS = [  # flags, a word that the line must hold
     (["--seed", str(10**15)], "--seed"),
     (["--pair-seed", str(10**17)], "--pair-seed"),
     (["--jobs", "0"], "--jobs"),
+    (["--micro-batch", "0"], "--micro-batch"),
+    (["--cache-teacher", "0"], "--cache-teacher"),
+    (["--cache-teacher", "all"], "--cache-teacher"),
+    (["--cache-teacher", "dense", "--variants", "skd,sft"], "--cache-teacher"),
+    (["--chunk-loss", "maybe"], "--chunk-loss"),
+    (["--precision", "fp8"], "--precision"),
+    (["--gamma", "fast"], "--gamma"),
     (["--lr", "nan"], "--lr"),
     (["--lr", "0"], "--lr"),
     (["--lr", "-1"], "--lr"),
