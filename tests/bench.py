@@ -1,6 +1,6 @@
 """Every benchmark of the project in one run: each figure beside its floor, or beside a peer on equal shapes.
 
-    python tests/bench.py                          all of it, some minutes on two CPU cores
+    python tests/bench.py                          all of it, about a quarter of an hour on two CPU cores
     python tests/bench.py --only sampling --rounds 5 --json bench.json
     python tests/bench.py --device cuda
 
@@ -12,12 +12,15 @@ K / V: K = .88 V stands for a student accepted 88 % of the time.
 Peers (transformers, trl) are timed when they can be imported; the project does not need them.
 """
 
-import argparse
+import contextlib
+import functools
 import json
+import os
 import statistics
 import sys
-import threading
+import tempfile
 import time
+import types
 from pathlib import Path
 
 import torch
@@ -29,15 +32,16 @@ import losses  # noqa: E402
 import sample  # noqa: E402
 import train_okd  # noqa: E402
 import train_skd  # noqa: E402
-from data import evaluate, runs  # noqa: E402
-from model import GPT, GPTConfig, make_optimizer  # noqa: E402
+from data import experiment, runs  # noqa: E402
+from data.evaluate import Encoded  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
 
 # name -> student and teacher as (n_layer, n_head, n_embd)
 PAIRS = {"small": ((2, 2, 64), (4, 4, 128)), "big": ((3, 4, 96), (6, 4, 256))}
 PROMPT = 8  # tokens
 BASE = {"batch": 64, "length": 64, "vocabulary": 64}
 VARIED = {"batch": (1, 64, 128), "length": (32, 64, 128, 512), "vocabulary": (64, 2048, 50257)}
-SECTIONS = ("sampling", "axes", "steps", "losses", "peers")
+FLOOR = "floor: student alone + one teacher forward"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -83,7 +87,7 @@ def make_prompts(batch, vocabulary):
 # Samplers.
 
 
-def sampling(pair, device, rounds, gammas=(1, 2, 4, 8, None), **changes):
+def sampling(device, rounds, pair="small", gammas=(1, 2, 4, 8, None), accepted=(0.88, 1.0), **changes):
     """All samplers of one pair at one point -> rows, each beside its floor."""
     shape = BASE | changes
     batch, length, vocabulary = shape["batch"], shape["length"], shape["vocabulary"]
@@ -94,75 +98,377 @@ def sampling(pair, device, rounds, gammas=(1, 2, 4, 8, None), **changes):
     def seeded():
         return {"generator": torch.Generator().manual_seed(3)}
 
-    def interleaved(name, gamma, accept_top_k):
-        rollout = sample.interleaved_generate(
-            student, teacher, prompts, length, gamma=gamma, accept_top_k=accept_top_k, **seeded()
-        )
-        counts[name] = rollout.counters
-
-    def lossless(name, gamma):
-        counts[name] = sample.speculative_generate(student, teacher, prompts, length, gamma=gamma, **seeded()).counters
+    def counted(name, function, **options):
+        counts[name] = function(student, teacher, prompts, length, **options, **seeded()).counters
 
     @torch.no_grad()
     def floor():
         sample.generate(student, prompts, length, **seeded())
-        teacher(sequences)
+        for rows in sequences.split(max(1, 2**25 // (vocabulary * sequences.size(1)))):  # large logits, some rows at a time
+            teacher(rows)
 
     functions = {
         "student alone": lambda: sample.generate(student, prompts, length, **seeded()),
         "teacher alone": lambda: sample.generate(teacher, prompts, length, **seeded()),
-        "floor: student + one teacher forward": floor,
+        FLOOR: floor,
     }
-    for accept_top_k in (round(0.88 * vocabulary), vocabulary):
+    against = {}
+    for share in accepted:
         for gamma in gammas:
-            name = f"interleaved, gamma {gamma or 'auto'}, {'all' if accept_top_k == vocabulary else '88 %'} accepted"
-            functions[name] = lambda name=name, gamma=gamma, k=accept_top_k: interleaved(name, gamma, k)
-    functions["lossless speculative, gamma auto"] = lambda: lossless("lossless speculative, gamma auto", None)
-    times = in_turns(functions, rounds, device)
-    rows = []
+            name = f"interleaved, gamma {gamma or 'auto'}, {share:.0%} accepted"
+            options = {"gamma": gamma, "accept_top_k": round(share * vocabulary), "keep_features": vocabulary > 2**14}
+            functions[name] = functools.partial(counted, name, sample.interleaved_generate, **options)
+            against[name] = FLOOR
+    name = "lossless speculative, gamma auto"
+    functions[name] = functools.partial(
+        counted, name, sample.speculative_generate, gamma=None, keep_features=vocabulary > 2**14
+    )
+    against[name] = "teacher alone"
+    rows, times = [], in_turns(functions, rounds, device)
     for name, own in times.items():
-        against = {"student alone": None, "teacher alone": None, "floor: student + one teacher forward": None}.get(
-            name, "teacher alone" if name.startswith("lossless") else "floor: student + one teacher forward"
-        )
-        row = {"pair": pair, **shape, "what": name, "seconds": statistics.median(own)}
-        row["tokens_per_second"] = batch * length / row["seconds"]
-        if against:
-            row |= {"against": against, "ratio": ratio(own, times[against])}
+        seconds = statistics.median(own)
+        row = {"pair": pair, **shape, "what": name, "seconds": seconds, "tokens/s": batch * length / seconds}
+        if name in against:
+            row |= {"times its floor": ratio(own, times[against[name]])}
         if name in counts:
-            counted = dict(zip(sample.COUNTERS, counts[name].tolist()))
+            figures = dict(zip(sample.COUNTERS, counts[name].tolist()))
             row |= {
-                "accept_rate": counted["accepted"] / counted["judged"],
-                "discarded_share": counted["discarded"] / counted["proposed"],
+                "accepted": figures["accepted"] / figures["judged"],
+                "thrown away": figures["discarded"] / figures["proposed"],
             }
         rows.append(row)
     return rows
 
 
+def samplers(device, rounds):
+    """Both pairs at the base point."""
+    return [row for pair in PAIRS for row in sampling(device, rounds, pair)]
+
+
+def arithmetic(shape, vocabulary, length):
+    """Operations per written token: weights, head, and attention over a context that is half written on average."""
+    layers, _, width = shape
+    return 24 * layers * width**2 + 2 * width * vocabulary + 4 * layers * width * (PROMPT + length / 2)
+
+
 def axes(device, rounds):
     """One axis varied at a time from the base point, on the small pair; time per token against the arithmetic."""
-    rows = []
-    for axis, values in VARIED.items():
-        for value in values:
-            if value != BASE[axis]:
-                fewer = rounds if axis == "batch" or value < 2048 else max(1, rounds // 2)
-                rows += sampling("small", device, fewer, gammas=(None,), **{axis: value})
+    rows, points = [], [("batch", BASE["batch"])]
+    points += [(axis, value) for axis, values in VARIED.items() for value in values if value != BASE[axis]]
+    for axis, value in points:
+        fewer = 1 if value > 10_000 else rounds
+        rows += sampling(device, fewer, gammas=(None,), accepted=(0.88,), **{axis: value})
+    base = {row["what"]: row["seconds"] / (row["batch"] * row["length"]) for row in rows[:5]}
+    for row in rows:
+        row["time per token, times the base's"] = row["seconds"] / (row["batch"] * row["length"]) / base[row["what"]]
+        if row["what"] in ("student alone", "teacher alone"):
+            shape = PAIRS["small"][row["what"] == "teacher alone"]
+            own, unit = (arithmetic(shape, at["vocabulary"], at["length"]) for at in (row, BASE))
+            row["arithmetic, times the base's"] = own / unit
     return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training steps: the loops of both scripts, on random models and texts.
+
+STEPS = (  # (script, variant, flags)
+    (train_skd, "supervised", ""),
+    (train_skd, "supervised", "--cache-teacher dense"),
+    (train_skd, "on_policy", ""),
+    (train_skd, "skd", ""),
+    (train_okd, "okd", ""),
+    (train_okd, "okd_skd", ""),
+)
+PARTS = ("sampling_ms", "teacher_ms", "student_ms", "update_ms")
+
+
+def train(script, variant, extra, pair, device, steps, folder, batch=64, length=64, vocabulary=64, **hyper):
+    """Seconds per part of each step of a run of the script's own loop, the first two left out, and its memory figure."""
+    args = script.parse_flags(
+        f"--device {device.type} --variants {variant} --steps {steps + 2} --batch-size {batch} --log-every 1 --jobs 1 "
+        f"--accept-top-k {round(0.88 * vocabulary)} --chunk-loss no {extra}".split()
+    )[0]
+    student, teacher = make_pair(pair, vocabulary, PROMPT + length, device)
+    prompts = make_prompts(batch, vocabulary)
+    train_split = Encoded([None] * batch, prompts, [prompt[:1] * length for prompt in prompts])
+    # An end token that no model can write: all responses have the same length.
+    tokenizer = types.SimpleNamespace(eos_token=vocabulary, n_vocab=vocabulary)
+    random_pair = types.SimpleNamespace(
+        teacher=teacher.requires_grad_(False),
+        train=train_split,
+        val=train_split,
+        task=None,
+        tokenizer=tokenizer,
+        max_new_tokens=length,
+    )
+    lines = []
+    log = types.SimpleNamespace(write=lambda kind, **figures: lines.append(figures) if kind == "step" else None)
+    row = script.VARIANTS[variant] if script is train_skd else train_okd.resolve(script.VARIANTS[variant], args)
+    quickly, cache = script.evaluate_quickly, experiment.TeacherCache
+    script.evaluate_quickly = lambda *arguments: {"score": 0.0, "val_nll": 0.0, "drift": 0.0}  # training alone
+    experiment.TeacherCache = functools.partial(cache, folder=folder)
+    try:
+        costs, _ = script.distill(row, student.train(), random_pair, args, 1, log, lambda line: None)
+    finally:
+        script.evaluate_quickly, experiment.TeacherCache = quickly, cache
+    return lines[2:], costs["memory_mb"]
+
+
+def steps(device, rounds):
+    """Steps of the base point, split into their parts; the floor is the supervised step, which writes nothing."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for pair in PAIRS:
+            floor = None
+            for script, variant, extra in STEPS:
+                lines, memory = train(script, variant, extra, pair, device, rounds, folder, **BASE)
+                parts = {part.replace("_", ", "): statistics.median(line[part] for line in lines) for part in PARTS}
+                whole = sum(parts.values())
+                floor = floor or whole
+                name = f"{script.__name__}: {variant} {extra}".strip()
+                row = {"pair": pair, **BASE, "what": name, "step, ms": whole, **parts}
+                row |= {"share of sampling": parts["sampling, ms"] / whole, "times supervised": whole / floor}
+                rows.append(row | {"memory, MB": memory})
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses at a vocabulary of 50,257: dense against chunks.
+
+
+@contextlib.contextmanager
+def without_stderr():
+    """The profiler's own lines go nowhere."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def peak_memory(function, device):
+    """The most bytes that a call of function() holds beyond what was there before."""
+    cpu = torch.profiler.ProfilerActivity.CPU
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with without_stderr(), torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        function()
+    held, most = 0, 0
+    events = (event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def large_vocabulary(device, rounds, positions=(8, 64), vocabulary=50257):
+    """Forward and backward of a loss from the last hidden states of the big pair, 512 positions."""
+    generator = torch.Generator().manual_seed(4)
+    (_, _, narrow), (_, _, wide) = PAIRS["big"]
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=generator).to(device)
+
+    features, head = drawn(*positions, narrow).requires_grad_(), drawn(vocabulary, narrow).requires_grad_()
+    teacher_features, teacher_head = drawn(*positions, wide), drawn(vocabulary, wide)
+    targets = torch.randint(0, vocabulary, positions, generator=generator).to(device)
+    rows = []
+    for name in ("cross_entropy", "forward_kl", "reverse_kl", "generalized_jsd", "skew_forward_kl", "total_variation"):
+        if name == "cross_entropy":
+            loss, other = losses.cross_entropy, targets
+        else:
+            loss, other = losses.DIVERGENCES[name], losses.Unprojected(teacher_features, teacher_head)
+
+        def dense(loss=loss, other=other):
+            judged = other.features @ other.head.T if isinstance(other, losses.Unprojected) else other
+            torch.autograd.grad(loss(features @ head.T, judged).mean(), (features, head))
+
+        def chunked(loss=loss, other=other):
+            value = losses.by_chunks(loss, losses.Unprojected(features, head), other)
+            torch.autograd.grad(value.mean(), (features, head))
+
+        times = in_turns({"dense": dense, "chunked": chunked}, rounds, device)
+        memory = {"dense": peak_memory(dense, device), "chunked": peak_memory(chunked, device)}
+        for how in times:
+            row = {"positions": positions[0] * positions[1], "vocabulary": vocabulary, "what": f"{name}, {how}"}
+            row |= {"seconds": statistics.median(times[how]), "peak memory, MB": memory[how] / 1e6}
+            if how == "chunked":
+                row |= {
+                    "time, times dense": ratio(times["chunked"], times["dense"]),
+                    "memory, times dense": memory["chunked"] / memory["dense"],
+                }
+            rows.append(row)
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Peers on equal shapes.
+
+
+def peer_model(shape, vocabulary, block_size, device):
+    """A GPT-2 of transformers with the same layers, heads, width and activation as ours."""
+    import transformers
+
+    layers, heads, width = shape
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary, n_positions=block_size, n_layer=layers, n_head=heads, n_embd=width,
+        activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config).to(device).eval()
+
+
+def peers(device, rounds):
+    """transformers' generate and assisted generation against the samplers, trl's GKD step against the loop's."""
+    try:
+        import transformers
+    except ImportError:
+        print("transformers cannot be imported: no comparison with it, nor with trl (pip install transformers trl)")
+        return []
+    transformers.utils.logging.set_verbosity_error()
+    rows, vocabulary, length = [], BASE["vocabulary"], BASE["length"]
+    sampled = {"do_sample": True, "max_new_tokens": length, "min_new_tokens": length, "pad_token_id": 0, "top_k": 0}
+
+    def compare(what, pair, batch, unit, ours, theirs):
+        times = in_turns({"ours": ours, "theirs": theirs}, rounds, device)
+        row = {"pair": pair, "batch": batch, "what": what, "against": unit}
+        row |= {"ours, s": statistics.median(times["ours"]), "theirs, s": statistics.median(times["theirs"])}
+        rows.append(row | {"theirs / ours": ratio(times["theirs"], times["ours"])})
+
+    for pair in PAIRS:
+        models = make_pair(pair, vocabulary, PROMPT + length, device)
+        others = [peer_model(shape, vocabulary, PROMPT + length, device) for shape in PAIRS[pair]]
+        for batch in (64, 1):
+            prompts = make_prompts(batch, vocabulary)
+            ids = torch.tensor(prompts, device=device)
+            attended = torch.ones_like(ids)
+            for who, model, other in zip(("student", "teacher"), models, others):
+                compare(
+                    f"generate, {who}", pair, batch, f"transformers {transformers.__version__} generate",
+                    lambda model=model: sample.generate(model, prompts, length, generator=torch.Generator().manual_seed(3)),
+                    lambda other=other: other.generate(ids, attention_mask=attended, **sampled),
+                )  # fmt: skip
+        compare(
+            "lossless speculative", pair, 1, f"transformers {transformers.__version__} assisted generation",
+            lambda: sample.speculative_generate(*models, prompts, length, generator=torch.Generator().manual_seed(3)),
+            lambda: others[1].generate(ids, attention_mask=attended, assistant_model=others[0], **sampled),
+        )  # fmt: skip
+    return rows + gkd_steps(device, rounds)
+
+
+def gkd_steps(device, rounds):
+    """trl's GKD, its own functions in the order of its training step, against the same step of train_skd.py."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    try:
+        import transformers
+        import trl
+        from trl.experimental.gkd import GKDTrainer
+    except ImportError:
+        print("trl cannot be imported: no comparison with it (pip install trl)")
+        return []
+    rows, batch, vocabulary, length = [], BASE["batch"], BASE["vocabulary"], BASE["length"]
+    for pair in PAIRS:
+        student, teacher = (peer_model(shape, vocabulary, PROMPT + length, device) for shape in PAIRS[pair])
+        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=device.type in ("cpu", "cuda"))
+        prompts = torch.tensor(make_prompts(batch, vocabulary), device=device)
+        references = torch.cat([prompts, prompts[:, :1].expand(-1, length)], 1)
+        labels = references.masked_fill(torch.arange(PROMPT + length, device=device) < PROMPT, -100)
+        config = transformers.GenerationConfig(
+            do_sample=True, max_new_tokens=length, min_new_tokens=length, pad_token_id=0, top_k=0, eos_token_id=None
+        )
+        trainer = types.SimpleNamespace(
+            teacher_model=teacher, beta=0.5, generalized_jsd_loss=GKDTrainer.generalized_jsd_loss
+        )
+
+        def step(on_policy, student=student, trainer=trainer, optimizer=optimizer, prompts=prompts, config=config,
+                 references=references, labels=labels):  # fmt: skip
+            inputs = {"prompts": prompts, "prompt_attention_mask": torch.ones_like(prompts)}
+            tokens, attended, wanted = references, torch.ones_like(references), labels
+            if on_policy:
+                student.eval()
+                with torch.no_grad():
+                    tokens, attended, wanted = GKDTrainer.generate_on_policy_outputs(student, inputs, config)
+                student.train()
+            inputs = {"input_ids": tokens, "attention_mask": attended, "labels": wanted}
+            GKDTrainer.compute_loss(trainer, student, inputs).backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        for what, variant, on_policy in (("supervised step", "supervised", False), ("on-policy step", "on_policy", True)):
+            lines, _ = train(train_skd, variant, "", pair, device, rounds, None, **BASE)
+            ours = [sum(line[part] for part in PARTS) / 1e3 for line in lines]
+            theirs = in_turns({"theirs": functools.partial(step, on_policy)}, rounds, device)["theirs"]
+            row = {"pair": pair, "batch": batch, "what": what, "against": f"trl {trl.__version__} GKD"}
+            row |= {"ours, s": statistics.median(ours), "theirs, s": statistics.median(theirs)}
+            rows.append(row | {"theirs / ours": row["theirs, s"] / row["ours, s"]})
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The script.
+
+SECTIONS = {"sampling": samplers, "axes": axes, "steps": steps, "losses": large_vocabulary, "peers": peers}
+
+
+def table(rows):
+    """The rows as a markdown table: counts as they are, shares and ratios with two digits, large numbers with none."""
+
+    def text(value):
+        if not isinstance(value, float):
+            return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+        return f"{value:,.0f}" if value >= 100 else f"{value:.{1 if value >= 20 else 2 if value >= 0.1 else 3}f}"
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, *([text(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    left = [any(isinstance(row.get(name), str) for row in rows) for name in names]
+    lines.insert(1, ["-" * width if own else "-" * (width - 1) + ":" for width, own in zip(widths, left)])
+    return "\n".join(
+        "| " + " | ".join(f"{cell:{'<' if own else '>'}{width}}" for cell, width, own in zip(line, widths, left)) + " |"
+        for line in lines
+    )
 
 
 def main(argv=None):
     """Run the sections, print their tables, write the JSON."""
-    parser = argparse.ArgumentParser(prog="tests/bench.py", description="Benchmarks, each figure beside its floor.")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--only", default=",".join(SECTIONS), help=f"comma-separated sections of {', '.join(SECTIONS)}")
+    parser = runs.Parser(prog="tests/bench.py", description="Benchmarks, each figure beside its floor.")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there, after each section")
+    parser.add_argument("--only", default=",".join(SECTIONS), help=f"comma-separated, of {', '.join(SECTIONS)}")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of everything (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU (default: 1)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"), help="where (default: cpu)")
     args = parser.parse_args(argv)
+    names = args.only.split(",")
+    for name in names:
+        if name not in SECTIONS:
+            parser.error(f"unknown section {name!r}: choose from {', '.join(SECTIONS)}")
+    if args.rounds < 1 or args.threads < 1:
+        parser.error("--rounds and --threads must be at least 1")
+    try:
+        device = runs.pick_device(args.device)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.json and not Path(args.json).parent.is_dir():
+        parser.error(f"--json {args.json}: there is no such folder")
     torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    for pair in PAIRS:
-        for row in sampling(pair, device, args.rounds):
-            print(f"{row['pair']:<6}{row['what']:<45}{row['tokens_per_second']:>10.0f}{row.get('ratio', 0):>8.2f} {row.get('accept_rate', 0):.2f} {row.get('discarded_share', 0):.2f}", flush=True)
+    runs.use_precision("auto", device)
+    record = {"machine": runs.describe_machine(device), "rounds": args.rounds}
+    print("  ".join(f"{name}: {value}" for name, value in record["machine"].items()))
+    for name in names:
+        started = time.perf_counter()
+        record[name] = SECTIONS[name](device, args.rounds)
+        if record[name]:
+            summary = (SECTIONS[name].__doc__ or "").split("\n")[0]
+            print(f"\n**{name}**: {summary}\n\n{table(record[name])}\n({time.perf_counter() - started:.0f} s)", flush=True)
+        if args.json:
+            Path(args.json).write_text(json.dumps(runs.rounded(record), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
