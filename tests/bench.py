@@ -436,15 +436,40 @@ def table(rows):
     )
 
 
+def render(record):
+    """All tables of a record as markdown, the machine first; a number that is the same in all rows stands above them."""
+    about = record["machine"]
+    place = f"{about['device_name']}, {about['threads']} thread(s) used" if about["device"] == "cpu" else about["device_name"]
+    commit = f"commit {about['commit'][:10]}{' (modified)' if about['modified'] else ''}" if about["commit"] else "no commit"
+    parts = [f"{place}; torch {about['torch']}; {commit}; {about['date']}; medians of {record['rounds']} rounds."]
+    for name, section in SECTIONS.items():
+        rows = record.get(name)
+        if not rows:
+            continue
+        same = [key for key, value in rows[0].items() if type(value) is int and all(row.get(key) == value for row in rows)]
+        caption = section.__doc__.split("\n")[0].rstrip(".")
+        everywhere = ", ".join(f"{key} {rows[0][key]:,}" for key in same)
+        caption += f". Everywhere: {everywhere}." if same else "."
+        parts.append(f"**{name}**: {caption}")
+        parts.append(table([{key: value for key, value in row.items() if key not in same} for row in rows]))
+    return "\n\n".join(parts)
+
+
 def main(argv=None):
     """Run the sections, print their tables, write the JSON."""
     parser = runs.Parser(prog="tests/bench.py", description="Benchmarks, each figure beside its floor.")
     parser.add_argument("--json", metavar="FILE", help="write all figures there, after each section")
+    parser.add_argument("--show", metavar="FILE", help="print the tables of a file that --json wrote, and run nothing")
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"comma-separated, of {', '.join(SECTIONS)}")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of everything (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU (default: 1)")
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"), help="where (default: cpu)")
     args = parser.parse_args(argv)
+    if args.show:
+        try:
+            return print(render(json.loads(Path(args.show).read_text(encoding="utf-8"))))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            parser.error(f"--show {args.show}: not a file that --json wrote ({error})")
     names = args.only.split(",")
     for name in names:
         if name not in SECTIONS:
@@ -460,15 +485,13 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     runs.use_precision("auto", device)
     record = {"machine": runs.describe_machine(device), "rounds": args.rounds}
-    print("  ".join(f"{name}: {value}" for name, value in record["machine"].items()))
     for name in names:
         started = time.perf_counter()
         record[name] = SECTIONS[name](device, args.rounds)
-        if record[name]:
-            summary = (SECTIONS[name].__doc__ or "").split("\n")[0]
-            print(f"\n**{name}**: {summary}\n\n{table(record[name])}\n({time.perf_counter() - started:.0f} s)", flush=True)
+        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
         if args.json:
             Path(args.json).write_text(json.dumps(runs.rounded(record), indent=1) + "\n", encoding="utf-8")
+    print("\n" + render(record))
 
 
 if __name__ == "__main__":

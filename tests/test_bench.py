@@ -6,6 +6,8 @@ import bench
 import pytest
 import torch
 
+from data import report
+
 CPU = torch.device("cpu")
 
 
@@ -63,15 +65,28 @@ def test_losses_and_the_memory_that_they_take(monkeypatch):
     assert bench.peak_memory(lambda: [len(torch.ones(250_000)) for _ in range(3)], CPU) == 1e6
 
 
+@pytest.mark.parametrize("record", sorted((bench.ROOT / "data" / "results" / "bench").glob("*.json")), ids=lambda path: path.stem)
+def test_the_readme_shows_the_records(record):
+    """The README's tables are rendered from the committed figures, which were made by one commit."""
+    text, figures = (bench.ROOT / "README.md").read_text(encoding="utf-8"), json.loads(record.read_text())
+    assert report.replace_section(text, f"bench-{record.stem}", bench.render(figures)) == text
+    assert figures["machine"]["modified"] is False and figures.keys() >= bench.SECTIONS.keys()
+
+
 def test_the_command(tmp_path, capsys, monkeypatch):
     """Tables on the screen, figures and machine in the file; wrong use is one line."""
     bench.main(["--only", "sampling", "--rounds", "1", "--json", str(tmp_path / "bench.json")])
     printed, record = capsys.readouterr().out, json.loads((tmp_path / "bench.json").read_text())
     assert printed.count("\n| ") == 2 + 28 and len(record["sampling"]) == 28
     assert {"device_name", "date", "commit", "torch", "threads"} <= record["machine"].keys()
+    bench.main(["--show", str(tmp_path / "bench.json")])
+    shown = capsys.readouterr().out
+    assert shown.strip() == bench.render(record) and "Everywhere: batch 4, length 9, vocabulary 25." in shown
     lines = [line for line in printed.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1
-    for argv in (["--only", "everything"], ["--rounds", "0"], ["--json", str(tmp_path / "no" / "bench.json")], ["--device", "tpu"]):
+    for argv in (["--only", "everything"], ["--rounds", "0"], ["--json", str(tmp_path / "no" / "bench.json")],
+                 ["--device", "tpu"],
+                 ["--show", __file__], ["--show", str(tmp_path)]):  # fmt: skip
         with pytest.raises(SystemExit) as error:
             bench.main(argv)
         assert error.value.code == 2 and capsys.readouterr().err.count("\n") == 1
