@@ -29,7 +29,6 @@ import math
 import os
 import sys
 from dataclasses import dataclass, field
-
 from typing import NamedTuple
 
 import torch
@@ -359,6 +358,7 @@ def generate(
 
 
 GAMMAS = (1, 2, 4, 8, 16, 32)  # few and even shapes: kernels like them
+MOST_LOGITS = 2**26  # of one model in a block, 256 MiB in float32: where a batch and a vocabulary are large, blocks are short
 
 
 def best_gamma(accepted, judged, call_cost):
@@ -420,7 +420,8 @@ def _draft_and_verify(
 
     while True:
         # 1. Draft: G student steps, each feeding the token before it.
-        G = min(gamma or best_gamma(accepted_so_far, judged_so_far, call_cost), room)
+        at_most = max(1, MOST_LOGITS // (len(live) * student.config.vocab_size))
+        G = min(gamma or best_gamma(accepted_so_far, judged_so_far, call_cost), room, at_most)
         start, rows = length[live], live[:, None]  # (n,), (n, 1)
         # (n, G) where a proposal would stand; the spare last column takes all that would lie beyond every row's end
         positions = (start[:, None] + offsets[:G]).clamp(max=capacity - 1)

@@ -236,7 +236,7 @@ def distill(row, student, pair, args, seed, log, say):
         total, reference_total = (
             runs.across(weight_of(batch.response_mask[:, 1:], args.reduction)) for batch in (rollout, references)
         )
-        stored = cache.batch(own, inputs.size(1), device) if cache else None
+        stored = None  # what the cache holds for one part of the batch
 
         def reference_loss(part, forward, model, model_logits):
             """Cross-entropy: tokens themselves are learned from references only, never from what a model wrote."""
@@ -255,7 +255,7 @@ def distill(row, student, pair, args, seed, log, say):
             with passes.precision, memory:
                 compared = student_logits
                 if buckets:  # of the cache: the teacher's best tokens, and all others as one
-                    compared = by_chunks(with_tail, student_logits, stored[0][part])
+                    compared = by_chunks(with_tail, student_logits, stored[0])
                 loss = player_loss(
                     compared,
                     teacher_logits,
@@ -290,8 +290,9 @@ def distill(row, student, pair, args, seed, log, say):
                 # One forward of each. Row t of the logits predicts token t+1. The teacher's graph is kept for its module alone.
                 with passes.precision, memory:
                     teacher_logits = None
-                    if stored:
-                        teacher_logits = stored[-1][part]
+                    if cache:
+                        stored = cache.batch(own[part], inputs.size(1), device)
+                        teacher_logits = stored[-1]
                     elif row.student_kd > 0 or moving:
                         with torch.set_grad_enabled(moving):
                             teacher_logits = passes.logits(follower if moving else teacher, inputs[part], teacher)
@@ -367,6 +368,7 @@ def distill(row, student, pair, args, seed, log, say):
             log.write("step", step=step + 1, **figures)
         if (step + 1) % max(1, args.steps // 8) == 0 or last:
             before = time.perf_counter()
+            memory.pause()
             student.eval()
             adapted = teacher if row.module else None
             figures = evaluate_quickly(
@@ -385,6 +387,7 @@ def distill(row, student, pair, args, seed, log, say):
                     f"  the teacher has drifted {figures['drift']:.3f} nats from the original: look at adapted_score; "
                     "a smaller --alpha, --module-lr or an --anchor holds it"
                 )
+            memory.resume()
             evaluation_seconds += time.perf_counter() - before
     student.eval()
     seconds = time.perf_counter() - started - evaluation_seconds

@@ -128,7 +128,6 @@ def distill(row, student, pair, args, seed, log, say):
         inputs, targets = rollout.tokens[:, :-1], rollout.tokens[:, 1:]
         target_mask = rollout.response_mask[:, 1:]
         total = runs.across(weight_of(target_mask, args.reduction))  # what the loss of the whole batch is divided by
-        stored = cache.batch(own, inputs.size(1), device) if cache else None
 
         optimizer.zero_grad(set_to_none=True)
         losses, columns = [], []
@@ -138,10 +137,11 @@ def distill(row, student, pair, args, seed, log, say):
                     # What is the student compared with? Row t of the teacher's logits predicts token t+1; SKD's
                     # verification has computed them already, and a cache holds what it said about references.
                     kept = experiment.kept_logits(rollout, teacher, part)
+                    stored = cache.batch(own[part], inputs.size(1), device) if cache else None
                     if row.loss == "cross_entropy":
                         judgement = targets[part]
                     elif stored:
-                        judgement = stored[-1][part]
+                        judgement = stored[-1]
                     elif kept is not None:
                         judgement = kept
                     else:
@@ -152,7 +152,7 @@ def distill(row, student, pair, args, seed, log, say):
                     # The student learns: a per-token loss, one masked mean.
                     student_logits = compared = passes.logits(learner, inputs[part], student)
                     if buckets:  # of the cache: the teacher's best tokens, and all others as one
-                        compared = by_chunks(with_tail, student_logits, stored[0][part])
+                        compared = by_chunks(with_tail, student_logits, stored[0])
                     per_token = by_chunks(loss_of, compared, judgement)
                     loss = masked_mean(per_token, target_mask[part], args.reduction, total)
                 loss.backward()
@@ -173,7 +173,7 @@ def distill(row, student, pair, args, seed, log, say):
         bad = ~torch.isfinite(loss + gradient_norm)
         first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
         costs.count_writing(rollout, row.writer)
-        asked = row.loss != "cross_entropy" and not stored and kept is None
+        asked = row.loss != "cross_entropy" and not cache and kept is None
         costs.count_learning(rollout, student_passes=3, teacher_passes=int(asked))
 
         # What happened? Read from the device only now and then.
@@ -190,6 +190,7 @@ def distill(row, student, pair, args, seed, log, say):
             log.write("step", step=step + 1, loss=loss.item(), gradient_norm=gradient_norm.item(), lr=rate, **figures)
         if (step + 1) % max(1, args.steps // 8) == 0 or last:
             before = time.perf_counter()
+            memory.pause()
             student.eval()
             figures = evaluate_quickly(student, teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens)
             student.train()
@@ -198,6 +199,7 @@ def distill(row, student, pair, args, seed, log, say):
                 f"  step {step + 1:>5}/{args.steps}  loss {loss.item():.4f}  val score {figures['score']:.3f}"
                 f"  val nll {figures['val_nll']:.3f}"
             )
+            memory.resume()
             evaluation_seconds += time.perf_counter() - before
     student.eval()
     seconds = time.perf_counter() - started - evaluation_seconds

@@ -436,7 +436,7 @@ class Clock:
 
 
 class Memory:
-    """Memory of training: on CUDA the allocator's peak since the run began; elsewhere counted, which no other program
+    """Memory of training: on CUDA the allocator's peak, evaluations left out; elsewhere counted, which no other program
     can disturb: weights, gradients and AdamW's two moments of what learns, the frozen teacher's weights, and the most that
     the first step's `with` blocks keep at one time for backward passes. What a sampler uses is only in CUDA's figure.
     """
@@ -444,7 +444,16 @@ class Memory:
     def __init__(self, *models):
         self.weights = {weight.data_ptr(): weight for model in models for weight in model.parameters()}
         self.device = next(models[0].parameters()).device
-        self.graphs, self.now, self.most, self.counting = collections.Counter(), 0, 0, True
+        self.graphs, self.now, self.most = collections.Counter(), 0, 0
+        self.counting = self.device.type != "cuda"
+        self.resume()
+
+    def pause(self):
+        """What comes now is no training."""
+        if self.device.type == "cuda":
+            self.most = max(self.most, torch.cuda.max_memory_allocated(self.device))
+
+    def resume(self):
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -472,7 +481,8 @@ class Memory:
     def megabytes(self):
         """The figure, in units of 1e6 bytes."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 1e6
+            self.pause()
+            return self.most / 1e6
         weights = self.weights.values()
         return (sum(weight.nbytes * (4 if weight.requires_grad else 1) for weight in weights) + self.most) / 1e6
 

@@ -198,17 +198,16 @@ def load_task(args):
 
 def check_cache(args, used):
     """ValueError where --cache-teacher would do nothing (no chosen method is `used` to it), or something else."""
-    if args.cache_teacher is None:
-        return
-    if not used:
+    every = [args, *(own for _, own in args.swept)]
+    if not used and any(own.cache_teacher is not None for own in every):
         raise ValueError(
             "--cache-teacher keeps what a fixed teacher says about references, and no method here asks for that: "
             "leave it out, or choose --variants supervised (train_okd.py: fixed_forward_kl)"
         )
-    for own in [args, *(own for _, own in args.swept)]:
-        if args.cache_teacher > 0 and getattr(own, "temperature", 1.0) != 1.0:
+    for own in every:
+        if own.cache_teacher and getattr(own, "temperature", 1.0) != 1.0:
             raise ValueError(
-                f"--cache-teacher {args.cache_teacher} keeps the tail as one bucket, which no --temperature can soften "
+                f"--cache-teacher {own.cache_teacher} keeps the tail as one bucket, which no --temperature can soften "
                 "(its tokens are gone): use --cache-teacher dense, or --temperature 1"
             )
 
@@ -267,14 +266,20 @@ def columns_of(student_logits, teacher_logits):
 def open_cache(pair, args, say):
     """The fixed teacher's answers on the student's references (--cache-teacher), made by the first process if need be."""
 
-    def make():
+    def make(compare):
         with runs.use_precision(args.precision, next(pair.teacher.parameters()).device):
             return TeacherCache(
-                pair.teacher, pair.train.prompts, pair.train.responses, args.cache_teacher, args.precision, report=say
+                pair.teacher,
+                pair.train.prompts,
+                pair.train.responses,
+                args.cache_teacher,
+                args.precision,
+                report=say,
+                compare=compare,
             )
 
-    runs.first_decides(lambda: make() and None)
-    return make()
+    runs.first_decides(lambda: make(compare=True) and None)  # all take its word: no process may go on alone
+    return make(compare=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -371,8 +376,9 @@ def compare(script, args, names, variants, run_one):
     started, focus = time.perf_counter(), report.COMPARISONS[script][1]
     device = runs.join(torch.device(args.device_type))
     rank, size = runs.processes()
-    if args.batch_size < size:
-        raise ValueError(f"--batch-size {args.batch_size} leaves some of {size} processes without a row: raise it")
+    smallest = min(own.batch_size for own in [args, *(own for _, own in methods)])
+    if smallest < size:
+        raise ValueError(f"--batch-size {smallest} leaves some of {size} processes without a row: raise it")
 
     # 1. Task, tokenizer, pair. All that can be refused is refused before anything is written or trained.
     data = load_data(args)
@@ -383,6 +389,11 @@ def compare(script, args, names, variants, run_one):
         if own.accept_top_k > vocabulary:
             raise ValueError(
                 f"--accept-top-k must lie in 0..{vocabulary} (this tokenizer's vocabulary), found {own.accept_top_k}"
+            )
+        if own.cache_teacher and own.cache_teacher >= vocabulary:
+            raise ValueError(
+                f"--cache-teacher must lie in 1..{vocabulary - 1} (below this tokenizer's vocabulary) or be dense, "
+                f"found {own.cache_teacher}"
             )
     sizes = {name: len(split.prompts) for name, split in data.splits.items()}
     runs.say(
@@ -413,6 +424,7 @@ def compare(script, args, names, variants, run_one):
 
     runs.first_decides(lambda: load_pair() and None)  # pretrained once; then everybody finds it in the cache
     pair = load_pair()
+    runs.use_precision(args.precision, device)  # what the students will be measured with
 
     # 2. Where the comparison starts: the teacher and the untouched student.
     measure = {"gamma": args.gamma, "accept_top_k": args.accept_top_k, "seed": args.seed, "ood": pair.ood}

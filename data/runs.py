@@ -278,7 +278,7 @@ def across(tensor):
     """Mean over the processes, as float; the tensor itself where there is one."""
     if processes()[1] == 1:
         return tensor
-    tensor = tensor.detach().float()
+    tensor = tensor.detach().float().clone()
     dist.all_reduce(tensor)
     return tensor / processes()[1]
 
@@ -465,8 +465,8 @@ def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None):
         try:
             report(outcome())
         except Exception as error:  # whatever it was, the other runs go on; the line says what
-            if processes()[1] > 1 and not isinstance(error, ValueError):
-                raise  # the others know nothing of it: going on alone, this process would wait for them forever
+            if processes()[1] > 1:
+                raise  # the others may know nothing of it: going on alone, this process would wait for them forever
             broken = isinstance(error, concurrent.futures.process.BrokenProcessPool)
             line = "its process was killed (out of memory?)" if broken else f"{type(error).__name__}: {error}"
             failures.append((task, line.split("\n")[0]))
@@ -483,8 +483,11 @@ def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None):
         while waiting or busy:
             while waiting and len(busy) < jobs:
                 worker = free.pop() if free else concurrent.futures.ProcessPoolExecutor(1, spawn, _ignore_interrupt)
-                task = waiting.pop(0)
-                busy[worker.submit(function, *task)] = worker, task
+                try:
+                    busy[worker.submit(function, *waiting[0])] = worker, waiting[0]
+                except concurrent.futures.process.BrokenProcessPool:
+                    continue  # killed while it had nothing to do: take another one
+                waiting.pop(0)
             done, _ = concurrent.futures.wait(busy, 1.0, concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 worker, task = busy.pop(future)

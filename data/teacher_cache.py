@@ -25,7 +25,7 @@ from model import weights_hash
 from sample import pad_sequences, to_device
 
 CACHE_DIR = Path(__file__).parent / "cache" / "teacher"  # git-ignored
-TOLERANCE = 0.05  # between two ways to batch the same forward, in nats; bf16 is the loosest
+TOLERANCE = 0.05  # mean difference between two ways to batch the same forward, in nats; bf16 is the loosest
 
 
 class TeacherCache:
@@ -35,7 +35,7 @@ class TeacherCache:
     file does not agree with the teacher.
     """
 
-    def __init__(self, teacher, prompts, responses, best=0, precision="fp32", folder=CACHE_DIR, report=print):
+    def __init__(self, teacher, prompts, responses, best=0, precision="fp32", folder=CACHE_DIR, report=print, compare=True):
         vocab_size = teacher.config.vocab_size
         if best >= vocab_size:
             raise ValueError(f"--cache-teacher must lie in 1..{vocab_size - 1} (below the vocabulary), or be dense: found {best}")
@@ -54,7 +54,7 @@ class TeacherCache:
             self._build(report)
         try:
             self.arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in self.paths]
-            agrees = self._agrees()
+            agrees = self._agrees() if compare else True
         except (ValueError, EOFError):  # no array, or less than its first line promises
             agrees = False
         if not agrees:
@@ -108,8 +108,10 @@ class TeacherCache:
             return False
         for i in sorted({0, len(self.prompts) // 2, len(self.prompts) - 1}):
             # Ids may change places where two tokens are equally good; their log-probabilities do not.
-            stored = self.arrays[-1][self.starts[i] : self.starts[i] + len(self.responses[i])]
-            if not np.abs(stored - self._answers([i])[-1]).max(initial=0) < TOLERANCE:  # nan is not below
+            stored = torch.from_numpy(self.arrays[-1][self.starts[i] : self.starts[i] + len(self.responses[i])].copy())
+            answers = torch.from_numpy(self._answers([i])[-1])
+            difference = (stored.log_softmax(-1) - answers.log_softmax(-1)).abs()
+            if difference.numel() and not difference.mean() < TOLERANCE:  # nan is not below
                 return False
         return True
 

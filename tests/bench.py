@@ -5,7 +5,8 @@
     python tests/bench.py --device cuda
 
 What is compared is timed in turns, one call of each per round, and a ratio is the median over the rounds of the ratio
-within a round: a machine that is busy for a while slows both sides of it. Models are random: their weights do not change
+within a round: a machine that is busy for a while slows both sides of it. (Training steps, ours and trl's, are timed one
+after the other, and their ratio is that of medians.) Models are random: their weights do not change
 what a forward costs. With random weights student and teacher agree on nothing, and a proposal is accepted with chance
 K / V: K = .88 V stands for a student accepted 88 % of the time.
 
@@ -13,6 +14,7 @@ Peers (transformers, trl) are timed when they can be imported; the project does 
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -182,7 +184,7 @@ STEPS = (  # (script, variant, flags)
 PARTS = ("sampling_ms", "teacher_ms", "student_ms", "update_ms")
 
 
-def train(script, variant, extra, pair, device, steps, folder, batch=64, length=64, vocabulary=64, **hyper):
+def train(script, variant, extra, pair, device, steps, folder, batch=64, length=64, vocabulary=64, **changes):
     """Seconds per part of each step of a run of the script's own loop, the first two left out, and its memory figure."""
     args = script.parse_flags(
         f"--device {device.type} --variants {variant} --steps {steps + 2} --batch-size {batch} --log-every 1 --jobs 1 "
@@ -204,6 +206,7 @@ def train(script, variant, extra, pair, device, steps, folder, batch=64, length=
     lines = []
     log = types.SimpleNamespace(write=lambda kind, **figures: lines.append(figures) if kind == "step" else None)
     row = script.VARIANTS[variant] if script is train_skd else train_okd.resolve(script.VARIANTS[variant], args)
+    row = dataclasses.replace(row, **changes)
     quickly, cache = script.evaluate_quickly, experiment.TeacherCache
     script.evaluate_quickly = lambda *arguments: {"score": 0.0, "val_nll": 0.0, "drift": 0.0}  # training alone
     experiment.TeacherCache = functools.partial(cache, folder=folder)
@@ -402,7 +405,8 @@ def gkd_steps(device, rounds):
             optimizer.zero_grad()
 
         for what, variant, on_policy in (("supervised step", "supervised", False), ("on-policy step", "on_policy", True)):
-            lines, _ = train(train_skd, variant, "", pair, device, rounds, None, **BASE)
+            same = {"loss": "generalized_jsd", "hyper": {"beta": 0.5}}  # as trl's
+            lines, _ = train(train_skd, variant, "", pair, device, rounds, None, **BASE, **same)
             ours = [sum(line[part] for part in PARTS) / 1e3 for line in lines]
             theirs = in_turns({"theirs": functools.partial(step, on_policy)}, rounds, device)["theirs"]
             row = {"pair": pair, "batch": batch, "what": what, "against": f"trl {trl.__version__} GKD"}
