@@ -111,11 +111,27 @@ def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
     assert lines_of(tmp_path / "out" / "skd_seed1.jsonl")[-1]["kind"] == "final"
 
 
-@pytest.mark.parametrize("argv, word", [(["--jobs", "2"], "torchrun"), (["--batch-size", "1"], "--batch-size")])
+@pytest.mark.parametrize("argv, word", [(["--jobs", "2"], "torchrun"), (["--batch-size", "1"], "--batch-size"),
+                                        (["--variants", "sft", "--sweep", "batch-size=1,4"], "--batch-size")])  # fmt: skip
 def test_what_several_processes_cannot_share_is_refused(monkeypatch, capsys, argv, word):
-    """Methods side by side and processes in one; a batch with less rows than processes: one line, before any work."""
+    """Methods side by side and processes in one; a batch, swept or not, with less rows than processes: one line at once."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(runs, "join", lambda device: device)
     monkeypatch.setattr(runs, "processes", lambda: (0, 2))
     with pytest.raises(ValueError, match=word):
         train_skd.main(["--quick", *argv])
+
+
+def test_no_process_goes_on_alone(monkeypatch):
+    """An error that the other processes may not share ends this one; with one process the next run follows."""
+
+    def task(number):
+        if number == 0:
+            raise ValueError("only here")
+        return "done"
+
+    lines = []
+    assert len(runs.run_all(task, [(0,), (1,)], 1, lines.append)) == 1 and lines[1:] == ["done"]
+    monkeypatch.setattr(runs, "processes", lambda: (1, 2))
+    with pytest.raises(ValueError, match="only here"):
+        runs.run_all(task, [(0,), (1,)], 1, lines.append)

@@ -571,6 +571,22 @@ def test_batch_never_shows(sampler):
     assert len({str(row) for row in same_prompt}) > 1  # different keys, different draws
 
 
+@pytest.mark.parametrize("gamma", [None, 8])
+def test_a_large_vocabulary_has_short_blocks(monkeypatch, gamma):
+    """No block holds more than MOST_LOGITS logits of a model, and nothing but the time depends on it."""
+    student, teacher = make_pair(5)
+    write = functools.partial(
+        sample.interleaved_generate, student, teacher, random_prompts(5, 6), 9, accept_top_k=6, eos_token=0, gamma=gamma
+    )
+    long = write(generator=generator(1))
+    monkeypatch.setattr(sample, "MOST_LOGITS", 3 * 6 * student.config.vocab_size)
+    short = write(generator=generator(1))
+    assert torch.equal(long.tokens, short.tokens) and torch.equal(long.source, short.source)
+    assert max(block.proposed.size(1) for block in long.blocks) > 3
+    for block in short.blocks:
+        assert block.proposed.numel() <= 3 * 6
+
+
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("sampler", ["interleaved", "speculative"])
 def test_kept_features_are_the_kept_logits(sampler, adapted):

@@ -551,6 +551,10 @@ def test_a_tail_cannot_be_softened(argv, capsys):
     with pytest.raises(ValueError, match="--cache-teacher 5 .*use --cache-teacher dense"):
         parse_flags(["--variants", "fixed_jsd", "--cache-teacher", "5", *argv])
     parse_flags(["--variants", "fixed_jsd", "--cache-teacher", "dense", *argv])
+    with pytest.raises(ValueError, match="--cache-teacher 5 .*use --cache-teacher dense"):
+        parse_flags(["--variants", "fixed_jsd", "--cache-teacher", "dense", "--sweep", "cache-teacher=dense,5", "--temperature", "2"])
+    with pytest.raises(ValueError, match="no method here asks"):
+        parse_flags(["--variants", "okd", "--sweep", "cache-teacher=dense,5"])
     with pytest.raises(ValueError, match="no method here asks"):
         parse_flags(["--variants", "okd", "--cache-teacher", "dense"])
 

@@ -1072,6 +1072,7 @@ WRONG_FLAGS = [  # flags, a word that the line must hold
     (["--micro-batch", "0"], "--micro-batch"),
     (["--cache-teacher", "0"], "--cache-teacher"),
     (["--cache-teacher", "all"], "--cache-teacher"),
+    (["--cache-teacher", "257", "--variants", "supervised"], "--cache-teacher"),
     (["--cache-teacher", "dense", "--variants", "skd,sft"], "--cache-teacher"),
     (["--chunk-loss", "maybe"], "--chunk-loss"),
     (["--precision", "fp8"], "--precision"),
