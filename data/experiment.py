@@ -560,14 +560,18 @@ def equal_compute_steps(folder, variant, focus, seed, steps, flags):
 GO_ON = "finished runs are kept, go on with --resume and the same --out"
 
 
+def end_process(script, why):
+    """End one of several processes at once, with one line. torchrun may be ending it at the same moment, and an exception
+    raised then could be lost on its way out: hence no exception. Records are on disk, line by line."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.write(2, f"{script}.py: process {os.environ['RANK']} {why}: {GO_ON}\n".encode())
+    os._exit(1)
+
+
 def run_script(script, main):
     """Call main() as a program: wrong use ends with one line and a non-zero status, never with a traceback."""
     if runs.started_by_torchrun():  # which ends the other processes when one has failed
-
-        def ended(*signal_and_frame):
-            runs.exit_with(f"{script}.py", f"process {os.environ['RANK']} ended, as another one failed: {GO_ON}")
-
-        signal.signal(signal.SIGTERM, ended)
+        signal.signal(signal.SIGTERM, lambda *signal_and_frame: end_process(script, "ended, as another one failed"))
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
@@ -578,4 +582,4 @@ def run_script(script, main):
         if not runs.started_by_torchrun():
             raise
         first_line = str(error).strip().split("\n")[0][:160]
-        runs.exit_with(f"{script}.py", f"process {os.environ['RANK']} lost the others or failed ({first_line}): {GO_ON}")
+        end_process(script, f"lost the others or failed ({first_line})")
