@@ -358,7 +358,7 @@ def generate(
 
 
 GAMMAS = (1, 2, 4, 8, 16, 32)  # few and even shapes: kernels like them
-MOST_LOGITS = 2**26  # of one model in a block, 256 MiB in float32: where a batch and a vocabulary are large, blocks are short
+BLOCK_LOGITS = 2**26  # of one model in a block at most, 256 MiB in float32: large batches and vocabularies, short blocks
 
 
 def best_gamma(accepted, judged, call_cost):
@@ -420,7 +420,7 @@ def _draft_and_verify(
 
     while True:
         # 1. Draft: G student steps, each feeding the token before it.
-        at_most = max(1, MOST_LOGITS // (len(live) * student.config.vocab_size))
+        at_most = max(1, BLOCK_LOGITS // (len(live) * student.config.vocab_size))
         G = min(gamma or best_gamma(accepted_so_far, judged_so_far, call_cost), room, at_most)
         start, rows = length[live], live[:, None]  # (n,), (n, 1)
         # (n, G) where a proposal would stand; the spare last column takes all that would lie beyond every row's end

@@ -454,6 +454,7 @@ class Memory:
             self.most = max(self.most, torch.cuda.max_memory_allocated(self.device))
 
     def resume(self):
+        """Training goes on."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 

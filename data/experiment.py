@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data import corpora, pairs, report, runs, tasks
 from data.evaluate import Encoded, evaluate, step_columns
 from data.tasks import make_task
-from data.teacher_cache import TeacherCache
+from data.teacher_cache import TeacherCache, check_best
 from losses import Unprojected, by_chunks
 from model import OnlineTeacher, save_checkpoint, save_online_module
 from sample import ACCEPT_RULES, REPLACE_RULES, check_rule
@@ -266,7 +266,7 @@ def columns_of(student_logits, teacher_logits):
 def open_cache(pair, args, say):
     """The fixed teacher's answers on the student's references (--cache-teacher), made by the first process if need be."""
 
-    def make(compare):
+    def make():
         with runs.use_precision(args.precision, next(pair.teacher.parameters()).device):
             return TeacherCache(
                 pair.teacher,
@@ -275,11 +275,10 @@ def open_cache(pair, args, say):
                 args.cache_teacher,
                 args.precision,
                 report=say,
-                compare=compare,
+                compare=runs.processes()[0] == 0,  # the others take its word: none may go on, or stop, alone
             )
 
-    runs.first_decides(lambda: make(compare=True) and None)  # all take its word: no process may go on alone
-    return make(compare=False)
+    return runs.first_then_others(make)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -390,11 +389,7 @@ def compare(script, args, names, variants, run_one):
             raise ValueError(
                 f"--accept-top-k must lie in 0..{vocabulary} (this tokenizer's vocabulary), found {own.accept_top_k}"
             )
-        if own.cache_teacher and own.cache_teacher >= vocabulary:
-            raise ValueError(
-                f"--cache-teacher must lie in 1..{vocabulary - 1} (below this tokenizer's vocabulary) or be dense, "
-                f"found {own.cache_teacher}"
-            )
+        check_best(own.cache_teacher or 0, vocabulary)
     sizes = {name: len(split.prompts) for name, split in data.splits.items()}
     runs.say(
         f"task {args.task}: {sizes['train']} train, {sizes['val']} val, {sizes['test']} test, {sizes['ood']} ood examples"
@@ -422,8 +417,7 @@ def compare(script, args, names, variants, run_one):
     def load_pair():
         return pairs.load_or_pretrain_pair(data, args.settings, device, report=runs.say)
 
-    runs.first_decides(lambda: load_pair() and None)  # pretrained once; then everybody finds it in the cache
-    pair = load_pair()
+    pair = runs.first_then_others(load_pair)  # pretrained once
     runs.use_precision(args.precision, device)  # what the students will be measured with
 
     # 2. Where the comparison starts: the teacher and the untouched student.

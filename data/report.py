@@ -316,16 +316,16 @@ def paired_difference(runs_a, runs_b, key):
 # ----------------------------------------------------------------------------------------------------------- tables
 
 
-def markdown_table(rows, header):
-    """A Markdown table of strings, padded so that it reads as well in a terminal: first column left, others right."""
+def markdown_table(rows, header, left=1):
+    """A Markdown table of strings, padded so that it reads as well in a terminal: `left` columns left, the others right."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in [header, *rows]]
     assert all(len(row) == len(header) for row in cells), [len(row) for row in cells]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
     lines = []
-    for first, *others in cells:
-        padded = [first.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+    for row in cells:
+        padded = [f"{cell:{'<' if i < left else '>'}{widths[i]}}" for i, cell in enumerate(row)]
         lines.append("| " + " | ".join(padded) + " |")
-    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     lines.insert(1, "| " + " | ".join(rule) + " |")
     return "\n".join(lines)
 

@@ -300,6 +300,13 @@ def first_decides(function):
     return outcome[0]
 
 
+def first_then_others(function):
+    """function() in every process, in the first one before the others: what it leaves in a cache, they find there."""
+    made = []
+    first_decides(lambda: made.append(function()))
+    return made[0] if made else function()
+
+
 def learner(model, compiled=False):
     """What a training pass calls in place of `model`: compiled if asked for, and averaging gradients over processes."""
     forward = torch.compile(model, dynamic=True) if compiled else model

@@ -28,6 +28,14 @@ CACHE_DIR = Path(__file__).parent / "cache" / "teacher"  # git-ignored
 TOLERANCE = 0.05  # mean difference between two ways to batch the same forward, in nats; bf16 is the loosest
 
 
+def check_best(best, vocab_size):
+    """ValueError unless `best` tokens leave others for the tail; 0 is dense."""
+    if best >= vocab_size:
+        raise ValueError(
+            f"--cache-teacher must lie in 1..{vocab_size - 1} (below this tokenizer's vocabulary) or be dense, found {best}"
+        )
+
+
 class TeacherCache:
     """A teacher's rows for all responses; `batch` gives those of some examples, padded like their rollout.
 
@@ -37,8 +45,7 @@ class TeacherCache:
 
     def __init__(self, teacher, prompts, responses, best=0, precision="fp32", folder=CACHE_DIR, report=print, compare=True):
         vocab_size = teacher.config.vocab_size
-        if best >= vocab_size:
-            raise ValueError(f"--cache-teacher must lie in 1..{vocab_size - 1} (below the vocabulary), or be dense: found {best}")
+        check_best(best, vocab_size)
         self.teacher, self.best, self.prompts, self.responses = teacher, best, prompts, responses
         lengths = np.array([len(response) for response in responses])
         self.starts = np.cumsum(lengths) - lengths  # of each example's rows

@@ -34,7 +34,7 @@ import losses  # noqa: E402
 import sample  # noqa: E402
 import train_okd  # noqa: E402
 import train_skd  # noqa: E402
-from data import experiment, runs  # noqa: E402
+from data import experiment, report, runs  # noqa: E402
 from data.evaluate import Encoded  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
@@ -422,7 +422,7 @@ SECTIONS = {"sampling": samplers, "axes": axes, "steps": steps, "losses": large_
 
 
 def table(rows):
-    """The rows as a markdown table: counts as they are, shares and ratios with two digits, large numbers with none."""
+    """The rows as a Markdown table, words first: counts as they are, other numbers with as many digits as they can carry."""
 
     def text(value):
         if not isinstance(value, float):
@@ -430,14 +430,9 @@ def table(rows):
         return f"{value:,.0f}" if value >= 100 else f"{value:.{1 if value >= 20 else 2 if value >= 0.1 else 3}f}"
 
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names, *([text(row.get(name)) for name in names] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
-    left = [any(isinstance(row.get(name), str) for row in rows) for name in names]
-    lines.insert(1, ["-" * width if own else "-" * (width - 1) + ":" for width, own in zip(widths, left)])
-    return "\n".join(
-        "| " + " | ".join(f"{cell:{'<' if own else '>'}{width}}" for cell, width, own in zip(line, widths, left)) + " |"
-        for line in lines
-    )
+    words = [name for name in names if isinstance(rows[0].get(name), str)]
+    names = words + [name for name in names if name not in words]
+    return report.markdown_table([[text(row.get(name)) for name in names] for row in rows], names, left=len(words))
 
 
 def render(record):

@@ -1,9 +1,13 @@
 """Shared by all tests: the --slow switch, one thread (same numbers on every machine size), and no network."""
 
+import shutil
 import socket
+from pathlib import Path
 
 import pytest
 import torch
+
+ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser):
@@ -35,3 +39,14 @@ def no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the project's own files, without caches, runs or git: what a fresh download holds."""
+    folder = tmp_path_factory.mktemp("clone")
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]:
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+    return folder

@@ -573,13 +573,13 @@ def test_batch_never_shows(sampler):
 
 @pytest.mark.parametrize("gamma", [None, 8])
 def test_a_large_vocabulary_has_short_blocks(monkeypatch, gamma):
-    """No block holds more than MOST_LOGITS logits of a model, and nothing but the time depends on it."""
+    """No block holds more than BLOCK_LOGITS logits of a model, and nothing but the time depends on it."""
     student, teacher = make_pair(5)
     write = functools.partial(
         sample.interleaved_generate, student, teacher, random_prompts(5, 6), 9, accept_top_k=6, eos_token=0, gamma=gamma
     )
     long = write(generator=generator(1))
-    monkeypatch.setattr(sample, "MOST_LOGITS", 3 * 6 * student.config.vocab_size)
+    monkeypatch.setattr(sample, "BLOCK_LOGITS", 3 * 6 * student.config.vocab_size)
     short = write(generator=generator(1))
     assert torch.equal(long.tokens, short.tokens) and torch.equal(long.source, short.source)
     assert max(block.proposed.size(1) for block in long.blocks) > 3

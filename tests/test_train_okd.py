@@ -3,9 +3,7 @@
 import argparse
 import copy
 import dataclasses
-import functools
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +22,9 @@ from data.pairs import Pair, PairSettings, encode_task
 from data.tasks import make_task
 from losses import DIVERGENCES, forward_kl
 from model import ONLINE_MODULES, OnlineTeacher, learning_rate, load_online_module, make_optimizer
+from test_train_skd import HOW, cached, moved_apart
 from train_okd import MAIN, VARIANTS, distill, main, parse_flags, player_loss, resolve
 
-ROOT = Path(train_okd.__file__).parent
 TEACHER, STUDENT = torch.tensor([0.6, 0.3, 0.1]).log(), torch.tensor([0.2, 0.5, 0.3]).log()
 MOVING = [name for name, row in VARIANTS.items() if row.module]
 
@@ -508,22 +506,6 @@ def test_costs_of_minillm(pair):
 # ---------------------------------------------------------------------------------------------------------------------
 # How a batch is computed: parts, chunks, recomputation, a cache, precision. It costs, and it does not count.
 
-HOW = ["--micro-batch 3", "--chunk-loss yes", "--recompute", "--cache-teacher dense", "--precision tf32",
-       "--micro-batch 1 --chunk-loss yes --recompute"]  # fmt: skip
-
-
-def cached(monkeypatch, folder):
-    monkeypatch.setattr(experiment, "TeacherCache", functools.partial(experiment.TeacherCache, folder=folder))
-
-
-def moved_apart(one, other):
-    """The largest difference of two sets of weights. No key bias changes a softmax: its gradient is rounding, of any sign."""
-    return max(
-        max(part.abs().max().item() for part in (((one[name] - other[name]).chunk(3)[::2]) if name.endswith("qkv.bias") else [one[name] - other[name]]))
-        for name in one
-    )
-
-
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("variant", [*VARIANTS, "okd --temperature 2 --anchor .3 --student-kd .7"])
 def test_how_a_batch_is_computed_does_not_count(pair, tmp_path, monkeypatch, variant, how):
@@ -678,15 +660,6 @@ def test_wrong_flags_are_refused(argv, word, monkeypatch, capsys, tmp_path):
     told = capsys.readouterr().err + str(stop.value.code if isinstance(stop.value.code, str) else "")
     assert stop.value.code not in (0, None) and word in told and len(told.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clone")
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]:
-        (folder / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
-        shutil.copy(path, folder / path.relative_to(ROOT))
-    return folder
 
 
 @pytest.mark.slow

@@ -582,12 +582,15 @@ def cached(monkeypatch, folder):
     monkeypatch.setattr(experiment, "TeacherCache", functools.partial(experiment.TeacherCache, folder=folder))
 
 
+def weight_differences(one, other):
+    """name -> |difference| of two sets of weights. No key bias changes a softmax: its gradient is rounding, and left out."""
+    found = {name: (one[name] - other[name]).abs() for name in one}
+    return {name: torch.cat(x.chunk(3)[::2]) if name.endswith("qkv.bias") else x for name, x in found.items()}
+
+
 def moved_apart(one, other):
-    """The largest difference of two sets of weights. No key bias changes a softmax: its gradient is rounding, of any sign."""
-    return max(
-        max(part.abs().max().item() for part in (((one[name] - other[name]).chunk(3)[::2]) if name.endswith("qkv.bias") else [one[name] - other[name]]))
-        for name in one
-    )
+    """The largest of weight_differences."""
+    return max(difference.max().item() for difference in weight_differences(one, other).values())
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -1320,17 +1323,6 @@ def test_wrong_views_are_refused(finished, nothing_trained, capsys, argv, word, 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The real commands (slow).
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A copy of the project's own files, without caches, runs or git: what a fresh download holds."""
-    folder = tmp_path_factory.mktemp("clone")
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]:
-        target = folder / path.relative_to(ROOT)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copy(path, target)
-    return folder
 
 
 def command(clone, *argv):
