@@ -4,8 +4,9 @@ A divergence compares two next-token distributions at the same position, after t
 
     (student_logits, teacher_logits), each (B, T, V)  ->  per_token (B, T), in nats, float32
 
-and `masked_mean` turns per-token values into the scalar that is trained on. Nothing here runs a model, draws a number
-or knows a mask before the reduction, so each function can be checked by hand on three tokens.
+and `masked_mean` turns per-token values into the scalar that is trained on. Nothing here runs a model or draws a
+number, and only losses of whole sequences know a mask before the reduction, so each function can be checked by hand
+on three tokens.
 
 Which way round? "Forward" always means teacher first: forward_kl = KL(teacher || student). The papers write the teacher
 as p (SKD: M_t) and the student as q (M_s); the code never uses these letters, because half of the literature swaps them.
@@ -13,14 +14,23 @@ as p (SKD: M_t) and the student as q (M_s); the code never uses these letters, b
 Two rules that every function follows:
 - The arithmetic is float32 log space (float64 inputs stay float64): log_softmax and logaddexp, never log(softmax + eps).
   bf16 sums over a vocabulary drift, and an eps changes the gradient exactly where student and teacher disagree most.
-- Logits come in raw. Logits filtered to -inf for sampling make 0 * (-inf) = nan here, so filters belong to sampling.
+- Logits come in raw. Logits filtered to -inf for sampling make 0 * (-inf) = nan here, so filters belong to sampling: a
+  ValueError on a CPU, while on a GPU, where looking would cost a wait, the training loop finds the nan.
 
 The number in each docstring is the value for TEACHER (.6, .3, .1) against STUDENT (.2, .5, .3): check one by hand.
 The teacher is detached inside, gradients reach the student only. Formulas and gradients: arXiv 2306.13649 (GKD),
 2402.03898 (DistiLLM, skew divergences), 1503.02531 (Hinton's mixture).
+
+Four tables, by what a loss must know; `per_token_loss` finds a name in any of them:
+- DIVERGENCES: zero exactly where both models agree, and a gradient that is the derivative of the value.
+- MATCHES: the same arguments, but zero elsewhere as well, or with a gradient that is not the value's derivative.
+- TOKEN_LOSSES: need the token of the position, or to know who wrote it (`Tokens`); still each position for itself.
+- SEQUENCE_LOSSES: the positions of a sequence depend on each other, so these take its mask too.
 """
 
+import functools
 import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -33,17 +43,40 @@ def at_least_float32(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _logprobs(student_logits, teacher_logits):
-    """Both log-distributions in at least float32, the teacher without gradient: two (B, T, V) tensors."""
+def raw_logits(model_logits):
+    """The logits in at least float32; ValueError for -inf among them, on a CPU (elsewhere the question would cost a wait)."""
+    if model_logits.device.type == "cpu" and model_logits.numel() and model_logits.detach().min() == float("-inf"):
+        raise ValueError(
+            "found -inf among the logits: give raw ones, before top-k or top-p; padded vocabulary is cut off both models"
+        )
+    return at_least_float32(model_logits)
+
+
+def _assert_one_vocabulary(student_logits, teacher_logits):
     assert student_logits.shape == teacher_logits.shape, (
         f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} must share one vocabulary"
     )
-    return at_least_float32(student_logits).log_softmax(-1), at_least_float32(teacher_logits.detach()).log_softmax(-1)
+
+
+def _logprobs(student_logits, teacher_logits):
+    """Both log-distributions in at least float32, the teacher without gradient: two (B, T, V) tensors."""
+    _assert_one_vocabulary(student_logits, teacher_logits)
+    return raw_logits(student_logits).log_softmax(-1), raw_logits(teacher_logits.detach()).log_softmax(-1)
 
 
 def _log_mixture(first_logprobs, second_logprobs, first_weight):
     """log(w * first + (1 - w) * second) without leaving log space; w strictly between 0 and 1."""
     return torch.logaddexp(first_logprobs + math.log(first_weight), second_logprobs + math.log1p(-first_weight))
+
+
+def _kl(first_logprobs, second_logprobs):
+    """KL(first || second) of rows of log-probs, gradients to both: (..., V), (..., V) -> (...)."""
+    return (first_logprobs.exp() * (first_logprobs - second_logprobs)).sum(-1)
+
+
+def _require(condition, message):
+    if not condition:
+        raise ValueError(message)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,11 +137,12 @@ def skew_forward_kl(student_logits, teacher_logits, alpha=0.1):
     return (teacher_logprobs.exp() * (teacher_logprobs - mix_logprobs)).sum(-1)
 
 
-def skew_reverse_kl(student_logits, teacher_logits, alpha=0.1):
+def skew_reverse_kl(student_logits, teacher_logits, alpha=0.1, detach_mixture=False):
     """KL(student || alpha student + (1 - alpha) teacher) at every position -> (B, T). Example: .292107 at alpha .1.
 
-    DistiLLM's skew reverse KL, at most -ln alpha; the gradient flows through the student inside the mixture too.
-    alpha 0 is reverse KL; ValueError outside [0, 1).
+    DistiLLM's skew reverse KL, at most -ln alpha; the gradient flows through the student inside the mixture too, unless
+    detach_mixture (DistiLLM-2, arXiv 2503.07067): the same value, its gradient then no derivative of it. alpha 0 is
+    reverse KL; ValueError outside [0, 1).
     """
     if not 0 <= alpha < 1:
         raise ValueError(
@@ -117,7 +151,8 @@ def skew_reverse_kl(student_logits, teacher_logits, alpha=0.1):
     if alpha == 0:
         return reverse_kl(student_logits, teacher_logits)
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
-    mix_logprobs = _log_mixture(student_logprobs, teacher_logprobs, alpha)
+    in_mixture = student_logprobs.detach() if detach_mixture else student_logprobs
+    mix_logprobs = _log_mixture(in_mixture, teacher_logprobs, alpha)
     return (student_logprobs.exp() * (student_logprobs - mix_logprobs)).sum(-1)
 
 
@@ -139,6 +174,97 @@ def squared_error(student_logits, teacher_logits):
     return (student_logprobs.exp() - teacher_logprobs.exp()).square().sum(-1)
 
 
+def _divided_difference(a, b, x):
+    """(phi(a) - phi(b)) / (a - b) for phi(a) = (e^(a x) - 1) / a, with phi(0) = x and the derivative at a = b exact."""
+
+    def phi(a):
+        return x if a == 0 else torch.expm1(a * x) / a
+
+    if a != b:
+        return (phi(a) - phi(b)) / (a - b)
+    return x.square() / 2 if a == 0 else (x * torch.exp(a * x) - phi(a)) / a
+
+
+def _alpha_beta(first_logprobs, second_logprobs, alpha, beta):
+    """alpha_beta of rows of log-probs, first in the teacher's place, gradients to both: (..., V), (..., V) -> (...).
+
+    With u = log first - log second, the sum's term is second^(a+b) (phi(a+b) - phi(a)) / b at x = u, and by the
+    symmetry also first^(a+b) (phi(a+b) - phi(b)) / a at x = -u. Each token takes the form whose x is negative: no power
+    overflows, and near u = 0 there is no difference of nearly equal powers. The other form is then 0 at x = 0.
+    """
+    total, log_ratio = alpha + beta, first_logprobs - second_logprobs
+    second_larger = _divided_difference(total, alpha, log_ratio.clamp(max=0))
+    first_larger = _divided_difference(total, beta, (-log_ratio).clamp(max=0))
+    return ((total * second_logprobs).exp() * second_larger + (total * first_logprobs).exp() * first_larger).sum(-1)
+
+
+def alpha_beta(student_logits, teacher_logits, alpha=0.2, beta=0.7):
+    """AB divergence at every position (no unit but at the KLs) -> (B, T). Example: .414802 at (.2, .7).
+
+    -1 / (alpha beta) sum_v [t^alpha s^beta - alpha / (alpha + beta) t^(alpha+beta) - beta / (alpha + beta)
+    s^(alpha+beta)] for teacher t and student s (ABKD, arXiv 2505.04560), limits exact: (1, 0) is forward KL, (0, 1)
+    reverse KL, (0, 0) half the squared distance of the log-probs (1.337420); also (.5, .5) .372346, (1, 1) .12. What of
+    alpha, beta and their sum is within .001 of 0 counts as 0: the formula loses its digits there. ValueError where the
+    sum is negative. Finite for logits of +-1e4 where neither is; at (0, 0) no probability damps a log-ratio.
+    """
+    alpha, beta = (0.0 if abs(number) < 1e-3 else float(number) for number in (alpha, beta))
+    beta = -alpha if abs(alpha + beta) < 1e-3 else beta
+    _require(alpha + beta >= 0, f"alpha + beta must not be negative, found {alpha} + {beta}")
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    return _alpha_beta(teacher_logprobs, student_logprobs, alpha, beta)
+
+
+def alpha_mixture(teacher_logprobs, student_logprobs, alpha, weight):
+    """AMiD's assistant: log of the power mean of teacher and student, normalised; gradients to both: -> (..., V).
+
+    assistant ~ [weight teacher^k + (1 - weight) student^k]^(1/k), k = (1 - alpha) / 2: alpha -1 is the arithmetic mean
+    (a skew divergence's mixture), 1 the geometric (also within .001 of it, where 1/k eats the digits), 3 the harmonic.
+    Example at weight .5: (.4, .4, .2), (.381966, .427051, .190983), (.363636, .454545, .181818). Neither side detached.
+    """
+    power = (1 - alpha) / 2
+    if abs(1 - alpha) < 1e-3:
+        mixed = weight * teacher_logprobs + (1 - weight) * student_logprobs
+    else:
+        mixed = _log_mixture(power * teacher_logprobs, power * student_logprobs, weight) / power
+    return mixed.log_softmax(-1)
+
+
+AMID_BASES = {"alpha_beta": functools.partial(_alpha_beta, alpha=0.2, beta=0.7), "forward_kl": _kl}
+
+
+def amid(student_logits, teacher_logits, alpha=0.5, weight=0.5, order="teacher_assistant", base="alpha_beta"):
+    """A divergence to an assistant between both models, alpha_mixture, not to the other one; -> (B, T). Ex.: .110490.
+
+    base(first || second) with `order` "teacher_assistant", "student_assistant", "assistant_teacher",
+    "assistant_student" (the code's pr, qr, rp, rq; arXiv 2510.15982); base "alpha_beta" at (.2, .7), or "forward_kl",
+    that is KL(first || second), in nats. The gradient flows through the assistant. With alpha -1, teacher_assistant and
+    forward_kl it is skew_forward_kl at `weight`. ValueError for an unknown order or base, and a weight outside (0, 1).
+    """
+    _require(0 < weight < 1, f"weight must lie strictly between 0 and 1, found {weight}: at the ends it is a model")
+    _require(base in AMID_BASES, f"base must be one of {', '.join(AMID_BASES)}, found {base!r}")
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    assistant_logprobs = alpha_mixture(teacher_logprobs, student_logprobs, alpha, weight)
+    orders = {
+        "teacher_assistant": (teacher_logprobs, assistant_logprobs),
+        "student_assistant": (student_logprobs, assistant_logprobs),
+        "assistant_teacher": (assistant_logprobs, teacher_logprobs),
+        "assistant_student": (assistant_logprobs, student_logprobs),
+    }
+    _require(order in orders, f"order must be one of {', '.join(orders)}, found {order!r}")
+    return AMID_BASES[base](*orders[order])
+
+
+def entropy_gated_kl(student_logits, teacher_logits, threshold=0.5):
+    """Reverse KL, plus forward KL where the teacher's entropy exceeds `threshold` nats; -> (B, T). Example: .761332.
+
+    EOPD (PMLR v306, jin26e): where the teacher sees several ways on, reverse KL alone would pick one. Of the paper only
+    the abstract was at hand: the plain sum, and .5, are a reconstruction.
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    uncertain = entropy(teacher_logprobs) > threshold
+    return _kl(student_logprobs, teacher_logprobs) + uncertain * _kl(teacher_logprobs, student_logprobs)
+
+
 # A new divergence is one function above and one row here: tests and the command line follow from the table.
 DIVERGENCES = {
     "forward_kl": forward_kl,
@@ -148,11 +274,234 @@ DIVERGENCES = {
     "skew_reverse_kl": skew_reverse_kl,
     "total_variation": total_variation,
     "squared_error": squared_error,
+    "alpha_beta": alpha_beta,
+    "amid": amid,
+    "entropy_gated_kl": entropy_gated_kl,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Matches: two models at a position, like a divergence, and with their defaults zero where both agree. But they are zero
+# elsewhere as well (each is blind to something), or their gradient is not the derivative of the value.
+
+
+def taid_target(student_logits, teacher_logits, share):
+    """Logits of TAID's moving target: (1 - share) student + share teacher, both detached; (B, T, V) x 2 -> (B, T, V).
+
+    The loss is forward_kl(student_logits, taid_target(student_logits, teacher_logits, share)), where `share` (a float
+    or a scalar tensor) grows to 1 in training: from the student itself (loss 0) to the teacher. It is logits that are
+    mixed, so the target is the geometric mean of the distributions (arXiv 2501.16937). Example: share .4 gives
+    (.340584, .447277, .212138).
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits.detach(), teacher_logits)
+    return (1 - share) * student_logprobs + share * teacher_logprobs
+
+
+def adaptive_kl(student_logits, teacher_logits, mu=0.5):
+    """w forward KL + (1 - w) reverse KL, w the head's part of the difference; -> (B, T) nats. Example: .380666.
+
+    AKL (arXiv 2404.02657): w = sum |teacher - student| over the head / over V, the head being the smallest set of the
+    teacher's best tokens that holds mass mu. (The authors' code takes the tokens that end within mu, and the first.) w
+    is constant for the gradient, .5 in the example; where both models are equal it has no meaning. ValueError for mu
+    outside (0, 1].
+    """
+    _require(0 < mu <= 1, f"mu must lie in (0, 1], found {mu}")
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    with torch.no_grad():
+        teacher_probs, ids = teacher_logprobs.exp().sort(-1, descending=True)
+        gap = (teacher_probs - student_logprobs.exp().gather(-1, ids)).abs()
+        mass_before = teacher_probs.cumsum(-1) - teacher_probs
+        tail = mass_before > mu - 1e-6  # not a token more because two quarters add up to a little less than a half
+        head_weight = gap.masked_fill(tail, 0.0).sum(-1) / gap.sum(-1).clamp(min=torch.finfo(gap.dtype).tiny)
+    forward, reverse = _kl(teacher_logprobs, student_logprobs), _kl(student_logprobs, teacher_logprobs)
+    return head_weight * forward + (1 - head_weight) * reverse
+
+
+def _unit(rows):
+    """Rows less their mean, of length 1 (zeros, no gradient, where all is equal), and whether they vary."""
+    centred = rows - rows.mean(-1, keepdim=True)
+    length, whole_length = (x.norm(dim=-1, keepdim=True) for x in (centred, rows))
+    varies = length > 10 * torch.finfo(rows.dtype).eps * whole_length  # by more than the mean was rounded
+    return centred * varies / torch.where(varies, length, 1.0), varies[..., 0]
+
+
+def standardize(model_logits, correction=1):
+    """Logits with mean 0 and standard deviation 1 over V, in at least float32, (B, T, V) -> (B, T, V).
+
+    The deviation divides by V - correction: 1 is the sample's, 0 the population's. Equal logits have no scale: they
+    become zeros, without a gradient. Log (.6, .3, .1) gives .916777, .149592, -1.066369.
+    """
+    return _unit(at_least_float32(model_logits))[0] * math.sqrt(model_logits.size(-1) - correction)
+
+
+def standardized_kl(student_logits, teacher_logits, temperature=2.0, correction=1):
+    """T^2 forward KL of the logits' z-scores / T: the student need not match scale; -> (B, T). Example: .899392.
+
+    Logit standardisation (arXiv 2403.01427): 0 for every student whose logits are a teacher + b with a > 0, so
+    confidence is left free. The gradient flows through mean and deviation. correction 0 gives 1.341659. ValueError for
+    T <= 0.
+    """
+    _require(temperature > 0, f"the temperature must be positive, found {temperature}")
+    both = _logprobs(student_logits, teacher_logits)
+    return temperature**2 * forward_kl(*(standardize(logprobs, correction) / temperature for logprobs in both))
+
+
+def bidirectional_logit_differences(student_logits, teacher_logits, top_k=8, temperature=3.0):
+    """KL of the softmaxes of all differences of the top_k logits, by either model's rank; -> (B, T). Example: .110615.
+
+    BiLD (arXiv 2406.13555): (z_i - z_j) / T for i < j by the teacher's rank, k (k - 1) / 2 of them, softmax over them,
+    KL(teacher || student); plus the same by the student's rank. No T^2. At T = 1 the example's two parts are .259043
+    and .596892. What lies below the top_k is free. ValueError for top_k below 2 or T <= 0.
+    """
+    _require(top_k >= 2, f"a difference takes two tokens, found top_k {top_k}")
+    _require(temperature > 0, f"the temperature must be positive, found {temperature}")
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    count = min(top_k, student_logprobs.size(-1))
+    better, worse = torch.triu_indices(count, count, 1, device=student_logprobs.device)
+
+    def ranked_by(leader):
+        ids = leader.topk(count).indices
+        best = (logprobs.gather(-1, ids) / temperature for logprobs in (teacher_logprobs, student_logprobs))
+        return _kl(*((z[..., better] - z[..., worse]).log_softmax(-1) for z in best))
+
+    return ranked_by(teacher_logprobs) + ranked_by(student_logprobs)
+
+
+def _teachers_best(student_logits, teacher_logits, top_k):
+    """Log-probs of student and teacher for the teacher's top_k tokens (None: all), two (B, T, k), not renormalised."""
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    if top_k is None or top_k >= student_logprobs.size(-1):
+        return student_logprobs, teacher_logprobs
+    ids = teacher_logprobs.topk(top_k).indices
+    return student_logprobs.gather(-1, ids), teacher_logprobs.gather(-1, ids)
+
+
+def _decorrelation(student_rows, teacher_rows):
+    """1 - Pearson's r, (..., k) x 2 -> (...); 0 where the teacher's row is constant, 1 where the student's."""
+    (student_unit, student_varies), (teacher_unit, teacher_varies) = _unit(student_rows), _unit(teacher_rows)
+    # 1 - r is half the squared distance of unit vectors, and that is exactly 0, with gradient 0, where they are equal.
+    return teacher_varies * 0.5 * ((student_unit - teacher_unit).square().sum(-1) + ~student_varies)
+
+
+def pearson(student_logits, teacher_logits, top_k=None, on="probs"):
+    """1 - Pearson's correlation over the teacher's top_k tokens (None: all), in 0..2 -> (B, T). Example: 1.433555.
+
+    The inter-class part of DIST (arXiv 2205.10536) and CMKD (2410.06561). On "probs", 0 for every student that is a
+    teacher + b with a > 0; on "logits" that leaves the confidence free altogether, so mix it with cross-entropy. A
+    teacher that prefers no token teaches nothing: 0. A student that prefers none is uncorrelated: 1, without a
+    gradient. ValueError for an unknown `on` and top_k below 2.
+    """
+    _require(on in ("probs", "logits"), f"on must be probs or logits, found {on!r}")
+    _require(top_k is None or top_k >= 2, f"a correlation takes two tokens, found top_k {top_k}")
+    rows = _teachers_best(student_logits, teacher_logits, top_k)
+    if on == "probs":  # renormalised: a correlation ignores scale, and what the student hardly expects would underflow
+        rows = (x.log_softmax(-1).exp() for x in rows)
+    return _decorrelation(*rows)
+
+
+def soft_ranks(model_logits, tau):
+    """Rank of every logit, 1 for the largest, made smooth: 1 + sum over the others of sigmoid((other - own) / tau).
+
+    (..., k) -> (..., k), k^2 numbers per row; exact for tau to 0. Log (.6, .3, .1) at tau 1: 1.476190, 1.916667,
+    2.607143.
+    """
+    model_logits = at_least_float32(model_logits)
+    lead = (model_logits[..., None, :] - model_logits[..., None]) / tau
+    return 0.5 + lead.sigmoid().sum(-1)  # sigmoid(0) = .5 of the token itself is in the sum
+
+
+def spearman(student_logits, teacher_logits, top_k=32, tau=0.1):
+    """1 - correlation of both models' soft ranks of the teacher's top_k tokens, in 0..2 -> (B, T). Example: 1.490879.
+
+    The rank part of CMKD (arXiv 2410.06561), which asks for the order alone; over all of V that would be an order of
+    noise. Ranks by pairwise sigmoids of logits / tau are our stand-in for the paper's, of which only the abstract was
+    at hand. Equal logits as in pearson: the teacher's 0, the student's 1. Exact ranks (tau to 0) give 1.5. ValueError
+    for top_k below 2, tau <= 0.
+    """
+    _require(top_k >= 2, f"an order takes two tokens, found top_k {top_k}")
+    _require(tau > 0, f"tau must be positive, found {tau}")
+    rows = _teachers_best(student_logits, teacher_logits, top_k)
+    return _decorrelation(*(soft_ranks(x, tau) for x in rows))
+
+
+def cmkd(student_logits, teacher_logits, top_k=32, tau=0.1, weight_by="entropy"):
+    """(1 - w) pearson + w spearman over the teacher's top_k tokens, in 0..2 (no unit) -> (B, T). Example: 1.480409.
+
+    CMKD (arXiv 2410.06561) weighs the two by how hard the sample is; its rule was not at hand, so w is ours, a
+    reconstruction: with "entropy" the teacher's entropy / ln V, so that a teacher in doubt passes on its order more
+    than its numbers, "certainty" the other way round, and None one half. ValueError for another weight_by, and as
+    pearson and spearman do.
+    """
+    doubt = entropy(teacher_logits.detach()) / math.log(teacher_logits.size(-1))
+    shares = {"entropy": doubt, "certainty": 1 - doubt, None: 0.5}
+    _require(weight_by in shares, f"weight_by must be entropy, certainty or None, found {weight_by!r}")
+    student_logits, share = at_least_float32(student_logits), shares[weight_by]
+    by_order = spearman(student_logits, teacher_logits, top_k, tau)
+    return (1 - share) * pearson(student_logits, teacher_logits, top_k) + share * by_order
+
+
+def universal_logit(student_logits, teacher_logits):
+    """Sum of |differences| of the sorted probabilities, in 0..2 (no unit); V may differ. -> (B, T). Example: .2.
+
+    ULD (arXiv 2402.12030): best against best, second against second; the smaller vocabulary is padded with zeros. It is
+    at most 2 total_variation and never asks which tokens: any permutation of the teacher gives 0.
+    """
+    assert student_logits.shape[:-1] == teacher_logits.shape[:-1], (
+        f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} must share their positions"
+    )
+    widest = max(student_logits.size(-1), teacher_logits.size(-1))
+
+    def ordered(model_logits):
+        probs = at_least_float32(model_logits).log_softmax(-1).exp()
+        return F.pad(probs.sort(-1, descending=True).values, (0, widest - probs.size(-1)))
+
+    return (ordered(student_logits) - ordered(teacher_logits.detach())).abs().sum(-1)
+
+
+def top_k_kl(student_logits, teacher_logits, top_k=8, missing="bucket"):
+    """Forward KL over the teacher's top_k tokens, as a cache of a teacher has them; -> (B, T) nats. Example: .396058.
+
+    What becomes of the `missing` mass? "bucket": all other tokens are one (with_tail), a true KL, at most the whole
+    one. "renormalize_both": each model's top_k is made to sum to 1, the tail is free. "renormalize_teacher": the
+    teacher's alone; zero for an over-confident student, and -ln of the top_k's mass at the teacher itself. "truncate":
+    the terms are left out; may be negative, and its gradient pulls away from the teacher. Example, k 2, in that order:
+    .396058, .310819, .667494, .505920. ValueError for another word and top_k below 1. (Bias: arXiv 2503.16870.)
+    """
+    choices = ("bucket", "renormalize_teacher", "renormalize_both", "truncate")
+    _require(missing in choices, f"missing must be one of {', '.join(choices)}, found {missing!r}")
+    _require(top_k >= 1, f"top_k must be at least 1, found {top_k}")
+    if missing == "bucket":
+        _assert_one_vocabulary(student_logits, teacher_logits)
+        ids = teacher_logits.topk(min(top_k, teacher_logits.size(-1) - 1)).indices  # one token is a bucket as well
+        return forward_kl(with_tail(student_logits, ids), with_tail(teacher_logits, ids))
+    student_best, teacher_best = _teachers_best(student_logits, teacher_logits, top_k)
+    if missing != "truncate":
+        teacher_best = teacher_best.log_softmax(-1)
+    return _kl(teacher_best, student_best.log_softmax(-1) if missing == "renormalize_both" else student_best)
+
+
+MATCHES = {
+    "adaptive_kl": adaptive_kl,
+    "standardized_kl": standardized_kl,
+    "bidirectional_logit_differences": bidirectional_logit_differences,
+    "pearson": pearson,
+    "spearman": spearman,
+    "cmkd": cmkd,
+    "universal_logit": universal_logit,
+    "top_k_kl": top_k_kl,
 }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Losses that need the token itself.
+
+
+class Tokens(NamedTuple):
+    """The tokens that rows of logits predict: what stands there, whether it counts, who wrote it; each (B, T)."""
+
+    targets: torch.Tensor  # long: targets[:, t] belongs to row t of the logits
+    mask: torch.Tensor  # bool: it belongs to a response
+    by_teacher: torch.Tensor  # bool: the teacher wrote it, not the student
 
 
 def cross_entropy(student_logits, targets):
@@ -185,6 +534,131 @@ def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, tempe
     return (1 - kd_weight) * cross_entropy(student_logits, targets) + kd_weight * temperature**2 * soft
 
 
+def decoupled_parts(student_logits, teacher_logits, targets):
+    """The two parts of DKD at every position, (B, T) each, in nats. Example, target 0: .381909 and .035375.
+
+    "Target": KL between the two-way distributions (target, everything else). "Others": KL between the distributions
+    over everything else, renormalised. forward_kl = target part + (1 - teacher(target)) * others part, exactly.
+    """
+    two_way, others = [], []
+    for logprobs in _logprobs(student_logits, teacher_logits):
+        # The V - 1 other tokens are picked, not masked with -inf: no 0 * inf, and log(1 - p) is a logsumexp.
+        ids = torch.arange(logprobs.size(-1) - 1, device=logprobs.device)
+        rest = logprobs.gather(-1, ids + (ids >= targets[..., None]))
+        rest_logprob = rest.logsumexp(-1, keepdim=True)
+        two_way.append(torch.cat([logprobs.gather(-1, targets[..., None]), rest_logprob], -1))
+        others.append(rest - rest_logprob)
+    return _kl(*reversed(two_way)), _kl(*reversed(others))
+
+
+def decoupled_kd(student_logits, teacher_logits, tokens, alpha=1.0, beta=8.0, temperature=1.0):
+    """T^2 (alpha * target part + beta * others part of decoupled_parts) -> (B, T) nats. Example, target 0: .664908.
+
+    DKD (arXiv 2203.08679). In forward KL the others part weighs 1 - teacher(target): what a confident teacher says
+    about the wrong tokens hardly counts. Here it counts beta everywhere. ValueError for T <= 0.
+    """
+    _require(temperature > 0, f"the temperature must be positive, found {temperature}")
+    target_part, others_part = decoupled_parts(
+        soften(student_logits, temperature), soften(teacher_logits, temperature), tokens.targets
+    )
+    return temperature**2 * (alpha * target_part + beta * others_part)
+
+
+def label_smoothing(student_logits, teacher_logits, tokens, smoothing=0.1):
+    """Cross-entropy with 1 - smoothing on the target and the rest spread over V -> (B, T) nats. Target 0: 1.565379.
+
+    A teacher that knows only the label (arXiv 1512.00567): the control of every soft target. teacher_logits is ignored
+    and may be None. ValueError for a smoothing outside [0, 1).
+    """
+    _require(0 <= smoothing < 1, f"smoothing must lie in [0, 1), found {smoothing}")
+    student_logits = raw_logits(student_logits)
+    uniform = -student_logits.log_softmax(-1).mean(-1)
+    return (1 - smoothing) * cross_entropy(student_logits, tokens.targets) + smoothing * uniform
+
+
+def gated_forward_kl(student_logits, teacher_logits, tokens, accept_top_k=3, rejected=0.0):
+    """Forward KL, times `rejected` where the student's best token is not in the teacher's accept_top_k; -> (B, T) nats.
+
+    SpecKD (arXiv 2510.24021, from summaries; the token itself is not asked): learn where the student is nearly right.
+    Ties count for the student. Rejected positions stay in the denominator: a mean over all tokens, so the loss shrinks
+    with the share of rejections. Example: .396058 (the student's best is the teacher's second), 0 at accept_top_k 1.
+    ValueError for accept_top_k below 1.
+    """
+    _require(accept_top_k >= 1, f"accept_top_k must be at least 1, found {accept_top_k}")
+    per_token, proposal = forward_kl(student_logits, teacher_logits), student_logits.argmax(-1, keepdim=True)
+    better = (teacher_logits > teacher_logits.gather(-1, proposal)).sum(-1)
+    return torch.where(better < accept_top_k, 1.0, rejected) * per_token
+
+
+def jsd_by_writer(student_logits, teacher_logits, tokens, beta=0.5):
+    """Each half of a Jensen-Shannon divergence on its own model's tokens -> (B, T) nats. Example: .094582 or .087660.
+
+    Where the student wrote 2 beta KL(student || mix), where the teacher wrote 2 (1 - beta) KL(teacher || mix), with
+    mix = (1 - beta) teacher + beta student. So every expectation is under the model that it belongs to (f-distill,
+    arXiv 2307.15190); with half of the tokens from either, the 2 makes the mean their sum. ValueError for beta outside
+    (0, 1).
+    """
+    _require(0 < beta < 1, f"beta must lie strictly between 0 and 1, found {beta}")
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    mix_logprobs = _log_mixture(student_logprobs, teacher_logprobs, beta)
+    student_side, teacher_side = _kl(student_logprobs, mix_logprobs), _kl(teacher_logprobs, mix_logprobs)
+    return torch.where(tokens.by_teacher, 2 * (1 - beta) * teacher_side, 2 * beta * student_side)
+
+
+def skew_by_writer(student_logits, teacher_logits, tokens, alpha=0.1, beta=1.0):
+    """(2 - beta) skew_forward_kl on the teacher's tokens, beta skew_reverse_kl on the student's -> (B, T) nats.
+
+    DistiLLM-2 (arXiv 2503.07067): pull up what the teacher writes, push down what only the student writes. The student
+    inside the reverse side's mixture is detached, as there. Example: .305811 or .292107. ValueError for alpha outside
+    [0, 1).
+    """
+    pulled = skew_forward_kl(student_logits, teacher_logits, alpha)
+    pushed = skew_reverse_kl(student_logits, teacher_logits, alpha, detach_mixture=True)
+    return torch.where(tokens.by_teacher, (2 - beta) * pulled, beta * pushed)
+
+
+def confidence_gated(student_logits, teacher_logits, tokens, top_k=8):
+    """Cross-entropy where the teacher wrote (replaced) the token, bucketed top_k_kl elsewhere -> (B, T) nats.
+
+    CA-OPD (2026): a replaced token is a label. Example: 1.609438 (target 0) or .396058. ValueError for top_k below 1.
+    """
+    label = cross_entropy(student_logits, tokens.targets)
+    return torch.where(tokens.by_teacher, label, top_k_kl(student_logits, teacher_logits, top_k))
+
+
+def random_sampling_kd(student_logits, ids, weights):
+    """Cross-entropy with a few tokens drawn from the teacher: (B, T, V), (B, T, N) long, (B, T, N) -> (B, T) nats.
+
+    -sum_n weights_n log student(ids_n); a token that is drawn twice counts twice. With N draws from the teacher and
+    weights 1/N the target is unbiased (arXiv 2503.16870), unlike its top k; with draws from another proposal take
+    weights teacher / (N proposal), not normalised: normalising them brings a bias. Example, ids 0, 0, 1: 1.304008.
+    """
+    student_logprobs = raw_logits(student_logits).log_softmax(-1)
+    return -(weights.detach() * student_logprobs.gather(-1, ids)).sum(-1)
+
+
+# (student_logits, teacher_logits, tokens) -> per_token (B, T), each position for itself.
+TOKEN_LOSSES = {
+    "decoupled_kd": decoupled_kd,
+    "label_smoothing": label_smoothing,
+    "gated_forward_kl": gated_forward_kl,
+    "jsd_by_writer": jsd_by_writer,
+    "skew_by_writer": skew_by_writer,
+    "confidence_gated": confidence_gated,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses of a sequence: a position's value depends on other positions of its row.
+
+
+def _chosen_and_single(student_logits, teacher_logits, targets):
+    """Reverse KL, log student(target) and log teacher(target) at every position, stacked: -> (B, T, 3)."""
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    chosen = [logprobs.gather(-1, targets[..., None])[..., 0] for logprobs in (student_logprobs, teacher_logprobs)]
+    return torch.stack([_kl(student_logprobs, teacher_logprobs), *chosen], -1)
+
+
 def minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0.2, length_norm=True):
     """MiniLLM's policy gradient of the sequence-level reverse KL (arXiv 2306.08543) -> per_token (B, T).
 
@@ -197,14 +671,8 @@ def minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0.2, leng
     Rewards 1, 2, 3 give R_{t+1} = 5, 3, 0 as sums and 2.5, 3, 0 as means. The paper's clipping and its language-model
     loss on a pretraining corpus are left out: each batch is used for one update, and there is no such corpus here.
     """
-
-    def columns(student_logits, teacher_logits, targets):
-        student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
-        chosen = [logprobs.gather(-1, targets[..., None])[..., 0] for logprobs in (student_logprobs, teacher_logprobs)]
-        single = (student_logprobs.exp() * (student_logprobs - teacher_logprobs)).sum(-1)
-        return torch.stack([single, *chosen], -1)
-
-    single, student_chosen, teacher_chosen = by_chunks(columns, student_logits, teacher_logits, targets).unbind(-1)
+    columns = by_chunks(_chosen_and_single, student_logits, teacher_logits, targets)
+    single, student_chosen, teacher_chosen = columns.unbind(-1)
     with torch.no_grad():
         reward = (teacher_chosen - student_chosen).masked_fill(~mask, 0.0)
         later = reward.flip(-1).cumsum(-1).flip(-1) - reward  # (B, T): the sum over i > t
@@ -216,6 +684,110 @@ def minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0.2, leng
             writer = _log_mixture(teacher_chosen, student_chosen, teacher_mix)
             weight = (student_chosen - writer).exp()  # at most 1 / (1 - teacher_mix)
     return weight * (single - later * student_chosen)
+
+
+def _inside(model_logits, mask):
+    """Logits, or features, with zeros wherever the mask is False: not even nan there reaches a head's gradient."""
+    if isinstance(model_logits, Unprojected):
+        return Unprojected(_inside(model_logits.features, mask), model_logits.head)
+    return model_logits.masked_fill(~mask[..., None], 0.0)
+
+
+def discounted_sum(reward, mask, discount):
+    """sum over i >= t in the mask of discount^(i - t) reward_i, (B, T), (B, T) bool -> (B, T).
+
+    Rewards 1, 2, 3 at discount .5: 2.75, 3.5, 3. (discount^i, from the start of the row, would give 2.75, 1.75, .75.)
+    """
+    later, sums = torch.zeros_like(reward[:, 0]), []
+    for now in reversed(reward.masked_fill(~mask, 0.0).unbind(1)):
+        later = now + discount * later
+        sums.append(later)
+    return torch.stack(sums[::-1], 1)
+
+
+def policy_gradient(student_logits, teacher_logits, tokens, discount=0.0, baseline=False):
+    """On-policy distillation: -advantage * log student(y_t) on tokens that the student drew -> per_token (B, T).
+
+    advantage_t = log teacher(y_t) - log student(y_t), constant for the gradient; with a discount plus that of later
+    tokens (discounted_sum). At discount 0 its expected gradient is that of reverse_kl at every position
+    (thinkingmachines.ai, 2025); at 1 that of the sequences' reverse KL. `baseline` takes off what the position is worth
+    on average, -reverse_kl: the same expectation with less noise (arXiv 2605.07865). Only the gradient has a meaning.
+    Example, y_t 0: 1.768148, with the baseline 2.356034. 0 outside the mask. ValueError for a discount outside [0, 1],
+    and with a baseline but at 0.
+    """
+    _require(0 <= discount <= 1, f"discount must lie in [0, 1], found {discount}")
+    _require(not baseline or discount == 0, f"the baseline is one step's worth: discount must be 0, found {discount}")
+    mask, targets = tokens.mask, tokens.targets.masked_fill(~tokens.mask, 0)
+    columns = by_chunks(_chosen_and_single, _inside(student_logits, mask), _inside(teacher_logits, mask), targets)
+    single, student_chosen, teacher_chosen = columns.unbind(-1)
+    with torch.no_grad():
+        advantage = discounted_sum(teacher_chosen - student_chosen, mask, discount)
+        if baseline:
+            advantage = advantage + single
+        advantage = advantage.masked_fill(~mask, 0.0)
+    return -advantage * student_chosen
+
+
+def comparative(student_logits, teacher_logits, tokens, label_weight=1.0, teacher_weight=1.0):
+    """Differences between positions, student against teacher and against labels; one value per row -> (B, T) (no unit).
+
+    CKD (arXiv 2311.02253) compares samples in pairs: ||(s_i - s_j) - (t_i - t_j)||^2 / V with s and t centred logits,
+    here averaged over all ordered pairs of a row's masked positions, the same with one-hot labels for t. In closed
+    form, with e = s - t: 2 (mean ||e||^2 - ||mean e||^2) / V, plain logit regression but for the row's mean error. So
+    it is blind to a constant vector that is added at every position. The value stands at every masked position, 0
+    elsewhere. Pairs within a row, and centring (a softmax ignores a shift), are our transfer to sequences. A row of one
+    position, as the example: 0.
+    """
+    outside = ~tokens.mask[..., None]
+    student_logits, teacher_logits = (
+        raw_logits(whole(_inside(x, tokens.mask))) for x in (student_logits, teacher_logits.detach())
+    )
+    _assert_one_vocabulary(student_logits, teacher_logits)
+    count = tokens.mask.sum(-1).clamp(min=1)[:, None, None]
+
+    def over_pairs(wanted):
+        error = student_logits - wanted
+        error = (error - error.mean(-1, keepdim=True)).masked_fill(outside, 0.0)
+        deviation = (error - error.sum(1, keepdim=True) / count).masked_fill(outside, 0.0)
+        return 2 * (deviation.square().sum((1, 2), keepdim=True) / count)[..., 0] / error.size(-1)
+
+    targets = tokens.targets.masked_fill(~tokens.mask, 0)
+    labels = torch.zeros_like(student_logits).scatter(-1, targets[..., None], 1.0)
+    per_row = teacher_weight * over_pairs(teacher_logits) + label_weight * over_pairs(labels)
+    return per_row.expand_as(tokens.mask).masked_fill(~tokens.mask, 0.0)
+
+
+# (student_logits, teacher_logits, tokens) -> per_token (B, T); never through by_chunks, which would cut a row.
+SEQUENCE_LOSSES = {"policy_gradient": policy_gradient, "comparative": comparative}
+
+NO_TEACHER = ("cross_entropy", "label_smoothing")  # names of per_token_loss that ask nobody
+
+
+def per_token_loss(name, student_logits, teacher_logits, tokens, **hyper):
+    """The loss called `name`, from whichever table has it, at every position -> per_token (B, T).
+
+    Either model's logits (B, T, V) may be Unprojected; what needs one position at a time goes through by_chunks. Beside
+    the four tables "cross_entropy" is a name; it and label_smoothing take None for a teacher. ValueError for another
+    name.
+    """
+    if name in SEQUENCE_LOSSES:
+        return SEQUENCE_LOSSES[name](student_logits, teacher_logits, tokens, **hyper)
+    if name == "cross_entropy":
+        return by_chunks(functools.partial(cross_entropy, **hyper), student_logits, tokens.targets)
+    pairs = DIVERGENCES | MATCHES
+    if name in pairs:
+        return by_chunks(functools.partial(pairs[name], **hyper), student_logits, teacher_logits)
+    _require(
+        name in TOKEN_LOSSES,
+        f"no loss {name!r}: choose from {', '.join(['cross_entropy', *pairs, *TOKEN_LOSSES, *SEQUENCE_LOSSES])}",
+    )
+    models = [student_logits] if teacher_logits is None else [student_logits, teacher_logits]
+
+    def pointwise(*parts):
+        own, other = (*parts[:-3], None)[:2]
+        return TOKEN_LOSSES[name](own, other, Tokens(*parts[-3:]), **hyper)
+
+    return by_chunks(pointwise, *models, *tokens)
 
 
 def with_tail(model_logits, ids):
@@ -248,6 +820,11 @@ class Unprojected(NamedTuple):
 
     def __truediv__(self, temperature):
         return Unprojected(self.features / temperature, self.head)
+
+
+def whole(model_logits):
+    """The logits (B, T, V) themselves, worked out if they are Unprojected."""
+    return F.linear(*model_logits) if isinstance(model_logits, Unprojected) else model_logits
 
 
 AT_ONCE = 2**22  # logits of one chunk: 16 MiB in float32
@@ -313,3 +890,23 @@ def entropy(model_logits):
     """Entropy of the next-token distribution, (B, T, V) -> (B, T) nats; teacher of the example: .897946."""
     logprobs = at_least_float32(model_logits).log_softmax(-1)
     return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def main(argv=None):
+    """The loss laboratory: every loss on three tokens, and a picture of what each makes of a teacher with two modes."""
+    from data import (  # only here: a loss knows nothing of tables and pictures
+        laboratory,
+        runs,
+    )
+
+    parser = runs.Parser(prog="losses.py", description="Every loss on three tokens, and on a teacher with two modes.")
+    parser.add_argument("--svg", metavar="FILE", default="losses.svg", help="where the picture goes (default: losses.svg)")
+    laboratory.tell(parser.parse_args(argv).svg)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except OSError as error:
+        sys.exit(f"losses.py: {error}")

@@ -72,6 +72,23 @@ def both(name, student_logits, teacher_logits, **hyper):
         ("skew_reverse_kl", {"alpha": 0.0}, 0.365274, (-0.292777, 0.072776, 0.220001)),
         ("skew_reverse_kl", {}, 0.292107, (-0.239435, 0.079099, 0.160336)),
         ("total_variation", {}, 0.4, (-0.16, 0.10, 0.06)),
+        ("skew_reverse_kl", {"alpha": 0.1, "detach_mixture": True}, 0.292107, (-0.264345, 0.077090, 0.187255)),
+        ("alpha_beta", {"alpha": 0.2, "beta": 0.7}, 0.414802, (-0.349706, 0.107560, 0.242146)),
+        ("alpha_beta", {}, 0.414802, (-0.349706, 0.107560, 0.242146)),
+        ("alpha_beta", {"alpha": 0.5, "beta": 0.5}, 0.372346, None),
+        ("alpha_beta", {"alpha": 1, "beta": 1}, 0.12, None),
+        ("alpha_beta", {"alpha": 1, "beta": 0}, 0.396058, (-0.4, 0.2, 0.2)),
+        ("alpha_beta", {"alpha": 0, "beta": 1}, 0.365274, (-0.292777, 0.072776, 0.220001)),
+        # With the limits' squared denominators; 1 / alpha in their place would give half of it at (.5, 0).
+        ("alpha_beta", {"alpha": 0, "beta": 0}, 1.337420, None),
+        ("alpha_beta", {"alpha": 0.5, "beta": 0}, 0.701542, None),
+        ("alpha_beta", {"alpha": 0, "beta": 0.5}, 0.689274, None),
+        ("alpha_beta", {"alpha": 0.5, "beta": -0.5}, 1.357642, None),
+        ("amid", {}, 0.110490, None),
+        ("amid", {"alpha": -1, "weight": 0.1, "base": "forward_kl"}, 0.305811, (-0.284464, 0.132589, 0.151875)),
+        ("entropy_gated_kl", {}, 0.396058 + 0.365274, (-0.692777, 0.272776, 0.420001)),
+        ("entropy_gated_kl", {"threshold": 0.89}, 0.396058 + 0.365274, None),
+        ("entropy_gated_kl", {"threshold": 0.90}, 0.365274, (-0.292777, 0.072776, 0.220001)),
     ],
 )
 def test_three_token_example(name, hyper, expected, expected_gradient):
@@ -119,6 +136,17 @@ def test_values_agree_with_probabilities_written_out(name):
     def mix(weight, first, second):
         return [weight * a + (1 - weight) * b for a, b in zip(first, second)]
 
+    def ab(first, second, alpha, beta):
+        total = alpha + beta
+        terms = [
+            x**alpha * y**beta - alpha / total * x**total - beta / total * y**total for x, y in zip(first, second)
+        ]
+        return -sum(terms) / (alpha * beta)
+
+    def power_mean(first, second, power):
+        raw = [(a**power / 2 + b**power / 2) ** (1 / power) for a, b in zip(first, second)]
+        return [x / sum(raw) for x in raw]
+
     definitions = {
         "forward_kl": lambda s, t: kl(t, s),
         "reverse_kl": lambda s, t: kl(s, t),
@@ -127,6 +155,9 @@ def test_values_agree_with_probabilities_written_out(name):
         "skew_reverse_kl": lambda s, t: kl(s, mix(0.1, s, t)),
         "total_variation": lambda s, t: sum(abs(a - b) for a, b in zip(s, t)) / 2,
         "squared_error": lambda s, t: sum((a - b) ** 2 for a, b in zip(s, t)),
+        "alpha_beta": lambda s, t: ab(t, s, 0.2, 0.7),
+        "amid": lambda s, t: ab(t, power_mean(t, s, 0.25), 0.2, 0.7),
+        "entropy_gated_kl": lambda s, t: kl(s, t) + (kl(t, s) if -sum(a * math.log(a) for a in t) > 0.5 else 0),
     }
     if name not in definitions:
         pytest.skip("no definition written out here for this divergence")
@@ -286,6 +317,117 @@ def test_limits_in_alpha_and_beta():
     assert value("generalized_jsd", beta=1 - tiny) / tiny == pytest.approx(value("reverse_kl"), abs=1e-5)
 
 
+AB_CASES = [(0.2, 0.7), (0.5, 0.5), (1, 1), (1, 0), (0, 1), (0.5, 0), (0, 0.5), (0, 0), (0.5, -0.5), (-0.3, 0.8), (1.5, 0.4)]
+
+
+@pytest.mark.parametrize("alpha, beta", AB_CASES)
+def test_alpha_beta_is_a_divergence_at_every_parameter(alpha, beta):
+    """AB(a, b) = AB(b, a) with the models swapped; zero with zero gradient where equal; its gradient the derivative."""
+    one, other = random_logits(2, 5, 9, scale=1.0), random_logits(2, 5, 9, seed=1, scale=1.0)
+    value, gradient = both("alpha_beta", one, other, alpha=alpha, beta=beta)
+    torch.testing.assert_close(value, adapters.divergence("alpha_beta", other, one, alpha=beta, beta=alpha))
+    assert value.min() > 0
+    value, gradient = both("alpha_beta", one, one, alpha=alpha, beta=beta)
+    assert value.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
+    assert torch.autograd.gradcheck(
+        lambda logits: losses.alpha_beta(logits, other, alpha, beta), one.requires_grad_(), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("alpha, beta, near", [
+    (0.5, 0.0, (0.5, 2e-3)), (0.0, 0.5, (2e-3, 0.5)), (1.0, 0.0, (1.0, 2e-3)), (0.0, 1.0, (2e-3, 1.0)),
+    (0.5, -0.5, (0.5, -0.498)), (0.0, 0.0, (2e-3, 2e-3)), (0.5, 0.0, (0.5, 2e-4)), (0.5, -0.5, (0.5, -0.4998)),
+])  # fmt: skip
+def test_alpha_beta_approaches_its_limits(alpha, beta, near):
+    """The special cases are where the formula tends to, on random rows; nearer than .001 they are taken."""
+    student_logits, teacher_logits = random_logits(2, 5, 9, scale=1.0), random_logits(2, 5, 9, seed=1, scale=1.0)
+    limit = adapters.divergence("alpha_beta", student_logits, teacher_logits, alpha=alpha, beta=beta)
+    value = adapters.divergence("alpha_beta", student_logits, teacher_logits, alpha=near[0], beta=near[1])
+    torch.testing.assert_close(value, limit, rtol=0.02, atol=0)
+    assert torch.equal(value, limit) == (abs(near[0] - alpha) + abs(near[1] - beta) < 1e-3)
+
+
+@pytest.mark.parametrize("alpha, beta", [case for case in AB_CASES if min(case) >= 0])
+def test_alpha_beta_near_and_far(alpha, beta):
+    """float32 keeps its digits where both models nearly agree; logits of +-1e4 give finite values and gradients."""
+    teacher_logits = random_logits(2, 3, 50, scale=1.0)
+    near = teacher_logits + random_logits(2, 3, 50, seed=1, scale=1e-2)
+    exact = adapters.divergence("alpha_beta", near, teacher_logits, alpha=alpha, beta=beta)
+    narrow = adapters.divergence("alpha_beta", near.float(), teacher_logits.float(), alpha=alpha, beta=beta)
+    torch.testing.assert_close(narrow.double(), exact, rtol=2e-2, atol=1e-7)
+    peaks = torch.tensor([[[1e4, -1e4, 0.0, 1.0], [-1e4, 1e4, 0.0, 1.0], [1e4, 1e4, -1e4, -1e4]]])
+    value, gradient = both("alpha_beta", peaks, peaks.flip(1), alpha=alpha, beta=beta)
+    assert value.isfinite().all() and gradient.isfinite().all() and value.max() > 0
+
+
+ORDERS = ("teacher_assistant", "student_assistant", "assistant_teacher", "assistant_student")
+
+
+@pytest.mark.parametrize("alpha, expected", [
+    (-1, (0.4, 0.4, 0.2)), (1, (0.381966, 0.427051, 0.190983)), (3, (0.363636, 0.454545, 0.181818)),
+    (1.0005, (0.381966, 0.427051, 0.190983)), (1.002, (0.381966, 0.427051, 0.190983)), (0.998, (0.381966, 0.427051, 0.190983)),
+])  # fmt: skip
+def test_the_assistant_of_the_example(alpha, expected):
+    """Arithmetic, geometric and harmonic mean of teacher and student, halves; around 1 nothing jumps."""
+    assistant = losses.alpha_mixture(TEACHER, STUDENT, alpha, 0.5).exp().flatten()
+    assert assistant.tolist() == pytest.approx(expected, abs=1e-4 if alpha not in (-1, 1, 3) else 1e-6)
+    torch.testing.assert_close(assistant.sum(), torch.tensor(1.0).double())
+
+
+def test_the_assistant_keeps_its_digits_around_the_geometric_mean():
+    """float32 at alpha 1 - 1e-6: the geometric mean, and not what a root of the two-millionth degree makes of rounding."""
+    rows = TEACHER.float(), STUDENT.float()
+    for alpha in (1 - 1e-6, 1 + 1e-6):
+        torch.testing.assert_close(losses.alpha_mixture(*rows, alpha, 0.3), losses.alpha_mixture(*rows, 1, 0.3), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("base", ["alpha_beta", "forward_kl"])
+@pytest.mark.parametrize("alpha", [-1, 0.5, 1, 3])
+def test_amid_in_every_order(alpha, base):
+    """Each order is the base divergence of the two that it names, gradients through the assistant; 0 where equal."""
+    student_logits, teacher_logits = random_logits(2, 3, 5, scale=1.0), random_logits(2, 3, 5, seed=1, scale=1.0)
+    student, teacher = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    rows = {"teacher": teacher, "student": student, "assistant": losses.alpha_mixture(teacher, student, alpha, 0.3)}
+    for order in ORDERS:
+        hyper = {"alpha": alpha, "weight": 0.3, "order": order, "base": base}
+        first, second = (rows[model] for model in order.split("_"))
+        expected = adapters.divergence(base, second, first)  # these take the first as the teacher
+        torch.testing.assert_close(adapters.divergence("amid", student_logits, teacher_logits, **hyper), expected)
+        assert torch.autograd.gradcheck(
+            lambda logits, hyper=hyper: losses.amid(logits, teacher_logits, **hyper), student_logits.clone().requires_grad_()
+        )
+        value, gradient = both("amid", teacher_logits, teacher_logits, **hyper)
+        assert value.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
+        peaks = torch.tensor([[[1e4, -1e4, 0.0, 1.0], [-1e4, 1e4, 0.0, 1.0]]])
+        value, gradient = both("amid", peaks, peaks.flip(1), **hyper)
+        assert value.isfinite().all() and gradient.isfinite().all() and value.min() >= 0
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.5, 0.9])
+def test_amid_contains_skew_kl_and_taid(weight):
+    """alpha -1: skew forward KL, value and gradient; alpha 1, assistant_student: TAID's value, with another gradient."""
+    student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    arithmetic = {"alpha": -1, "weight": weight, "order": "teacher_assistant", "base": "forward_kl"}
+    ours, theirs = both("amid", student_logits, teacher_logits, **arithmetic), both("skew_forward_kl", student_logits, teacher_logits, alpha=weight)
+    torch.testing.assert_close(ours, theirs)
+    geometric = {"alpha": 1, "weight": weight, "order": "assistant_student", "base": "forward_kl"}
+    value, gradient = both("amid", student_logits, teacher_logits, **geometric)
+    target = losses.taid_target(student_logits, teacher_logits, weight)
+    torch.testing.assert_close(value, losses.forward_kl(student_logits, target))
+    assert (gradient - (student_logits.softmax(-1) - target.softmax(-1))).abs().max() > 1e-3
+
+
+def test_a_detached_mixture_changes_the_gradient_alone():
+    """DistiLLM-2's skew reverse KL: the same value; gradient student (x - sum student x) with x = log(student / mix)."""
+    student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    value, gradient = both("skew_reverse_kl", student_logits, teacher_logits, alpha=0.3)
+    detached_value, detached = both("skew_reverse_kl", student_logits, teacher_logits, alpha=0.3, detach_mixture=True)
+    assert torch.equal(value, detached_value) and (gradient - detached).abs().max() > 1e-3
+    own, other = student_logits.softmax(-1), teacher_logits.softmax(-1)
+    log_ratio = (own / (0.3 * own + 0.7 * other)).log()
+    torch.testing.assert_close(detached, own * (log_ratio - (own * log_ratio).sum(-1, keepdim=True)))
+
+
 @pytest.mark.parametrize(
     "name, hyper, ceiling",
     [
@@ -320,7 +462,10 @@ def test_inequalities():
 @pytest.mark.parametrize(
     "name, hyper",
     [("generalized_jsd", {"beta": b}) for b in (0, 1, -0.1, 1.1, math.nan)]
-    + [(name, {"alpha": a}) for name in ("skew_forward_kl", "skew_reverse_kl") for a in (1, -0.1, 1.1, math.nan)],
+    + [(name, {"alpha": a}) for name in ("skew_forward_kl", "skew_reverse_kl") for a in (1, -0.1, 1.1, math.nan)]
+    + [("amid", {"weight": w}) for w in (0, 1, -0.1, 1.1, math.nan)]
+    + [("amid", {"order": "teacher_student"}), ("amid", {"base": "reverse_kl"})]
+    + [("alpha_beta", {"alpha": a}) for a in (-0.9, math.nan)],
 )
 def test_numbers_out_of_range_are_refused(name, hyper):
     """beta outside (0, 1) and alpha outside [0, 1) raise one line that names the value."""
@@ -717,7 +862,12 @@ def test_the_tail_is_a_bucket():
         losses.with_tail(rows, whole)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "squared_error"])  # no f-divergence
+F_DIVERGENCES = (
+    "forward_kl", "reverse_kl", "generalized_jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", F_DIVERGENCES)
 @pytest.mark.parametrize("best", [1, 3, 8])
 def test_buckets_never_exaggerate(name, best):
     """Joining tokens to a bucket loses distance (data processing), and loses none where both spread the tail alike."""

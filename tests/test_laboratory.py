@@ -1,0 +1,67 @@
+"""Laws of the loss laboratory: its table says what losses.py says, and its student with one parameter goes where it must."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import adapters
+import pytest
+import torch
+
+import losses
+from data import laboratory
+
+PAIRS = [*losses.DIVERGENCES, *losses.MATCHES]
+ALL = [*PAIRS, "cross_entropy", *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES]
+
+
+@pytest.mark.parametrize("name", losses.DIVERGENCES)
+def test_the_table_says_what_the_divergence_says(name):
+    """Value and gradient of the first position are the divergence's own, whatever stands beside it."""
+    value, gradient = laboratory.examine(name)
+    own = laboratory.as_logits(laboratory.STUDENT).requires_grad_()
+    wanted = adapters.divergence(name, own, laboratory.as_logits(laboratory.TEACHER))
+    assert value == pytest.approx(wanted.item()) and gradient == pytest.approx(torch.autograd.grad(wanted.sum(), own)[0].flatten().tolist())
+    assert laboratory.examine(name, laboratory.TEACHER)[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_every_loss_has_its_line():
+    """One line for each name of the four tables and cross-entropy, and all its numbers are finite."""
+    lines = [line for line in laboratory.table()[1:] if not line.endswith(":")]
+    assert [line.split()[0] for line in lines] == [
+        *losses.DIVERGENCES, *losses.MATCHES, "cross_entropy", *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES
+    ]  # fmt: skip
+    assert all(len(re.findall(r"[-+]?\d+\.\d{6}", line)) == 7 for line in lines)
+
+
+def test_forward_kl_stands_at_the_mean_and_reverse_kl_on_the_mode():
+    """Bumps of one width: forward KL is smallest where the means agree, .6 * 15 + .4 * 45 = 27; reverse KL at the larger one."""
+    assert laboratory.fit("forward_kl")[0] == pytest.approx(27.0) and laboratory.verdict(27.0) == "stands between them"
+    place, loss, _ = laboratory.fit("reverse_kl")
+    assert place == pytest.approx(15.0) and loss == pytest.approx(-torch.tensor(0.6).log().item(), abs=1e-3)
+    assert laboratory.verdict(place) == "seeks the larger mode" and laboratory.verdict(44.0) == "seeks the smaller mode"
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_fit_is_the_best_of_the_grid(name):
+    """No other place of the grid has a smaller loss, asked one at a time."""
+    place, loss, spread = laboratory.fit(name)
+    teacher = laboratory.two_bumps()[None, None]
+    for other in (0.0, 15.0, 21.5, 27.0, 30.0, 45.0, 60.0):
+        student = laboratory.bump(torch.tensor([other], dtype=torch.float64))[None]
+        value = losses.per_token_loss(name, student, teacher, None).item()
+        assert loss - 1e-12 <= value <= loss + spread + 1e-12
+    assert 0 <= place <= 60 and spread > 0
+
+
+def test_the_picture_and_the_command(tmp_path, capsys):
+    """One panel per loss in a well-formed SVG; every loss is named in what is printed; a folder is no file to write to."""
+    assert losses.main(["--svg", str(tmp_path / "fits.svg")]) == 0
+    root = ElementTree.parse(tmp_path / "fits.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    assert len(root.findall(f"{space}polyline")) == len(root.findall(f"{space}polygon")) == len(PAIRS)
+    words = {element.text for element in root.findall(f"{space}text")}
+    assert set(PAIRS) <= words and {"stands between them", "seeks the larger mode"} <= words
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ALL)
+    with pytest.raises(OSError):
+        losses.main(["--svg", str(tmp_path)])
