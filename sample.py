@@ -99,14 +99,14 @@ class Noise:
     A counter-based generator instead of a stream: row 3 alone, with key 3, gets what row 3 of a batch got.
     """
 
-    ROLES = {"student": 1, "teacher": 2, "coin": 3, "fresh": 4}  # a role = one independent number at a position
+    ROLES = {"student": 1, "teacher": 2, "coin": 3, "fresh": 4, "target": 5}  # a role = one independent number at a position
 
     def __init__(self, generator, row_keys):
         seed = torch.randint(2**62, (), generator=generator).item()  # a CPU generator: no device is asked
         self.row_seeds = _mix(_mix(row_keys.long()) + seed)  # (B,)
 
     def __call__(self, positions, role):
-        """(B,) or (B, G) long -> float32 of the same shape, for Noise.ROLES[role]."""
+        """(B, ...) long -> float32 of the same shape, for Noise.ROLES[role]."""
         row_seeds = self.row_seeds.view(-1, *[1] * (positions.dim() - 1))
         bits = _mix(_mix(row_seeds + positions) + self.ROLES[role]) & 0x3FFFFF
         # 22 bits and a half step: never 0, and never so close to 1 that u * total rounds up to the total in float32.
@@ -153,7 +153,8 @@ def draw(model_logits, uniform, temperature=1.0, top_k=None, top_p=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Which proposals stay. Every rule: (teacher_logits (..., V), proposed (...,) long, coin (...,) uniform) -> (...,) bool.
+# Which proposals stay. Every rule: (teacher_logits (..., V), proposed (...,) long, coin (...,) uniform, place (...,) long:
+# tokens of the response before it) -> (...,) bool.
 # Rules judge the drafted token on the teacher's raw logits (T = 1, nothing cut off), as Algorithm 1 does.
 
 
@@ -162,12 +163,18 @@ def rank(model_logits, tokens):
     return (model_logits > model_logits.gather(-1, tokens[..., None])).sum(-1)
 
 
-def _accept_topk(teacher_logits, proposed, coin, accept_top_k=25):
+def _accept_topk(teacher_logits, proposed, coin, place, accept_top_k=25):
     """SKD: among the teacher's accept_top_k largest logits (0 accepts none, V accepts all)."""
     return rank(teacher_logits, proposed) < accept_top_k
 
 
-def _accept_topp(teacher_logits, proposed, coin, accept_top_p=0.9):
+def _accept_topk_along(teacher_logits, proposed, coin, place, accept_top_k=25, first=1.0, last=0.2, along=32):
+    """topk with a K that moves along the response: first * accept_top_k at its start, last * accept_top_k from token `along` on."""
+    share = (place / along).clamp(max=1.0)
+    return rank(teacher_logits, proposed) < accept_top_k * (first + (last - first) * share)
+
+
+def _accept_topp(teacher_logits, proposed, coin, place, accept_top_p=0.9):
     """In the teacher's nucleus: the tokens that are strictly likelier hold less than accept_top_p of the mass."""
     larger = teacher_logits > teacher_logits.gather(-1, proposed[..., None])
     return (teacher_logits.float().softmax(-1) * larger).sum(-1) < accept_top_p
@@ -177,12 +184,12 @@ def _teacher_prob(teacher_logits, proposed):
     return teacher_logits.float().log_softmax(-1).gather(-1, proposed[..., None])[..., 0].exp()
 
 
-def _accept_minprob(teacher_logits, proposed, coin, accept_min_prob=0.05):
+def _accept_minprob(teacher_logits, proposed, coin, place, accept_min_prob=0.05):
     """The teacher gives it at least accept_min_prob: rank is not confidence (CA-OPD's gate)."""
     return _teacher_prob(teacher_logits, proposed) >= accept_min_prob
 
 
-def _accept_typical(teacher_logits, proposed, coin, accept_epsilon=0.3):
+def _accept_typical(teacher_logits, proposed, coin, place, accept_epsilon=0.3):
     """Typical acceptance: teacher prob > min(eps^2, eps exp(-H)); the bar falls where the teacher itself is unsure."""
     logprobs = teacher_logits.float().log_softmax(-1)
     teacher_entropy = -(logprobs.exp() * logprobs).sum(-1)
@@ -190,28 +197,29 @@ def _accept_typical(teacher_logits, proposed, coin, accept_epsilon=0.3):
     return _teacher_prob(teacher_logits, proposed) > bar
 
 
-def _accept_argmax(teacher_logits, proposed, coin):
+def _accept_argmax(teacher_logits, proposed, coin, place):
     """Only the teacher's argmax."""
     return rank(teacher_logits, proposed) < 1
 
 
-def _accept_all(teacher_logits, proposed, coin):
+def _accept_all(teacher_logits, proposed, coin, place):
     """The limit K = V: plain on-policy sampling."""
     return torch.ones_like(proposed, dtype=torch.bool)
 
 
-def _accept_none(teacher_logits, proposed, coin):
+def _accept_none(teacher_logits, proposed, coin, place):
     """The limit K = 0: plain teacher sampling."""
     return torch.zeros_like(proposed, dtype=torch.bool)
 
 
-def _accept_random(teacher_logits, proposed, coin, replace_rate=0.05):
+def _accept_random(teacher_logits, proposed, coin, place, replace_rate=0.05):
     """Control: replace blindly at a given rate. What SKD gains over this at the same rate, the judging gained."""
     return coin >= replace_rate
 
 
 ACCEPT_RULES = {
     "topk": _accept_topk,
+    "topk_along": _accept_topk_along,
     "topp": _accept_topp,
     "minprob": _accept_minprob,
     "typical": _accept_typical,
@@ -221,10 +229,12 @@ ACCEPT_RULES = {
     "random": _accept_random,
 }
 
+RANKED = ("topk", "topk_along")  # the rules that know accept_top_k
+
 # What a rejected proposal is replaced by: the keywords of `draw` on the teacher's row.
 REPLACE_RULES = {
     "sample": lambda accept_top_k, temperature, top_p: {"temperature": temperature, "top_p": top_p},
-    "sample_topk": lambda accept_top_k, temperature, top_p: {"temperature": temperature, "top_k": max(1, accept_top_k)},
+    "sample_topk": lambda accept_top_k, temperature, top_p: {"temperature": temperature, "top_k": max(1, math.ceil(accept_top_k))},
     "argmax": lambda accept_top_k, temperature, top_p: {"temperature": 0},
 }
 
@@ -399,7 +409,7 @@ def _draft_and_verify(
     """Student drafts gamma tokens, teacher judges them in one forward, commit, repeat; -> Rollout with teacher_logits.
 
     draft(student_row (n, V), uniform) -> token (n,);  judge(proposed (n, G), student_rows: G x (n, V), teacher_rows
-    (n, G, V), uniform) -> bool (n, G);  replace(student_rows, teacher_rows, at, uniform) -> tokens for the rows `at`, an
+    (n, G, V), uniform, place (n, G)) -> bool (n, G);  replace(student_rows, teacher_rows, at, uniform) -> tokens for the rows `at`, an
     index into (n, G). uniform(role) gives the numbers of the positions in question. n rows are still running; a row that
     is done leaves the working set. gamma None: best_gamma. Reads the device once per block.
     """
@@ -441,7 +451,8 @@ def _draft_and_verify(
         # 2. Verify: one teacher forward over the tokens that were fed; its row j judges proposal j.
         output = teacher(torch.cat(fed[:-1], 1), teacher_cache, features=keep_features)
         teacher_rows = F.linear(output, teacher.head) if keep_features else output  # (n, G, V)
-        stays = judge(proposed, student_rows, teacher_rows, lambda role: uniforms(role)[rows, positions]) & counts
+        place = positions - prompt_len[rows]
+        stays = judge(proposed, student_rows, teacher_rows, lambda role: uniforms(role)[rows, positions], place) & counts
 
         # 3. Commit the leading run of accepted proposals, then one replacement drawn from the row that rejected.
         if write_back:
@@ -532,7 +543,7 @@ def check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule):
     if accept_top_k < 0:
         raise ValueError(f"accept_top_k must be at least 0, found {accept_top_k}")
     code = ACCEPT_RULES[accept_rule].__code__
-    known = [name for name in code.co_varnames[3 : code.co_argcount] if name != "accept_top_k"]
+    known = [name for name in code.co_varnames[4 : code.co_argcount] if name != "accept_top_k"]
     for name in rule:
         if name not in known:
             raise ValueError(f"accept rule {accept_rule} has no knob {name!r}: it takes {', '.join(known) or 'none'}")
@@ -584,15 +595,15 @@ def interleaved_generate(
     """
     check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule)
     vocab_size = _shared_vocabulary(student, teacher)
-    if accept_rule == "topk":
-        rule = {"accept_top_k": min(accept_top_k, vocab_size)}
+    if accept_rule in RANKED:
+        rule = {"accept_top_k": min(accept_top_k, vocab_size), **rule}
     replacement_law = REPLACE_RULES[replace](accept_top_k, teacher_temperature, teacher_top_p)
     noise = Noise(generator, _row_keys(row_keys, len(prompts), _device(student)))
 
     def draft(student_row, uniform):
         return draw(student_row, uniform("student"), student_temperature, top_p=student_top_p)
 
-    def judge(proposed, student_rows, teacher_rows, uniform):
+    def judge(proposed, student_rows, teacher_rows, uniform, place):
         if judge_fresh:
             rows = torch.stack(student_rows, 1)
             proposed = draw(rows, uniform("fresh"), student_temperature, top_p=student_top_p)
@@ -601,8 +612,8 @@ def interleaved_generate(
             if rule["accept_top_k"] == 0:
                 return torch.zeros_like(proposed, dtype=torch.bool)
             probs = warp(teacher_rows, teacher_temperature, top_p=teacher_top_p).softmax(-1)
-            return (probs.topk(rule["accept_top_k"], dim=-1).indices == proposed[..., None]).any(-1)
-        return ACCEPT_RULES[accept_rule](teacher_rows, proposed, uniform("coin"), **rule)
+            return (probs.topk(math.ceil(rule["accept_top_k"]), dim=-1).indices == proposed[..., None]).any(-1)
+        return ACCEPT_RULES[accept_rule](teacher_rows, proposed, uniform("coin"), place, **rule)
 
     def redraw(student_rows, teacher_rows, at, uniform):
         return draw(teacher_rows[at], uniform("teacher"), **replacement_law)
@@ -646,8 +657,8 @@ def interleaved_reference(
     """
     device = _device(student)
     noise = Noise(generator, torch.tensor([row_key], device=device))
-    if accept_rule == "topk":
-        rule = {"accept_top_k": accept_top_k}
+    if accept_rule in RANKED:
+        rule = {"accept_top_k": accept_top_k, **rule}
     replacement_law = REPLACE_RULES[replace](accept_top_k, teacher_temperature, None)
     sequence, sources = list(prompt), []
     end = min(len(prompt) + max_new_tokens, student.config.block_size, teacher.config.block_size)
@@ -656,7 +667,8 @@ def interleaved_reference(
         student_row, teacher_row = student(prefix)[:, -1], teacher(prefix)[:, -1]  # (1, V)
         token = draw(student_row, noise(position, "student"), student_temperature)
         source = STUDENT
-        if not ACCEPT_RULES[accept_rule](teacher_row, token, noise(position, "coin"), **rule):
+        place = position - len(prompt)
+        if not ACCEPT_RULES[accept_rule](teacher_row, token, noise(position, "coin"), place, **rule):
             token = draw(teacher_row, noise(position, "teacher"), **replacement_law)
             source = TEACHER
         sequence.append(int(token))
@@ -698,7 +710,7 @@ def speculative_generate(
     def propose(draft_row, uniform):
         return draw(draft_row, uniform("student"), temperature)
 
-    def judge(proposed, draft_rows, target_rows, uniform):
+    def judge(proposed, draft_rows, target_rows, uniform, place):
         if greedy:
             return target_rows.argmax(-1) == proposed
         draft_prob, target_prob = (
@@ -780,6 +792,42 @@ class Mixture:
         return torch.logaddexp(*parts)
 
 
+class Switching:
+    """Two models that write one after the other: the student until it strays, the teacher from there to the row's end.
+
+    Called like a GPT. At every position d = KL(teacher || student); where d first exceeds `factor` times the mean of the
+    up to `window` positions before it, the teacher takes over, once (AdaSwitch, arXiv 2510.07842: a reconstruction from
+    summaries). Distances .1 .1 .1 .5 with window 3, factor 3: the fourth token is the teacher's. The first token of a row
+    is the student's; factor inf never switches, factor 0 switches at the second token. `first_by_teacher` (B,): the place
+    in the response of the teacher's first token.
+    """
+
+    def __init__(self, student, teacher, factor=3.0, window=4):
+        self.models, self.factor, self.window = (student, teacher), factor, window
+        self.config = min((model.config for model in self.models), key=lambda config: config.block_size)
+
+    def parameters(self):
+        return self.models[0].parameters()
+
+    def new_cache(self, batch_size, capacity):
+        self.first_by_teacher = torch.full((batch_size,), 2**31, device=_device(self))
+        cache = SwitchCache(model.new_cache(batch_size, capacity) for model in self.models)
+        cache.begin(batch_size, _device(self))
+        return cache
+
+    def __call__(self, tokens, cache):
+        student_rows, teacher_rows = (model(tokens, own)[:, -1:] for model, own in zip(self.models, cache))
+        student_logprobs, teacher_logprobs = (rows.float().log_softmax(-1) for rows in (student_rows, teacher_rows))
+        distance = (teacher_logprobs.exp() * (teacher_logprobs - student_logprobs)).sum(-1)[:, 0]  # (n,)
+        first = self.first_by_teacher[cache.rows]
+        if cache.recent:
+            strays = distance > self.factor * torch.stack(cache.recent).mean(0)
+            first = torch.where(strays, first.clamp(max=cache.place), first)  # places grow: set once, it stays
+            self.first_by_teacher[cache.rows] = first
+        cache.recent, cache.place = [*cache.recent, distance][-self.window :], cache.place + 1
+        return torch.where(first[:, None, None] < cache.place, teacher_rows, student_rows)
+
+
 class CachePair(tuple):
     """The caches of two models that are fed the same tokens."""
 
@@ -790,6 +838,24 @@ class CachePair(tuple):
     def keep_rows(self, rows):
         for cache in self:
             cache.keep_rows(rows)
+
+
+class SwitchCache(CachePair):
+    """What Switching keeps of a batch: both caches, the last distances, and which rows are still written."""
+
+    def begin(self, batch_size, device):
+        """No token of a response is written yet."""
+        self.recent, self.place, self.rows = [], 0, torch.arange(batch_size, device=device)
+
+    def roll_back(self, lengths, high=None):
+        """Called once, behind the prompts: what the models said of those is no distance of a response."""
+        super().roll_back(lengths, high)
+        self.begin(len(lengths), lengths.device)
+
+    def keep_rows(self, rows):
+        super().keep_rows(rows)
+        there = to_device(torch.tensor(rows), self.rows.device)
+        self.rows, self.recent = self.rows[there], [distance[there] for distance in self.recent]
 
 
 def write_tokens(
@@ -808,6 +874,8 @@ def write_tokens(
     top_p=None,
     teacher_mix=0.2,
     interleaved=None,
+    switching=None,
+    reference_source=DATASET,
     rows=None,
     batch_size=None,
 ):
@@ -819,8 +887,9 @@ def write_tokens(
         mixed          references or student, by a coin per "batch" or per "sequence" that says student at student_share
         interleaved    SKD: the student proposes, the teacher replaces (`interleaved` holds interleaved_generate's options)
         teacher_mixed  every token from teacher_mix * teacher + (1 - teacher_mix) * student (MiniLLM)
+        switching      the student until it strays from the teacher, then the teacher (`switching`: knobs of Switching)
 
-    The student's temperature and top_p are the same for every writer, and no gradient flows through a draw.
+    Where the references are the teacher's answers, `reference_source` says TEACHER. The student's temperature and top_p are the same for every writer, and no gradient flows through a draw.
 
     Several processes write one batch together: `rows` are the places in it that these prompts have, `batch_size` is its
     size. Noise and coins belong to the places, so the batch is the same, however many processes share it.
@@ -835,6 +904,13 @@ def write_tokens(
         )
     if writer == "teacher_mixed":
         return generate(Mixture(teacher, student, teacher_mix), prompts, max_new_tokens, row_keys=rows, **sampling)
+    if writer == "switching":
+        both = Switching(student, teacher, **(switching or {}))
+        rollout = generate(both, prompts, max_new_tokens, row_keys=rows, **sampling)
+        place = torch.arange(rollout.tokens.size(1), device=device) - rollout.prompt_len[:, None]
+        by_teacher = (place >= both.first_by_teacher[:, None]) & rollout.response_mask
+        rollout.source = rollout.source.masked_fill(by_teacher, TEACHER)
+        return rollout
     if writer == "teacher":
         return rollout_from_ids(prompts, references, [TEACHER] * len(prompts), device)
 
@@ -854,7 +930,7 @@ def write_tokens(
             return rollout
         own_responses = iter(rollout.responses())
         responses = [next(own_responses) if own else response for own, response in zip(by_student, responses)]
-    return rollout_from_ids(prompts, responses, [STUDENT if own else DATASET for own in by_student], device)
+    return rollout_from_ids(prompts, responses, [STUDENT if own else reference_source for own in by_student], device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -366,20 +366,25 @@ class Costs:
         # processed by the student, processed by the teacher, generated, batched forwards of the teacher
         self.counts = torch.zeros(4, dtype=torch.long, device=next(student.parameters()).device)
         self.once = torch.zeros(4, dtype=torch.long)  # the same, before training
+        self.longer = torch.zeros(4, dtype=torch.long)  # before training as well, but longer where the run is longer
+        self.others = 0.0  # TFLOP of models that are neither of the two; longer where the run is longer
 
     def count_writing(self, rollout, writer):
         """Add what it took to write a batch of training tokens."""
         student, teacher, forwards = (torch.zeros_like(self.counts[0]) for _ in range(3))
-        by_model = ((rollout.source == STUDENT) | (rollout.source == TEACHER)) & rollout.response_mask
-        if rollout.counters is not None:
+        by_student, by_teacher = (rollout.source == STUDENT), (rollout.source == TEACHER)
+        if writer in ("teacher", "replay"):  # written, and counted, before
+            by_student, by_teacher = torch.zeros_like(by_student), torch.zeros_like(by_teacher)
+        elif rollout.counters is not None:
             student = teacher = rollout.prompt_len.sum() + rollout.counters[6]  # the teacher is fed what was drafted
             forwards += 1 + len(rollout.blocks)
-        elif writer != "teacher":  # the teacher's answers were written, and counted, before
-            own = (rollout.source == STUDENT).any(1)
-            student = (rollout.lengths * own).sum()
-            if writer == "teacher_mixed":  # one forward per token, and one for the prompts
-                teacher, forwards = student, 1 + (rollout.lengths - rollout.prompt_len).max()
-        written = by_model.sum() if writer != "teacher" else torch.zeros_like(forwards)
+        elif writer in ("teacher_mixed", "switching"):  # both models, one forward per token, and one for the prompts
+            student = teacher = rollout.lengths.sum()
+            forwards += 1 + (rollout.lengths - rollout.prompt_len).max()
+        else:  # rows that stand among the student's, if any, were known before
+            by_teacher = torch.zeros_like(by_teacher)
+            student = (rollout.lengths * by_student.any(1)).sum()
+        written = ((by_student | by_teacher) & rollout.response_mask).sum()
         self.counts += torch.stack([student, teacher, written, forwards])
 
     def count_learning(self, rollout, student_passes, teacher_passes, teacher_forwards=None):
@@ -400,16 +405,23 @@ class Costs:
         forwards = sum(max(map(len, chunk)) for chunk in _chunks(answers, batch_size))
         self.once += torch.tensor([0, tokens, written, forwards])
 
+    def count_preparation(self, tflop=0.0, student_tokens=0, teacher_tokens=0, teacher_forwards=0, grows=False):
+        """Add what was prepared before training: passes over so many tokens, and the TFLOP of other models. Where it takes
+        longer for a longer run (`grows`, and all other models), it is no part of compute_once."""
+        spent = torch.tensor([student_tokens, teacher_tokens, 0, teacher_forwards])
+        self.longer, self.once = (self.longer + spent, self.once) if grows else (self.longer, self.once + spent)
+        self.others += tflop
+
     def figures(self):
         """The record's figures, of all processes that share the run; a forward of theirs counts once."""
         counts = self.counts.clone()
         if dist.is_initialized():
             dist.all_reduce(counts)
             counts[3] //= dist.get_world_size()
-        student, teacher, generated, forwards = (counts.cpu() + self.once).tolist()
+        student, teacher, generated, forwards = (counts.cpu() + self.once + self.longer).tolist()
         flops = 2 * (self.weights[0] * student + self.weights[1] * teacher)
-        figures = {"tokens_generated": generated, "teacher_forwards": forwards, "compute": flops / 1e12}
-        once = 2 * self.weights[1] * int(self.once[1]) / 1e12
+        figures = {"tokens_generated": generated, "teacher_forwards": forwards, "compute": flops / 1e12 + self.others}
+        once = 2 * (self.weights[0] * int(self.once[0]) + self.weights[1] * int(self.once[1])) / 1e12
         return figures | ({"compute_once": once} if once else {})
 
 

@@ -83,8 +83,8 @@ def plain_warp(row, temperature=1.0, top_k=None, top_p=None):
     return probs
 
 
-def acceptance(accept_rule, teacher_row, accept_top_k=25, **rule):
-    """(V,) the probability 0..1 that each token is accepted, straight from the rule's definition."""
+def acceptance(accept_rule, teacher_row, accept_top_k=25, place=0, **rule):
+    """(V,) the probability 0..1 that each token is accepted at this place of a response, straight from the rule's definition."""
     probs = teacher_row.double().softmax(-1).tolist()
     ranks = [sum(other > prob for other in probs) for prob in probs]
     entropy = -sum(prob * math.log(prob) for prob in probs if prob > 0)
@@ -92,6 +92,7 @@ def acceptance(accept_rule, teacher_row, accept_top_k=25, **rule):
     bar = min(epsilon**2, epsilon * math.exp(-entropy))
     definitions = {
         "topk": lambda v: ranks[v] < accept_top_k,
+        "topk_along": lambda v: ranks[v] < along(accept_top_k, place, **rule),
         "topp": lambda v: sum(prob for prob in probs if prob > probs[v]) < rule.get("accept_top_p", 0.9),
         "minprob": lambda v: probs[v] >= rule.get("accept_min_prob", 0.05),
         "typical": lambda v: probs[v] > bar,
@@ -101,6 +102,11 @@ def acceptance(accept_rule, teacher_row, accept_top_k=25, **rule):
         "random": lambda v: 1 - rule.get("replace_rate", 0.05),
     }
     return torch.tensor([float(definitions[accept_rule](v)) for v in range(len(probs))], dtype=torch.float64)
+
+
+def along(accept_top_k, place, first=1.0, last=0.2, along=32):
+    """What topk_along's K is at this place."""
+    return accept_top_k * (last if place >= along else first + (last - first) * place / along)
 
 
 def interleaved_law(
@@ -323,34 +329,42 @@ def test_rank_counts_strictly_larger_logits():
 
 @pytest.mark.parametrize("accept_rule", list(sample.ACCEPT_RULES))
 def test_rules_agree_with_their_definition(accept_rule):
-    """On random rows every token is judged as the definition says, for any shape in front."""
+    """On random rows every token is judged as the definition says, for any shape in front, wherever in the response it stands."""
     knobs = {"topk": {"accept_top_k": 3}, "topp": {"accept_top_p": 0.7}, "minprob": {"accept_min_prob": 0.1}}
+    knobs["topk_along"] = {"accept_top_k": 7, "first": 0.31, "last": 2.57, "along": 9.0}
     for hyper in ({}, knobs.get(accept_rule, {})):
         teacher_rows = 2 * torch.randn(6, 5, 30, generator=generator())
         coin = torch.rand(6, 5, generator=generator(1))
+        place = torch.tensor([[0, 1, 2, 3, 33], [5, 6, 7, 9, 11], [13, 14, 15, 17, 19], [21, 22, 23, 25, 27], [29, 30, 31, 35, 70], [9, 8, 4, 1, 0]])
         for token in range(30):
             proposed = torch.full((6, 5), token)
-            found = sample.ACCEPT_RULES[accept_rule](teacher_rows, proposed, coin, **hyper)
+            found = sample.ACCEPT_RULES[accept_rule](teacher_rows, proposed, coin, place, **hyper)
             assert found.shape == (6, 5) and found.dtype == torch.bool
             for b, g in itertools.product(range(6), range(5)):
                 if accept_rule == "random":
                     assert found[b, g] == (coin[b, g] >= 0.05)
                 else:
-                    assert found[b, g] == (acceptance(accept_rule, teacher_rows[b, g], **hyper)[token] == 1)
+                    wanted = acceptance(accept_rule, teacher_rows[b, g], place=int(place[b, g]), **hyper)[token] == 1
+                    assert found[b, g] == wanted
 
 
 def test_boundaries_of_the_rules():
-    """K counts ties in and 0 takes none; minprob is >=, typical is >, topp looks at strictly likelier mass only."""
+    """K counts ties in and 0 takes none; a K between two numbers is the larger; minprob is >=, typical is >, topp looks at
+    strictly likelier mass only."""
     row = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
 
-    def accepted(accept_rule, **hyper):
+    def accepted(accept_rule, place=0, **hyper):
         rule = sample.ACCEPT_RULES[accept_rule]
-        return [bool(rule(row, torch.tensor([v]), torch.tensor([0.5]), **hyper)) for v in range(4)]
+        return [bool(rule(row, torch.tensor([v]), torch.tensor([0.5]), torch.tensor([place]), **hyper)) for v in range(4)]
 
     assert accepted("topk", accept_top_k=0) == [False] * 4
     assert accepted("topk", accept_top_k=2) == [True, True, False, False]
     assert accepted("topk", accept_top_k=3) == [True] * 4  # the tie at the third place
     assert accepted("topk", accept_top_k=4) == [True] * 4
+    assert accepted("topk", accept_top_k=1.01) == [True, True, False, False]
+    # From 4 to 1 within 6 places: 4, 3.5, 3, 2.5, 2, 1.5, 1, 1, ..: the ranks below it, of 0 1 2 2.
+    falling = [sum(accepted("topk_along", place, accept_top_k=2, first=2, last=0.5, along=6)) for place in range(9)]
+    assert falling == [4, 4, 4, 4, 2, 2, 1, 1, 1]
     assert accepted("topp", accept_top_p=0.45) == [True, False, False, False]
     assert accepted("topp", accept_top_p=0.55) == [True, True, False, False]
     assert accepted("topp", accept_top_p=0.76) == [True] * 4
@@ -517,6 +531,61 @@ def test_the_random_cases_cover_what_they_should():
     assert min(seen.values()) >= 10, seen
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_k_that_stands_still_is_k(seed):
+    """topk_along from 1 to 1 writes what topk writes, with whatever reach; 1 to 2 does not."""
+    (student, teacher), prompts = make_pair(seed), random_prompts(seed, 5)
+
+    def written(**rule):
+        rollout = sample.interleaved_generate(student, teacher, prompts, 12, generator=generator(seed), accept_top_k=2, **rule)
+        return rollout.responses(), sources_of(rollout)
+
+    for reach in (1.0, 5.0, 32.0):
+        assert written(accept_rule="topk_along", first=1.0, last=1.0, along=reach) == written()
+    assert written(accept_rule="topk_along", first=0.0, last=0.0, along=3.0)[1] != written()[1]
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3, 5, 8, None])
+def test_a_k_that_moves_equals_the_reference(gamma):
+    """topk_along in blocks, batched and cached = one token at a time: what counts is the place in the response, not in the block."""
+    for seed in range(4):
+        student, teacher, prompts, _, _ = random_case(seed)
+        options = {"accept_rule": "topk_along", "accept_top_k": 2, "first": (0.0, 3.0)[seed % 2], "last": (3.0, 0.0)[seed % 2], "along": 6.0}
+        rollout = sample.interleaved_generate(student, teacher, prompts, 12, generator=generator(0), gamma=gamma, eos_token=0, **options)
+        for key, prompt in enumerate(prompts):
+            expected, expected_sources = sample.interleaved_reference(
+                student, teacher, prompt, 12, generator=generator(0), row_key=key, eos_token=0, **options
+            )
+            assert rollout.responses()[key] == expected and sources_of(rollout)[key] == expected_sources
+
+
+def test_a_k_that_moves_is_seen_in_the_sources():
+    """From 0 to the whole vocabulary within six tokens: the teacher writes the first, the student all from the seventh on; and back."""
+    student, teacher = make_pair(3)
+    prompts = random_prompts(3, 40, longest=6)
+    for first, last, begins, ends in ((0.0, 9.0, TEACHER, STUDENT), (9.0, 0.0, STUDENT, TEACHER)):
+        rollout = sample.interleaved_generate(
+            student, teacher, prompts, 12, generator=generator(), accept_rule="topk_along", accept_top_k=1, first=first, last=last, along=6.0
+        )
+        rows = sources_of(rollout)
+        assert {row[0] for row in rows} == {begins} and {source for row in rows for source in row[6:]} == {ends}
+        by_place = [sum(row[place] == ends for row in rows) for place in range(7)]
+        assert by_place[0] == 0 < by_place[3] < 40 == by_place[6]
+
+
+@pytest.mark.parametrize("options", [{}, {"accept_on": "warped"}, {"replace": "sample_topk"}], ids=name_of)
+def test_a_k_between_two_numbers_is_the_larger(options):
+    """A schedule gives any K: 1.3 accepts two tokens, and whatever else K says is of two tokens as well."""
+    student, teacher = make_pair(5)
+    prompts = random_prompts(5, 6)
+    two, between, one = (
+        sample.interleaved_generate(student, teacher, prompts, 12, generator=generator(), accept_top_k=number, **options)
+        for number in (2, 1.3, 1)
+    )
+    same_rollout(two, between)
+    assert one.responses() != two.responses()
+
+
 def same_rollout(one, other):
     """Everything that training reads is equal, padding aside."""
     assert one.responses() == other.responses() and sources_of(one) == sources_of(other)
@@ -606,7 +675,7 @@ def test_kept_features_are_the_kept_logits(sampler, adapted):
     assert kept.teacher_features.isfinite().all()  # beside the responses as well: a loss may project them
 
 
-@pytest.mark.parametrize("writer", ["dataset", "student", "mixed", "interleaved", "teacher_mixed", "teacher"])
+@pytest.mark.parametrize("writer", ["dataset", "student", "mixed", "interleaved", "teacher_mixed", "teacher", "switching"])
 @pytest.mark.parametrize("coin", ["batch", "sequence"])
 def test_a_batch_shared_by_processes_is_one_batch(writer, coin):
     """Three processes, each with its own rows and the same generator, write what one writes; all generators stay in step."""
@@ -1235,12 +1304,14 @@ WRONG_USES = [
     ("max_new_tokens must be at least 1, found 0", {"max_new_tokens": 0}),
     ("gamma must be at least 1, found 0", {"gamma": 0}),
     ("accept_top_k must be at least 0, found -1", {"accept_top_k": -1}),
-    ("unknown accept rule 'topq'.*topk, topp", {"accept_rule": "topq"}),
+    ("unknown accept rule 'topq'.*topk, topk_along, topp", {"accept_rule": "topq"}),
     ("unknown replace rule 'median'.*sample", {"replace": "median"}),
     ("no knob 'accept_top_p': it takes none", {"accept_top_p": 0.5}),
     ("no knob 'replace_rate': it takes accept_top_p", {"accept_rule": "topp", "replace_rate": 0.5}),
+    ("no knob 'place': it takes first, last, along", {"accept_rule": "topk_along", "place": 3}),
     ("accept_on must be raw, or warped", {"accept_on": "cooked"}),
     ("accept_on must be raw, or warped", {"accept_on": "warped", "accept_rule": "minprob"}),
+    ("accept_on must be raw, or warped", {"accept_on": "warped", "accept_rule": "topk_along"}),
 ]
 
 
@@ -1335,3 +1406,170 @@ def test_what_a_mixture_writes():
     assert 0.5 * (seen - (0.3 * rows[0] + 0.7 * rows[1])).abs().sum() < 0.02
     assert min(0.5 * (seen - row).abs().sum() for row in rows) > 0.1
     assert bool((rollout.source[:, 2:] == sample.STUDENT).all())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two models, one after the other (AdaSwitch).
+
+
+class Spoken:
+    """In place of a GPT: says the next of some probabilities at every call, to all rows, or rows[key] to each row."""
+
+    config = GPTConfig(2, 64, 1, 1, 2)
+
+    def __init__(self, probs):
+        self.probs = torch.as_tensor(probs, dtype=torch.float64)  # (calls, 2)
+
+    def parameters(self):
+        yield self.probs
+
+    def new_cache(self, batch_size, capacity):
+        return SpokenCache(batch_size)
+
+    def __call__(self, tokens, cache):
+        cache.calls += 1
+        return self.probs[cache.calls - 1].log().expand(cache.batch_size, 1, 2)
+
+
+class SpokenCache:
+    def __init__(self, batch_size):
+        self.batch_size, self.calls = batch_size, 0
+
+    def roll_back(self, lengths, high=None):
+        self.calls = 0
+
+    def keep_rows(self, rows):
+        self.batch_size = len(rows)
+
+
+def teacher_at(distance):
+    """Two probabilities whose KL to (.5, .5) is `distance`, by bisection."""
+    low, high = 0.5, 1 - 1e-12
+    for _ in range(200):
+        middle = (low + high) / 2
+        apart = middle * math.log(2 * middle) + (1 - middle) * math.log(2 * (1 - middle))
+        low, high = (middle, high) if apart < distance else (low, middle)
+    return [low, 1 - low]
+
+
+def first_of_the_teacher(distances, factor, window):
+    """Which token (from 1) is the teacher's first where the models are so far apart; None: none. Asked as generate asks."""
+    teacher = Spoken([teacher_at(distance) for distance in distances])
+    both = sample.Switching(Spoken([[0.5, 0.5]] * len(distances)), teacher, factor, window)
+    cache = both.new_cache(1, 64)
+    both(torch.zeros(1, 3, dtype=torch.long), cache)  # a prompt, of which no distance may be kept
+    cache.roll_back(torch.tensor([3]), high=3)
+    by_teacher = []
+    for place in range(len(distances)):
+        row = both(torch.zeros(1, 1, dtype=torch.long), cache)[0, 0].exp()
+        by_teacher.append(torch.allclose(row, teacher.probs[place]))
+        assert by_teacher[-1] or torch.allclose(row, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    first = by_teacher.index(True) if any(by_teacher) else None
+    assert by_teacher == [first is not None and place >= first for place in range(len(distances))]  # once, to the end
+    assert int(both.first_by_teacher[0]) == (2**31 if first is None else first)
+    return None if first is None else first + 1
+
+
+@pytest.mark.parametrize(
+    "distances, factor, window, wanted",
+    [
+        ((0.1, 0.1, 0.1, 0.5), 3.0, 3, 4),  # the paper's example
+        ((0.1, 0.1, 0.1, 0.5), 5.01, 3, None),
+        ((0.1, 0.1, 0.1, 0.5, 0.1, 0.1), 3.0, 3, 4),  # once the teacher writes, it writes on
+        ((0.1, 0.5), 3.0, 3, 2),  # fewer than `window` before it
+        ((0.5, 0.1, 0.1, 0.1), 3.0, 3, None),
+        ((0.5, 0.1, 0.1, 0.1, 0.4), 3.0, 3, 5),  # the mean of three: .1
+        ((0.5, 0.1, 0.1, 0.1, 0.4), 3.0, 4, None),  # of four: .2
+        ((0.5, 0.1, 0.2, 0.3, 0.4), 3.0, 1, None),
+        ((0.5, 0.5, 0.5), math.inf, 4, None),
+        ((0.5, 0.1, 0.1), 0.0, 4, 2),
+    ],
+)
+def test_when_the_teacher_takes_over(distances, factor, window, wanted):
+    """Where the distance first exceeds `factor` times the mean of the up to `window` before it; never at the first token."""
+    assert first_of_the_teacher(distances, factor, window) == wanted
+
+
+def switched(student, teacher, prompts, budget, seed=0, rows=None, eos_token=None, **knobs):
+    return sample.write_tokens(
+        "switching", student, teacher, prompts, prompts, budget, generator=generator(seed), eos_token=eos_token, switching=knobs, rows=rows
+    )
+
+
+def switch_by_loop(student, teacher, prompt, budget, key, eos_token, factor, window, seed=0):
+    """(response, sources): one token at a time, no cache, the rule as it reads."""
+    noise, response, distances, sources = sample.Noise(generator(seed), torch.tensor([key])), [], [], []
+    while len(response) < budget and eos_token not in response and len(prompt) + len(response) < 24:
+        rows = [adapters.model_logits(model, torch.tensor([prompt + response]))[0, -1] for model in (student, teacher)]
+        own, other = (row.softmax(-1) for row in rows)
+        distances.append((other * (other / own).log()).sum().item())
+        before = distances[-1 - window : -1]
+        strays = bool(before) and distances[-1] > factor * sum(before) / len(before)
+        sources.append(TEACHER if strays or TEACHER in sources else STUDENT)
+        uniform = noise(torch.tensor([len(prompt) + len(response)]), "student")
+        response.append(int(sample.draw(rows[sources[-1] == TEACHER][None], uniform)))
+    return response, sources
+
+
+@pytest.mark.parametrize("factor, window", [(1.2, 4), (2.0, 1), (1.5, 2), (3.0, 3)])
+def test_switching_equals_a_loop(factor, window):
+    """Batched and cached, with rows that end at different times: each row is what a loop writes for it, sources included."""
+    switches = 0
+    for seed in range(6):
+        student, teacher = make_pair(seed)
+        prompts = random_prompts(seed, 7)
+        rollout = switched(student, teacher, prompts, 11, eos_token=0, factor=factor, window=window)
+        for key, prompt in enumerate(prompts):
+            response, sources = switch_by_loop(student, teacher, prompt, 11, key, 0, factor, window)
+            assert rollout.responses()[key] == response and sources_of(rollout)[key] == sources
+            switches += TEACHER in sources
+        assert len(set(rollout.lengths.tolist())) > 2  # rows left the batch one after the other
+    assert 0 < switches
+
+
+def test_a_row_switches_for_itself():
+    """A row alone, with its key, is the row in a batch that others have left."""
+    student, teacher = make_pair(11)
+    prompts = random_prompts(11, 9)
+    whole = switched(student, teacher, prompts, 12, eos_token=0, factor=1.5, window=3)
+    for row, prompt in enumerate(prompts):
+        alone = switched(student, teacher, [prompt], 12, rows=[row], eos_token=0, factor=1.5, window=3)
+        assert alone.responses()[0] == whole.responses()[row] and sources_of(alone)[0] == sources_of(whole)[row]
+
+
+def test_never_switching_is_the_student():
+    """factor inf: the student's own tokens, bit for bit, and its name on all of them."""
+    student, teacher = make_pair(12)
+    prompts = random_prompts(12, 8)
+    rollout = switched(student, teacher, prompts, 12, seed=3, eos_token=0, factor=math.inf)
+    own = sample.generate(student, prompts, 12, generator=generator(3), eos_token=0)
+    assert torch.equal(rollout.tokens, own.tokens) and torch.equal(rollout.source, own.source)
+    assert torch.equal(rollout.finished, own.finished) and torch.equal(rollout.lengths, own.lengths)
+
+
+def test_switching_at_once_leaves_one_token_to_the_student():
+    """factor 0: the student's first token, and behind it what the teacher draws for the same noise."""
+    student, teacher = make_pair(13)
+    prompts = random_prompts(13, 8, longest=6)
+    rollout = switched(student, teacher, prompts, 12, seed=3, factor=0.0)
+    first = [response[0] for response in rollout.responses()]
+    own = sample.generate(student, prompts, 1, generator=generator(3))
+    assert [[token] for token in first] == own.responses()
+    rest = sample.generate(teacher, [prompt + [token] for prompt, token in zip(prompts, first)], 11, generator=generator(3))
+    assert [response[1:] for response in rollout.responses()] == rest.responses()
+    assert all(row == [STUDENT] + [TEACHER] * 11 for row in sources_of(rollout))
+
+
+def test_answers_of_the_teacher_are_labelled_so():
+    """reference_source: references that the teacher wrote say so, the student's rows say student; the default is DATASET."""
+    student, teacher = make_pair(14)
+    prompts, answers = random_prompts(14, 12), random_prompts(15, 12)
+    for source, wanted in (({}, sample.DATASET), ({"reference_source": TEACHER}, TEACHER)):
+        for writer, share in (("mixed", 0.5), ("dataset", 0.0)):
+            rollout = sample.write_tokens(
+                writer, student, teacher, prompts, answers, 8, generator=generator(2), eos_token=0, student_share=share, coin="sequence", **source
+            )
+            labels = [set(row) for row in sources_of(rollout)]
+            assert {wanted} in labels and ({STUDENT} in labels) == (writer == "mixed") and all(len(label) == 1 for label in labels)
+            for label, response, answer in zip(labels, rollout.responses(), answers):
+                assert label == {STUDENT} or response == answer
