@@ -16,6 +16,9 @@ each runs the same code with the roles swapped: `player_loss`. Taken alone, the 
 mixture alpha * student + (1 - alpha) * data: at alpha 0 the student has no say in it (okd_no_feedback, the control that
 the paper lacks), at alpha 1 nothing but the student has one, and both may agree on anything (okd_collapse).
 
+A third kind of feedback is an exam (ikd, metadistil): the teacher moves such that a student who takes one step towards it
+does better on references that neither of them learns from: `exam_gradient`.
+
 Whatever trains towards an adapted teacher looks good against it. Here every distance is to the ORIGINAL teacher; the
 adapted one has its own columns, and its drift and its own score are part of the record.
 """
@@ -29,8 +32,10 @@ import torch
 
 from data import experiment, pairs, runs
 from data.evaluate import Clock, Costs, Memory, evaluate_quickly, step_figures
+from features import second_order
 from losses import (
     DIVERGENCES,
+    at_least_float32,
     by_chunks,
     cross_entropy,
     masked_mean,
@@ -67,7 +72,10 @@ class Variant:
     anchor_decay: bool = False  # the anchor falls linearly to 0
     update: str | None = None  # "simultaneous", or "alternating": the student learns from the teacher after its update
     rank: int | None = None
+    # in place of the teacher's loss: the gradient of an exam, "exact" or by "difference"
+    exam: str | None = None
     hyper: dict = field(default_factory=dict)  # of the student's divergence
+    ours: str = ""  # what is not the paper's
 
 
 # fmt: off
@@ -84,7 +92,8 @@ VARIANTS = {
     "gkd": Variant("2306.13649", "a coin per batch: references or student samples; JSD", writer="mixed",
                    student_share=(0.5, 0.5), student_divergence="generalized_jsd"),
     "minillm": Variant("2306.08543", "policy gradient of the sequence's reverse KL on teacher-mixed samples",
-                       writer="teacher_mixed", student_divergence="minillm"),
+                       writer="teacher_mixed", student_divergence="minillm",
+                       ours="no clipping of repeated updates, since each batch is used once; no loss on a pretraining corpus"),
     # the online teacher
     "okd": Variant("2409.12512", "the teacher's LoRA learns from student and references", module="flag"),
     "okd_no_feedback": Variant(None, "control: the LoRA learns from the references alone", module="flag", alpha=0.0),
@@ -94,22 +103,31 @@ VARIANTS = {
                               student_divergence="reverse_kl"),
     "okd_jsd": Variant("2409.12512", "OKD with the JSD on the student's side", module="flag",
                        student_divergence="generalized_jsd"),
-    "okd_prefix": Variant("2409.12512", "OKD with gated trainable keys and values", module="prefix"),
+    "okd_prefix": Variant("2409.12512", "OKD with gated trainable keys and values", module="prefix",
+                          ours="the gate, so that it starts as the identity"),
     "okd_ptuning": Variant("2409.12512", "OKD with trainable virtual tokens", module="ptuning"),
     "okd_adapter": Variant("1902.00751", "OKD with bottleneck adapters behind every block", module="adapter"),
     "okd_full": Variant(None, "OKD with all of the teacher's weights trainable", module="full"),
     # relatives
     "dml": Variant("1706.00384", "two peers, both with cross-entropy and KL, all weights of both trainable", module="full",
-                   student_divergence="forward_kl", student_kd=0.5, alpha=0.5, module_lr=1.0),
+                   student_divergence="forward_kl", student_kd=0.5, alpha=0.5, module_lr=1.0,
+                   ours="starts from a pretrained teacher, not from two equal peers; both terms are halved"),
     "prokt": Variant("2107.09305", "the whole teacher learns the references while kept near the student, then the student follows",
                      module="full", student_divergence="forward_kl", alpha=0.5, teacher_divergence="reverse_kl",
-                     update="alternating"),
+                     update="alternating", ours="from the abstract; the direction of its KL is a reading"),
     "pesf_kd": Variant("2205.15308", "an adapter on the last feature; both take squared error and cross-entropy",
                        module="last_adapter", student_divergence="squared_error", student_kd=0.5, alpha=0.5,
-                       teacher_divergence="squared_error"),
+                       teacher_divergence="squared_error",
+                       ours="the loss of its language part, sum over the vocabulary in place of the mean; its feature term is left out"),
     "promptkd": Variant("2402.12842", "a soft prompt learns reverse KL to student and original teacher on student samples",
                         writer="student", module="ptuning", rank=7, module_lr=1.0, student_divergence="reverse_kl", alpha=1.0,
                         teacher_divergence="reverse_kl", anchor=1.0, anchor_decay=True, update="alternating"),
+    "metadistil": Variant("2106.04570", "the module learns by exam: what it taught must help the student's next step on held-out references",
+                          module="flag", student_divergence="forward_kl", exam="exact", update="alternating",
+                          ours="a module in place of all weights; a fifth of the prompts is the exam, its code takes the validation set"),
+    "ikd": Variant("2109.04641", "the same exam, its second derivative by a difference of two first ones",
+                   module="flag", student_divergence="forward_kl", exam="difference", update="alternating",
+                   ours="reconstruction from the abstract and MetaDistil's code"),
     # what nobody has: an online teacher on tokens that the student writes
     "okd_on_policy": Variant(None, "OKD with both KLs on student samples", writer="student", module="flag"),
     "okd_skd": Variant(None, "OKD with both KLs on SKD's interleaved samples", writer="interleaved", module="flag"),
@@ -151,6 +169,62 @@ def player_loss(
     return loss + (1 - kd_weight) * reference_loss if kd_weight < 1 else loss
 
 
+EXAM_SHARE, EXAM_STEP = 0.2, 0.1  # of the prompts; rate of the step that is examined
+
+
+def exam_gradient(course, exam, weights, module_weights, rate=EXAM_STEP, exact=True):
+    """d exam(weights - rate * d course / d weights) / d module_weights -> (list of gradients, the exam's loss).
+
+    `course` and `exam` are lists of functions of the student's weights whose sums are the losses; course also depends on
+    the module. With v = the exam's gradient at the weights after the step, the chain rule leaves
+        - rate * d <d course / d weights, v> / d module                               (exact: a second derivative)
+        ~ - rate * d [course(weights + e v) - course(weights - e v)] / d module / 2e      (e |v| = .01, as in DARTS)
+    and the latter asks for first derivatives only. MetaDistil (arXiv 2106.04570), IKD (2109.04641).
+    Course (w - m)^2 / 2, exam (w - 2)^2 / 2, rate .1, w 1, m 3: the step leads to 1.2, the gradient in m is -.08.
+    """
+
+    def gradient(parts, at):
+        found, loss = [torch.zeros_like(weight) for weight in at], 0.0
+        for part in parts:
+            value = part(at)
+            loss = loss + value.detach()
+            found = [total + own for total, own in zip(found, torch.autograd.grad(value, at))]
+        return [runs.across(total) for total in found], loss
+
+    after = [(weight - rate * own).detach().requires_grad_() for weight, own in zip(weights, gradient(course, weights)[0])]
+    direction, exam_loss = gradient(exam, after)
+    found = [torch.zeros_like(weight) for weight in module_weights]
+    scale = -rate
+    if not exact:
+        length = torch.stack([part.square().sum() for part in direction]).sum().sqrt().clamp(min=1e-12)
+        apart, scale = 0.01 / length, -rate * length / 0.02
+        ahead, behind = (
+            [(weight + sign * apart * part).detach() for weight, part in zip(weights, direction)] for sign in (1, -1)
+        )
+    for part in course:
+        if exact:
+            own = torch.autograd.grad(part(weights), weights, create_graph=True)
+            value = torch.stack([(one * other).sum() for one, other in zip(own, direction)]).sum()
+        else:
+            value = part(ahead) - part(behind)
+        found = [total + scale * own for total, own in zip(found, torch.autograd.grad(value, module_weights))]
+    return [runs.across(total) for total in found], exam_loss
+
+
+class At:
+    """A model with other weights (a list in the order of its parameters), called like it."""
+
+    def __init__(self, model, weights):
+        self.model, self.weights = model, dict(zip((name for name, _ in model.named_parameters()), weights))
+
+    def __call__(self, tokens, **options):
+        return torch.func.functional_call(self.model, self.weights, (tokens,), options)
+
+    @property
+    def head(self):
+        return self.weights["token_embedding.weight"]
+
+
 def move(model, optimizer, rate):
     """One update of one player by the gradients it has -> their norm before clipping. Each is clipped on its own, at 1."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -174,14 +248,21 @@ def distill(row, student, pair, args, seed, log, say):
     teacher = pair.teacher
     optimizer, module_optimizer = make_optimizer(student, args.lr, weight_decay=args.weight_decay), None
     passes = experiment.passes_of(args, pair)  # precision, chunks, who shares the batch: how it is computed, not what
-    student.recompute = teacher.recompute = args.recompute  # also of a copy of the teacher, where that is the module
+    # Also of a copy of the teacher, where that is the module. Not in an exam: a pass that is made again, in the backward
+    # pass, would take the student's own weights and fused attention.
+    student.recompute = teacher.recompute = args.recompute and row.exam is None
     learner, follower = runs.learner(student, args.compile), None
     if row.module:
         generator = torch.Generator().manual_seed(1_000_003 * seed + 2)
         teacher = OnlineTeacher(pair.teacher, row.module, row.rank, args.module_scale, generator)
         module_optimizer = make_optimizer(teacher, row.module_lr * args.lr, weight_decay=0.0)
         follower = runs.learner(teacher)
-    order = pairs.batch_order(len(pair.train.prompts), args.batch_size, args.steps, torch.Generator().manual_seed(seed))
+    examples = len(pair.train.prompts)
+    held_out = max(1, round(EXAM_SHARE * examples)) if row.exam else 0  # the last ones: nobody learns from them
+    order = pairs.batch_order(examples - held_out, args.batch_size, args.steps, torch.Generator().manual_seed(seed))
+    if row.exam:
+        exams = torch.Generator().manual_seed(1_000_003 * seed + 3)
+        exams = examples - held_out + pairs.batch_order(held_out, min(held_out, args.batch_size), args.steps, exams)
     sampling, sampled_with = torch.Generator().manual_seed(1_000_003 * seed + 1), experiment.sampling_options(args)
     start = round(args.module_start * args.steps)  # the step from which on the teacher moves
     first_bad = torch.full((), -1, device=device)  # the first step with a loss or gradient that was not finite
@@ -279,13 +360,59 @@ def distill(row, student, pair, args, seed, log, say):
                 columns.append(experiment.columns_of(student_logits, None if buckets else teacher_logits))
                 clock.mark("logging")
 
+        def examine(exam_rows):
+            """The module's gradient is that of an exam; -> the exam's loss."""
+            chosen = [exam_rows[place] for place in passes.share(len(exam_rows))]
+            asked = [[column[i] for i in chosen] for column in (pair.train.prompts, pair.train.responses)]
+            exam = rollout_from_ids(*asked, [DATASET] * len(chosen), device)
+            exam_total = runs.across(weight_of(exam.response_mask[:, 1:], args.reduction))
+
+            def course_of(part, weights):
+                """The student's loss with a teacher that is no constant."""
+
+                def distance(student_logits, teacher_logits):
+                    logprobs = [at_least_float32(x / args.temperature).log_softmax(-1) for x in (teacher_logits, student_logits)]
+                    return args.temperature**2 * (logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(-1)
+
+                forward = At(student, weights)
+                with passes.precision, second_order():
+                    student_logits, teacher_logits = passes.logits(forward, inputs[part]), passes.logits(teacher, inputs[part])
+                    loss = row.student_kd * by_chunks(distance, student_logits, teacher_logits)
+                    if row.student_kd < 1:
+                        loss = loss + (1 - row.student_kd) * by_chunks(cross_entropy, student_logits, targets[part])
+                    return masked_mean(loss, target_mask[part], args.reduction, total)
+
+            def exam_of(part, weights):
+                with passes.precision:
+                    exam_logits = passes.logits(At(student, weights), exam.tokens[part, :-1])
+                    loss = by_chunks(cross_entropy, exam_logits, exam.tokens[part, 1:])
+                    return masked_mean(loss, exam.response_mask[part, 1:], args.reduction, exam_total)
+
+            module = [weight for weight in teacher.parameters() if weight.requires_grad]
+            found, loss = exam_gradient(
+                [functools.partial(course_of, part) for part, _ in parts],
+                [functools.partial(exam_of, part) for part, _ in runs.parts(len(chosen), args.micro_batch)],
+                list(student.parameters()),
+                module,
+                exact=row.exam == "exact",
+            )
+            for weight, gradient in zip(module, found):
+                weight.grad = gradient
+            costs.count_learning(exam, 3, 0, 0)
+            return loss
+
         optimizer.zero_grad(set_to_none=True)
         if moving:
             module_optimizer.zero_grad(set_to_none=True)
         student_losses, teacher_losses, per_token, columns = [], [], [], []
         parts = runs.parts(len(own), args.micro_batch)
+        examined = moving and row.exam is not None
+        if examined:
+            with memory:
+                teacher_losses.append(examine(exams[step].tolist()))
+            clock.mark("teacher")
         waits = moving and row.update == "alternating"  # the student learns from the teacher as it is after its move
-        for part, final in parts:
+        for part, final in [] if examined else parts:
             with runs.averaging(final, learner, follower):
                 # One forward of each. Row t of the logits predicts token t+1. The teacher's graph is kept for its module alone.
                 with passes.precision, memory:
@@ -404,6 +531,11 @@ def count_step(costs, row, rollout, references, moving, cached=False):
     asked = (row.student_kd > 0 or moving) and not cached
     waits = moving and row.update == "alternating"  # both models are asked again after the teacher's move
     repeated = int(waits) + int(moving and row.anchor > 0)
+    if moving and row.exam:
+        # The step that is examined, what its second derivative takes, and the student's real step; the exam counts apart.
+        exact = row.exam == "exact"  # forward, backward and both of those again; or two forwards
+        costs.count_learning(rollout, 6 + (6 if exact else 2), 2 + learning * (1 if exact else 2), 3 if exact else 4)
+        return
     if rollout is not references:
         costs.count_writing(rollout, row.writer)
         student_ce, teacher_ce = row.student_kd < 1, moving and row.alpha < 1

@@ -11,6 +11,7 @@ import adapters
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sample
 import train_okd
@@ -265,7 +266,8 @@ def test_first_step_by_hand(pair, variant):
     if moving:
         teacher = OnlineTeacher(pair.teacher, row.module, row.rank, generator=generator())
         teacher.module.load_state_dict(run.module_start)
-    order = pairs.batch_order(len(pair.train.prompts), 4, 1, generator(1))[0].tolist()
+    held_out = 5 if row.exam else 0  # a fifth of 24
+    order = pairs.batch_order(len(pair.train.prompts) - held_out, 4, 1, generator(1))[0].tolist()
     texts = [(pair.train.prompts[i], pair.train.responses[i]) for i in order]
     references = sample.rollout_from_ids(*zip(*texts), [sample.DATASET] * 4, "cpu")
     assert len(run.rollouts) == (row.writer != "dataset")
@@ -286,7 +288,12 @@ def test_first_step_by_hand(pair, variant):
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
 
-    if moving:
+    if row.exam:
+        loss = exam_unrolled(pair, student, teacher, inputs, mask)
+        update(loss, teacher, rate * row.module_lr, 0.0)
+        seen = teacher(inputs).detach()
+        student.zero_grad(set_to_none=True)
+    elif moving:
         with torch.no_grad():
             student_logits, original = student(inputs), pair.teacher(inputs)
         adapted = teacher(inputs)
@@ -307,14 +314,28 @@ def test_first_step_by_hand(pair, variant):
     # Gradients after clipping, not weights: AdamW's first step is the sign of a gradient, rounding included.
     compare(run.student, student)
     if moving:
-        compare(run.adapted.module, teacher.module)
+        compare(run.adapted.module, teacher.module, rtol=3e-2 if row.exam == "difference" else 1e-3)
         assert not same(run.modules[0], run.module_start)
 
 
-def compare(model, expected):
+def exam_unrolled(pair, student, teacher, inputs, mask, seed=1):
+    """What is left of the student's mistakes on the exam after one plain step towards this teacher, with the whole graph."""
+    picked = 19 + pairs.batch_order(5, 4, 1, generator(1_000_003 * seed + 3))[0]
+    exam = sample.rollout_from_ids(*([column[i] for i in picked] for column in (pair.train.prompts, pair.train.responses)), [0] * 4, "cpu")
+    with sdpa_kernel(SDPBackend.MATH):
+        logprobs = [model(inputs).log_softmax(-1) for model in (student, teacher)]
+        course = masked((logprobs[1].exp() * (logprobs[1] - logprobs[0])).sum(-1), mask)
+        weights = dict(student.named_parameters())
+        steps = torch.autograd.grad(course, weights.values(), create_graph=True)
+        after = {name: weight - 0.1 * step for (name, weight), step in zip(weights.items(), steps)}
+        logprobs = torch.func.functional_call(student, after, (exam.tokens[:, :-1],)).log_softmax(-1)
+    return masked(-logprobs.gather(-1, exam.tokens[:, 1:, None])[..., 0], exam.response_mask[:, 1:])
+
+
+def compare(model, expected, rtol=1e-3):
     """Both models hold the same gradients, up to rounding."""
     for (name, weight), other in zip(model.named_parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(weight.grad, other.grad, rtol=1e-3, atol=2e-5, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(weight.grad, other.grad, rtol=rtol, atol=2e-5, msg=lambda text: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -492,6 +513,79 @@ def test_costs_on_references(pair, variant):
     student, forwards, teacher = PASSES[variant]
     assert costs["compute"] == pytest.approx(2e-12 * fed * (student * weights[0] + teacher * weights[1]), rel=1e-9)
     assert costs["teacher_forwards"] == 3 * forwards and costs["tokens_generated"] == 0
+
+
+@pytest.mark.parametrize("variant,student_passes,teacher_passes,forwards", [("metadistil", 12, 4, 3), ("ikd", 8, 6, 4)])
+def test_costs_of_an_exam(pair, variant, student_passes, teacher_passes, forwards):
+    """The examined step, its second derivative or two forwards, the real step; and three passes over the exam."""
+    costs = Watched(variant, pair, flags("--steps", "3")).costs
+    fed = [len(prompt) + len(response) - 1 for prompt, response in zip(pair.train.prompts, pair.train.responses)]
+    learned = sum(fed[i] for i in pairs.batch_order(19, 4, 3, generator(1)).flatten().tolist())
+    asked = sum(fed[19 + i] for i in pairs.batch_order(5, 4, 3, generator(1_000_003 + 3)).flatten().tolist())
+    models = (pair.new_student(), pair.teacher)
+    weights = [model.num_parameters() - model.position_embedding.weight.numel() for model in models]
+    wanted = (student_passes * learned + 3 * asked) * weights[0] + teacher_passes * learned * weights[1]
+    assert costs["compute"] == pytest.approx(2e-12 * wanted, rel=1e-9)
+    assert costs["teacher_forwards"] == 3 * forwards and costs["tokens_generated"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exams (MetaDistil, IKD).
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_an_exam_of_one_number(exact):
+    """Course (w - m)^2 / 2, exam (w - 2)^2 / 2, rate .1: w = 1 goes to 1.2, and the exam's gradient in m = 3 is -.08."""
+    w, m = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (1.0, 3.0))
+    seen = []
+
+    def exam(weights):
+        seen.append(weights[0].item())
+        return 0.5 * (weights[0] - 2) ** 2
+
+    for pieces in (1, 2):  # a loss in two parts is the same loss
+        found, loss = train_okd.exam_gradient([lambda weights: 0.5 * (weights[0] - m) ** 2 / pieces] * pieces, [exam], [w], [m], exact=exact)
+        assert found[0].item() == pytest.approx(-0.08, abs=1e-9) and loss.item() == pytest.approx(0.32)
+    assert seen == pytest.approx([1.2, 1.2]) and w.grad is None and m.grad is None
+
+
+def test_an_exam_of_a_curved_course():
+    """Course and exam of a small network in float64: the exact gradient is the numeric one, the difference is near it."""
+    noise = generator(3)
+    w, m, x, y = (torch.randn(shape, generator=noise, dtype=torch.float64) for shape in ((3, 2), (3, 2), (5, 3), (5, 2)))
+    w, m = w.requires_grad_(), m.requires_grad_()
+
+    def course(weights):
+        return ((x @ weights[0]).tanh() - (x @ m).tanh()).square().sum() + (weights[0].exp() * m).sum()
+
+    def exam(weights):
+        return ((x @ weights[0]).sigmoid() - y).square().sum()
+
+    def after(shift):
+        with torch.no_grad():
+            m.add_(shift)
+        (step,) = torch.autograd.grad(course([w]), w)
+        with torch.no_grad():
+            m.sub_(shift)
+            return exam([w - 0.1 * step]).item()
+
+    exact, approximate = (train_okd.exam_gradient([course], [exam], [w], [m], exact=kind)[0][0] for kind in (True, False))
+    for place in range(6):
+        shift = torch.zeros(6, dtype=torch.float64).index_fill(0, torch.tensor(place), 1e-6).view(3, 2)
+        assert exact.flatten()[place].item() == pytest.approx((after(shift) - after(-shift)) / 2e-6, rel=1e-5)
+    assert exact.abs().min() > 1e-3
+    torch.testing.assert_close(approximate, exact, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["metadistil", "ikd"])
+def test_nobody_learns_the_exam(pair, variant, monkeypatch):
+    """The last fifth of the prompts is examined and never distilled on; the student never takes the examined step."""
+    seen, write = [], train_okd.rollout_from_ids
+    monkeypatch.setattr(train_okd, "rollout_from_ids", lambda prompts, *rest: seen.append(prompts) or write(prompts, *rest))
+    Watched(variant, pair, flags("--steps", "6"))
+    learned, examined = ({tuple(prompt) for batch in seen[first::2] for prompt in batch} for first in (0, 1))
+    assert learned <= set(map(tuple, pair.train.prompts[:19])) and len(learned) > 4
+    assert examined == set(map(tuple, pair.train.prompts[19:]))
 
 
 def test_costs_of_minillm(pair):
