@@ -5,15 +5,18 @@
     python train_skd.py --device cuda --size small --seeds 5
     python train_skd.py --task multi30k --data-dir DIR --size small --variants supervised,on_policy,skd
 
-All methods are one loop, `distill`. They differ in two things only, the row of VARIANTS says which:
+All methods are one loop, `distill`. They differ in what the row of VARIANTS says:
 
     WHO WRITES the response tokens that the student is trained on (write_tokens in sample.py):
-        dataset      the references                                           (sft, supervised)
-        teacher      the teacher, once, before training                       (seqkd)
-        student      the student itself, now                                  (on_policy)
+        dataset      the references                                           (sft, supervised, and all that change the loss)
+        teacher      the teacher, once, before training                       (seqkd, fdistill_kl)
+        student      the student itself, now                                  (on_policy, opd)
         mixed        a coin decides between references and student            (imitkd, gkd, two_stage)
         interleaved  the student proposes, the teacher replaces what it ranks poorly      (skd)
-    WHICH LOSS is taken on them: cross-entropy with the tokens, or a divergence from the teacher's distribution.
+        switching    the student begins, the teacher ends                     (adaswitch)
+    WHICH LOSS is taken on them: cross-entropy with the tokens, or a comparison with the teacher (losses.py).
+    WHAT IS KEPT from step to step, if anything: a schedule, a buffer, a projector, a head (methods.py).
+    WHICH TEACHER: the pair's, or one that is made from it first (takd, sftn).
 
 Where this differs from the SKD paper: models of 30 k to 100 M parameters pretrained here, not 0.5 to 7 B; K scales with
 the vocabulary in use; the loss is the mean over all response tokens of a batch (--reduction sequence gives Eq. 1's mean
@@ -22,49 +25,217 @@ tiny models. Where the paper differs from its released code, the paper is follow
 switches reproduce the code's way).
 """
 
-import functools
+import argparse
+import dataclasses
+import math
 import time
 from dataclasses import dataclass, field
 
 import torch
 
+import methods
 from data import experiment, pairs, runs
-from data.evaluate import Clock, Costs, Memory, evaluate_quickly, sample_responses, step_figures
-from losses import DIVERGENCES, by_chunks, cross_entropy, masked_mean, weight_of, with_tail
-from model import learning_rate, make_optimizer
-from sample import write_tokens
+from data.evaluate import (
+    Clock,
+    Costs,
+    Memory,
+    evaluate_quickly,
+    sample_responses,
+    step_figures,
+)
+from losses import (
+    DIVERGENCES,
+    NO_TEACHER,
+    Tokens,
+    by_chunks,
+    masked_mean,
+    weight_of,
+    with_tail,
+)
+from model import GPT, GPTConfig, learning_rate, make_optimizer
+from sample import DATASET, TEACHER, write_tokens
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One method. A new one is a new row below; flags, tests and the README's table follow."""
+    """One method. A new one is a new row below; flags, tests and the README's table follow.
 
-    writer: str  # dataset | teacher | student | mixed | interleaved
-    loss: str  # "cross_entropy", or a name in losses.DIVERGENCES
+    A number that is None is what the flag of the same name says. In `sampling`, (shape, first, last) moves over the run,
+    shape being "linear" or "cosine".
+    """
+
+    writer: str  # dataset | teacher | student | mixed | interleaved | switching
+    loss: str  # "cross_entropy", or a name in one of the tables of losses.py
     paper: str | None  # arXiv id
-    note: str
-    hyper: dict = field(default_factory=dict)  # of the divergence
+    note: str  # what it changes
+    ours: str = ""  # what is not the paper's: analogy, restriction, reconstruction
+    hyper: dict = field(default_factory=dict)  # of the loss
+    kd_weight: float = 1.0  # of the loss; the rest is cross-entropy on the tokens
+    temperature: float = 1.0  # of both sides of the loss
     # mixed: chance that the student writes, in the first and in the second half of the run
     student_share: tuple = (0.0, 0.0)
     coin: str = "batch"  # mixed: one coin per "batch" or per "sequence"
+    answers: float | None = None  # the teacher's answers at this temperature take the place of the references
+    sampling: dict = field(default_factory=dict)  # goes before the sampling flags; accept_top_k is in units of the flag
+    method: str | None = None  # a name in methods.METHODS: what is kept from step to step
+    knobs: dict = field(default_factory=dict)  # of the method
+    teacher: str = "pair"  # or "assistant", "friendly": made from the pair's before training
 
 
 # fmt: off
 VARIANTS = {
+    # the comparison of the SKD paper
     "sft": Variant("dataset", "cross_entropy", None, "no teacher: cross-entropy on the references"),
     "supervised": Variant("dataset", "forward_kl", "1910.01108", "word-level KD on the references"),
-    "seqkd": Variant("teacher", "cross_entropy", "1606.07947", "cross-entropy on the teacher's greedy answers, written once"),
+    "seqkd": Variant("teacher", "cross_entropy", "1606.07947", "cross-entropy on the teacher's greedy answers, written once",
+                     "greedy answers in place of beam search", answers=0.0),
     "on_policy": Variant("student", "forward_kl", "2306.13649", "KD on the student's own samples"),
     "imitkd": Variant("mixed", "forward_kl", "2009.07253", "a coin per sequence: reference or student sample",
-                      student_share=(0.5, 0.5), coin="sequence"),
+                      "constant chance .5; the paper's annealing was not seen", student_share=(0.5, 0.5), coin="sequence"),
     "gkd": Variant("mixed", "generalized_jsd", "2306.13649", "a coin per batch: references or student samples; JSD",
                    hyper={"beta": 0.5}, student_share=(0.5, 0.5)),
     "two_stage": Variant("mixed", "forward_kl", "2410.11325", "references in the first half, student samples in the second",
                          student_share=(0.0, 1.0)),
     "skd": Variant("interleaved", "forward_kl", "2410.11325", "the student proposes, the teacher replaces what it ranks poorly"),
+
+    # another loss on the references
+    "hinton": Variant("dataset", "forward_kl", "1503.02531", "half cross-entropy, half KL between distributions softened by T = 2",
+                      kd_weight=0.5, temperature=2.0),
+    "tvd": Variant("dataset", "total_variation", "2307.15190", "total variation in place of KL"),
+    "skew_kl": Variant("dataset", "skew_forward_kl", "2402.03898", "KL to a mixture with .1 teacher: gradients stay bounded"),
+    "skew_reverse_kl": Variant("dataset", "skew_reverse_kl", "2402.03898", "reverse KL to a mixture with .1 student"),
+    "abkd": Variant("dataset", "alpha_beta", "2505.04560", "alpha-beta divergence (.2, .7), between forward and reverse KL"),
+    "amid": Variant("dataset", "amid", "2510.15982", "both are compared with an alpha-mixture of themselves"),
+    "akl": Variant("dataset", "adaptive_kl", "2404.02657", "forward KL for the teacher's head, reverse KL for its tail, by their gaps",
+                   "the head is the smallest set with half the mass, weights are constants"),
+    "dkd": Variant("dataset", "decoupled_kd", "2203.08679", "KL split at the reference token: token against rest, and within the rest",
+                   "from image classification, class = token; weights 1 and 2 are ours; half cross-entropy",
+                   hyper={"beta": 2.0}, kd_weight=0.5),
+    "logit_std": Variant("dataset", "standardized_kl", "2403.01427", "logits are standardised over the vocabulary before the KL",
+                         "from image classification; .1 cross-entropy, which alone fixes the student's confidence", kd_weight=0.9),
+    "bild": Variant("dataset", "bidirectional_logit_differences", "2406.13555",
+                    "pairwise differences of the 8 best logits, once the teacher's 8, once the student's"),
+    "taid": Variant("dataset", "forward_kl", "2501.16937", "the target moves from the student's own logits to the teacher's",
+                    "the schedule reads the KL, the paper's code the cross-entropy", method="interpolation"),
+    "topk_kd": Variant("dataset", "top_k_kl", "2503.16870", "KL of the teacher's 8 best tokens and one bucket for all others",
+                       "the bucket is ours", hyper={"top_k": 8}),
+    "rs_kd": Variant("dataset", "forward_kl", "2503.16870", "cross-entropy with 12 tokens drawn from the teacher at every position",
+                     "drawn from the teacher itself, no proposal", method="sampled_targets"),
+    "uld": Variant("dataset", "universal_logit", "2402.12030", "probabilities are compared by rank, whatever the tokens",
+                   "one tokenizer here, for which it is not made; 1.5 against 1 of cross-entropy", kd_weight=0.6),
+
+    # another writer
+    "fdistill_kl": Variant("teacher", "forward_kl", "2307.15190", "KL on the teacher's samples", answers=1.0),
+    "fdistill_rkl": Variant("student", "reverse_kl", "2307.15190", "reverse KL on the student's samples"),
+    "fdistill_js": Variant("mixed", "jsd_by_writer", "2307.15190", "JSD: its student part on student samples, its teacher part on teacher samples",
+                           "one response per prompt, by a coin, in place of both", answers=1.0, student_share=(0.5, 0.5), coin="sequence"),
+    "fdistill_tvd": Variant("mixed", "total_variation", "2307.15190", "total variation, half on student samples and half on teacher samples",
+                            "one response per prompt, by a coin, in place of both", answers=1.0, student_share=(0.5, 0.5), coin="sequence"),
+    "distillm": Variant("mixed", "skew_forward_kl", "2402.03898", "skew KL; references until validation worsens, then student samples, kept and replayed",
+                        "validation NLL; no language-model loss on a pretraining corpus", method="replay"),
+    "distillm2": Variant("mixed", "skew_by_writer", "2503.07067", "skew KL on teacher samples, skew reverse KL on student samples",
+                         "one response per prompt, by a coin, in place of both; the curriculum for alpha is off, as in its code",
+                         answers=1.0, student_share=(0.5, 0.5), coin="sequence"),
+    "distillspec": Variant("student", "total_variation", "2310.08461", "trains a draft: total variation is its rejection rate"),
+    "opd": Variant("student", "policy_gradient", None, "on-policy policy gradient: log teacher - log student of the sampled token is its advantage",
+                   "one update per batch, hence no importance ratio"),
+    "opd_baseline": Variant("student", "policy_gradient", "2605.07865", "opd less what the position is worth on average: the same gradient, less noise",
+                            hyper={"baseline": True}),
+    "eopd": Variant("student", "entropy_gated_kl", None, "reverse KL on student samples, and forward KL where the teacher is unsure",
+                    "reconstruction from the abstract (PMLR v306, jin26e): above .5 nats"),
+    "speckd": Variant("dataset", "gated_forward_kl", "2510.24021", "KL only where the student's best token is among the teacher's K best",
+                      "reconstruction; divided by all tokens", hyper={"accept_top_k": None}),
+    "adaswitch": Variant("switching", "forward_kl", "2510.07842", "the student writes until it strays, then the teacher to the end",
+                         "reconstruction: three times the mean KL of up to four tokens", sampling={"factor": 3.0, "window": 4}),
+    "ca_opd": Variant("interleaved", "confidence_gated", None, "the teacher's probability decides, not its rank; cross-entropy on what it replaced",
+                      "after Li et al. 2026; KL of the 8 best and a bucket elsewhere",
+                      sampling={"accept_rule": "minprob", "accept_min_prob": ("cosine", 0.5, 0.25), "replace": "argmax", "accept_on": "raw"}),
+    "skd_k_steps": Variant("interleaved", "forward_kl", None, "SKD with a K that grows over the run, from a third to twice",
+                           "ours: the schedule that SKD says it needs not", sampling={"accept_top_k": ("linear", 1 / 3, 2.0)}),
+    "skd_k_along": Variant("interleaved", "forward_kl", None, "SKD with a K that falls along the response, from twice to a third",
+                           "ours", sampling={"accept_rule": "topk_along", "first": 2.0, "last": 1 / 3, "along": 32.0, "accept_on": "raw"}),
+    "skd_entropy": Variant("interleaved", "forward_kl", None, "SKD with a bar on the teacher's probability that falls where it is unsure",
+                           "ours: typical acceptance", sampling={"accept_rule": "typical", "accept_on": "raw"}),
+
+    # features, added to word-level KD on the references
+    "fitnet": Variant("dataset", "forward_kl", "1412.6550", "+ squared error of the middle block's output, behind a projector",
+                      "together with KD, not as a stage before it", method="feature", knobs={"feature": "hidden_mse", "weight": 1.0}),
+    "hidden_cosine": Variant("dataset", "forward_kl", "1910.01108", "+ 1 - cosine of the last block's output, behind a projector",
+                             method="feature", knobs={"feature": "hidden_cosine", "at": "last"}),
+    "at": Variant("dataset", "forward_kl", "1612.03928", "+ where along the sequence the activations are large",
+                  "position of a sequence = pixel", method="feature", knobs={"feature": "attention_transfer", "weight": 10.0}),
+    "sp": Variant("dataset", "forward_kl", "1907.09682", "+ which positions of a sequence resemble each other",
+                  "position of a sequence = sample of a batch", method="feature",
+                  knobs={"feature": "similarity_preserving", "at": "last", "weight": 10.0}),
+    "rkd_distance": Variant("dataset", "forward_kl", "1904.05068", "+ distances between the positions of a sequence",
+                            "16 positions of a sequence = samples of a batch", method="feature",
+                            knobs={"feature": "rkd_distance", "at": "last", "weight": 1.0, "most": 16}),
+    "rkd_angle": Variant("dataset", "forward_kl", "1904.05068", "+ angles between the positions of a sequence",
+                         "16 positions of a sequence = samples of a batch", method="feature",
+                         knobs={"feature": "rkd_angle", "at": "last", "weight": 2.0, "most": 16}),
+    "rkd": Variant("dataset", "forward_kl", "1904.05068", "+ distances and angles between the positions of a sequence",
+                   "16 positions of a sequence = samples of a batch", method="feature",
+                   knobs={"feature": "rkd", "at": "last", "weight": 0.04, "most": 16}),
+    "fsp": Variant("dataset", "forward_kl", "10.1109/CVPR.2017.754", "+ how features go from the middle block to the last",
+                   "positions = pixels; together with KD, behind projectors", method="flow"),
+
+    # papers of other fields
+    "cmkd": Variant("dataset", "cmkd", "2410.06561", "Pearson and Spearman correlation with the teacher in place of KL",
+                    "restricted to the teacher's 32 best tokens; weights by entropy are a reconstruction; half cross-entropy", kd_weight=0.5),
+    "ckd": Variant("dataset", "comparative", "2311.02253", "differences between the logits of two positions are matched, not the logits",
+                   "positions of one sequence = samples, all pairs in closed form; cross-entropy in place of the labels' part, which leaves the"
+                   " mean logits free", hyper={"label_weight": 0.0}, kd_weight=0.5),
+    "lelp": Variant("dataset", "forward_kl", "2409.20449", "+ the teacher's last feature splits each token into 4 parts, to be learned too",
+                    "reconstruction, restricted to the teacher's 2 best tokens", method="subclasses"),
+    "rdd": Variant("dataset", "forward_kl", "2407.03719", "+ cross-entropy on easy tokens first, then where one of both models has it hard",
+                   "token = pixel; the teacher's middle block = auxiliary head; a median in place of .7", method="regions"),
+    "kdiga": Variant("dataset", "forward_kl", "2110.12072", "+ both losses must react alike to a change of the input",
+                     "analogy: one-hot tokens = pixels", method="input_gradient", knobs={"weight": 0.05}),
+    "lwkd": Variant("dataset", "cross_entropy", "2005.09163", "soft labels of a classifier that never sees the text, and a discriminator",
+                    "analogy: points with noise = its simple pictures", method="soft_labels"),
+    "label_smoothing": Variant("dataset", "label_smoothing", "1512.00567", "control for lwkd: .9 on the reference, .1 spread evenly"),
+    "one": Variant("dataset", "cross_entropy", "1806.04606", "no teacher: three branches on one trunk learn from their gated sum",
+                   method="branches"),
+
+    # another teacher
+    "takd": Variant("dataset", "forward_kl", "1902.03393", "a teacher's assistant of middle size is distilled first and then teaches",
+                    "the assistant learns for three times the student's steps, since it starts from nothing", teacher="assistant"),
+    "sftn": Variant("dataset", "forward_kl", "2102.07650", "the teacher first learns on together with a student's upper half",
+                    "reconstruction: one branch behind the middle block", teacher="friendly"),
 }
 # fmt: on
-MAIN = tuple(VARIANTS)  # --variants main: the comparison of the paper (its section 5)
+MAIN = ("sft", "supervised", "seqkd", "on_policy", "imitkd", "gkd", "two_stage", "skd")  # the comparison of the paper (its section 5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a row says about this step.
+
+
+def resolve(row, args):
+    """The row with the flags' values in place of None."""
+    return dataclasses.replace(row, hyper={k: getattr(args, k) if v is None else v for k, v in row.hyper.items()})
+
+
+def scheduled(value, progress):
+    """A number, or (shape, first, last) at `progress` in [0, 1): ("linear", 1, 3) at .5 is 2, so is ("cosine", 1, 3)."""
+    if not isinstance(value, (tuple, list)):
+        return value
+    shape, first, last = value
+    share = progress if shape == "linear" else (1 - math.cos(math.pi * progress)) / 2
+    return first + (last - first) * share
+
+
+def sampling_now(row, args, progress):
+    """The keywords of write_tokens at this point of the run: the flags, and before them what the row says."""
+    options = experiment.sampling_options(args)
+    own = {knob: scheduled(value, progress) for knob, value in row.sampling.items()}
+    if row.writer == "switching":
+        return options | {"switching": own}
+    if "accept_rule" in own:  # knobs of the flag's rule are none of this one's
+        options["interleaved"] = {k: v for k, v in options["interleaved"].items() if k not in args.rule}
+    if "accept_top_k" in own:
+        own["accept_top_k"] *= args.accept_top_k
+    return options | {"interleaved": options["interleaved"] | own}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -76,29 +247,36 @@ def distill(row, student, pair, args, seed, log, say):
 
     Reads from top to bottom: write, judge, learn.
     """
-    device, teacher = next(student.parameters()).device, pair.teacher
-    optimizer = make_optimizer(student, args.lr, weight_decay=args.weight_decay)
+    device, row = next(student.parameters()).device, resolve(row, args)
     order = pairs.batch_order(len(pair.train.prompts), args.batch_size, args.steps, torch.Generator().manual_seed(seed))
     sampling = torch.Generator().manual_seed(1_000_003 * seed + 1)
     first_bad = torch.full((), -1, device=device)  # the first step whose loss or gradient was not finite
-    costs, memory = Costs(student, teacher), Memory(student, teacher)
     evaluation_seconds, started = 0.0, time.perf_counter()
-    references, sampled_with = pair.train.responses, experiment.sampling_options(args)
+    taught, prepared = TEACHERS[row.teacher](pair, args, seed)  # the pair, with the teacher that the student learns from
+    teacher, method = taught.teacher, methods.begin(row, student, taught, args, seed)
+    optimizer = make_optimizer(student, args.lr, weight_decay=args.weight_decay)
+    costs, memory = Costs(student, teacher), Memory(student, teacher, method)
+    costs.count_preparation(**prepared)
+    costs.count_preparation(**method.prepared)
+    references, by_teacher = pair.train.responses, row.answers is not None
     passes = experiment.passes_of(args, pair)  # precision, chunks, who shares the batch: how it is computed, not what
-    student.recompute, learner = args.recompute, runs.learner(student, args.compile)
-    loss_of, cache = cross_entropy, None
-    if row.loss != "cross_entropy":
-        loss_of = functools.partial(DIVERGENCES[row.loss], **row.hyper)
-    if row.writer == "teacher":
+    student.recompute, learner = args.recompute and method.recomputes, runs.learner(student, args.compile)
+    if by_teacher:
         # Greedy answers stand in for the beam search of Kim & Rush: both aim at the teacher's most likely response.
         references, _ = sample_responses(
-            teacher, pair.train.prompts, pair.max_new_tokens, pair.tokenizer.eos_token, seed=seed, temperature=0
+            teacher, pair.train.prompts, pair.max_new_tokens, pair.tokenizer.eos_token, seed=seed, temperature=row.answers
         )
         costs.count_offline_teacher(pair.train.prompts, references)
+    cache = None
     if args.cache_teacher is not None and asks_about_references(row):
         cache = experiment.open_cache(pair, args, say)
         costs.count_cache(pair.train.prompts, references)
     buckets = cache is not None and cache.best > 0
+    asks = row.loss not in NO_TEACHER  # whether the loss wants to know the teacher's distribution
+    if method.asks_start:
+        method.after_evaluation(
+            evaluate_quickly(student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens)
+        )
 
     for step, rows in enumerate(order.tolist()):
         half, last = int(2 * step >= args.steps), step + 1 == args.steps
@@ -108,9 +286,11 @@ def distill(row, student, pair, args, seed, log, say):
         # Who writes? (With several processes, each its own rows of the batch.)
         places = passes.share(len(rows))
         own = [rows[place] for place in places]
-        with passes.precision:
-            rollout = write_tokens(
-                row.writer,
+        method.before_step(step, places)
+
+        def write(writer):
+            return write_tokens(
+                writer,
                 student,
                 teacher,
                 [pair.train.prompts[i] for i in own],
@@ -120,12 +300,16 @@ def distill(row, student, pair, args, seed, log, say):
                 eos_token=pair.tokenizer.eos_token,
                 student_share=row.student_share[half],
                 coin=row.coin,
+                reference_source=TEACHER if by_teacher else DATASET,
                 rows=places,
                 batch_size=len(rows),
-                **sampled_with,
+                **sampling_now(row, args, step / args.steps),
             )
+
+        with passes.precision:
+            rollout = method.write(write)
         clock.mark("sampling")
-        inputs, targets = rollout.tokens[:, :-1], rollout.tokens[:, 1:]
+        inputs, targets, source = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.source[:, 1:]
         target_mask = rollout.response_mask[:, 1:]
         total = runs.across(weight_of(target_mask, args.reduction))  # what the loss of the whole batch is divided by
 
@@ -138,43 +322,50 @@ def distill(row, student, pair, args, seed, log, say):
                     # verification has computed them already, and a cache holds what it said about references.
                     kept = experiment.kept_logits(rollout, teacher, part)
                     stored = cache.batch(own[part], inputs.size(1), device) if cache else None
-                    if row.loss == "cross_entropy":
-                        judgement = targets[part]
-                    elif stored:
-                        judgement = stored[-1]
+                    teacher_logits = seen_teacher = None
+                    if stored:
+                        teacher_logits = stored[-1]
                     elif kept is not None:
-                        judgement = kept
-                    else:
-                        with torch.no_grad():
-                            judgement = passes.logits(teacher, inputs[part])
+                        teacher_logits = kept
+                    elif asks:
+                        with torch.no_grad(), method.watching(teacher, is_student=False) as seen_teacher:
+                            teacher_logits = passes.logits(teacher, inputs[part])
                     clock.mark("teacher")
 
                     # The student learns: a per-token loss, one masked mean.
-                    student_logits = compared = passes.logits(learner, inputs[part], student)
+                    with method.watching(student, is_student=True) as seen_student:
+                        student_logits = compared = passes.logits(learner, inputs[part], student)
                     if buckets:  # of the cache: the teacher's best tokens, and all others as one
                         compared = by_chunks(with_tail, student_logits, stored[0])
-                    per_token = by_chunks(loss_of, compared, judgement)
+                    tokens = Tokens(targets[part], target_mask[part], source[part] == TEACHER)
+                    seen = (seen_student, seen_teacher)
+                    batch = methods.Batch(
+                        compared, teacher_logits, tokens, inputs[part], places[part], (student, teacher), seen
+                    )
+                    per_token = method.per_token(batch)
                     loss = masked_mean(per_token, target_mask[part], args.reduction, total)
                 loss.backward()
             losses.append((loss.detach(), per_token.detach()))
             clock.mark("student")
             if logged:
-                whole = row.loss != "cross_entropy" and not buckets
-                columns.append(experiment.columns_of(student_logits, judgement if whole else None))
+                columns.append(experiment.columns_of(student_logits, None if buckets else teacher_logits))
                 clock.mark("logging")
 
+        rate = learning_rate(step, args.steps, args.lr)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
+            group["lr"] = rate
         gradient_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
+        loss = runs.across(torch.stack([part for part, _ in losses]).sum())
+        method.after_step(loss)
+        method.learn(rate)
         memory.stop()
         clock.mark("update")
-        loss = runs.across(torch.stack([part for part, _ in losses]).sum())
         bad = ~torch.isfinite(loss + gradient_norm)
         first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
-        costs.count_writing(rollout, row.writer)
-        asked = row.loss != "cross_entropy" and not cache and kept is None
-        costs.count_learning(rollout, student_passes=3, teacher_passes=int(asked))
+        costs.count_writing(rollout, method.writer)
+        asked = int(asks and not cache and kept is None)
+        costs.count_learning(rollout, 3 + method.student_passes, asked + method.teacher_passes, asked)
 
         # What happened? Read from the device only now and then.
         if logged:
@@ -186,15 +377,15 @@ def distill(row, student, pair, args, seed, log, say):
             per_token = torch.cat([part for _, part in losses])
             figures = step_figures(rollout, torch.cat(columns), per_token, pair.max_new_tokens)
             figures |= clock.figures("sampling", "teacher", "student", "update")
-            rate = learning_rate(step, args.steps, args.lr)
             log.write("step", step=step + 1, loss=loss.item(), gradient_norm=gradient_norm.item(), lr=rate, **figures)
         if (step + 1) % max(1, args.steps // 8) == 0 or last:
             before = time.perf_counter()
             memory.pause()
             student.eval()
-            figures = evaluate_quickly(student, teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens)
+            figures = evaluate_quickly(student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens)
             student.train()
             log.write("eval", step=step + 1, **figures)
+            method.after_evaluation(figures)
             say(
                 f"  step {step + 1:>5}/{args.steps}  loss {loss.item():.4f}  val score {figures['score']:.3f}"
                 f"  val nll {figures['val_nll']:.3f}"
@@ -207,8 +398,45 @@ def distill(row, student, pair, args, seed, log, say):
 
 
 def asks_about_references(row):
-    """Whether a method's teacher says the same in every epoch, so that --cache-teacher can keep it."""
-    return row.writer == "dataset" and row.loss != "cross_entropy"
+    """Whether a method's teacher says the same in every epoch and nothing but that, so that --cache-teacher can keep it."""
+    plain = row.method is None and row.teacher == "pair" and row.temperature == 1
+    return row.writer == "dataset" and plain and row.loss in DIVERGENCES
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whom the student learns from: (pair, args, seed) -> (the pair with that teacher, what preparing it cost: keywords of
+# Costs.count_preparation). What is measured is measured against the pair's own.
+
+
+def pairs_teacher(pair, args, seed):
+    """The pair's own teacher."""
+    return pair, {}
+
+
+def assistant(pair, args, seed):
+    """TAKD (arXiv 1902.03393): a model between the two in depth and width, drawn anew, and distilled from the teacher.
+
+    The link is a run of `supervised` of its own, three times as long as the student's; a chain of more links would be more
+    of these.
+    """
+    shapes = [(config.n_layer, config.n_head, config.n_embd) for config in (pair.student_config, pair.teacher.config)]
+    n_layer, n_head, n_embd = (round(math.sqrt(small * large)) for small, large in zip(*shapes))
+    n_embd = n_head * round(n_embd / n_head)
+    config = GPTConfig(pair.student_config.vocab_size, pair.student_config.block_size, n_layer, n_head, n_embd)
+    between = GPT(config, torch.Generator().manual_seed(1_000_003 * seed + 5)).to(next(pair.teacher.parameters()).device)
+    link = dataclasses.replace(pair, val=pair.val._replace(**{k: column[:1] for k, column in pair.val._asdict().items()}))
+    longer = argparse.Namespace(**vars(args) | {"steps": 3 * args.steps})
+    spent, _ = distill(VARIANTS["supervised"], between.train(), link, longer, seed, runs.NoLog(), lambda line: None)
+    return dataclasses.replace(pair, teacher=between), {"tflop": spent["compute"]}
+
+
+def friendly(pair, args, seed):
+    """SFTN: a copy of the teacher that has learned on, together with a student's upper half."""
+    teacher, prepared = methods.friendly_teacher(pair, args, seed)
+    return dataclasses.replace(pair, teacher=teacher), prepared
+
+
+TEACHERS = {"pair": pairs_teacher, "assistant": assistant, "friendly": friendly}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

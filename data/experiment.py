@@ -30,7 +30,9 @@ LARGE_VOCABULARY = 2**14  # from here on --chunk-loss auto is yes
 SOURCES = (  # whose sha256 a record holds, beside the script's own
     "model.py",
     "losses.py",
+    "features.py",
     "sample.py",
+    "methods.py",
     "data/tokenizer.py",
     "data/tasks.py",
     "data/corpora.py",

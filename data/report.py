@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -941,10 +942,45 @@ def replace_section(readme_text, name, new_body):
     return f"{before}{begin}\n\n{new_body.strip()}\n\n{end}{rest.split(end)[1]}"
 
 
+WRITERS = {  # a row's writer, as the table of methods says it
+    "dataset": "references",
+    "teacher": "teacher, before training",
+    "student": "student",
+    "mixed": "references or student",
+    "interleaved": "student, corrected by the teacher",
+    "switching": "student, then teacher",
+    "teacher_mixed": "a mixture of both",
+}
+
+
+def methods_table(script, variants):
+    """The README's table of a script's methods, from what its --list-variants prints: {name: row}."""
+    with_module = any("module" in row for row in variants.values())
+    titles = ["method", "what it changes", "who writes", "loss", *(["teacher's module"] if with_module else []), "paper", "not the paper's"]
+    lines = [f"| {' | '.join(titles)} | command |", "| --- " * (len(titles) + 1) + "|"]
+    for name, row in variants.items():
+        writer = WRITERS[row["writer"]]
+        if row.get("answers") is not None and row["writer"] == "mixed":
+            writer = "teacher, before training, or student"
+        loss = row.get("loss") or row.get("student_divergence") or "--student-divergence"
+        hyper = ", ".join(f"{key} {value}" for key, value in row["hyper"].items() if value is not None)
+        loss = f"`{loss}`" + (f" ({hyper})" if hyper else "")
+        weight = row.get("kd_weight", row.get("student_kd"))
+        loss = f"{weight:g} {loss} + {1 - weight:.2g} cross-entropy" if weight and weight < 1 else loss
+        loss = "`cross_entropy`" if weight == 0 else loss
+        loss += f", keeps `{row['method']}`" if row.get("method") else ""
+        module = {None: "fixed", "flag": "lora (`--module`)"}.get(row.get("module"), row.get("module"))
+        cells = [f"`{name}`", row["note"], writer, loss, *([module] if with_module else []), row["paper"] or "-", row["ours"] or "-"]
+        lines.append(f"| {' | '.join(cells)} | `python {script}.py --variants {name}` |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv=None):
     """Render again from the command line; see --help."""
     parser = argparse.ArgumentParser(description="Render table.md, curves.svg and summary.json from records of runs.")
-    parser.add_argument("folder", help="where the .jsonl records are")
+    parser.add_argument("folder", nargs="?", help="where the .jsonl records are")
+    parser.add_argument("--methods", metavar="SCRIPT", help="render the table of a script's methods in place of records: reads what"
+                        " python SCRIPT.py --list-variants prints, from a pipe")
     parser.add_argument("--readme", help="also put the table into this file, between the markers of --section")
     parser.add_argument("--section", help="name in the markers <!-- NAME:begin --> and <!-- NAME:end -->")
     parser.add_argument("--order", help="names of methods in the order of the rows, joined by commas")
@@ -954,6 +990,15 @@ def main(argv=None):
     try:
         if (args.readme is None) != (args.section is None):
             raise ValueError("--readme and --section go together: give both or none")
+        if (args.folder is None) == (args.methods is None):
+            raise ValueError("give the folder of records, or --methods SCRIPT with the list of its methods on a pipe")
+        if args.methods:
+            table = methods_table(args.methods, json.load(sys.stdin))
+            if args.readme:
+                path = Path(args.readme)
+                _write_atomically(path, replace_section(path.read_text(encoding="utf-8"), args.section, table))
+            print(table)
+            return
         table = write_report(args.folder, args.order.split(",") if args.order else None, args.control, args.focus)
         if args.readme:
             path = Path(args.readme)

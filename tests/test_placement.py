@@ -7,6 +7,7 @@ are and when the host waits, not kernels and not numerics.
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 
@@ -129,6 +130,7 @@ def models(vocab_size=9, block_size=24):
 def no_autocast(monkeypatch):
     """torch knows no autocast for the pretended kind of device."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **keywords: contextlib.nullcontext())
 
 
 PROMPTS = [[1, 2, 3], [4], [5, 6], [1, 1, 1, 1]]
@@ -239,7 +241,7 @@ def on_device(pair, monkeypatch):  # noqa: F811
         def stop(*arguments, **keywords):
             if begins:
                 raise Enough
-            return {"drift": 0.0}
+            return {"drift": 0.0, "val_nll": 0.0}
 
         def attach_there(self, *arguments, **keywords):
             attach(self, *arguments, **keywords)
@@ -247,7 +249,12 @@ def on_device(pair, monkeypatch):  # noqa: F811
 
         monkeypatch.setattr(OnlineTeacher, "__init__", attach_there)
         monkeypatch.setattr(script, "Clock", at(begins, begin))
-        monkeypatch.setattr(runs, "parts", at(learns, learn))
+        def parts(*arguments):
+            if len(learns) < len(begins):  # an exam is cut into parts as well
+                learns.append(len(device.waits))
+            return learn(*arguments)
+
+        monkeypatch.setattr(runs, "parts", parts)
         monkeypatch.setattr(script, "write_tokens", lambda *a, **k: (rollouts.append(write(*a, **k)), rollouts[-1])[1])
         monkeypatch.setattr(script, "evaluate_quickly", stop)
         monkeypatch.setattr(Memory, "__enter__", lambda self: None)  # it asks for addresses, which nothing here has
@@ -275,17 +282,20 @@ CASES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # sftn's branch is on torch's own meta device
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join([case[0].__name__, *case[1:]]))
 def test_training_steps_stay_on_the_device(on_device, case):
     """Between two logged steps the host waits for nothing but the samplers: once per block, or every eight tokens."""
     steps, rollouts = on_device(*case)
-    assert len(steps) == 4 and len(steps[0][1]) > 2  # the first step is logged
+    # The first step is logged. What is seen of takd is its first link, which is three times as long.
+    assert len(steps) == (12 if case[1] == "takd" else 4) and len(steps[0][1]) > 2
     assert all(learning == [] for _, learning in steps[1:])
-    if case[1] in ("skd", "okd_skd"):
+    row = case[0].VARIANTS[case[1]]
+    if row.writer == "interleaved":
         assert [len(writing) for writing, _ in steps] == [len(rollout.blocks) for rollout in rollouts]
     tokens = 15  # at most, per response of this pair
-    most = tokens if "skd" in case[1] else 2 + tokens // 8
-    most += 3 * (case[1] == "imitkd")  # a batch of both kinds is put together on the host: tokens and lengths
+    most = tokens if row.writer == "interleaved" else 2 + tokens // 8
+    most += 3 * (row.writer == "mixed" and row.coin == "sequence")  # a batch of both kinds is put together on the host: tokens and lengths
     assert all(len(writing) <= most for writing, _ in steps)
-    asleep = case[0].VARIANTS[case[1]].writer in ("dataset", "teacher") or case[1] == "two_stage"  # its first half
+    asleep = row.writer in ("dataset", "teacher") or case[1] in ("two_stage", "distillm")  # at the start of a run
     assert any(writing for writing, _ in steps) != asleep

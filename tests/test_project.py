@@ -19,18 +19,21 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
 BELOW_SCRIPTS = {
-    "model", "losses", "sample", "data.tokenizer", "data.metrics", "data.corpora", "data.tasks", "data.evaluate", "data.pairs",
-    "data.runs", "data.report", "data.teacher_cache", "data.experiment",
+    "model", "losses", "features", "sample", "methods", "data.tokenizer", "data.metrics", "data.corpora", "data.tasks", "data.evaluate", "data.pairs",
+    "data.runs", "data.report", "data.teacher_cache", "data.experiment", "data.laboratory",
 }  # fmt: skip
 MAY_IMPORT = {  # file -> the project's own modules that it may know, beside what those may know
     "model.py": set(),
     "losses.py": set(),
     "sample.py": set(),
+    "features.py": {"losses"},
+    "methods.py": {"model", "losses", "features", "sample", "data.runs"},
     "data/__init__.py": set(),
     "data/tokenizer.py": set(),
     "data/metrics.py": set(),
     "data/runs.py": set(),
     "data/report.py": set(),
+    "data/laboratory.py": {"losses"},
     "data/corpora.py": {"data.metrics"},
     "data/tasks.py": {"data.tokenizer", "data.metrics", "data.corpora"},
     "data/evaluate.py": {"model", "losses", "sample", "data.tasks"},
@@ -194,6 +197,18 @@ def test_readme_names_every_variant(capsys):
         assert script.main(["--list-variants"]) == 0
         rows = re.findall(rf"^\| `(\w+)` \|.*`python {script.__name__}.py", readme(), re.M)
         assert rows == list(json.loads(capsys.readouterr().out)), script.__name__
+
+
+@pytest.mark.parametrize("script", [train_skd, train_okd])
+def test_readme_renders_the_rows(script, capsys):
+    """The tables of methods between the markers are what the rows say today."""
+    assert script.main(["--list-variants"]) == 0
+    table = report.methods_table(script.__name__, json.loads(capsys.readouterr().out))
+    section = f"methods-{script.__name__.removeprefix('train_')}"
+    assert report.replace_section(readme(), section, table) == readme()
+    for name, row in script.VARIANTS.items():
+        assert row.note, name
+        assert row.paper is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d{4}/\S+", row.paper), name
 
 
 def test_readme_names_every_task():

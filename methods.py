@@ -1,0 +1,691 @@
+"""What a method keeps beside its student, and what it makes of a batch: the state objects of train_skd.py's rows.
+
+Most methods keep nothing: who writes and which per-token loss says it all, and `Method` below is all they need. The
+others keep a schedule (Interpolation), a buffer (Replay), a projector (Feature, Flow), heads or branches (Subclasses,
+Regions, Branches), a teacher of their own with a discriminator (SoftLabels), or noise (SampledTargets). Each is one class:
+
+    __init__       what is prepared before training
+    before_step    what changes with the step
+    write          who writes the batch
+    watching       what of the models' insides it wants to see
+    per_token      batch -> (B, T), what the student minimises
+    after_step     what it learns from the step
+    after_evaluation
+
+All are nn.Modules: `state_dict` holds everything that a run would need to go on, and nothing else is kept. Their own
+parameters are trained by their own AdamW at the student's rate, without decay.
+"""
+
+import copy
+import functools
+import math
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data import runs
+from features import (
+    FEATURES,
+    NEEDS_PROJECTOR,
+    Projector,
+    flow,
+    input_gradient,
+    input_gradient_alignment,
+    second_order,
+    watch,
+)
+from losses import (
+    Tokens,
+    Unprojected,
+    at_least_float32,
+    by_chunks,
+    cross_entropy,
+    forward_kl,
+    masked_mean,
+    per_token_loss,
+    random_sampling_kd,
+    soften,
+    taid_target,
+)
+from model import learning_rate, make_optimizer
+from sample import DATASET, Noise, Rollout, rollout_from_ids, to_device
+
+
+class Batch(NamedTuple):
+    """What one part of a batch offers to a loss: row t of the logits predicts `tokens.targets[:, t]`."""
+
+    student_logits: torch.Tensor  # (B, T, V), or Unprojected
+    teacher_logits: torch.Tensor | None  # None where the row's loss asks no teacher
+    tokens: Tokens
+    inputs: torch.Tensor  # (B, T) long: what the models were fed
+    places: list  # of its rows in the whole batch: the keys of noise
+    models: tuple  # (student, teacher)
+    seen: tuple = (None, None)  # what `watching` saw of each
+
+
+class Method(nn.Module):
+    """Nothing is kept: the row's loss is (1 - kd_weight) cross-entropy + kd_weight T^2 loss(teacher^T, student^T)."""
+
+    student_passes = teacher_passes = 0  # per step, beyond the three of training and the one of judging
+    asks_start = False  # whether after_evaluation is to be called once before the first step
+    recomputes = True  # whether the student's pass may be made again, for --recompute
+
+    def __init__(self, row, student, pair, args, seed):
+        super().__init__()
+        self.row, self.writer, self.optimizer = row, row.writer, None
+        self.generator = torch.Generator().manual_seed(1_000_003 * seed + 3)
+        self.prepared = {}  # what preparing cost: keywords of Costs.count_preparation
+
+    def before_step(self, step, places):
+        """`places` are those of this process' rows in the batch."""
+        self.zero_grad(set_to_none=True)
+
+    def write(self, write):
+        """write(writer) -> the batch's Rollout."""
+        return write(self.writer)
+
+    def watching(self, model, is_student):
+        """The context of a model's pass over the batch; what it yields comes back in Batch.seen."""
+        return nullcontext()
+
+    def word_loss(self, batch):
+        """The row's own loss, at every position."""
+        row, targets = self.row, batch.tokens.targets
+        if row.loss == "cross_entropy":
+            return by_chunks(cross_entropy, batch.student_logits, targets)
+        teacher_logits = None if batch.teacher_logits is None else soften(batch.teacher_logits, row.temperature)
+        soft = per_token_loss(row.loss, soften(batch.student_logits, row.temperature), teacher_logits, batch.tokens, **row.hyper)
+        if row.kd_weight == 1 and row.temperature == 1:
+            return soft
+        hard = by_chunks(cross_entropy, batch.student_logits, targets)
+        return (1 - row.kd_weight) * hard + row.kd_weight * row.temperature**2 * soft
+
+    def per_token(self, batch):
+        return self.word_loss(batch)
+
+    def after_step(self, loss):
+        """`loss` is the whole batch's, a scalar on the device."""
+
+    def after_evaluation(self, figures):
+        """`figures` of data/evaluate.py, evaluate_quickly."""
+
+    def learn(self, rate):
+        """One update of the method's own parameters by the gradients they have, clipped on their own."""
+        if self.optimizer is None:
+            return
+        for weight in self.parameters():
+            if weight.grad is not None:
+                weight.grad = runs.across(weight.grad)
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    def get_extra_state(self):
+        """What is no tensor of this module's own: generator, optimizer, and the plain values named in `plain`."""
+        optimizer = self.optimizer.state_dict() if self.optimizer else None
+        return {"generator": self.generator.get_state(), "optimizer": optimizer} | {
+            name: getattr(self, name) for name in self.plain
+        }
+
+    def set_extra_state(self, state):
+        self.generator.set_state(state["generator"])
+        if self.optimizer:
+            self.optimizer.load_state_dict(state["optimizer"])
+        for name in self.plain:
+            setattr(self, name, state[name])
+
+    plain = ()  # names of attributes
+
+
+def begin(row, student, pair, args, seed):
+    """The state object of one run, on the student's device."""
+    kind = METHODS[row.method] if row.method else Method
+    method = kind(row, student, pair, args, seed, **row.knobs)
+    method.to(next(student.parameters()).device)
+    if any(True for _ in method.parameters()):
+        method.optimizer = make_optimizer(method, args.lr, weight_decay=0.0)
+    return method
+
+
+def references_of(pair, device, batch_size=64):
+    """The student's references as Rollouts, in order."""
+    prompts, responses = pair.train.prompts, pair.train.responses
+    for first in range(0, len(prompts), batch_size):
+        some = slice(first, first + batch_size)
+        yield rollout_from_ids(prompts[some], responses[some], [DATASET] * len(prompts[some]), device)
+
+
+def once_over(pair, passes):
+    """Costs.count_preparation for `passes` of the teacher over all references."""
+    tokens = sum(map(len, pair.train.prompts)) + sum(map(len, pair.train.responses)) - len(pair.train.prompts)
+    return {"teacher_tokens": passes * tokens, "teacher_forwards": -(-len(pair.train.prompts) // 64)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Targets that move or are drawn.
+
+
+class Interpolation(Method):
+    """TAID (arXiv 2501.16937): the target lies between the student's own logits and the teacher's, and moves to the latter.
+
+    Its share of the teacher starts at `start`, is at least linear in the steps, and grows faster while the loss falls:
+    with losses 2.0, 1.0 at share .4 the momentum becomes .005 and the step 1.503750e-4. The first loss is only stored.
+    """
+
+    def __init__(self, row, student, pair, args, seed, start=0.4, rate=5e-4, decay=0.99):
+        super().__init__(row, student, pair, args, seed)
+        self.start, self.rate, self.decay, self.num_steps = start, rate, decay, args.steps
+        for name, value in (("share", start), ("momentum", 0.0), ("before", float("nan"))):
+            self.register_buffer(name, torch.tensor(value))
+
+    def per_token(self, batch):
+        def towards_target(student_logits, teacher_logits):
+            return forward_kl(student_logits, taid_target(student_logits, teacher_logits, self.share))
+
+        return by_chunks(towards_target, batch.student_logits, batch.teacher_logits)
+
+    def before_step(self, step, places):
+        super().before_step(step, places)
+        linear = self.start + (1 - self.start) * step / self.num_steps
+        self.share = self.share.clamp(min=linear, max=1.0)
+
+    def after_step(self, loss):
+        change = (self.before - loss) / (self.before + 1e-15)  # nan at the first step: nothing to compare with
+        momentum = self.decay * self.momentum + (1 - self.decay) * change
+        first = self.before.isnan()
+        self.momentum = torch.where(first, self.momentum, momentum)
+        grown = self.share + self.rate * momentum.sigmoid() * (1 - self.share)
+        self.share, self.before = torch.where(first, self.share, grown).clamp(max=1.0), loss.detach().clone()
+
+
+class SampledTargets(Method):
+    """Random-sampling KD (arXiv 2503.16870): cross-entropy with `draws` tokens drawn from the teacher at every position."""
+
+    def __init__(self, row, student, pair, args, seed, draws=12):
+        super().__init__(row, student, pair, args, seed)
+        self.draws = draws
+
+    def before_step(self, step, places):
+        super().before_step(step, places)
+        self.step_seed = draw_seed(self.generator)
+
+    def per_token(self, batch):
+        (B, T), N = batch.inputs.shape, self.draws
+        uniform = uniforms(self.step_seed, batch.places, batch.inputs[..., None].expand(B, T, N))
+
+        def sampled(student_logits, teacher_logits, uniform):
+            cumulative = at_least_float32(teacher_logits).softmax(-1).cumsum(-1)
+            ids = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True)
+            return random_sampling_kd(student_logits, ids, torch.full_like(uniform, 1 / N))
+
+        return by_chunks(sampled, batch.student_logits, batch.teacher_logits, uniform)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who writes depends on how it goes.
+
+
+class Replay(Method):
+    """DistiLLM's off-policy schedule (arXiv 2402.03898): references, until validation says that they teach no more.
+
+    `threshold` starts at 0 and rises by .1 whenever the validation loss is .1 nats above the one at its last rise. With
+    chance threshold * (1 - progress), and as long as the buffer is not full with chance threshold, the student writes and
+    the batch is kept; with the rest of threshold a batch is drawn from what was kept; otherwise it is the references.
+    """
+
+    asks_start = True
+    plain = ("threshold", "reference", "seen_rows", "width")
+
+    def __init__(self, row, student, pair, args, seed, capacity=1000, rise=0.1, tolerance=0.1):
+        super().__init__(row, student, pair, args, seed)
+        self.capacity, self.rise, self.tolerance, self.num_steps = max(capacity, args.batch_size), rise, tolerance, args.steps
+        self.batch_size, self.threshold, self.reference, self.seen_rows, self.width = args.batch_size, 0.0, None, 0, 1
+        own = -(-self.capacity // runs.processes()[1])  # rows that this process keeps
+        block = student.config.block_size
+        for name, shape in (("tokens", (own, block)), ("prompt_len", (own,)), ("lengths", (own,)), ("finished", (own,))):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.bool if name == "finished" else torch.long))
+        self.register_buffer("source", torch.zeros(own, block, dtype=torch.int8))
+        self.register_buffer("next_slot", torch.zeros((), dtype=torch.long))
+
+    def before_step(self, step, places):
+        super().before_step(step, places)
+        self.progress, self.rows = step / self.num_steps, len(places)
+
+    def choose(self, uniform):
+        """A number in [0, 1) -> student, replay or dataset."""
+        if uniform < self.threshold * (1 - self.progress):
+            return "student"
+        if uniform < self.threshold:
+            return "replay" if self.seen_rows >= self.capacity else "student"
+        return "dataset"
+
+    def write(self, write):
+        self.writer = self.choose(torch.rand((), generator=self.generator).item())
+        if self.writer == "replay":
+            rows = to_device(torch.randperm(len(self.lengths), generator=self.generator)[: self.rows], self.lengths.device)
+            kept = (self.tokens[rows, : self.width], self.prompt_len[rows], self.lengths[rows], self.source[rows, : self.width])
+            return Rollout(*kept, self.finished[rows])
+        rollout = write(self.writer)
+        if self.writer == "student":
+            n, T = rollout.tokens.shape
+            slots = (self.next_slot + torch.arange(n, device=self.next_slot.device)) % len(self.lengths)
+            self.tokens[slots], self.source[slots] = 0, 0
+            self.tokens[slots, :T], self.source[slots, :T] = rollout.tokens, rollout.source
+            self.prompt_len[slots], self.lengths[slots] = rollout.prompt_len, rollout.lengths
+            self.finished[slots], self.next_slot = rollout.finished, self.next_slot + n
+            self.seen_rows, self.width = self.seen_rows + self.batch_size, max(self.width, T)
+        return rollout
+
+    def after_evaluation(self, figures):
+        loss = figures["val_nll"]
+        if self.reference is None:
+            self.reference = loss
+        elif loss >= self.reference + self.tolerance:
+            self.threshold, self.reference = min(1.0, self.threshold + self.rise), loss
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Features: a loss of hidden states, or of gradients, added to the row's own.
+
+
+def block_at(model, where):
+    """Number of a model's middle or last block: the middle one of 2 is the first, of 12 the sixth."""
+    return model.config.n_layer - 1 if where == "last" else (model.config.n_layer - 1) // 2
+
+
+class Feature(Method):
+    """The row's loss + `weight` times a loss of hidden states (a name in features.FEATURES), behind one block of each model."""
+
+    def __init__(self, row, student, pair, args, seed, feature, weight=1.0, at="middle", **hyper):
+        super().__init__(row, student, pair, args, seed)
+        self.feature, self.weight, self.at = functools.partial(FEATURES[feature], **hyper), weight, at
+        if feature in NEEDS_PROJECTOR:
+            self.projector = Projector(student.config.n_embd, pair.teacher.config.n_embd, self.generator)
+
+    def watching(self, model, is_student):
+        return watch(model, [block_at(model, self.at)])
+
+    def per_token(self, batch):
+        student_hidden, teacher_hidden = (seen.hidden[0] for seen in batch.seen)
+        if hasattr(self, "projector"):
+            student_hidden = self.projector(student_hidden)
+        return self.word_loss(batch) + self.weight * self.feature(student_hidden, teacher_hidden, batch.tokens.mask)
+
+
+class Flow(Method):
+    """The row's loss + `weight` times FSP's (CVPR 2017): how features change from the middle block to the last."""
+
+    def __init__(self, row, student, pair, args, seed, weight=1.0):
+        super().__init__(row, student, pair, args, seed)
+        self.weight, widths = weight, (student.config.n_embd, pair.teacher.config.n_embd)
+        self.first, self.second = (Projector(*widths, self.generator) for _ in range(2))
+
+    def watching(self, model, is_student):
+        return watch(model, [block_at(model, "middle"), block_at(model, "last")])
+
+    def per_token(self, batch):
+        student_hidden, teacher_hidden = (seen.hidden for seen in batch.seen)
+        own = self.first(student_hidden[0]), self.second(student_hidden[1])
+        return self.word_loss(batch) + self.weight * flow(*own, *teacher_hidden, batch.tokens.mask)
+
+
+class InputGradient(Method):
+    """The row's loss + `weight` times the distance of both models' input gradients (KDIGA, arXiv 2110.12072).
+
+    Pixels become one-hot tokens: the gradient of each sequence's cross-entropy in the input token at a position, at that
+    token and at the teacher's `top_k` guesses for it, is comparable because the vocabulary is shared. The student is
+    differentiated twice, which needs unfused attention.
+    """
+
+    student_passes, teacher_passes = 3, 1  # gradients in the inputs are one pass of either, their derivative two of the student's
+    recomputes = False  # a pass that is made again in the backward pass would take fused attention
+
+    def __init__(self, row, student, pair, args, seed, weight=1.0, top_k=4):
+        super().__init__(row, student, pair, args, seed)
+        self.weight, self.top_k = weight, top_k
+
+    @contextmanager
+    def watching(self, model, is_student):
+        with watch(model, inputs=True) as seen, second_order() if is_student else torch.enable_grad():
+            yield seen
+
+    def per_token(self, batch):
+        masked, targets = batch.tokens.mask, batch.tokens.targets
+        with torch.no_grad():
+            guesses = by_chunks(lambda rows: rows.topk(min(self.top_k, rows.size(-1))).indices, batch.teacher_logits)
+        guesses = torch.cat([guesses[:, :1], guesses[:, :-1]], 1)  # for this token; the first one, unguessed, takes the next one's
+        ids = torch.cat([batch.inputs[..., None], guesses], -1)  # (B, T, 1 + k)
+        gradients = []
+        for model, model_logits, seen in zip(batch.models, (batch.student_logits, batch.teacher_logits), batch.seen):
+            model_loss = by_chunks(cross_entropy, model_logits, targets)
+            gradients.append(input_gradient(model_loss, seen.inputs, model.head, masked, ids, create_graph=model is batch.models[0]))
+        # The prompt's tokens are inputs too; what stands behind the last token that counts has no gradient.
+        is_input = masked.flip(-1).cumsum(-1).flip(-1) > 0
+        apart = input_gradient_alignment(*gradients, is_input).sum(-1) / is_input.sum(-1).clamp(min=1)  # (B,)
+        return self.word_loss(batch) + self.weight * apart[:, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Targets of another kind.
+
+
+class Subclasses(Method):
+    """LELP (arXiv 2409.20449): the teacher's classes split by where its last feature lies, and the student learns the parts too.
+
+    A reconstruction. One pass over the references gathers the teacher's features by their next token; along the first
+    principal directions of each class, rotated at random, `subclasses` parts get softmax probabilities. The student's
+    (class, part) distribution is its own next-token distribution times a softmax of a head per class, so its marginal is
+    what it says without that head, and the loss is the sum over both: forward KL + sum over classes of teacher(class)
+    KL(teacher's parts || student's parts), taken on the teacher's `top_k` classes of a position. Classes seen fewer than
+    `least` times stay whole. The paper's projection on the null space of the output matrix has no use here: with at
+    least as many tokens as dimensions that space is {0}.
+    """
+
+    def __init__(
+        self, row, student, pair, args, seed, subclasses=4, sharpness=1.0, top_k=2, most_classes=256, least=16
+    ):
+        super().__init__(row, student, pair, args, seed)
+        self.top_k, device, vocab_size = top_k, next(student.parameters()).device, student.config.vocab_size
+        hidden, gold = [], []
+        with torch.no_grad():
+            for batch in references_of(pair, device):
+                masked = batch.response_mask[:, 1:]
+                hidden.append(pair.teacher(batch.tokens[:, :-1], features=True)[masked].float())
+                gold.append(batch.tokens[:, 1:][masked])
+        hidden, gold = torch.cat(hidden), torch.cat(gold)
+        self.prepared = once_over(pair, 1)
+        counts = torch.bincount(gold, minlength=vocab_size)
+        order = counts.argsort(descending=True, stable=True)[:most_classes].tolist()
+        classes = [token for token in order if counts[token] >= max(least, subclasses)]
+        slot, centres, directions = torch.full((vocab_size,), -1), [], []
+        for number, token in enumerate(classes):
+            own = hidden[gold == token]
+            axes = torch.linalg.svd(own - own.mean(0), full_matrices=False)[2][:subclasses]  # (S, C) principal directions
+            square = torch.empty(subclasses, subclasses).normal_(generator=self.generator)
+            rotated = torch.linalg.qr(square)[0].to(device) @ axes
+            spread = ((own - own.mean(0)) @ rotated.T).std(0).clamp(min=1e-6)
+            slot[token] = number
+            centres.append(own.mean(0))
+            directions.append(sharpness * rotated / spread[:, None])
+        width = student.config.n_embd
+        self.register_buffer("slot", slot)
+        self.register_buffer("centres", torch.stack(centres) if centres else hidden.new_zeros(1, hidden.size(1)))
+        self.register_buffer(
+            "directions", torch.stack(directions) if centres else hidden.new_zeros(1, subclasses, hidden.size(1))
+        )
+        head = torch.empty(len(self.centres), subclasses, width).normal_(0.0, width**-0.5, generator=self.generator)
+        self.head = nn.Parameter(head)
+
+    def watching(self, model, is_student):
+        return watch(model, [block_at(model, "last")])
+
+    def per_token(self, batch):
+        own, others = (model.norm(seen.hidden[0]) for model, seen in zip(batch.models, batch.seen))  # (B, T, C)
+        with torch.no_grad():
+            ids = by_chunks(lambda rows: rows.topk(self.top_k).indices, batch.teacher_logits)
+            probs = by_chunks(lambda rows: at_least_float32(rows).softmax(-1).topk(self.top_k).values, batch.teacher_logits)
+            slot = self.slot[ids]  # (B, T, k)
+            at = slot.clamp(min=0)
+            offsets = others[:, :, None] - self.centres[at]
+            targets = torch.einsum("btksc,btkc->btks", self.directions[at], offsets).log_softmax(-1)
+        parts = torch.einsum("btksc,btc->btks", self.head[at], own).log_softmax(-1)
+        conditional = (targets.exp() * (targets - parts)).sum(-1)  # (B, T, k)
+        return self.word_loss(batch) + (probs * conditional * (slot >= 0)).sum(-1)
+
+
+class Regions(Method):
+    """RDD (arXiv 2407.03719): forward KL everywhere, and cross-entropy where it is worth it.
+
+    In the first `warmup` of the steps the weight of a token is exp(-KL(early || teacher)), `early` being what the teacher
+    says from its middle block: easy tokens count. Then tokens count that are hard for one of the two models and not for
+    the other: a token is hard for a model that gives it at most `threshold`, the teacher's median over the references
+    (the paper's fixed .7 would find nearly every token hard). The early answer goes through a linear map that is trained
+    for `lens_steps` steps before the run (the paper's teacher has an auxiliary head of its own).
+    """
+
+    def __init__(self, row, student, pair, args, seed, warmup=0.1, lens_steps=50, lens_rate=1e-2):
+        super().__init__(row, student, pair, args, seed)
+        device, teacher = next(student.parameters()).device, pair.teacher
+        self.warmup, middle = warmup * args.steps, block_at(pair.teacher, "middle")
+        lens = nn.Parameter(torch.eye(teacher.config.n_embd, device=device))
+        optimizer = torch.optim.Adam([lens], lr=lens_rate)
+        batches = list(references_of(pair, device))
+        kept, fed = [], 0
+        for step in range(lens_steps):
+            batch = batches[step % len(batches)]
+            inputs, targets, masked = batch.tokens[:, :-1], batch.tokens[:, 1:], batch.response_mask[:, 1:]
+            with torch.no_grad(), watch(teacher, [middle]) as seen:
+                teacher_logits = teacher(inputs)
+            if step < len(batches):
+                kept.append((-cross_entropy(teacher_logits, targets)[masked]).exp())
+            fed += inputs.numel()
+            loss = masked_mean(cross_entropy(self.early(teacher, seen.hidden[0], lens), targets), masked)
+            optimizer.zero_grad()
+            (lens.grad,) = torch.autograd.grad(loss, lens)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, lens_steps, lens_rate)
+            optimizer.step()
+        self.register_buffer("lens", lens.detach())
+        self.register_buffer("threshold", torch.cat(kept).median())
+        self.prepared = {"teacher_tokens": 2 * fed, "teacher_forwards": lens_steps}
+
+    @staticmethod
+    def early(teacher, hidden, lens):
+        return F.linear(teacher.norm(hidden @ lens), teacher.head)
+
+    def before_step(self, step, places):
+        super().before_step(step, places)
+        self.warm = step < self.warmup
+
+    def watching(self, model, is_student):
+        return nullcontext() if is_student or not self.warm else watch(model, [block_at(model, "middle")])
+
+    def per_token(self, batch):
+        teacher, targets = batch.models[1], batch.tokens.targets
+        own = by_chunks(cross_entropy, batch.student_logits, targets)
+        with torch.no_grad():
+            if self.warm:
+                early = Unprojected(teacher.norm(batch.seen[1].hidden[0] @ self.lens), teacher.head)
+                weight = (-by_chunks(forward_kl, batch.teacher_logits, early)).exp()  # KL(early || teacher)
+            else:
+                others = by_chunks(cross_entropy, batch.teacher_logits, targets)
+                weight = ((-own).exp() <= self.threshold) ^ ((-others).exp() <= self.threshold)
+        return self.word_loss(batch) + weight * own
+
+
+class Branches(Method):
+    """ONE (arXiv 1806.04606): no teacher; the student's upper half exists several times, and a gated sum teaches each.
+
+    All branches stand on the student's lower blocks. Loss: cross-entropy of every branch and of the sum of their logits
+    under a softmax gate, and T^2 KL(sum || branch) for every branch. The first branch is the student, which is kept.
+    """
+
+    def __init__(self, row, student, pair, args, seed, branches=3, temperature=3.0):
+        super().__init__(row, student, pair, args, seed)
+        self.trunk, self.temperature = block_at(student, "middle"), temperature
+        upper = nn.ModuleList([*student.blocks[self.trunk + 1 :], student.norm])
+        self.others = nn.ModuleList(copy.deepcopy(upper) for _ in range(branches - 1))
+        with torch.no_grad():  # copies would stay equal for ever: matrices are drawn anew
+            for weight in self.others.parameters():
+                if weight.dim() >= 2:
+                    drawn = torch.empty(weight.shape).normal_(0.0, weight.std().item(), generator=self.generator)
+                    weight.copy_(drawn)
+        self.gate = nn.Parameter(torch.zeros(student.config.n_embd, branches))
+        extra = sum(weight.numel() for weight in self.others.parameters()) + (branches - 1) * student.head.numel()
+        self.student_passes = round(3 * extra / student.num_parameters())
+
+    def watching(self, model, is_student):
+        return watch(model, [self.trunk]) if is_student else nullcontext()
+
+    def per_token(self, batch):
+        student, trunk = batch.models[0], batch.seen[0].hidden[0]
+        branches = [batch.student_logits]
+        for *blocks, norm in self.others:
+            x = trunk
+            for number, block in enumerate(blocks):
+                x = block(x, self.trunk + 1 + number)
+            features = Unprojected(norm(x), student.head)
+            branches.append(features if isinstance(batch.student_logits, Unprojected) else F.linear(*features))
+        gate = (trunk @ self.gate).softmax(-1)  # (B, T, branches)
+
+        def all_of_them(gate, targets, *branches):
+            ensemble = sum(share[..., None] * branch for share, branch in zip(gate.unbind(-1), branches))
+            loss = cross_entropy(ensemble, targets)
+            for branch in branches:
+                soft = forward_kl(soften(branch, self.temperature), soften(ensemble, self.temperature))
+                loss = loss + cross_entropy(branch, targets) + self.temperature**2 * soft
+            return loss
+
+        return by_chunks(all_of_them, gate, batch.tokens.targets, *branches)
+
+
+class SoftLabels(Method):
+    """LW-KD (arXiv 2005.09163) by analogy: a teacher that never sees the text, only the token, and a discriminator.
+
+    Its data set is made up: one point per token and noise around it. A linear softmax classifier learns it and then
+    answers, for a noisy point of the reference token, with soft labels that vary from position to position; its
+    temperature is set such that the token itself gets `gold` on average. Loss: cross-entropy + KL(soft label || student)
+    + `adversarial` times -log D(student), where D, a small network on the sorted best probabilities, learns to tell
+    labels from students. With gold .8 the targets put .9 on the reference: `label_smoothing` is the control with as much.
+    """
+
+    def __init__(self, row, student, pair, args, seed, gold=0.8, adversarial=0.1, width=16, noise=0.2, best=8):
+        super().__init__(row, student, pair, args, seed)
+        device = next(student.parameters()).device
+        used = sorted({token for response in pair.train.responses for token in response})
+        self.adversarial, self.noise, self.best = adversarial, noise, min(best, len(used), student.config.vocab_size)
+        slot = torch.zeros(student.config.vocab_size, dtype=torch.long)
+        slot[used] = torch.arange(len(used))
+        points = F.normalize(torch.empty(len(used), width).normal_(generator=self.generator), dim=-1)
+        weights = nn.Parameter(torch.zeros(len(used), width))
+        optimizer = torch.optim.Adam([weights], lr=0.1)
+        for _ in range(300):
+            labels = torch.randint(len(used), (256,), generator=self.generator)
+            (weights.grad,) = torch.autograd.grad(F.cross_entropy(self.noisy(points[labels]) @ weights.T, labels), weights)
+            optimizer.step()
+        labels = torch.arange(len(used)).repeat(-(-2048 // len(used)))
+        answers = (self.noisy(points[labels]) @ weights.T).detach()
+        low, high = 1e-3, 1e3  # the gold mass falls as the temperature rises
+        for _ in range(60):
+            middle = math.sqrt(low * high)
+            mass = (answers / middle).softmax(-1).gather(-1, labels[:, None]).mean().item()
+            low, high = (middle, high) if mass > gold else (low, middle)
+        for name, value in (("used", torch.tensor(used)), ("slot", slot), ("points", points), ("weights", weights.detach() / low)):
+            self.register_buffer(name, value.to(device))
+        drawn = [torch.empty(shape).normal_(0.0, shape[0] ** -0.5, generator=self.generator) for shape in ((self.best, 32), (32, 1))]
+        self.hidden, self.last = (nn.Parameter(matrix) for matrix in drawn)
+
+    def noisy(self, points, uniform=None):
+        """Points and uniform noise of standard deviation `noise` in every direction."""
+        if uniform is None:
+            uniform = torch.rand(points.shape, generator=self.generator)
+        return points + self.noise * math.sqrt(12) * (uniform - 0.5)
+
+    def looks_real(self, probs):
+        """The discriminator: sorted best probabilities (..., best) -> log-odds that they are a label's."""
+        return (F.gelu(probs @ self.hidden) @ self.last)[..., 0]
+
+    def before_step(self, step, places):
+        super().before_step(step, places)
+        self.step_seed, self.real, self.made_up = draw_seed(self.generator), [], []
+
+    def soft_labels(self, targets, places):
+        """(B, T) -> (B, T, tokens in use) log-probabilities."""
+        points = self.points[self.slot[targets]]  # (B, T, width)
+        return (self.noisy(points, uniforms(self.step_seed, places, points)) @ self.weights.T).log_softmax(-1)
+
+    def per_token(self, batch):
+        labels = self.soft_labels(batch.tokens.targets, batch.places)
+
+        def columns(student_logits, labels, targets):
+            logprobs = at_least_float32(student_logits).log_softmax(-1)
+            distance = (labels.exp() * (labels - logprobs[..., self.used])).sum(-1)
+            best = logprobs.topk(self.best).values.exp()
+            return torch.cat([(cross_entropy(student_logits, targets) + distance)[..., None], best], -1)
+
+        found = by_chunks(columns, batch.student_logits, labels, batch.tokens.targets)
+        masked = batch.tokens.mask
+        self.real.append((labels.topk(self.best).values.exp(), masked))
+        self.made_up.append((found[..., 1:].detach(), masked))
+        return found[..., 0] + self.adversarial * F.softplus(-self.looks_real(found[..., 1:]))
+
+    def after_step(self, loss):
+        self.zero_grad(set_to_none=True)  # what the student's loss left here is not the discriminator's
+        count = sum(masked.sum() for _, masked in self.real).clamp(min=1)
+        for probs, masked, sign in [(*rows, -1) for rows in self.real] + [(*rows, 1) for rows in self.made_up]:
+            masked_mean(F.softplus(sign * self.looks_real(probs)), masked, total=count).backward()
+
+
+def draw_seed(generator):
+    """A seed for one step's noise."""
+    return torch.randint(2**62, (), generator=generator).item()
+
+
+def uniforms(seed, places, like):
+    """Uniform numbers of the shape of `like` (B, T, N), a function of (seed, place in the batch, position, n) alone."""
+    B, T, N = like.shape
+    noise = Noise(torch.Generator().manual_seed(seed), to_device(torch.tensor(list(places)), like.device))
+    numbers = torch.arange(T * N, device=like.device).view(1, T, N).expand(B, -1, -1)
+    return noise(numbers, "target")
+
+
+# A new kind of state is one class above and one row here.
+METHODS = {
+    "interpolation": Interpolation,
+    "sampled_targets": SampledTargets,
+    "replay": Replay,
+    "feature": Feature,
+    "flow": Flow,
+    "input_gradient": InputGradient,
+    "subclasses": Subclasses,
+    "regions": Regions,
+    "branches": Branches,
+    "soft_labels": SoftLabels,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Another teacher than the pair's.
+
+
+def friendly_teacher(pair, args, seed, rate=0.1):
+    """SFTN (arXiv 2102.07650): the teacher learns on, together with a student's upper half on top of its own lower half.
+
+    -> (a copy of the teacher, keywords of Costs.count_preparation). Both learn the references, and the KL from teacher
+    to branch reaches both: what a student cannot follow becomes costly. args.steps updates at `rate` times the teacher's
+    rate.
+    """
+    device, generator = next(pair.teacher.parameters()).device, torch.Generator().manual_seed(1_000_003 * seed + 4)
+    teacher, student = copy.deepcopy(pair.teacher).requires_grad_(True), pair.new_student()
+    below, above = block_at(teacher, "middle"), student.blocks[block_at(student, "middle") + 1 :]
+    bridge = Projector(teacher.config.n_embd, student.config.n_embd, generator).to(device)
+    both = nn.ModuleList([teacher, bridge, above, student.norm])
+    head = nn.Parameter(student.head.detach().clone())
+    both.register_parameter("head", head)
+    optimizer, fed = make_optimizer(both, rate * args.settings.teacher_lr), 0
+    prompts, responses = pair.train.prompts, pair.train.responses
+    for step in range(args.steps):
+        rows = torch.randperm(len(prompts), generator=generator)[: args.batch_size].tolist()
+        batch = rollout_from_ids([prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), device)
+        inputs, targets, masked = batch.tokens[:, :-1], batch.tokens[:, 1:], batch.response_mask[:, 1:]
+        with watch(teacher, [below]) as seen:
+            teacher_logits = teacher(inputs)
+        x = bridge(seen.hidden[0])
+        for number, block in enumerate(above):
+            x = block(x, number)
+        branch_logits = F.linear(student.norm(x), head)
+        teacher_logprobs, branch_logprobs = (rows.float().log_softmax(-1) for rows in (teacher_logits, branch_logits))
+        distance = (teacher_logprobs.exp() * (teacher_logprobs - branch_logprobs)).sum(-1)  # gradients to both
+        per_token = cross_entropy(teacher_logits, targets) + cross_entropy(branch_logits, targets) + distance
+        optimizer.zero_grad(set_to_none=True)
+        masked_mean(per_token, masked).backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, rate * args.settings.teacher_lr)
+        optimizer.step()
+        fed += sum(len(prompts[i]) + len(responses[i]) - 1 for i in rows)
+    return teacher.requires_grad_(False).eval(), {"student_tokens": 3 * fed, "teacher_tokens": 3 * fed, "grows": True}

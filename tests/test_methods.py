@@ -1,0 +1,1389 @@
+"""The laws of methods.py: every row's loss by hand, what each state object keeps, and that its state is all there is to it.
+
+FORMULAS says for each row of VARIANTS, once more and slowly, what a row of a batch costs: without padding, token by token,
+in float64 and with plain probabilities. What a method draws or learns is read from its buffers, everything else is
+written out here: nothing in this part calls losses.py, features.py or a method.
+"""
+
+import copy
+import dataclasses
+import functools
+import io
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import methods
+import train_skd
+from data import runs
+from losses import Tokens
+from model import GPT, GPTConfig, learning_rate, make_optimizer
+from sample import DATASET, STUDENT, TEACHER, Noise, rollout_from_ids
+from test_sample import FALSE_ALARM, assert_follows
+from tiny import Watched, flags, generator, moved_apart, prompts_of, same_weights, tiny_pair, weights_of
+from train_skd import VARIANTS, distill
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One row of a batch, as a formula sees it.
+
+
+class Row:
+    """A prompt and its response of n tokens, in float64 and without padding; `at` are the positions that predict these."""
+
+    def __init__(self, variant, student, teacher, prompt, response, sources, place, state):
+        self.variant, self.student, self.teacher, self.place, self.state = variant, student, teacher, place, state
+        self.response, self.by_teacher = response, [source == TEACHER for source in sources]
+        self.inputs = torch.tensor(prompt + response)[:-1]
+        self.at = range(len(prompt) - 1, len(prompt) + len(response) - 1)
+
+    @functools.cached_property
+    def student_probs(self):
+        return self.student(self.inputs[None])[0, list(self.at)].softmax(-1)
+
+    @functools.cached_property
+    def teacher_probs(self):
+        with torch.no_grad():
+            return self.teacher(self.inputs[None])[0, list(self.at)].softmax(-1)
+
+    def double(self, name):
+        """What the method keeps under this name."""
+        return self.state[name].double()
+
+
+def kl(first, second):
+    return (first * (first / second).log()).sum()
+
+
+def ce(own, token):
+    return -own[token].log()
+
+
+def softened(probs, temperature):
+    return probs ** (1 / temperature) / (probs ** (1 / temperature)).sum()
+
+
+def entropy(probs):
+    return -(probs * probs.log()).sum()
+
+
+def ranked(probs):
+    """Tokens, the likeliest first."""
+    return sorted(range(len(probs)), key=lambda token: -probs[token].item())
+
+
+def at_each(function):
+    """function(student's probabilities, teacher's, token, whether the teacher wrote it) at each position: row -> (n,)."""
+
+    def formula(row):
+        positions = zip(row.student_probs, row.teacher_probs, row.response, row.by_teacher)
+        return torch.stack([function(own, other, token, by) for own, other, token, by in positions])
+
+    return formula
+
+
+word_level = at_each(lambda own, other, token, by: kl(other, own))
+label = at_each(lambda own, other, token, by: ce(own, token))
+variation = at_each(lambda own, other, token, by: (own - other).abs().sum() / 2)
+
+
+def mixed(first, second, share=0.5):
+    return share * first + (1 - share) * second
+
+
+def ab(first, second, alpha=0.2, beta=0.7):
+    total = alpha + beta
+    terms = first**alpha * second**beta - alpha / total * first**total - beta / total * second**total
+    return -terms.sum() / (alpha * beta)
+
+
+def amid(own, other, token, by):
+    assistant = mixed(other**0.25, own**0.25) ** 4
+    return ab(other, assistant / assistant.sum())
+
+
+def adaptive(own, other, token, by):
+    head, mass = [], 0.0
+    for best in ranked(other):
+        if mass < 0.5:
+            head.append(best)
+            mass += other[best].item()
+    gap = (own - other).abs().detach()
+    share = gap[head].sum() / gap.sum()
+    return share * kl(other, own) + (1 - share) * kl(own, other)
+
+
+def decoupled(own, other, token, by):
+    two_way, rest = [], []
+    for probs in (other, own):
+        others = torch.stack([prob for place, prob in enumerate(probs) if place != token])
+        two_way.append(torch.stack([probs[token], others.sum()]))
+        rest.append(others / others.sum())
+    return 0.5 * ce(own, token) + 0.5 * (kl(*two_way) + 2 * kl(*rest))
+
+
+def standardized(own, other, token, by):
+    scores = [(probs.log() - probs.log().mean()) / probs.log().std() for probs in (other, own)]
+    return 0.1 * ce(own, token) + 0.9 * 4 * kl(*((score / 2).softmax(-1) for score in scores))
+
+
+def logit_differences(own, other, token, by):
+    total = 0.0
+    for leader in (other, own):
+        pairs_of_best = list(itertools.combinations(ranked(leader)[:8], 2))
+        total += kl(*((torch.stack([(x[i] / x[j]).log() for i, j in pairs_of_best]) / 3).softmax(-1) for x in (other, own)))
+    return total
+
+
+def buckets(own, other, token, by):
+    best = ranked(other)[:8]
+    rest = [v for v in range(len(other)) if v not in best]
+    return kl(*(torch.cat([probs[best], probs[rest].sum()[None]]) for probs in (other, own)))
+
+
+def by_rank(own, other, token, by):
+    sides = (probs[ranked(probs)] for probs in (own, other))
+    return 0.4 * ce(own, token) + 0.6 * (next(sides) - next(sides)).abs().sum()
+
+
+def correlation(x, y):
+    x, y = x - x.mean(), y - y.mean()
+    return (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()
+
+
+def correlations(own, other, token, by):
+    best = ranked(other)[:32]
+    numbers, orders = [], []
+    for probs in (own, other):
+        numbers.append(probs[best] / probs[best].sum())
+        z = probs[best].log()
+        before = ((z - z[:, None]) / 0.1).sigmoid().masked_fill(torch.eye(32, dtype=torch.bool), 0.0)
+        orders.append(1 + before.sum(-1))
+    doubt = entropy(other) / math.log(len(other))
+    apart = (1 - doubt) * (1 - correlation(*numbers)) + doubt * (1 - correlation(*orders))
+    return 0.5 * ce(own, token) + 0.5 * apart
+
+
+def compared(row):
+    """CKD: half the squared differences of differences to the teacher's, over all ordered pairs of positions; half cross-entropy."""
+    V, n = row.student_probs.size(-1), len(row.response)
+    own, other = (x - x.mean(-1, keepdim=True) for x in (row.student_probs.log(), row.teacher_probs.log()))
+    total = sum(((own[i] - own[j]) - (other[i] - other[j])).square().sum() / V for i in range(n) for j in range(n))
+    labels = torch.stack([ce(probs, token) for probs, token in zip(row.student_probs, row.response)])
+    return 0.5 * (total / n**2).expand(n) + 0.5 * labels
+
+
+def writer_jsd(own, other, token, by):
+    mix = mixed(own, other)
+    return kl(other, mix) if by else kl(own, mix)
+
+
+def writer_skew(own, other, token, by):
+    return kl(other, mixed(other, own, 0.1)) if by else kl(own, mixed(own.detach(), other, 0.1))
+
+
+def advantage(own, other, token, by):
+    return -(other[token] / own[token]).log().detach() * own[token].log()
+
+
+def gated(row):
+    def one(own, other, token, by):
+        return kl(other, own) * (ranked(other).index(int(own.argmax())) < row.variant.hyper["accept_top_k"])
+
+    return at_each(one)(row)
+
+
+def unsure(row):
+    threshold = row.variant.hyper.get("threshold", 0.5)
+    return at_each(lambda own, other, token, by: kl(own, other) + kl(other, own) * (entropy(other) > threshold))(row)
+
+
+def moving_target(row):
+    """TAID: the geometric mean of both, the student's part a constant."""
+
+    def one(own, other, token, by):
+        target = own.detach() ** (1 - row.double("share")) * other ** row.double("share")
+        return kl(target / target.sum(), own)
+
+    return at_each(one)(row)
+
+
+def noise_of(row, width):
+    """(n, width) uniforms of this row, one at a time: a function of the step's seed, the place in the batch and the position."""
+    noise = Noise(generator(row.state["step_seed"]), torch.tensor([row.place]))
+    return torch.stack([torch.cat([noise(torch.tensor([t * width + i]), "target") for i in range(width)]) for t in row.at]).double()
+
+
+def drawn_targets(row):
+    """RS-KD: twelve tokens of each position, by the inverse of the teacher's cumulative distribution."""
+    losses = []
+    for own, other, uniform in zip(row.student_probs, row.teacher_probs, noise_of(row, 12)):
+        tokens = [next(v for v, mass in enumerate(other.cumsum(-1)) if mass > u) for u in uniform]
+        losses.append(sum(ce(own, token) for token in tokens) / 12)
+    return torch.stack(losses)
+
+
+def hidden_of(model, inputs):
+    """The output of every block, (T, C), by running them one after the other."""
+    x = (model.token_embedding.weight[inputs] + model.position_embedding.weight[: len(inputs)])[None]
+    outputs = []
+    for layer, block in enumerate(model.blocks):
+        x = block(x, layer)
+        outputs.append(x[0])
+    return outputs
+
+
+def middle(outputs):
+    """Of one block the only one, of two the first, of three the second."""
+    return outputs[(len(outputs) - 1) // 2]
+
+
+def both_hidden(row, pick):
+    """What pick(outputs of all blocks) is, of student and teacher, at the positions that count."""
+    with torch.no_grad():
+        teacher = pick(hidden_of(row.teacher, row.inputs))
+    return pick(hidden_of(row.student, row.inputs))[list(row.at)], teacher[list(row.at)]
+
+
+def last(outputs):
+    return outputs[-1]
+
+
+def fitnet(row):
+    own, other = both_hidden(row, middle)
+    return word_level(row) + (own @ row.double("projector.weight").T - other).square().mean(-1)
+
+
+def hidden_cosine(row):
+    own, other = both_hidden(row, last)
+    return word_level(row) + 1 - F.cosine_similarity(own @ row.double("projector.weight").T, other, dim=-1)
+
+
+def attention(row):
+    energies = [h.square().mean(-1) for h in both_hidden(row, middle)]
+    own, other = (energy / energy.norm() for energy in energies)
+    return word_level(row) + 10 * len(own) * (own - other).square()
+
+
+def similarity(row):
+    grams = [h @ h.T for h in both_hidden(row, last)]
+    own, other = (torch.stack([line / line.norm() for line in gram]) for gram in grams)
+    return word_level(row) + 10 * (own - other).square().mean(-1)
+
+
+def smooth(x):
+    return 0.5 * x**2 if abs(x) < 1 else abs(x) - 0.5
+
+
+def distances(row):
+    n, sides = len(row.response), []
+    for h in both_hidden(row, last):
+        apart = {(i, j): (h[i] - h[j]).norm() for i in range(n) for j in range(n) if i != j}
+        mean = sum(apart.values()) / len(apart)
+        sides.append({key: value / mean for key, value in apart.items()})
+    return sum(smooth(sides[0][key] - sides[1][key]) for key in sides[0]) / len(sides[0])
+
+
+def angles(row):
+    n, sides = len(row.response), []
+    for h in both_hidden(row, last):
+        sides.append(
+            {
+                (i, j, k): (h[j] - h[i]) @ (h[k] - h[i]) / ((h[j] - h[i]).norm() * (h[k] - h[i]).norm())
+                for i, j, k in itertools.permutations(range(n), 3)
+            }
+        )
+    return sum(smooth(sides[0][key] - sides[1][key]) for key in sides[0]) / len(sides[0])
+
+
+def flow(row):
+    first, second = both_hidden(row, middle), both_hidden(row, last)
+    n = len(row.response)
+    own = sum(
+        torch.outer(first[0][t] @ row.double("first.weight").T, second[0][t] @ row.double("second.weight").T) for t in range(n)
+    )
+    other = sum(torch.outer(first[1][t], second[1][t]) for t in range(n))
+    return word_level(row) + (own / n - other / n).square().mean()
+
+
+def input_gradients(row):
+    """KDIGA: both losses by one-hot inputs, at the input token and at the four that the teacher expected there."""
+    everywhere, gradients = list(range(len(row.inputs))), []
+    with torch.no_grad():
+        expected = row.teacher(row.inputs[None])[0]
+    # Nobody expects a first token: there, what is expected behind it.
+    ids = [[int(token), *ranked(expected[max(t - 1, 0)].softmax(-1))[:4]] for t, token in enumerate(row.inputs)]
+    for model in (row.student, row.teacher):
+        one_hot = F.one_hot(row.inputs, model.config.vocab_size).double().requires_grad_()
+        x = (one_hot @ model.token_embedding.weight + model.position_embedding.weight[everywhere])[None]
+        with sdpa_kernel(SDPBackend.MATH):
+            for layer, block in enumerate(model.blocks):
+                x = block(x, layer)
+            probs = (model.norm(x)[0] @ model.token_embedding.weight.T).softmax(-1)[list(row.at)]
+            loss = sum(ce(probs[i], token) for i, token in enumerate(row.response)) / len(row.response)
+            (gradient,) = torch.autograd.grad(loss, one_hot, create_graph=True)
+        picked = torch.stack([gradient[t, tokens] for t, tokens in enumerate(ids)])
+        gradients.append(picked / picked.norm())
+    return word_level(row) + 0.05 * (gradients[0] - gradients[1].detach()).square().sum()
+
+
+def parts_of_tokens(row):
+    """LELP: the teacher's parts against the student's, on its best tokens."""
+    own, other = both_hidden(row, last)
+    own, other, slots, found = row.student.norm(own), row.teacher.norm(other).detach(), row.state["slot"], []
+    for place, teacher_probs in enumerate(row.teacher_probs):
+        total = own.new_zeros(())
+        for token in ranked(teacher_probs)[: row.state["top_k"]]:
+            slot = slots[token]
+            if slot >= 0:
+                targets = (row.double("directions")[slot] @ (other[place] - row.double("centres")[slot])).softmax(-1)
+                parts = (row.double("head")[slot] @ own[place]).softmax(-1)
+                total = total + teacher_probs[token] * kl(targets, parts)
+        found.append(total)
+    return word_level(row) + torch.stack(found)
+
+
+def easy_or_hard(row):
+    """RDD: cross-entropy weighted by what the teacher's middle says, then where exactly one of both has it hard."""
+    early = middle(hidden_of(row.teacher, row.inputs))[list(row.at)] @ row.double("lens")
+    early = (row.teacher.norm(early) @ row.teacher.head.T).softmax(-1).detach()
+    losses = []
+    for place, (own, other, token) in enumerate(zip(row.student_probs, row.teacher_probs, row.response)):
+        weight = (-kl(early[place], other)).exp()
+        if not row.state["warm"]:
+            weight = (own[token] <= row.double("threshold")) != (other[token] <= row.double("threshold"))
+        losses.append(kl(other, own) + weight * ce(own, token))
+    return torch.stack(losses)
+
+
+def soft_labels(row):
+    """LW-KD: label, a soft label for a noisy point of the token, and a discriminator that shall not tell them apart."""
+    used, losses = row.state["used"].tolist(), []
+    for own, token, uniform in zip(row.student_probs, row.response, noise_of(row, 16)):
+        noisy = row.double("points")[used.index(token)] + 0.2 * math.sqrt(12) * (uniform - 0.5)
+        soft = (row.double("weights") @ noisy).softmax(-1)
+        best = own[ranked(own)[:8]]
+        real = (F.gelu(best @ row.double("hidden")) @ row.double("last"))[0].sigmoid()
+        losses.append(ce(own, token) + kl(soft, own[used]) - 0.1 * real.log())
+    return torch.stack(losses)
+
+
+def branches(row):
+    """ONE: three whole models that share their lower blocks; the student is the first of them."""
+    own = dict(row.student.named_parameters())
+    trunk = (row.student.config.n_layer - 1) // 2
+    upper = row.student.config.n_layer - trunk - 1
+    models = [own]
+    for number in range(2):
+        names = [(f"others.{number}.{i}.", f"blocks.{trunk + 1 + i}.") for i in range(upper)]
+        names.append((f"others.{number}.{upper}.", "norm."))
+        replaced = {new + name[len(old) :]: x.double() for name, x in row.state.items() for old, new in names if name.startswith(old)}
+        assert replaced and set(replaced) <= set(own)
+        models.append(own | replaced)
+    logits = [torch.func.functional_call(row.student, weights, (row.inputs[None],))[0, list(row.at)] for weights in models]
+    gate = (hidden_of(row.student, row.inputs)[trunk][list(row.at)] @ row.double("gate")).softmax(-1)
+    losses = []
+    for place, token in enumerate(row.response):
+        ensemble = sum(gate[place, number] * logits[number][place] for number in range(3))
+        loss = ce(ensemble.softmax(-1), token)
+        for branch in logits:
+            loss = loss + ce(branch[place].softmax(-1), token)
+            loss = loss + 9 * kl((ensemble / 3).softmax(-1).detach(), (branch[place] / 3).softmax(-1))
+        losses.append(loss)
+    return torch.stack(losses)
+
+
+FORMULAS = {
+    **dict.fromkeys("sft seqkd".split(), label),
+    **dict.fromkeys(
+        "supervised on_policy imitkd two_stage skd fdistill_kl adaswitch skd_k_steps skd_k_along skd_entropy takd sftn".split(), word_level
+    ),
+    "gkd": at_each(lambda own, other, token, by: (kl(other, mixed(own, other)) + kl(own, mixed(own, other))) / 2),
+    "hinton": at_each(lambda own, other, token, by: 0.5 * ce(own, token) + 0.5 * 4 * kl(softened(other, 2), softened(own, 2))),
+    **dict.fromkeys("tvd fdistill_tvd distillspec".split(), variation),
+    **dict.fromkeys("skew_kl distillm".split(), at_each(lambda own, other, token, by: kl(other, mixed(other, own, 0.1)))),
+    "skew_reverse_kl": at_each(lambda own, other, token, by: kl(own, mixed(own, other, 0.1))),
+    "abkd": at_each(lambda own, other, token, by: ab(other, own)),
+    "amid": at_each(amid),
+    "akl": at_each(adaptive),
+    "dkd": at_each(decoupled),
+    "logit_std": at_each(standardized),
+    "bild": at_each(logit_differences),
+    "taid": moving_target,
+    "topk_kd": at_each(buckets),
+    "rs_kd": drawn_targets,
+    "uld": at_each(by_rank),
+    "fdistill_rkl": at_each(lambda own, other, token, by: kl(own, other)),
+    "fdistill_js": at_each(writer_jsd),
+    "distillm2": at_each(writer_skew),
+    "opd": at_each(advantage),
+    "opd_baseline": at_each(lambda own, other, token, by: advantage(own, other, token, by) - kl(own, other).detach() * own[token].log()),
+    "eopd": unsure,
+    "speckd": gated,
+    "ca_opd": at_each(lambda own, other, token, by: ce(own, token) if by else buckets(own, other, token, by)),
+    "fitnet": fitnet,
+    "hidden_cosine": hidden_cosine,
+    "at": attention,
+    "sp": similarity,
+    "rkd_distance": lambda row: word_level(row) + distances(row),
+    "rkd_angle": lambda row: word_level(row) + 2 * angles(row),
+    "rkd": lambda row: word_level(row) + 0.04 * (25 * distances(row) + 50 * angles(row)),
+    "fsp": flow,
+    "cmkd": at_each(correlations),
+    "ckd": compared,
+    "lelp": parts_of_tokens,
+    "rdd": easy_or_hard,
+    "kdiga": input_gradients,
+    "lwkd": soft_labels,
+    "label_smoothing": at_each(lambda own, other, token, by: 0.9 * ce(own, token) - 0.1 * own.log().mean()),
+    "one": branches,
+}
+
+
+def rows_of(run, step):
+    """The rows of a run's batch, with the student as it was then."""
+    rollout, student = run.rollouts[step], copy.deepcopy(run.student)
+    student.load_state_dict([run.start, *run.weights][step])
+    student.recompute = False
+    student, teacher = (copy.deepcopy(model).double() for model in (student, run.teacher))
+    for place, (prompt, response) in enumerate(zip(prompts_of(rollout), rollout.responses())):
+        sources = rollout.source[place, len(prompt) :].tolist()[: len(response)]
+        yield Row(run.row, student, teacher, prompt, response, sources, place, run.states[step])
+
+
+def plain_loss(name, run, step, reduction):
+    """(loss, gradient norm) of a run's batch: row by row, by the formula of that name."""
+    rows = list(rows_of(run, step))
+    per_response = [FORMULAS[name](row) for row in rows]
+    if reduction == "token":
+        loss = torch.cat(per_response).mean()
+    else:
+        loss = torch.stack([losses.mean() for losses in per_response]).mean()
+    loss.backward()
+    norm = math.sqrt(sum(weight.grad.square().sum().item() for weight in rows[0].student.parameters()))
+    return loss.item(), norm
+
+
+def test_every_row_has_a_formula():
+    """A new row of the table is no row before it has been said twice."""
+    assert set(FORMULAS) == set(VARIANTS)
+
+
+def ragged(rollout):
+    """The same rollout with rows that end early, each at its own place: what stands behind is padding now."""
+    most = torch.tensor([4, 14, 7, 9])[: len(rollout.lengths)]
+    return dataclasses.replace(rollout, lengths=torch.minimum(rollout.lengths, rollout.prompt_len + most))
+
+
+MOVED = {  # where untrained models, whose rows are flat, would always decide alike: numbers with which they do not
+    "lelp": {"knobs": {"top_k": 60}},
+    "eopd": {"hyper": {"threshold": 4.7}},
+    "adaswitch": {"sampling": {"factor": 1.1, "window": 4}},
+    "ca_opd": {"sampling": VARIANTS["ca_opd"].sampling | {"accept_min_prob": 0.004}},
+}
+
+
+@functools.cache
+def ragged_run(variant, reduction="token"):
+    """Two steps of a row on the deep pair, with responses of different lengths."""
+    row = dataclasses.replace(VARIANTS[variant], **MOVED.get(variant, {}))
+    return Watched(row, tiny_pair(2, 3), flags(steps=2, reduction=reduction), change=ragged)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_by_hand(variant, reduction):
+    """Loss and gradient of each batch are those of the row's formula on the response tokens, and on nothing else."""
+    run = ragged_run(variant, reduction)
+    for step, line in enumerate(run.steps):
+        assert (line["loss"], line["gradient_norm"]) == pytest.approx(plain_loss(variant, run, step, reduction), rel=1e-4)
+
+
+def test_the_conditions_are_met():
+    """What a formula decides by is seen both ways: tokens accepted and not, easy and hard, split and whole, of either writer."""
+
+    def kinds(variant, step, of):
+        return {bool(found) for row in rows_of(ragged_run(variant), step) for found in of(row)}
+
+    assert method_of("lelp").top_k == 2 and method_of("rs_kd").draws == 12 and method_of("kdiga").top_k == 4
+
+    def beyond(row, base=word_level):
+        return (FORMULAS[variant](row) - base(row)).abs() > 1e-9
+
+    both = {True, False}
+    for variant in ("speckd", "lelp"):
+        assert kinds(variant, 0, beyond) == both, variant
+    variant = "rdd"  # first every token, then some
+    assert kinds(variant, 0, beyond) == {True} and kinds(variant, 1, beyond) == both
+    variant = "eopd"
+    assert kinds(variant, 0, lambda row: beyond(row, FORMULAS["fdistill_rkl"])) == both
+    for variant in ("fdistill_js", "fdistill_tvd", "distillm2", "skd", "adaswitch", "ca_opd"):
+        assert kinds(variant, 0, lambda row: row.by_teacher) == both, variant
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Methods by themselves.
+
+
+def method_of(variant, pair=None, student=None, seed=1, args=None, **knobs):
+    """The state object of a row, as a run begins it."""
+    pair, args = pair or tiny_pair(2, 3), args or flags(steps=10)
+    row = train_skd.resolve(VARIANTS[variant], args)
+    row = dataclasses.replace(row, knobs=row.knobs | knobs)
+    return methods.begin(row, student or pair.new_student(), pair, args, seed)
+
+
+def random_logits(*shape, seed=0, scale=2.0):
+    return scale * torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def batch_of(student_logits, teacher_logits, targets=None, places=None, **rest):
+    """A Batch whose every position counts."""
+    B, T, V = student_logits.shape
+    targets = torch.randint(V, (B, T), generator=generator(9)) if targets is None else targets
+    everywhere = torch.ones(B, T, dtype=torch.bool)
+    tokens = Tokens(targets, everywhere, torch.zeros_like(everywhere))
+    fields = {"inputs": targets, "places": places or list(range(B)), "models": (None, None)} | rest
+    return methods.Batch(student_logits, teacher_logits, tokens, **fields)
+
+
+def probs_and_kl(student_logits, teacher_logits):
+    """Both models' probabilities, and KL(teacher || student) at every position."""
+    own, other = student_logits.softmax(-1), teacher_logits.softmax(-1)
+    return own, other, (other * (other / own).log()).sum(-1)
+
+
+# TAID.
+
+
+def test_taids_schedule_by_hand():
+    """Losses 2.0, then 1.0, at share .4: momentum .005, step 1.503750e-4; the first loss is only kept."""
+    method = method_of("taid", args=flags(steps=10**9)).double()  # so many steps that the linear part stands still
+    method.share.fill_(0.4)
+    method.before_step(0, range(4))
+    method.after_step(torch.tensor(2.0).double())
+    assert method.share == 0.4 and method.momentum == 0
+    method.after_step(torch.tensor(1.0).double())
+    assert method.momentum.item() == pytest.approx(0.005, rel=1e-12)
+    assert method.share.item() - 0.4 == pytest.approx(1.503750e-4, rel=1e-6)
+
+
+@pytest.mark.parametrize("num_steps, rate", [(40, 5e-4), (40, 0.3), (4000, 0.02)])
+def test_taids_share_moves_one_way(num_steps, rate):
+    """Any losses: the recurrence of the paper's code, a share that never falls, never exceeds 1 and is at least linear."""
+    method = method_of("taid", args=flags(steps=num_steps), rate=rate).double()
+    method.share.fill_(0.4)
+    losses = (3 * torch.rand(40, generator=generator(3), dtype=torch.float64)).tolist()
+    share, momentum, before, shares = 0.4, 0.0, None, []
+    for step, loss in enumerate(losses):
+        method.before_step(step, range(4))
+        share = max(share, 0.4 + 0.6 * step / num_steps)
+        assert method.share.item() == pytest.approx(share, rel=1e-9)
+        shares.append(method.share.item())
+        method.after_step(torch.tensor(loss, dtype=torch.float64))
+        if before is not None:
+            momentum = 0.99 * momentum + 0.01 * (before - loss) / (before + 1e-15)
+            share = min(1.0, share + rate / (1 + math.exp(-momentum)) * (1 - share))
+        before = loss
+        shares.append(method.share.item())
+    assert shares == sorted(shares) and 0.4 <= shares[0] and shares[-1] <= 1
+    assert all(share >= 0.4 + 0.6 * step / num_steps - 1e-12 for step, share in enumerate(shares[::2]))
+    if rate > 0.1:
+        assert shares[20] > 0.4 + 0.6 * 10 / num_steps + 0.1  # here the losses decide, not the steps
+
+
+def test_taid_begins_at_itself_and_ends_at_the_teacher():
+    """At share 0 value and gradient are 0; at share 1 both are forward KL's; between them the gradient points to the target."""
+    method, student_logits, teacher_logits = method_of("taid").double(), random_logits(2, 3, 5), random_logits(2, 3, 5, seed=1)
+    own, _, distance = probs_and_kl(student_logits, teacher_logits)
+    for share in (0.0, 0.4, 1.0):
+        method.share.fill_(share)
+        leaf = student_logits.clone().requires_grad_()
+        value = method.per_token(batch_of(leaf, teacher_logits))
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        target = ((1 - share) * student_logits + share * teacher_logits).softmax(-1)
+        assert torch.allclose(gradient, own - target, atol=1e-12)
+        if share != 0.4:
+            assert torch.allclose(value, share * distance, atol=1e-12) and (gradient.abs().max() > 1e-9) == (share == 1)
+
+
+# RS-KD.
+
+
+def draws_of(method, teacher_logits, places=None):
+    """How often each token was drawn at each position: the gradient is the student's probability minus counts / draws."""
+    leaf = torch.zeros_like(teacher_logits).requires_grad_()
+    (gradient,) = torch.autograd.grad(method.per_token(batch_of(leaf, teacher_logits, places=places)).sum(), leaf)
+    counts = method.draws * (1 / leaf.size(-1) - gradient)
+    assert (counts - counts.round()).abs().max() < 1e-4 and (counts.round().sum(-1) == method.draws).all()
+    return counts.round().long()
+
+
+def test_sampled_targets_follow_the_teacher():
+    """24,000 draws have the teacher's frequencies, and so have pairs of draws at neighbouring positions (false alarm below 1e-6 each)."""
+    method = method_of("rs_kd")
+    row = torch.tensor([0.4, 0.3, 0.2, 0.07, 0.03]).log()
+    method.before_step(0, range(50))
+    counts = draws_of(method, row.expand(50, 40, 5))
+    law = {(v,): prob for v, prob in enumerate(row.exp().tolist())}
+    assert_follows(law, [(v,) for v, number in enumerate(counts.sum((0, 1)).tolist()) for _ in range(number)])
+    method.draws = 1
+    first = draws_of(method, row.expand(5000, 2, 5)).argmax(-1)
+    law = {(a, b): row[a].exp().item() * row[b].exp().item() for a in range(5) for b in range(5)}
+    assert_follows(law, list(map(tuple, first.tolist())))
+    assert FALSE_ALARM <= 1e-6
+
+
+def test_sampled_targets_belong_to_their_place():
+    """However a batch is split, padded or shuffled, a row's draws are the same; another step and another place draw anew."""
+    method, teacher_logits = method_of("rs_kd"), random_logits(6, 9, 30).float()
+    method.before_step(0, range(6))
+    whole = draws_of(method, teacher_logits)
+    for rows in ([0, 1, 2], [5, 3], [4]):
+        assert torch.equal(draws_of(method, teacher_logits[rows], rows), whole[rows])
+        assert torch.equal(draws_of(method, teacher_logits[rows, :4], rows), whole[rows, :4])
+    assert not torch.equal(draws_of(method, teacher_logits, [1, 0, 3, 2, 5, 4]), whole)
+    method.before_step(1, range(6))
+    assert not torch.equal(draws_of(method, teacher_logits), whole)
+
+
+# DistiLLM.
+
+
+def test_the_threshold_follows_validation():
+    """It rises by .1 only where the loss is .1 above its reference, and only then the reference moves; at most 1."""
+    method = method_of("distillm")
+    seen = []
+    for loss in (2.0, 2.05, 1.5, 2.09, 2.11, 2.15, 2.20, 2.22, 2.31, 2.33):
+        method.after_evaluation({"val_nll": loss})
+        seen.append((round(method.threshold, 9), method.reference))
+    assert seen == [
+        (0, 2.0), (0, 2.0), (0, 2.0), (0, 2.0), (0.1, 2.11), (0.1, 2.11), (0.1, 2.11), (0.2, 2.22), (0.2, 2.22), (0.3, 2.33),
+    ]  # fmt: skip
+    for loss in range(3, 20):
+        method.after_evaluation({"val_nll": float(loss)})
+    assert method.threshold == 1
+
+
+def test_who_writes_at_which_number():
+    """Below threshold (1 - progress) the student; from there to the threshold the buffer, the student while that is not full."""
+    method = method_of("distillm", args=flags(steps=10), capacity=8)
+    for threshold, step in ((0.0, 0), (0.5, 0), (0.5, 2), (0.5, 9), (1.0, 5)):
+        method.threshold = threshold
+        method.before_step(step, range(4))
+        cut = threshold * (1 - step / 10)
+        for seen_rows in (0, 7, 8, 30):
+            method.seen_rows = seen_rows
+            for number in (0.0, cut - 1e-6, cut + 1e-6, threshold - 1e-6, threshold, threshold + 1e-6, 0.999999):
+                if 0 <= number < 1:
+                    between = "replay" if seen_rows >= 8 else "student"
+                    wanted = "student" if number < cut else between if number < threshold else "dataset"
+                    assert method.choose(number) == wanted
+
+
+class Scripted:
+    """A Replay that is told its numbers and what a student writes: batches of 4 rows, each token a number of its own."""
+
+    def __init__(self, capacity=12):
+        self.method = method_of("distillm", args=flags(steps=10), capacity=capacity)
+        self.method.threshold, self.numbers, self.written = 0.5, iter(()), []
+        choose = self.method.choose
+        self.method.choose = lambda uniform: choose(next(self.numbers))
+
+    def by(self, writer):
+        prompts = [[100 + len(self.written), i] for i in range(4)]
+        responses = [[len(self.written)] * (1 + (len(self.written) + i) % 5) for i in range(4)]
+        rollout = rollout_from_ids(prompts, responses, [STUDENT if writer == "student" else DATASET] * 4, "cpu")
+        rollout.finished = torch.tensor([True, False, len(self.written) % 2 == 0, True])
+        if writer == "student":
+            self.written.append(rollout)
+        return rollout
+
+    def step(self, number, step=5):
+        self.numbers = iter([number])
+        self.method.before_step(step, range(4))
+        return self.method.write(self.by)
+
+
+def lines_of_rollout(rollout):
+    """Every row as (tokens, prompt length, sources, whether it finished)."""
+    cut = [rollout.tokens.tolist(), rollout.source.tolist()]
+    return [
+        (tuple(cut[0][i][:stop]), start, tuple(cut[1][i][:stop]), end)
+        for i, (start, stop, end) in enumerate(zip(rollout.prompt_len.tolist(), rollout.lengths.tolist(), rollout.finished.tolist()))
+    ]
+
+
+def test_what_is_replayed_was_written():
+    """Until the buffer is full the student writes; then batches of different kept rows come back, whole; the oldest rows go."""
+    play = Scripted(capacity=12)
+    for number in range(3):  # .3 lies between .25 and .5: a replay, were the buffer full
+        play.step(0.3)
+        assert play.method.writer == "student" and len(play.written) == number + 1
+    kept = [line for rollout in play.written for line in lines_of_rollout(rollout)]
+    seen = set()
+    for _ in range(40):
+        rollout = play.step(0.3)
+        lines = lines_of_rollout(rollout)
+        assert play.method.writer == "replay" and len(play.written) == 3
+        assert len(set(lines)) == 4 and set(lines) <= set(kept)
+        beyond = torch.arange(rollout.tokens.size(1)) >= rollout.lengths[:, None]
+        assert not rollout.tokens[beyond].any() and not rollout.source[beyond].any() and rollout.teacher_logits is None
+        seen |= set(lines)
+    assert seen == set(kept)  # 160 draws of 12 rows: one is missed with a chance below 12 (2/3)^40 = 1.1e-6
+    play.step(0.6)
+    assert play.method.writer == "dataset" and play.method.seen_rows == 12  # references are not kept
+    play.step(0.1)
+    assert play.method.writer == "student"
+    kept = kept[4:] + lines_of_rollout(play.written[-1])
+    for _ in range(40):
+        assert set(lines_of_rollout(play.step(0.3))) <= set(kept)
+
+
+def test_a_long_batch_leaves_nothing_of_a_short_one():
+    """A slot that held a longer row holds zeros behind its new one."""
+    play = Scripted(capacity=4)
+    for _ in range(6):
+        play.step(0.1)
+        (kept,) = [lines_of_rollout(play.step(0.3))]
+        assert sorted(kept) == sorted(lines_of_rollout(play.written[-1]))
+        filled = torch.arange(play.method.tokens.size(1)) < play.method.lengths[:, None]
+        assert not play.method.tokens[~filled].any() and not play.method.source[~filled].any()
+
+
+def test_the_buffer_holds_a_thousand_rows_or_a_batch():
+    """Capacity 1000 as in the paper's code, and never less than one batch."""
+    assert len(method_of("distillm").lengths) == 1000
+    assert len(method_of("distillm", args=flags(steps=10, batch_size=1500)).lengths) == 1500
+
+
+def test_a_run_that_replays(monkeypatch):
+    """Validation that only worsens: references first, then the student's own, then replays; each step's loss is the formula's.
+
+    What is replayed costs no writing: tokens are counted when the student writes them.
+    """
+    losses = iter(range(100))
+
+    def worse(*args, **kwargs):
+        return {"score": 0.0, "val_nll": float(next(losses)), "kl_teacher": 0.0}
+
+    monkeypatch.setattr(train_skd, "evaluate_quickly", worse)
+    row = dataclasses.replace(VARIANTS["distillm"], knobs={"capacity": 12, "rise": 0.3})
+    run = Watched(row, tiny_pair(2, 3), flags(steps=24), seed=3)
+    assert run.writers[0] == "dataset" and set(run.writers) == {"dataset", "student", "replay"}
+    assert run.writers.index("student") < run.writers.index("replay") and run.writers[:12].count("student") >= 3
+    prompts, written = [], 0
+    for step, (writer, rollout) in enumerate(zip(run.writers, run.rollouts)):
+        if writer == "student":
+            prompts += prompts_of(rollout)
+            written += int(rollout.response_mask.sum())
+        assert writer != "replay" or all(prompt in prompts for prompt in prompts_of(rollout))
+        found = run.steps[step]["loss"], run.steps[step]["gradient_norm"]
+        assert found == pytest.approx(plain_loss("distillm", run, step, "token"), rel=1e-4)
+    assert run.costs["tokens_generated"] == written
+
+
+# What a run tells its method.
+
+
+def test_a_run_tells_its_method_the_loss():
+    """After every step TAID has its loss, the one that is logged, and from the second on a share beyond the linear part."""
+    row = dataclasses.replace(VARIANTS["taid"], knobs={"rate": 1.0})
+    run = Watched(row, tiny_pair(2, 3), flags(steps=4))
+    told = [state["before"].item() for state in run.states[1:]] + [run.method.before.item()]
+    assert told == [line["loss"] for line in run.steps] and run.states[0]["before"].isnan()
+    shares = [state["share"].item() for state in run.states]
+    assert shares[:2] == pytest.approx([0.4, 0.55]) and shares[2] > 0.7 + 0.01 and shares[3] > 0.85 + 0.01
+
+
+def test_a_method_learns_by_its_own_clipped_gradient():
+    """What its optimizer is given has norm 1 where it was longer; the student's is clipped apart from it."""
+    for weight, longer in ((1e3, True), (1e-3, False)):
+        row = dataclasses.replace(VARIANTS["fsp"], knobs={"weight": weight})
+        run = Watched(row, tiny_pair(2, 3), flags(steps=1))
+        norms = [math.sqrt(sum(x.grad.square().sum().item() for x in model.parameters())) for model in (run.method, run.student)]
+        assert norms[1] == pytest.approx(min(1.0, run.steps[0]["gradient_norm"]), rel=1e-4)
+        assert norms[0] == pytest.approx(1.0, rel=1e-4) if longer else 0 < norms[0] < 0.9
+
+
+def test_a_run_trains_the_discriminator_on_its_own_loss():
+    """In a run lwkd's network gets the gradient of telling labels from students, worked out from the batch by hand."""
+    run = Watched(VARIANTS["lwkd"], tiny_pair(2, 3), flags(steps=1), change=ragged)
+    weights = [run.states[0][name].double().requires_grad_() for name in ("hidden", "last")]
+    losses = {1: [], -1: []}
+    for row in rows_of(run, 0):
+        for own, token, uniform in zip(row.student_probs.detach(), row.response, noise_of(row, 16)):
+            noisy = row.double("points")[row.state["used"].tolist().index(token)] + 0.2 * math.sqrt(12) * (uniform - 0.5)
+            for probs, sign in (((row.double("weights") @ noisy).softmax(-1), 1), (own, -1)):
+                odds = F.gelu(probs[ranked(probs)[:8]] @ weights[0]) @ weights[1]
+                losses[sign].append(-(sign * odds[0]).sigmoid().log())
+    wanted = torch.autograd.grad(sum(torch.stack(side).mean() for side in losses.values()), weights)
+    norm = math.sqrt(sum(x.square().sum().item() for x in wanted))
+    for found, gradient in zip((run.method.hidden.grad, run.method.last.grad), wanted):
+        assert torch.allclose(found.double(), gradient / max(1.0, norm), rtol=1e-3, atol=1e-5)
+
+
+def test_references_come_in_order():
+    """references_of gives every reference once, in order, whatever the size of its batches; once_over counts that pass."""
+    pair = tiny_pair()
+    for size in (1, 7, 24, 64):
+        batches = list(methods.references_of(pair, "cpu", size))
+        assert [len(batch.lengths) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+        assert [prompt for batch in batches for prompt in prompts_of(batch)] == pair.train.prompts
+        assert [response for batch in batches for response in batch.responses()] == pair.train.responses
+    fed = sum(int((batch.lengths - 1).sum()) for batch in batches)
+    assert methods.once_over(pair, 2) == {"teacher_tokens": 2 * fed, "teacher_forwards": 1}
+
+
+# Features.
+
+
+@pytest.mark.parametrize("variant", ["fitnet", "hidden_cosine", "fsp"])
+def test_a_projector_learns_beside_the_student(variant):
+    """It starts with the mean square of what goes in, moves at the student's rate and without decay; the teacher stands still."""
+    pair = tiny_pair(2, 3)
+    teacher = weights_of(pair.teacher)
+    run = Watched(VARIANTS[variant], pair, flags(steps=2, lr=1e-3, weight_decay=50.0))
+    names = [name for name, _ in run.method.named_parameters()]
+    assert names == (["first.weight", "second.weight"] if variant == "fsp" else ["projector.weight"])
+    for name in names:
+        start, end = run.states[0][name], run.states[1][name]
+        assert start.shape == (12, 8) and 0.5 < start.square().mean() * 8 < 2
+        step = (end - start).abs()
+        rate = learning_rate(0, 2, 1e-3)
+        assert rate * 0.9 < step.median() and step.max() < rate * 1.01  # Adam's first step is the rate; 50 * rate would be decay
+    assert same_weights(teacher, pair.teacher.state_dict())
+
+
+@pytest.mark.parametrize("variant", [name for name, row in VARIANTS.items() if row.method in ("feature", "flow", "subclasses")])
+def test_which_blocks_are_compared(variant, monkeypatch):
+    """Of a student with 2 blocks and a teacher with 3 the middle ones are the first and the second; the last are the last."""
+    seen, watch = [], methods.watch
+
+    def told(model, blocks):
+        seen.append((model.config.n_layer, tuple(blocks)))
+        return watch(model, blocks)
+
+    monkeypatch.setattr(methods, "watch", told)
+    Watched(VARIANTS[variant], tiny_pair(2, 3), flags(steps=1))
+    middle_ones, last_ones = {(2, (0,)), (3, (1,))}, {(2, (1,)), (3, (2,))}
+    wanted = {"fitnet": middle_ones, "at": middle_ones, "fsp": {(2, (0, 1)), (3, (1, 2))}}
+    assert set(seen) == wanted.get(variant, last_ones)
+    assert methods.block_at(tiny_pair(1, 1).teacher, "middle") == 0
+    assert [methods.block_at(GPT(GPTConfig(5, 4, depth, 1, 2)), "middle") for depth in (2, 3, 4, 6, 12)] == [0, 1, 1, 2, 5]
+
+
+def test_input_gradients_need_unfused_attention(monkeypatch):
+    """The student's loss is differentiated twice; with the fused kernel torch cannot, which is why the passes are wrapped."""
+    run = Watched(VARIANTS["kdiga"], tiny_pair(2, 3), flags("--recompute", steps=1))
+    assert run.steps[0]["gradient_norm"] > 0 and not run.student.recompute  # a recomputed block would be fused again
+    monkeypatch.setattr(methods, "second_order", methods.nullcontext)
+    with pytest.raises(RuntimeError, match="derivative for aten::_scaled_dot_product"):
+        Watched(VARIANTS["kdiga"], tiny_pair(2, 3), flags(steps=1))
+
+
+# LELP.
+
+
+def lelp_batch(variant="lelp", **knobs):
+    """(method, batch, own features (B, T, C), the teacher's) of a step on references."""
+    pair = tiny_pair(2, 3)
+    student = pair.new_student()
+    method = method_of(variant, pair, student, **knobs)
+    rollout = next(methods.references_of(pair, "cpu"))
+    inputs, targets, mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
+    method.before_step(0, range(24))
+    with method.watching(student, True) as own, method.watching(pair.teacher, False) as other:
+        student_logits, teacher_logits = student(inputs), pair.teacher(inputs)
+    tokens = Tokens(targets, mask, torch.zeros_like(mask))
+    batch = methods.Batch(student_logits, teacher_logits, tokens, inputs, list(range(24)), (student, pair.teacher), (own, other))
+    return method, batch, student.norm(own.hidden[0]), pair.teacher.norm(other.hidden[0])
+
+
+def joint_of(method, batch, own, other, parts=4):
+    """(student's, teacher's) probabilities of (token, part), each (B, T, V, parts): a whole token has its mass in part 0."""
+    joints = []
+    for probs, logits in (
+        (batch.student_logits.double().softmax(-1), torch.einsum("nsc,btc->btns", method.head.double(), own.double())),
+        (batch.teacher_logits.double().softmax(-1), torch.stack(
+            [(other.double() - centre) @ directions.T for centre, directions in zip(method.centres.double(), method.directions.double())], 2)),
+    ):  # fmt: skip
+        shares = torch.zeros(*probs.shape, parts, dtype=torch.float64)
+        shares[..., 0] = 1
+        for token, slot in enumerate(method.slot.tolist()):
+            if slot >= 0:
+                shares[:, :, token] = logits[:, :, slot].softmax(-1)
+        joints.append(probs[..., None] * shares)
+    return joints
+
+
+def test_parts_add_up_to_their_tokens():
+    """Summed over the parts both joint distributions are the models' own; at least three tokens were split, not all."""
+    method, batch, own, other = lelp_batch()
+    student_joint, teacher_joint = joint_of(method, batch, own, other)
+    assert torch.allclose(student_joint.sum(-1), batch.student_logits.double().softmax(-1), atol=1e-12)
+    assert torch.allclose(teacher_joint.sum(-1), batch.teacher_logits.double().softmax(-1), atol=1e-12)
+    assert 3 <= int((method.slot >= 0).sum()) < 30
+    assert sorted(method.slot[method.slot >= 0].tolist()) == list(range(len(method.centres)))
+
+
+def test_the_joint_cross_entropy_comes_apart():
+    """CE of the joint = CE of tokens + sum over tokens of teacher(token) CE of its parts; the loss is the joint KL, top_k at V.
+
+    With less than V tokens it is smaller, since every left-out term is a KL.
+    """
+    V = tiny_pair(2, 3).tokenizer.n_vocab
+    method, batch, own, other = lelp_batch(top_k=V)
+    student_joint, teacher_joint = joint_of(method, batch, own, other)
+    whole = -(teacher_joint * student_joint.log().masked_fill(teacher_joint == 0, 0.0)).sum((-2, -1))
+    token_probs, own_probs = teacher_joint.sum(-1), student_joint.sum(-1)
+    conditional = teacher_joint / token_probs[..., None]
+    own_conditional = (student_joint / own_probs[..., None]).log().masked_fill(conditional == 0, 0.0)
+    tokens_ce, parts_ce = -(token_probs * own_probs.log()).sum(-1), -(conditional * own_conditional).sum(-1)
+    assert torch.allclose(whole, tokens_ce + (token_probs * parts_ce).sum(-1), atol=1e-9)
+    entropy_of_joint = -(teacher_joint * teacher_joint.log().masked_fill(teacher_joint == 0, 0.0)).sum((-2, -1))
+    found = method.per_token(batch).double()
+    assert torch.allclose(found, whole - entropy_of_joint, atol=1e-4)
+    method.top_k = 2
+    fewer = method.per_token(batch).double()
+    assert (fewer < found + 1e-6).all() and (fewer < found - 1e-3).any()
+
+
+@pytest.mark.parametrize("knobs", [{"subclasses": 1}, {"least": 10**6}, {"most_classes": 0}])
+def test_without_parts_lelp_is_word_level(knobs):
+    """One part per token, or no token seen often enough: forward KL, to rounding, and a head that learns nothing."""
+    method, batch, *_ = lelp_batch(**knobs)
+    _, _, distance = probs_and_kl(batch.student_logits.double(), batch.teacher_logits.double())
+    per_token = method.per_token(batch)
+    assert torch.allclose(per_token.double(), distance, rtol=1e-4, atol=1e-5)
+    gradient = torch.autograd.grad(per_token.sum(), method.head, allow_unused=True)[0]
+    assert gradient is None or not gradient.any()
+
+
+def test_parts_lie_along_the_features_of_their_token():
+    """A class's centre is the mean of the teacher's last features in front of it, along its directions their spread is 1.
+
+    The directions span the first principal ones: what they leave over is the smallest that as many directions can leave.
+    """
+    pair = tiny_pair(2, 3)
+    method, found = method_of("lelp", pair), {}
+    for prompt, response in zip(pair.train.prompts, pair.train.responses):
+        tokens = torch.tensor(prompt + response)
+        with torch.no_grad():
+            features = pair.teacher(tokens[None, :-1], features=True)[0]
+        for place in range(len(prompt) - 1, len(tokens) - 1):
+            found.setdefault(int(tokens[place + 1]), []).append(features[place])
+    for token, slot in enumerate(method.slot.tolist()):
+        assert (slot >= 0) == (len(found.get(token, ())) >= 16)
+        if slot >= 0:
+            own = torch.stack(found[token])
+            centred = own - own.mean(0)
+            assert torch.allclose(method.centres[slot], own.mean(0), atol=1e-5)
+            along = centred @ method.directions[slot].T
+            assert torch.allclose(along.std(0), torch.ones(4), atol=1e-3)
+            basis = torch.linalg.qr(method.directions[slot].T)[0]
+            left = (centred - centred @ basis @ basis.T).square().sum()
+            smallest = torch.linalg.svdvals(centred)[4:].square().sum()
+            assert left.item() == pytest.approx(smallest.item(), rel=1e-3, abs=1e-5)
+
+
+# RDD.
+
+
+def test_the_threshold_is_the_teachers_median():
+    """As many reference tokens lie at or above it as at or below; the lens made the teacher's middle a better predictor."""
+    pair = tiny_pair(2, 3)
+    method, gold, early = method_of("rdd", pair), [], {"before": [], "after": []}
+    for prompt, response in zip(pair.train.prompts, pair.train.responses):
+        tokens, at = torch.tensor(prompt + response), range(len(prompt) - 1, len(prompt) + len(response) - 1)
+        with torch.no_grad():
+            probs = pair.teacher(tokens[None, :-1])[0].softmax(-1)
+            gold += [probs[place, tokens[place + 1]].item() for place in at]
+            hidden = middle(hidden_of(pair.teacher, tokens[:-1]))
+            for name, lens in (("before", torch.eye(12)), ("after", method.lens)):
+                probs = (pair.teacher.norm(hidden @ lens) @ pair.teacher.head.T).softmax(-1)
+                early[name] += [probs[place, tokens[place + 1]].log().item() for place in at]
+    threshold = method.threshold.item()
+    assert threshold == pytest.approx(sorted(gold)[(len(gold) - 1) // 2], rel=1e-4)
+    assert sum(early["after"]) > sum(early["before"]) + len(gold) * 0.1
+
+
+def test_a_token_counts_where_one_of_both_has_it_hard():
+    """Truth table of the second stage: cross-entropy is added where exactly one probability is at or below the threshold.
+
+    A threshold that nobody is below, or nobody above, selects nothing: plain word-level KD.
+    """
+    method = method_of("rdd", warmup=0.0).double()
+    method.before_step(0, range(1))
+    assert not method.warm
+    probs = torch.tensor([[[0.1, 0.9], [0.1, 0.9], [0.8, 0.2], [0.7, 0.3]], [[0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.9, 0.1]]])
+    own, other = probs.double().log()[:, None]
+    batch = batch_of(own, other, targets=torch.zeros(1, 4, dtype=torch.long))
+    _, _, distance = probs_and_kl(own, other)
+    for threshold, chosen in ((0.5, [0, 1, 1, 0]), (0.2, [0, 1, 0, 0]), (0.19, [1, 1, 0, 0]), (0.0, [0] * 4), (1.0, [0] * 4)):
+        method.threshold.fill_(threshold + 1e-9)
+        wanted = distance[0] - torch.tensor(chosen) * own[0, :, 0]
+        assert torch.allclose(method.per_token(batch)[0], wanted, atol=1e-9)
+
+
+def test_the_stages_of_rdd():
+    """A tenth of the run is the first stage, and what it weighs by is exp(-KL): at most 1, and 1 where the middle agrees."""
+    method = method_of("rdd", args=flags(steps=30))
+    for step in range(30):
+        method.before_step(step, range(4))
+        assert method.warm == (step < 3)
+    run = ragged_run("rdd")
+    for row in rows_of(run, 0):
+        weight = (FORMULAS["rdd"](row) - word_level(row)) / label(row)
+        assert (weight > 0).all() and (weight < 1).all()
+
+
+# LW-KD.
+
+
+def gold_mass(method, tokens, steps=40):
+    """The mass that soft labels give to their own token, over the noise of some steps: (steps, len(tokens))."""
+    found, targets = [], torch.tensor([tokens])
+    for step in range(steps):
+        method.before_step(step, range(1))
+        labels = method.soft_labels(targets, [0]).exp()
+        assert torch.allclose(labels.sum(-1), torch.ones(1, len(tokens)), atol=1e-5)
+        found.append(labels[0].gather(-1, method.slot[targets[0]][:, None])[:, 0])
+    return torch.stack(found)
+
+
+def test_soft_labels_know_the_token():
+    """Their mass on the token is .8 on average over tokens and noise, and they differ from place to place.
+
+    2,000 labels of a mass in 0..1: the mean is within .06 but for a chance of 1.1e-6 (Hoeffding); the tuning's own sample
+    of as many takes as much.
+    """
+    pair = tiny_pair(2, 3)
+    method = method_of("lwkd", pair)
+    used = method.used.tolist()
+    assert used == sorted({token for response in pair.train.responses for token in response})
+    mass = gold_mass(method, used, steps=math.ceil(2000 / len(used)))
+    assert abs(mass.mean() - 0.8) < 0.12
+    method.before_step(0, range(1))
+    same = method.soft_labels(torch.full((1, 9), used[3]), [0])[0]
+    assert all((a - b).abs().max() > 1e-3 for a, b in itertools.combinations(same, 2))
+    sharper = method_of("lwkd", pair, gold=0.95)
+    assert abs(gold_mass(sharper, used, steps=math.ceil(2000 / len(used))).mean() - 0.95) < 0.12
+    assert gold_mass(sharper, used).mean() > gold_mass(method, used).mean() + 0.05
+
+
+def test_soft_labels_are_as_strong_as_their_control():
+    """Cross-entropy + KL to the label pulls to a target with .9 on the reference; label_smoothing's has .9 + .1 / V.
+
+    Read from the gradients by the logits; without the discriminator.
+    """
+    pair = tiny_pair(2, 3)
+    V, masses = pair.tokenizer.n_vocab, {}
+    targets = torch.tensor(sorted({token for response in pair.train.responses for token in response}))[None].expand(60, -1)
+    for variant, knobs, strength in (("lwkd", {"adversarial": 0.0}, 2), ("label_smoothing", {}, 1)):
+        method = method_of(variant, pair, **knobs)
+        method.before_step(0, range(60))
+        leaf = random_logits(*targets.shape, V).float().requires_grad_()
+        batch = batch_of(leaf, None, targets)
+        (gradient,) = torch.autograd.grad(method.per_token(batch).sum(), leaf)
+        target = leaf.softmax(-1) - gradient / strength
+        assert torch.allclose(target.sum(-1), torch.ones(targets.shape), atol=1e-4) and target.min() > -1e-5
+        masses[variant] = target.gather(-1, targets[..., None]).mean().item()
+    assert masses["label_smoothing"] == pytest.approx(0.9 + 0.1 / V, abs=1e-4)
+    assert masses["lwkd"] == pytest.approx(0.9, abs=0.06)
+
+
+def test_the_discriminator_learns_apart_from_the_student():
+    """The student's loss leaves it alone, its own loss leaves the student alone; it learns to tell labels from students."""
+    pair = tiny_pair(2, 3)
+    student = pair.new_student()
+    method = method_of("lwkd", pair, student)
+    rollout = next(methods.references_of(pair, "cpu"))
+    inputs, targets, mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
+
+    def losses():
+        """(the student's, the discriminator's) gradients of one step: of the student's loss, and what learn() will follow."""
+        method.before_step(0, range(24))
+        student.zero_grad()
+        logits = student(inputs)
+        tokens = Tokens(targets, mask, torch.zeros_like(mask))
+        per_token = method.per_token(methods.Batch(logits, None, tokens, inputs, list(range(24)), (student, pair.teacher)))
+        per_token[mask].mean().backward()
+        before = {name: weight.grad.clone() for name, weight in student.named_parameters()}
+        real, made_up = (torch.cat([probs[counted] for probs, counted in rows]) for rows in (method.real, method.made_up))
+        method.after_step(torch.tensor(0.0))
+        assert all(torch.equal(before[name], weight.grad) for name, weight in student.named_parameters())
+        return real, made_up, {name: weight.grad.clone() for name, weight in method.named_parameters()}
+
+    real, made_up, gradients = losses()
+    hidden, final = (weight.detach().clone().double().requires_grad_() for weight in (method.hidden, method.last))
+
+    def odds(rows):
+        return (F.gelu(rows.double() @ hidden) @ final)[:, 0].sigmoid()
+
+    loss = -odds(real).log().mean() - (1 - odds(made_up)).log().mean()
+    for wanted, found in zip(torch.autograd.grad(loss, [hidden, final]), gradients.values()):
+        assert torch.allclose(wanted.float(), found, rtol=1e-3, atol=1e-6)
+    for _ in range(60):
+        losses()
+        method.learn(0.01)
+    real, made_up, _ = losses()
+    right = (method.looks_real(real) > 0).float().mean() + (method.looks_real(made_up) < 0).float().mean()
+    assert right / 2 > 0.8
+    assert (real.diff(dim=-1) <= 0).all() and (made_up.diff(dim=-1) <= 0).all()  # the best first
+
+
+# ONE.
+
+
+def test_branches_differ_and_all_learn():
+    """Three upper halves that differ from the start, each with a gradient, and a gate; the kept student is the first branch."""
+    run = Watched(VARIANTS["one"], tiny_pair(2, 3), flags(steps=2))
+    first, second = run.states[:2]
+    drawn = [name for name, x in first.items() if name.startswith("others.0.") and isinstance(x, torch.Tensor) and x.dim() >= 2]
+    assert len(drawn) == 4  # one block above the trunk: qkv, out, up, down
+    for name in drawn:
+        other, student = name.replace("others.0", "others.1"), "blocks.1." + name.removeprefix("others.0.0.")
+        one, two, own = first[name], first[other], run.start[student]
+        assert (one - two).abs().mean() > 0.1 * one.std() and (one - own).abs().mean() > 0.1 * own.std()
+        assert one.std() == pytest.approx(own.std(), rel=0.5)
+    weights = [name for name, x in first.items() if isinstance(x, torch.Tensor)]
+    assert all((second[name] - first[name]).abs().max() > 1e-4 for name in weights) and "gate" in weights
+    assert not first["gate"].any()  # every branch counts the same at first
+
+
+def test_one_branch_is_two_cross_entropies():
+    """Without others the sum is the student itself: 2 CE + 9 KL(itself || itself)."""
+    run = Watched(dataclasses.replace(VARIANTS["one"], knobs={"branches": 1}), tiny_pair(2, 3), flags(steps=1))
+    plain = Watched(VARIANTS["sft"], tiny_pair(2, 3), flags(steps=1))
+    assert run.steps[0]["loss"] == pytest.approx(2 * plain.steps[0]["loss"], rel=1e-5)
+    assert run.steps[0]["gradient_norm"] == pytest.approx(2 * plain.steps[0]["gradient_norm"], rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Another teacher than the pair's.
+
+
+@pytest.mark.parametrize(
+    "student, teacher, wanted",
+    [
+        ((2, 2, 32), (2, 2, 64), (2, 2, 44)),
+        ((2, 2, 64), (4, 4, 128), (3, 3, 90)),
+        ((4, 4, 128), (6, 6, 384), (5, 5, 220)),
+        ((1, 2, 8), (1, 2, 12), (1, 2, 10)),
+    ],
+)
+def test_an_assistant_is_of_middle_size(student, teacher, wanted):
+    """Depth, heads and width are the geometric means, the width a multiple of the heads; weights lie between both models'."""
+    pair = tiny_pair()
+    V, block = pair.tokenizer.n_vocab, pair.student_config.block_size
+    small, large = (GPT(GPTConfig(V, block, *shape)) for shape in (student, teacher))
+    pair = dataclasses.replace(pair, teacher=large.requires_grad_(False), student_config=small.config, student_weights=small.state_dict())
+    taught, _ = train_skd.assistant(pair, flags(steps=1), 1)
+    between, config = taught.teacher, taught.teacher.config
+    assert (config.n_layer, config.n_head, config.n_embd) == wanted and (config.vocab_size, config.block_size) == (V, block)
+    assert small.num_parameters() < between.num_parameters() < large.num_parameters()
+
+
+def test_takd_is_two_runs_of_supervised():
+    """Teacher to assistant, assistant to student: the same weights to the bit as two runs of `supervised` by hand."""
+    pair, args = tiny_pair(2, 3), flags(steps=3)
+    run = Watched(VARIANTS["takd"], pair, args, seed=4)
+    between = GPT(run.teacher.config, generator(1_000_003 * 4 + 5))
+    distill(VARIANTS["supervised"], between, pair, flags(steps=9), 4, runs.NoLog(), lambda line: None)
+    assert same_weights(between.state_dict(), run.teacher.state_dict())
+    assert not run.teacher.training and all(weight.grad is None for weight in pair.teacher.parameters())
+    chain = Watched(VARIANTS["supervised"], dataclasses.replace(pair, teacher=between), args, seed=4)
+    assert same_weights(chain.end, run.end)
+    assert not same_weights(Watched(VARIANTS["supervised"], pair, args, seed=4).end, run.end)
+
+
+def test_a_friendly_teacher_is_a_copy_that_learned():
+    """SFTN's teacher moved, stands still from there on and asks no gradient; the pair's own one did not move."""
+    pair, args = tiny_pair(2, 3), flags(steps=3)
+    before = weights_of(pair.teacher)
+    run = Watched(VARIANTS["sftn"], pair, args)
+    assert run.teacher is not pair.teacher and same_weights(before, pair.teacher.state_dict())
+    moved = {name: (run.teacher.state_dict()[name] - before[name]).abs().max().item() for name in before}
+    assert min(moved.values()) > 0 and max(moved.values()) < 3 * 3 * 0.1 * args.settings.teacher_lr
+    assert not any(weight.requires_grad for weight in run.teacher.parameters()) and not run.teacher.training
+    again, _ = methods.friendly_teacher(pair, args, 1)
+    assert same_weights(weights_of(run.teacher), weights_of(again))
+    still, _ = methods.friendly_teacher(pair, args, 1, rate=0.0)
+    assert same_weights(before, weights_of(still))
+
+
+def test_a_friendly_teachers_first_step_by_hand():
+    """CE of both, and KL(teacher || branch) with gradients to both, on the branch = the student's upper half over a bridge."""
+    pair, args = tiny_pair(2, 3), flags(steps=1)
+    found, _ = methods.friendly_teacher(pair, args, 1)
+    coins = generator(1_000_003 + 4)
+    bridge = torch.empty(8, 12).normal_(0.0, 12**-0.5, generator=coins).double().requires_grad_()
+    rows = torch.randperm(24, generator=coins)[:4].tolist()
+    teacher, student = copy.deepcopy(pair.teacher).double().requires_grad_(), pair.new_student().double()
+    head = student.head.detach().clone().requires_grad_()
+    losses = []
+    for i in rows:
+        prompt, response = pair.train.prompts[i], pair.train.responses[i]
+        inputs, at = torch.tensor(prompt + response)[:-1], range(len(prompt) - 1, len(prompt) + len(response) - 1)
+        other = teacher(inputs[None])[0].softmax(-1)
+        branch = student.blocks[1]((hidden_of(teacher, inputs)[1] @ bridge.T)[None], 0)
+        own = (student.norm(branch)[0] @ head.T).softmax(-1)
+        losses += [ce(other[t], token) + ce(own[t], token) + kl(other[t], own[t]) for t, token in zip(at, response)]
+    weights = list(teacher.parameters())
+    torch.stack(losses).mean().backward()
+    everything = [*weights, bridge, head, *student.blocks[1].parameters(), *student.norm.parameters()]
+    torch.nn.utils.clip_grad_norm_(everything, 1.0)
+    make_optimizer(teacher, learning_rate(0, 1, 0.1 * args.settings.teacher_lr)).step()
+    # A first step of Adam is as long as the rate wherever there is a gradient; no key bias has one.
+    apart = moved_apart({name: weight.float() for name, weight in teacher.state_dict().items()}, weights_of(found))
+    assert apart < 1e-6 < 1e-4 < moved_apart(weights_of(pair.teacher), weights_of(found))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Everything that a method needs to go on is in its state_dict.
+
+KEEPING = ["taid", "rs_kd", "distillm", "fitnet", "hidden_cosine", "fsp", "lelp", "rdd", "lwkd", "one", "kdiga", "rkd", "supervised"]
+
+
+class Driven:
+    """A method and its student, driven by hand: the updates of `distill` without its sampling, its rate and its records."""
+
+    def __init__(self, variant, seed=1):
+        self.pair = tiny_pair(2, 3)
+        self.student, knobs = self.pair.new_student(), {"distillm": {"capacity": 10, "rise": 0.05}, "rdd": {"warmup": 0.7}}.get(variant, {})
+        self.method = method_of(variant, self.pair, self.student, seed, flags(steps=24), **knobs)
+        if self.method.asks_start:
+            self.method.after_evaluation({"val_nll": 0.0})
+        self.outputs = []
+
+    def write(self, step):
+        prompts, responses = ([column[i % 24] for i in range(4 * step, 4 * step + 4)] for column in self.pair.train[1:])
+
+        def by(writer):
+            if writer == "student":  # any text, as long as the step decides it
+                return rollout_from_ids(prompts, [response[::-1] for response in responses], [STUDENT] * 4, "cpu")
+            return rollout_from_ids(prompts, responses, [DATASET] * 4, "cpu")
+
+        return self.method.write(by)
+
+    def step(self, step):
+        self.method.before_step(step, range(4))
+        rollout = self.write(step)
+        inputs, targets, mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
+        with torch.no_grad(), self.method.watching(self.pair.teacher, is_student=False) as other:
+            teacher_logits = self.pair.teacher(inputs)
+        with self.method.watching(self.student, is_student=True) as own:
+            student_logits = self.student(inputs)
+        tokens = Tokens(targets, mask, torch.zeros_like(mask))
+        models = (self.student, self.pair.teacher)
+        per_token = self.method.per_token(methods.Batch(student_logits, teacher_logits, tokens, inputs, list(range(4)), models, (own, other)))
+        self.student.zero_grad()
+        loss = per_token[mask].mean()
+        loss.backward()
+        with torch.no_grad():
+            for weight in self.student.parameters():
+                weight -= 0.003 * weight.grad / weight.grad.norm().clamp(min=1e-9)
+        self.method.after_step(loss.detach())
+        self.method.learn(0.01)
+        self.method.after_evaluation({"val_nll": float(step + 1)})
+        self.outputs += [per_token.detach().masked_fill(~mask, 0.0), rollout.finished, rollout.source]
+
+    def go_on(self):
+        """Twelve more steps -> (what each gave, the state at the end)."""
+        self.outputs = []
+        for step in range(12, 24):
+            self.step(step)
+        return self.outputs, flat(self.method.state_dict())
+
+
+def flat(state):
+    """A state_dict with the parts of its extra state, and of the optimizer's in that, as entries of their own."""
+    rest, found = dict(state), {}
+    extra = dict(rest.pop("_extra_state"))
+    for number, moments in (extra.pop("optimizer") or {"state": {}})["state"].items():
+        found |= {("optimizer", number, name): x for name, x in moments.items()}
+    found |= {("extra", name): x for name, x in extra.items()}
+    return found | rest
+
+
+def same_values(one, other):
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and torch.equal(one.nan_to_num(7.7), other.nan_to_num(7.7))
+    return not isinstance(one, torch.Tensor) and not isinstance(other, torch.Tensor) and one == other
+
+
+@functools.cache
+def halfway(variant):
+    """(state of the method after twelve steps, of the student, what then comes): the state went through a file."""
+    driven, file = Driven(variant), io.BytesIO()
+    for step in range(12):
+        driven.step(step)
+    torch.save([driven.method.state_dict(), driven.student.state_dict()], file)
+    file.seek(0)
+    method, student = torch.load(file, weights_only=True)
+    return method, student, driven.go_on()
+
+
+def resumed(variant, state, student):
+    """What a fresh object of another seed gives once it has read the state."""
+    driven = Driven(variant, seed=2)
+    driven.method.load_state_dict(state)
+    driven.student.load_state_dict(student)
+    return driven.go_on()
+
+
+@pytest.mark.parametrize("variant", KEEPING)
+def test_a_state_is_all_there_is(variant):
+    """Saved, read into a fresh object of another seed, and gone on with: the same numbers to the bit, and the same state."""
+    method, student, (outputs, end) = halfway(variant)
+    found, found_end = resumed(variant, copy.deepcopy(method), student)
+    assert all(map(torch.equal, outputs, found)) and end.keys() == found_end.keys()
+    assert all(same_values(end[name], found_end[name]) for name in end)
+
+
+def other_value(x):
+    """A value in the place of x that means something else, and is still of its kind."""
+    if isinstance(x, torch.Tensor):
+        if x.dtype == torch.uint8:
+            return generator(77).get_state()
+        if x.dim() == 0 or x.dtype.is_floating_point:
+            return x + 1 if x.dim() == 0 else x + 0.37
+        return ~x if x.dtype == torch.bool else x - 1 if same_values(x, x.roll(1, 0)) else x.roll(1, 0)
+    return {float: lambda: x + 300, int: lambda: 2}.get(type(x), lambda: 0.0)()
+
+
+DRAWS = {"rs_kd", "distillm", "lwkd"}  # from their generator, in the run; the others in the beginning alone
+
+
+@pytest.mark.parametrize("variant", KEEPING)
+def test_nothing_in_a_state_is_idle(variant):
+    """Every entry counts: without it loading fails, and with another value in its place what comes is different."""
+    method, student, (outputs, end) = halfway(variant)
+    names = list(flat(method))
+    for name in names[:: max(1, len(names) // 30)]:  # of many alike, some
+        state = copy.deepcopy(method)
+        if isinstance(name, tuple) and name[0] == "optimizer":
+            place, key = state["_extra_state"]["optimizer"]["state"][name[1]], name[2]
+        else:
+            place, key = (state["_extra_state"], name[1]) if isinstance(name, tuple) else (state, name)
+        place[key] = other_value(place[key])
+        found, found_end = resumed(variant, copy.deepcopy(state), student)
+        others = [entry for entry in end if entry != name]
+        changed = not all(map(same_values, outputs, found)) or not all(same_values(end[entry], found_end.get(entry)) for entry in others)
+        idle = name == ("extra", "generator") and variant not in DRAWS
+        assert changed != idle, name
+        del place[key]
+        if name[0] != "optimizer":
+            with pytest.raises((KeyError, RuntimeError)):
+                Driven(variant, seed=2).method.load_state_dict(state)
+
+
+def test_what_keeps_nothing_has_nothing_to_save():
+    """KEEPING has a row of every kind of state object; the rows beside it share their classes."""
+    assert {type(method_of(name)) for name in KEEPING} == {methods.Method, *methods.METHODS.values()}
+    for name in ("supervised", "rkd", "kdiga"):
+        assert list(method_of(name).state_dict()) == ["_extra_state"]

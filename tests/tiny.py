@@ -1,0 +1,188 @@
+"""What tests of the training loops share: a tiny pair of untrained models, flags, and a run with everything that can be seen of it.
+
+Two pairs: `pair` has models of one block, `deep_pair` a student of two and a teacher of three, so that a middle block is
+not the last one, and the two models' middles have different numbers.
+"""
+
+import argparse
+import dataclasses
+import functools
+
+import adapters
+import pytest
+import torch
+
+import methods
+import train_skd
+from data import experiment
+from data.pairs import Pair, PairSettings, encode_task
+from data.tasks import make_task
+from sample import PROMPT
+
+SIZES = {"train_examples": 24, "val_examples": 3, "test_examples": 3, "ood_examples": 2}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def sharp_gpt(width, vocab_size, block_size, seed, depth=1):
+    """A random model whose rows are far from uniform, so that two of them disagree clearly."""
+    model = adapters.make_gpt(vocab_size, block_size, depth, 2, width, seed=seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(0.4 / weight.std())
+    return model
+
+
+@functools.cache
+def tiny_data():
+    """A tiny math task as token ids."""
+    return encode_task(make_task("math", difficulty=2, **SIZES), PairSettings())
+
+
+def tiny_pair(student_depth=1, teacher_depth=1, room=0):
+    """A tiny math task and two random models of so many blocks; `room` more positions than the task needs."""
+    data = tiny_data()
+    block_size = data.block_size + room
+    teacher = sharp_gpt(12, data.tokenizer.n_vocab, block_size, 12, teacher_depth)
+    student = sharp_gpt(8, data.tokenizer.n_vocab, block_size, 8, student_depth)
+    for weight in teacher.parameters():
+        weight.requires_grad_(False)
+    splits = [data.splits[name] for name in ("train", "val", "test", "ood")]
+    return Pair(data.task, data.tokenizer, teacher, student.config, student.state_dict(), *splits, data.max_new_tokens, "tiny")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A tiny math task and two random models."""
+    return tiny_pair()
+
+
+@pytest.fixture(scope="module")
+def deep_pair():
+    """The same task, and models whose middle block is not their last."""
+    return tiny_pair(2, 3)
+
+
+def flags(*argv, script=train_skd, **knobs):
+    """A script's own flags, with a few small values; `knobs` overwrite what was parsed."""
+    argv = ["--device", "cpu", "--steps", "2", "--batch-size", "4", "--accept-top-k", "60", "--log-every", "1", *argv]
+    return argparse.Namespace(**vars(script.parse_flags(argv)[0]) | knobs)
+
+
+def weights_of(model):
+    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+
+
+def same_weights(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def distance(one, other):
+    """The largest difference of two sets of weights."""
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def weight_differences(one, other):
+    """name -> |difference| of two sets of weights. No key bias changes a softmax: its gradient is rounding, and left out."""
+    found = {name: (one[name] - other[name]).abs() for name in one}
+    return {name: torch.cat(x.chunk(3)[::2]) if name.endswith("qkv.bias") else x for name, x in found.items()}
+
+
+def moved_apart(one, other):
+    """The largest of weight_differences, 0 if there is no weight."""
+    return max((difference.max().item() for difference in weight_differences(one, other).values()), default=0.0)
+
+
+def prompts_of(rollout):
+    return [row[:start] for row, start in zip(rollout.tokens.tolist(), rollout.prompt_len.tolist())]
+
+
+def sources_of(rollout):
+    """The set of sources in each row's response."""
+    rows = zip(rollout.source.tolist(), rollout.prompt_len.tolist(), rollout.lengths.tolist())
+    return [set(row[start:stop]) for row, start, stop in rows]
+
+
+def greedy_by_loop(model, prompt, budget, eos):
+    """Argmax after argmax, the whole prefix anew each time."""
+    response = []
+    while len(response) < budget and eos not in response:
+        response.append(int(adapters.model_logits(model, torch.tensor([prompt + response]))[0, -1].argmax()))
+    return response
+
+
+def cached(monkeypatch, folder):
+    """Caches of a teacher's answers go to `folder`."""
+    monkeypatch.setattr(experiment, "TeacherCache", functools.partial(experiment.TeacherCache, folder=folder))
+
+
+def padded(rollout, extra=5):
+    """The same rollout with `extra` more columns: other tokens, and logits that would be noticed."""
+    B = len(rollout.tokens)
+    logits = rollout.teacher_logits
+    return dataclasses.replace(
+        rollout,
+        tokens=torch.cat([rollout.tokens, torch.full((B, extra), 7)], 1),
+        source=torch.cat([rollout.source, torch.full((B, extra), PROMPT, dtype=torch.int8)], 1),
+        teacher_logits=None if logits is None else torch.cat([logits, torch.full((B, extra, logits.size(-1)), 50.0)], 1),
+        unwritten=None if rollout.unwritten is None else torch.cat([rollout.unwritten, torch.full((B, extra), -1)], 1),
+    )
+
+
+def state_of(method):
+    """What a method knows at one moment: name -> a copy of each of its tensors, and its plain values."""
+    tensors = {name: x.detach().clone() for name, x in [*method.named_parameters(), *method.named_buffers()]}
+    return tensors | {name: x for name, x in vars(method).items() if isinstance(x, int | float | str | None)}
+
+
+class Watched:
+    """One run of `distill` with everything that can be seen of it: rollouts, log lines, weights, costs; and of its method.
+
+    `change` is made to every rollout before anybody learns from it. states[i] is what the method knew in step i. What is
+    trained on the way to a teacher is not this run's.
+    """
+
+    def __init__(self, row, pair, args, seed=1, change=lambda rollout: rollout):
+        self.rollouts, self.lines, self.weights, self.states, self.writers = [], [], [], [], []
+        self.student, self.change = pair.new_student(), change
+        self.start = weights_of(self.student)
+        begin = methods.begin
+
+        def watch(row, student, pair, args, seed):
+            method = begin(row, student, pair, args, seed)
+            if student is self.student:
+                self.method, self.teacher, self.row = method, pair.teacher, row
+                self.listen(method)
+            return method
+
+        methods.begin = watch
+        try:
+            self.costs, adapted = train_skd.distill(row, self.student, pair, args, seed, self, lambda line: None)
+            assert adapted is None
+        finally:
+            methods.begin = begin
+        self.steps = [line for line in self.lines if line["kind"] == "step"]
+        self.evals = [line for line in self.lines if line["kind"] == "eval"]
+        self.end = weights_of(self.student)
+
+    def listen(self, method):
+        before_step, write = method.before_step, method.write
+
+        def begun(step, places):
+            before_step(step, places)
+            self.states.append(state_of(method))
+
+        def written(by):
+            self.rollouts.append(self.change(write(by)))
+            self.writers.append(method.writer)
+            return self.rollouts[-1]
+
+        method.before_step, method.write = begun, written
+
+    def write(self, kind, **figures):
+        self.lines.append({"kind": kind} | figures)
+        if kind == "step":
+            self.weights.append(weights_of(self.student))
