@@ -528,10 +528,14 @@ def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, tempe
     Hinton's word-level distillation (arXiv 1503.02531). Softening both sides by T shrinks the gradient by 1/T^2; the
     factor T^2 gives it back, so that kd_weight means the same at every temperature. With kd_weight 1 and T = 4 the
     example gives .432038; for T to infinity it tends to the squared distance of the centred logits / (2V), .431310.
+    `divergence` is any function of two logits; either may be Unprojected, if it takes that.
     """
     assert temperature > 0, f"the distillation temperature must be positive, found {temperature}"
+    if kd_weight == temperature == 1:
+        return divergence(student_logits, teacher_logits)
     soft = divergence(soften(student_logits, temperature), soften(teacher_logits, temperature))
-    return (1 - kd_weight) * cross_entropy(student_logits, targets) + kd_weight * temperature**2 * soft
+    hard = by_chunks(cross_entropy, student_logits, targets)
+    return (1 - kd_weight) * hard + kd_weight * temperature**2 * soft
 
 
 def decoupled_parts(student_logits, teacher_logits, targets):

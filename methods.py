@@ -44,6 +44,7 @@ from losses import (
     by_chunks,
     cross_entropy,
     forward_kl,
+    hinton_mixture,
     masked_mean,
     per_token_loss,
     random_sampling_kd,
@@ -93,15 +94,13 @@ class Method(nn.Module):
 
     def word_loss(self, batch):
         """The row's own loss, at every position."""
-        row, targets = self.row, batch.tokens.targets
-        if row.loss == "cross_entropy":
-            return by_chunks(cross_entropy, batch.student_logits, targets)
-        teacher_logits = None if batch.teacher_logits is None else soften(batch.teacher_logits, row.temperature)
-        soft = per_token_loss(row.loss, soften(batch.student_logits, row.temperature), teacher_logits, batch.tokens, **row.hyper)
-        if row.kd_weight == 1 and row.temperature == 1:
-            return soft
-        hard = by_chunks(cross_entropy, batch.student_logits, targets)
-        return (1 - row.kd_weight) * hard + row.kd_weight * row.temperature**2 * soft
+        row = self.row
+
+        def distance(student_logits, teacher_logits):
+            return per_token_loss(row.loss, student_logits, teacher_logits, batch.tokens, **row.hyper)
+
+        both, targets = (batch.student_logits, batch.teacher_logits), batch.tokens.targets
+        return hinton_mixture(*both, targets, row.kd_weight, row.temperature, distance)
 
     def per_token(self, batch):
         return self.word_loss(batch)

@@ -741,6 +741,12 @@ def test_what_is_replayed_was_written():
     kept = kept[4:] + lines_of_rollout(play.written[-1])
     for _ in range(40):
         assert set(lines_of_rollout(play.step(0.3))) <= set(kept)
+    for _ in range(2):
+        play.step(0.1)
+    assert play.written[-1].tokens.size(1) < play.written[-2].tokens.size(1)  # a short batch cuts no longer one
+    kept = [line for rollout in play.written[-3:] for line in lines_of_rollout(rollout)]
+    for _ in range(40):
+        assert set(lines_of_rollout(play.step(0.3))) <= set(kept)
 
 
 def test_a_long_batch_leaves_nothing_of_a_short_one():
@@ -773,6 +779,8 @@ def test_a_run_that_replays(monkeypatch):
     monkeypatch.setattr(train_skd, "evaluate_quickly", worse)
     row = dataclasses.replace(VARIANTS["distillm"], knobs={"capacity": 12, "rise": 0.3})
     run = Watched(row, tiny_pair(2, 3), flags(steps=24), seed=3)
+    # Measured before the first step and after every third: each is worse than the one before by 1.
+    assert [state["threshold"] for state in run.states[::3]] == pytest.approx([0, 0.3, 0.6, 0.9, 1, 1, 1, 1])
     assert run.writers[0] == "dataset" and set(run.writers) == {"dataset", "student", "replay"}
     assert run.writers.index("student") < run.writers.index("replay") and run.writers[:12].count("student") >= 3
     prompts, written = [], 0
@@ -1387,3 +1395,44 @@ def test_what_keeps_nothing_has_nothing_to_save():
     assert {type(method_of(name)) for name in KEEPING} == {methods.Method, *methods.METHODS.values()}
     for name in ("supervised", "rkd", "kdiga"):
         assert list(method_of(name).state_dict()) == ["_extra_state"]
+
+
+@pytest.mark.parametrize("variant", ["rs_kd", "distillm", "fitnet", "fsp", "lelp", "lwkd", "one"])
+def test_draws_are_the_seeds(variant):
+    """What a method draws in the beginning, and its generator, are those of the run's seed."""
+    one, other, third = (flat(method_of(variant, seed=seed).state_dict()) for seed in (1, 1, 2))
+    assert one.keys() == other.keys() == third.keys() and all(same_values(one[name], other[name]) for name in one)
+    assert not same_values(one["extra", "generator"], third["extra", "generator"])
+    drawn = {"fitnet": "projector.weight", "fsp": "second.weight", "lelp": "head", "lwkd": "points", "one": "others.1.0.up.weight"}
+    assert variant not in drawn or not same_values(one[drawn[variant]], third[drawn[variant]])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows that are the same method at the end of a knob.
+
+SAME_AT_AN_END = [
+    ("hinton", {"kd_weight": 0.0, "temperature": 1.0}, "sft"),
+    ("hinton", {"kd_weight": 1.0, "temperature": 1.0}, "supervised"),
+    ("gkd", {"student_share": (0.0, 0.0), "loss": "forward_kl", "hyper": {}}, "supervised"),
+    ("gkd", {"student_share": (1.0, 1.0), "loss": "forward_kl", "hyper": {}}, "on_policy"),
+    ("amid", {"hyper": {"alpha": -1.0, "weight": 0.1, "order": "teacher_assistant", "base": "forward_kl"}}, "skew_kl"),
+    ("topk_kd", {"hyper": {"top_k": 256}}, "supervised"),
+    ("fitnet", {"knobs": {"feature": "hidden_mse", "weight": 0.0}}, "supervised"),
+    ("kdiga", {"knobs": {"weight": 0.0}}, "supervised"),
+    ("taid", {"knobs": {"start": 1.0}}, "supervised"),
+    ("skd_k_steps", {"sampling": {"accept_top_k": ("linear", 1.0, 1.0)}}, "skd"),
+    ("speckd", {"hyper": {"accept_top_k": 257}}, "supervised"),
+    ("dkd", {"hyper": {"alpha": 0.0, "beta": 0.0}, "kd_weight": 0.5}, "half of sft"),
+]
+
+
+@pytest.mark.parametrize("variant, changes, twin", SAME_AT_AN_END, ids=[f"{row}-{twin}" for row, _, twin in SAME_AT_AN_END])
+def test_a_knob_leads_from_one_row_to_another(variant, changes, twin):
+    """At the end of its knob a row trains what another row trains: the same loss and gradient at every step, to rounding."""
+    pair, args = tiny_pair(2, 3), flags(steps=3)
+    row = VARIANTS["sft"] if twin == "half of sft" else VARIANTS[twin]
+    run, other = Watched(dataclasses.replace(VARIANTS[variant], **changes), pair, args), Watched(row, pair, args)
+    scale = 0.5 if twin == "half of sft" else 1.0
+    for line, wanted in zip(run.steps[:1] if scale != 1 else run.steps, other.steps):
+        for figure in ("loss", "gradient_norm"):
+            assert line[figure] == pytest.approx(scale * wanted[figure], rel=1e-4, abs=1e-7), figure

@@ -1414,12 +1414,14 @@ def test_every_row_on_the_quick_setting(clone):
 
 
 @pytest.mark.slow
-def test_every_variant_and_switch_as_a_command(clone):
-    """All rows of the table and every switch of the sampler go through the whole path."""
+def test_every_budget_and_switch_as_a_command(clone):
+    """Two seeds and two budgets of the comparison and of a row that prepares, and every switch of the sampler, from flags to files."""
     small = [*SMALL[:-2], "--variants"]
-    command(clone, "train_skd.py", *small, "all", "--equal-compute", "--seeds", "2", "--out", "all")
-    # Two seeds, two budgets; skd sets the compute budget and runs once per seed.
-    assert len(list((clone / "all").glob("*.jsonl"))) == 4 * len(VARIANTS) - 2
+    command(clone, "train_skd.py", *small, "main", "--equal-compute", "--seeds", "2", "--out", "main")
+    # skd sets the compute budget and runs once per seed.
+    assert len(list((clone / "main").glob("*.jsonl"))) == 4 * len(train_skd.MAIN) - 2
+    command(clone, "train_skd.py", *small, "skd,takd,sftn,lelp", "--equal-compute", "--out", "prepared")
+    assert len(list((clone / "prepared").glob("*.jsonl"))) == 7
     for i, switch in enumerate((
         ["--accept-rule", "topp", "--rule", "accept_top_p=0.8"], ["--accept-rule", "random", "--rule", "replace_rate=0.2"],
         ["--replace", "sample_topk"], ["--replace", "argmax"], ["--no-write-back"], ["--accept-on", "warped", "--teacher-top-p", "0.9"],
