@@ -533,7 +533,8 @@ def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, tempe
     assert temperature > 0, f"the distillation temperature must be positive, found {temperature}"
     if kd_weight == temperature == 1:
         return divergence(student_logits, teacher_logits)
-    soft = divergence(soften(student_logits, temperature), soften(teacher_logits, temperature))
+    teacher_logits = None if teacher_logits is None else soften(teacher_logits, temperature)  # label_smoothing asks none
+    soft = divergence(soften(student_logits, temperature), teacher_logits)
     hard = by_chunks(cross_entropy, student_logits, targets)
     return (1 - kd_weight) * hard + kd_weight * temperature**2 * soft
 
@@ -755,9 +756,11 @@ def comparative(student_logits, teacher_logits, tokens, label_weight=1.0, teache
         deviation = (error - error.sum(1, keepdim=True) / count).masked_fill(outside, 0.0)
         return 2 * (deviation.square().sum((1, 2), keepdim=True) / count)[..., 0] / error.size(-1)
 
-    targets = tokens.targets.masked_fill(~tokens.mask, 0)
-    labels = torch.zeros_like(student_logits).scatter(-1, targets[..., None], 1.0)
-    per_row = teacher_weight * over_pairs(teacher_logits) + label_weight * over_pairs(labels)
+    per_row = teacher_weight * over_pairs(teacher_logits)
+    if label_weight:
+        targets = tokens.targets.masked_fill(~tokens.mask, 0)
+        labels = torch.zeros_like(student_logits).scatter(-1, targets[..., None], 1.0)
+        per_row = per_row + label_weight * over_pairs(labels)
     return per_row.expand_as(tokens.mask).masked_fill(~tokens.mask, 0.0)
 
 

@@ -12,8 +12,7 @@ Regions, Branches), a teacher of their own with a discriminator (SoftLabels), or
     after_step     what it learns from the step
     after_evaluation
 
-All are nn.Modules: `state_dict` holds everything that a run would need to go on, and nothing else is kept. Their own
-parameters are trained by their own AdamW at the student's rate, without decay.
+All are nn.Modules: `state_dict` holds everything that a run needs to go on where it stopped. Their own parameters are trained by their own AdamW at the student's rate, without decay. Small layers of theirs run in the precision of the models.
 """
 
 import copy
@@ -72,7 +71,9 @@ class Method(nn.Module):
 
     student_passes = teacher_passes = 0  # per step, beyond the three of training and the one of judging
     asks_start = False  # whether after_evaluation is to be called once before the first step
-    recomputes = True  # whether the student's pass may be made again, for --recompute
+    plain_pass = False  # whether the student's pass may neither be made again (--recompute) nor compiled
+    sees_teacher = False  # whether it looks into the teacher's pass: what a sampler has kept of one will not do
+    own_loss = False  # whether the row's loss and what belongs to it are not asked
 
     def __init__(self, row, student, pair, args, seed):
         super().__init__()
@@ -143,6 +144,8 @@ class Method(nn.Module):
 def begin(row, student, pair, args, seed):
     """The state object of one run, on the student's device."""
     kind = METHODS[row.method] if row.method else Method
+    if kind.own_loss and (row.hyper or row.kd_weight != 1 or row.temperature != 1):
+        raise ValueError(f"{row.method} has a loss of its own: hyper, kd_weight and temperature of the row would do nothing")
     method = kind(row, student, pair, args, seed, **row.knobs)
     method.to(next(student.parameters()).device)
     if any(True for _ in method.parameters()):
@@ -175,6 +178,8 @@ class Interpolation(Method):
     with losses 2.0, 1.0 at share .4 the momentum becomes .005 and the step 1.503750e-4. The first loss is only stored.
     """
 
+    own_loss = True
+
     def __init__(self, row, student, pair, args, seed, start=0.4, rate=5e-4, decay=0.99):
         super().__init__(row, student, pair, args, seed)
         self.start, self.rate, self.decay, self.num_steps = start, rate, decay, args.steps
@@ -203,6 +208,8 @@ class Interpolation(Method):
 
 class SampledTargets(Method):
     """Random-sampling KD (arXiv 2503.16870): cross-entropy with `draws` tokens drawn from the teacher at every position."""
+
+    own_loss = True
 
     def __init__(self, row, student, pair, args, seed, draws=12):
         super().__init__(row, student, pair, args, seed)
@@ -243,7 +250,9 @@ class Replay(Method):
         super().__init__(row, student, pair, args, seed)
         self.capacity, self.rise, self.tolerance, self.num_steps = max(capacity, args.batch_size), rise, tolerance, args.steps
         self.batch_size, self.threshold, self.reference, self.seen_rows, self.width = args.batch_size, 0.0, None, 0, 1
-        own = -(-self.capacity // runs.processes()[1])  # rows that this process keeps
+        size = runs.processes()[1]
+        own = -(-self.capacity // size)  # rows that this process keeps
+        self.at_least = size * (args.batch_size // size)  # rows of a batch, as the process with the fewest counts them
         block = student.config.block_size
         for name, shape in (("tokens", (own, block)), ("prompt_len", (own,)), ("lengths", (own,)), ("finished", (own,))):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.bool if name == "finished" else torch.long))
@@ -259,7 +268,7 @@ class Replay(Method):
         if uniform < self.threshold * (1 - self.progress):
             return "student"
         if uniform < self.threshold:
-            return "replay" if self.seen_rows >= self.capacity else "student"
+            return "replay" if self.seen_rows >= len(self.lengths) * runs.processes()[1] else "student"
         return "dataset"
 
     def write(self, write):
@@ -276,7 +285,7 @@ class Replay(Method):
             self.tokens[slots, :T], self.source[slots, :T] = rollout.tokens, rollout.source
             self.prompt_len[slots], self.lengths[slots] = rollout.prompt_len, rollout.lengths
             self.finished[slots], self.next_slot = rollout.finished, self.next_slot + n
-            self.seen_rows, self.width = self.seen_rows + self.batch_size, max(self.width, T)
+            self.seen_rows, self.width = self.seen_rows + self.at_least, max(self.width, T)
         return rollout
 
     def after_evaluation(self, figures):
@@ -292,12 +301,15 @@ class Replay(Method):
 
 
 def block_at(model, where):
-    """Number of a model's middle or last block: the middle one of 2 is the first, of 12 the sixth."""
-    return model.config.n_layer - 1 if where == "last" else (model.config.n_layer - 1) // 2
+    """Number of a model's "middle" or "last" block: the middle one of 2 is the first, of 12 the sixth."""
+    last = model.config.n_layer - 1
+    return {"middle": last // 2, "last": last}[where]
 
 
 class Feature(Method):
     """The row's loss + `weight` times a loss of hidden states (a name in features.FEATURES), behind one block of each model."""
+
+    sees_teacher = True
 
     def __init__(self, row, student, pair, args, seed, feature, weight=1.0, at="middle", **hyper):
         super().__init__(row, student, pair, args, seed)
@@ -317,6 +329,8 @@ class Feature(Method):
 
 class Flow(Method):
     """The row's loss + `weight` times FSP's (CVPR 2017): how features change from the middle block to the last."""
+
+    sees_teacher = True
 
     def __init__(self, row, student, pair, args, seed, weight=1.0):
         super().__init__(row, student, pair, args, seed)
@@ -341,7 +355,8 @@ class InputGradient(Method):
     """
 
     student_passes, teacher_passes = 3, 1  # gradients in the inputs are one pass of either, their derivative two of the student's
-    recomputes = False  # a pass that is made again in the backward pass would take fused attention
+    plain_pass = True  # made again in the backward pass it would take fused attention; compiled it has no second derivative
+    sees_teacher = True
 
     def __init__(self, row, student, pair, args, seed, weight=1.0, top_k=4):
         super().__init__(row, student, pair, args, seed)
@@ -383,6 +398,8 @@ class Subclasses(Method):
     `least` times stay whole. The paper's projection on the null space of the output matrix has no use here: with at
     least as many tokens as dimensions that space is {0}.
     """
+
+    sees_teacher = True
 
     def __init__(
         self, row, student, pair, args, seed, subclasses=4, sharpness=1.0, top_k=2, most_classes=256, least=16
@@ -442,9 +459,11 @@ class Regions(Method):
     In the first `warmup` of the steps the weight of a token is exp(-KL(early || teacher)), `early` being what the teacher
     says from its middle block: easy tokens count. Then tokens count that are hard for one of the two models and not for
     the other: a token is hard for a model that gives it at most `threshold`, the teacher's median over the references
-    (the paper's fixed .7 would find nearly every token hard). The early answer goes through a linear map that is trained
+    (the first 3,200; the paper's fixed .7 would find nearly every token hard). The early answer goes through a linear map that is trained
     for `lens_steps` steps before the run (the paper's teacher has an auxiliary head of its own).
     """
+
+    sees_teacher = True
 
     def __init__(self, row, student, pair, args, seed, warmup=0.1, lens_steps=50, lens_rate=1e-2):
         super().__init__(row, student, pair, args, seed)
@@ -453,6 +472,7 @@ class Regions(Method):
         lens = nn.Parameter(torch.eye(teacher.config.n_embd, device=device))
         optimizer = torch.optim.Adam([lens], lr=lens_rate)
         batches = list(references_of(pair, device))
+        lengths = [len(prompt) + len(response) - 1 for prompt, response in zip(pair.train.prompts, pair.train.responses)]
         kept, fed = [], 0
         for step in range(lens_steps):
             batch = batches[step % len(batches)]
@@ -461,7 +481,7 @@ class Regions(Method):
                 teacher_logits = teacher(inputs)
             if step < len(batches):
                 kept.append((-cross_entropy(teacher_logits, targets)[masked]).exp())
-            fed += inputs.numel()
+            fed += sum(lengths[step % len(batches) * 64 :][: len(inputs)])
             loss = masked_mean(cross_entropy(self.early(teacher, seen.hidden[0], lens), targets), masked)
             optimizer.zero_grad()
             (lens.grad,) = torch.autograd.grad(loss, lens)
@@ -499,9 +519,11 @@ class Regions(Method):
 class Branches(Method):
     """ONE (arXiv 1806.04606): no teacher; the student's upper half exists several times, and a gated sum teaches each.
 
-    All branches stand on the student's lower blocks. Loss: cross-entropy of every branch and of the sum of their logits
+    All branches stand on the student's lower blocks (of which one block has none: its branches stay equal). Loss: cross-entropy of every branch and of the sum of their logits
     under a softmax gate, and T^2 KL(sum || branch) for every branch. The first branch is the student, which is kept.
     """
+
+    own_loss = True
 
     def __init__(self, row, student, pair, args, seed, branches=3, temperature=3.0):
         super().__init__(row, student, pair, args, seed)
@@ -552,6 +574,8 @@ class SoftLabels(Method):
     labels from students. With gold .8 the targets put .9 on the reference: `label_smoothing` is the control with as much.
     """
 
+    own_loss = True
+
     def __init__(self, row, student, pair, args, seed, gold=0.8, adversarial=0.1, width=16, noise=0.2, best=8):
         super().__init__(row, student, pair, args, seed)
         device = next(student.parameters()).device
@@ -566,7 +590,7 @@ class SoftLabels(Method):
             labels = torch.randint(len(used), (256,), generator=self.generator)
             (weights.grad,) = torch.autograd.grad(F.cross_entropy(self.noisy(points[labels]) @ weights.T, labels), weights)
             optimizer.step()
-        labels = torch.arange(len(used)).repeat(-(-2048 // len(used)))
+        labels = torch.randint(len(used), (2048,), generator=self.generator)
         answers = (self.noisy(points[labels]) @ weights.T).detach()
         low, high = 1e-3, 1e3  # the gold mass falls as the temperature rises
         for _ in range(60):
@@ -614,7 +638,7 @@ class SoftLabels(Method):
 
     def after_step(self, loss):
         self.zero_grad(set_to_none=True)  # what the student's loss left here is not the discriminator's
-        count = sum(masked.sum() for _, masked in self.real).clamp(min=1)
+        count = runs.across(sum(masked.sum() for _, masked in self.real))
         for probs, masked, sign in [(*rows, -1) for rows in self.real] + [(*rows, 1) for rows in self.made_up]:
             masked_mean(F.softplus(sign * self.looks_real(probs)), masked, total=count).backward()
 
@@ -687,4 +711,6 @@ def friendly_teacher(pair, args, seed, rate=0.1):
             group["lr"] = learning_rate(step, args.steps, rate * args.settings.teacher_lr)
         optimizer.step()
         fed += sum(len(prompts[i]) + len(responses[i]) - 1 for i in rows)
-    return teacher.requires_grad_(False).eval(), {"student_tokens": 3 * fed, "teacher_tokens": 3 * fed, "grows": True}
+    branch = sum(weight.numel() for weight in both.parameters()) - sum(weight.numel() for weight in teacher.parameters())
+    spent = {"tflop": 6e-12 * fed * branch, "teacher_tokens": 3 * fed, "teacher_forwards": args.steps, "grows": True}
+    return teacher.requires_grad_(False).eval(), spent

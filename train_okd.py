@@ -259,6 +259,8 @@ def distill(row, student, pair, args, seed, log, say):
         follower = runs.learner(teacher)
     examples = len(pair.train.prompts)
     held_out = max(1, round(EXAM_SHARE * examples)) if row.exam else 0  # the last ones: nobody learns from them
+    if row.exam and (examples - held_out < 1 or held_out < runs.processes()[1]):
+        raise ValueError(f"{examples} prompts are too few for an exam on a fifth of them: raise --student-prompts")
     order = pairs.batch_order(examples - held_out, args.batch_size, args.steps, torch.Generator().manual_seed(seed))
     if row.exam:
         exams = torch.Generator().manual_seed(1_000_003 * seed + 3)

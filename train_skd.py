@@ -53,14 +53,14 @@ from losses import (
     with_tail,
 )
 from model import GPT, GPTConfig, learning_rate, make_optimizer
-from sample import DATASET, TEACHER, write_tokens
+from sample import DATASET, RANKED, TEACHER, write_tokens
 
 
 @dataclass(frozen=True)
 class Variant:
     """One method. A new one is a new row below; flags, tests and the README's table follow.
 
-    A number that is None is what the flag of the same name says. In `sampling`, (shape, first, last) moves over the run,
+    A None in `hyper` is what the flag of the same name says. In `sampling`, (shape, first, last) moves over the run,
     shape being "linear" or "cosine".
     """
 
@@ -80,6 +80,14 @@ class Variant:
     method: str | None = None  # a name in methods.METHODS: what is kept from step to step
     knobs: dict = field(default_factory=dict)  # of the method
     teacher: str = "pair"  # or "assistant", "friendly": made from the pair's before training
+
+    def __post_init__(self):
+        assert self.coin in ("batch", "sequence"), f"a coin is thrown per batch or per sequence, not per {self.coin}"
+        assert not self.sampling or self.writer in ("interleaved", "switching"), f"{self.writer} has no use for {self.sampling}"
+        shapes = {value[0] for value in self.sampling.values() if isinstance(value, tuple)}
+        assert shapes <= {"linear", "cosine"}, f"a schedule is linear or cosine, found {shapes}"
+        fixed = self.loss in NO_TEACHER and self.loss != "label_smoothing"
+        assert not fixed or (self.kd_weight == 1 and not self.hyper), f"{self.loss} has neither hyper nor another loss beside it"
 
 
 # fmt: off
@@ -146,12 +154,14 @@ VARIANTS = {
     "speckd": Variant("dataset", "gated_forward_kl", "2510.24021", "KL only where the student's best token is among the teacher's K best",
                       "reconstruction; divided by all tokens", hyper={"accept_top_k": None}),
     "adaswitch": Variant("switching", "forward_kl", "2510.07842", "the student writes until it strays, then the teacher to the end",
-                         "reconstruction: three times the mean KL of up to four tokens", sampling={"factor": 3.0, "window": 4}),
+                         "reconstruction: three times the mean KL of up to four tokens; the teacher writes at the student's temperature",
+                         sampling={"factor": 3.0, "window": 4}),
     "ca_opd": Variant("interleaved", "confidence_gated", None, "the teacher's probability decides, not its rank; cross-entropy on what it replaced",
                       "after Li et al. 2026; KL of the 8 best and a bucket elsewhere",
                       sampling={"accept_rule": "minprob", "accept_min_prob": ("cosine", 0.5, 0.25), "replace": "argmax", "accept_on": "raw"}),
     "skd_k_steps": Variant("interleaved", "forward_kl", None, "SKD with a K that grows over the run, from a third to twice",
-                           "ours: the schedule that SKD says it needs not", sampling={"accept_top_k": ("linear", 1 / 3, 2.0)}),
+                           "ours: the schedule that SKD says it needs not",
+                           sampling={"accept_rule": "topk", "accept_top_k": ("linear", 1 / 3, 2.0)}),
     "skd_k_along": Variant("interleaved", "forward_kl", None, "SKD with a K that falls along the response, from twice to a third",
                            "ours", sampling={"accept_rule": "topk_along", "first": 2.0, "last": 1 / 3, "along": 32.0, "accept_on": "raw"}),
     "skd_entropy": Variant("interleaved", "forward_kl", None, "SKD with a bar on the teacher's probability that falls where it is unsure",
@@ -188,7 +198,7 @@ VARIANTS = {
     "lelp": Variant("dataset", "forward_kl", "2409.20449", "+ the teacher's last feature splits each token into 4 parts, to be learned too",
                     "reconstruction, restricted to the teacher's 2 best tokens", method="subclasses"),
     "rdd": Variant("dataset", "forward_kl", "2407.03719", "+ cross-entropy on easy tokens first, then where one of both models has it hard",
-                   "token = pixel; the teacher's middle block = auxiliary head; a median in place of .7", method="regions"),
+                   "token = pixel; the teacher's middle block = auxiliary head; a median in place of .7; divided by all tokens", method="regions"),
     "kdiga": Variant("dataset", "forward_kl", "2110.12072", "+ both losses must react alike to a change of the input",
                      "analogy: one-hot tokens = pixels", method="input_gradient", knobs={"weight": 0.05}),
     "lwkd": Variant("dataset", "cross_entropy", "2005.09163", "soft labels of a classifier that never sees the text, and a discriminator",
@@ -260,7 +270,8 @@ def distill(row, student, pair, args, seed, log, say):
     costs.count_preparation(**method.prepared)
     references, by_teacher = pair.train.responses, row.answers is not None
     passes = experiment.passes_of(args, pair)  # precision, chunks, who shares the batch: how it is computed, not what
-    student.recompute, learner = args.recompute and method.recomputes, runs.learner(student, args.compile)
+    student.recompute = args.recompute and not method.plain_pass
+    learner = runs.learner(student, args.compile and not method.plain_pass)
     if by_teacher:
         # Greedy answers stand in for the beam search of Kim & Rush: both aim at the teacher's most likely response.
         references, _ = sample_responses(
@@ -274,9 +285,13 @@ def distill(row, student, pair, args, seed, log, say):
     buckets = cache is not None and cache.best > 0
     asks = row.loss not in NO_TEACHER  # whether the loss wants to know the teacher's distribution
     if method.asks_start:
+        before = time.perf_counter()
+        memory.pause()
         method.after_evaluation(
             evaluate_quickly(student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens)
         )
+        memory.resume()
+        evaluation_seconds += time.perf_counter() - before
 
     for step, rows in enumerate(order.tolist()):
         half, last = int(2 * step >= args.steps), step + 1 == args.steps
@@ -320,7 +335,7 @@ def distill(row, student, pair, args, seed, log, say):
                 with passes.precision, memory:
                     # What is the student compared with? Row t of the teacher's logits predicts token t+1; SKD's
                     # verification has computed them already, and a cache holds what it said about references.
-                    kept = experiment.kept_logits(rollout, teacher, part)
+                    kept = None if method.sees_teacher else experiment.kept_logits(rollout, teacher, part)
                     stored = cache.batch(own[part], inputs.size(1), device) if cache else None
                     teacher_logits = seen_teacher = None
                     if stored:
@@ -397,9 +412,22 @@ def distill(row, student, pair, args, seed, log, say):
     return {"steps": args.steps, "seconds": seconds, "memory_mb": memory.megabytes()} | costs.figures(), None
 
 
+def check_sweeps(args, names):
+    """ValueError where a swept flag of the sampler would not reach a method: its runs would be one run, repeated."""
+    for text in args.sweep:
+        flag = text.partition("=")[0].replace("-", "_")
+        for name in names:
+            own = VARIANTS[name].sampling
+            unused = flag == "accept_top_k" and own.get("accept_rule", args.accept_rule) not in RANKED
+            if unused or (flag in own and flag != "accept_top_k"):  # a row's accept_top_k is in units of the flag
+                raise ValueError(
+                    f"--sweep {text} would not reach {name}, whose accept rule is its own: leave it out of --variants"
+                )
+
+
 def asks_about_references(row):
     """Whether a method's teacher says the same in every epoch and nothing but that, so that --cache-teacher can keep it."""
-    plain = row.method is None and row.teacher == "pair" and row.temperature == 1
+    plain = row.method is None and row.teacher == "pair" and row.temperature == row.kd_weight == 1
     return row.writer == "dataset" and plain and row.loss in DIVERGENCES
 
 
@@ -425,9 +453,11 @@ def assistant(pair, args, seed):
     config = GPTConfig(pair.student_config.vocab_size, pair.student_config.block_size, n_layer, n_head, n_embd)
     between = GPT(config, torch.Generator().manual_seed(1_000_003 * seed + 5)).to(next(pair.teacher.parameters()).device)
     link = dataclasses.replace(pair, val=pair.val._replace(**{k: column[:1] for k, column in pair.val._asdict().items()}))
-    longer = argparse.Namespace(**vars(args) | {"steps": 3 * args.steps})
+    longer = argparse.Namespace(**vars(args) | {"steps": 3 * args.steps, "cache_teacher": None})
     spent, _ = distill(VARIANTS["supervised"], between.train(), link, longer, seed, runs.NoLog(), lambda line: None)
-    return dataclasses.replace(pair, teacher=between), {"tflop": spent["compute"]}
+    between.zero_grad(set_to_none=True)
+    prepared = {"tflop": spent["compute"], "teacher_forwards": spent["teacher_forwards"], "grows": True}
+    return dataclasses.replace(pair, teacher=between.requires_grad_(False)), prepared
 
 
 def friendly(pair, args, seed):
@@ -453,6 +483,7 @@ def parse_flags(argv=None):
     description = "Distil a student from a fixed teacher: SKD and its baselines."
     parser = experiment.make_parser("train_skd", description, VARIANTS, MAIN)
     args, names = experiment.parse(parser, argv, VARIANTS, MAIN, "train_skd")
+    check_sweeps(args, names)
     experiment.check_cache(args, any(asks_about_references(VARIANTS[name]) for name in names))
     return args, names
 

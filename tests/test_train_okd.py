@@ -588,6 +588,14 @@ def test_nobody_learns_the_exam(pair, variant, monkeypatch):
     assert examined == set(map(tuple, pair.train.prompts[19:]))
 
 
+@pytest.mark.parametrize("variant", ["metadistil", "ikd"])
+def test_too_few_prompts_for_an_exam(pair, variant):
+    """One prompt cannot be both learned from and examined."""
+    one = dataclasses.replace(pair, train=type(pair.train)(*(column[:1] for column in pair.train)))
+    with pytest.raises(ValueError, match="too few for an exam"):
+        Watched(variant, one, flags())
+
+
 def test_costs_of_minillm(pair):
     """Every token of a teacher-mixed sample costs a forward of both models, and one more each is learned from."""
     run = Watched("minillm", pair, flags("--steps", "2"))

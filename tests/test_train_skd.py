@@ -308,13 +308,12 @@ def test_what_the_rows_ask_of_the_sampler():
 def test_a_flags_rule_is_not_a_rows_rule():
     """A row with a rule of its own takes no knob of the flag's rule, and keeps the other flags; a row without one takes all."""
     args = flags("--accept-rule", "topp", "--rule", "accept_top_p=0.5", "--gamma", "3", "--teacher-temperature", "0.7")
-    for name, rule in (("ca_opd", "minprob"), ("skd_k_along", "topk_along"), ("skd_entropy", "typical")):
+    for name, rule in (("ca_opd", "minprob"), ("skd_k_along", "topk_along"), ("skd_entropy", "typical"), ("skd_k_steps", "topk")):
         options = options_of(name, args, 0.2)["interleaved"]
         assert options["accept_rule"] == rule and "accept_top_p" not in options
         assert options["gamma"] == 3 and options["teacher_temperature"] == 0.7
-    for name in ("skd", "skd_k_steps"):
-        options = options_of(name, args, 0.2)["interleaved"]
-        assert options["accept_rule"] == "topp" and options["accept_top_p"] == 0.5
+    options = options_of("skd", args, 0.2)["interleaved"]
+    assert options["accept_rule"] == "topp" and options["accept_top_p"] == 0.5
     assert args.rule == {"accept_top_p": 0.5} and experiment.sampling_options(args)["interleaved"]["accept_top_p"] == 0.5
     warped = flags("--accept-on", "warped", "--teacher-top-p", "0.9")  # which is for topk alone
     assert {options_of(name, warped, 0.2)["interleaved"]["accept_on"] for name in ("ca_opd", "skd_k_along", "skd_entropy")} == {"raw"}
@@ -706,7 +705,8 @@ def test_costs_are_what_the_models_did(deep_pair, counted, variant):
     assert run.costs["compute"] == pytest.approx(1.07 * flop / 1e12, rel=0.12 if variant in ("one", "rdd") else 0.05)
     if row.answers is not None:
         forwards -= 1  # the prompts of the answers, all at once
-    assert run.costs["teacher_forwards"] == forwards
+    before = {"takd": 15, "sftn": 5}.get(variant, 0)  # asked of the pair's own teacher, for one of their own
+    assert run.costs["teacher_forwards"] == forwards + before
     if row.answers is None and row.writer not in ("interleaved", "switching"):
         before = {"lelp": 1, "rdd": 50}.get(variant, 0)
         assert forwards == before + (0 if row.loss in train_skd.NO_TEACHER else 5)
@@ -739,6 +739,64 @@ def test_generated_tokens_are_counted(pair, variant):
         assert run.costs["compute_once"] == pytest.approx(2e-12 * weights_that_count(pair.teacher) * processed)
 
 
+SWEEPS = [
+    ("skd_entropy", "accept-top-k=1,2"), ("ca_opd", "accept-rule=topk,argmax"), ("ca_opd", "replace=sample,argmax"),
+    ("skd_k_along,skd", "accept-rule=topk,argmax"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names, sweep", SWEEPS)
+def test_a_sweep_that_a_row_would_not_hear_is_refused(names, sweep):
+    """Where a row's own sampling goes before the swept flag all its runs would be one run; skd and its K schedules hear a swept K."""
+    with pytest.raises(ValueError, match="would not reach"):
+        parse_flags(["--variants", names, "--sweep", sweep])
+    args, _ = parse_flags(["--variants", "skd,skd_k_steps,skd_k_along", "--sweep", "accept-top-k=1,2"])
+    assert len(args.swept) == 2
+
+
+@pytest.mark.parametrize("wrong, word", [
+    ({"coin": "sentence"}, "coin"), ({"sampling": {"temperature": 0.1}}, "no use"), ({"loss": "cross_entropy", "hyper": {"beta": 1}}, "neither"),
+    ({"writer": "interleaved", "sampling": {"accept_top_k": ("lineer", 1, 2)}}, "linear or cosine"),
+])  # fmt: skip
+def test_a_row_that_would_not_do_what_it_says_is_refused(wrong, word):
+    """A mistyped word or a knob without effect in a row is an error when the row is made."""
+    with pytest.raises(AssertionError, match=word):
+        dataclasses.replace(VARIANTS["supervised"], **wrong)
+
+
+def test_a_methods_own_loss_takes_no_knobs(pair):
+    """taid and its like take their loss themselves: what the row says of another is refused; so is a place that is no place."""
+    for variant, changes, error in (("taid", {"kd_weight": 0.5}, ValueError), ("rs_kd", {"hyper": {"typo": 1}}, ValueError)):
+        with pytest.raises(error, match="would do nothing"):
+            Watched(dataclasses.replace(VARIANTS[variant], **changes), pair, flags())
+    row = dataclasses.replace(VARIANTS["sp"], knobs={"feature": "similarity_preserving", "at": "lsat"})
+    with pytest.raises(KeyError):
+        Watched(row, pair, flags())
+
+
+@pytest.mark.parametrize("variant", ["fitnet", "lelp", "rdd", "kdiga"])
+def test_a_method_that_looks_into_the_teacher_goes_with_any_writer(pair, variant):
+    """On interleaved samples the verification's logits are not enough: the teacher is asked again, and the loss is finite."""
+    row = dataclasses.replace(VARIANTS[variant], writer="interleaved")
+    run = Watched(row, pair, flags())
+    assert all(math.isfinite(line["loss"]) for line in run.steps) and run.costs["teacher_forwards"] > 2
+
+
+@pytest.mark.parametrize("changes", [{"kd_weight": 0.5}, {"temperature": 2.0}])
+def test_a_loss_without_a_teacher_mixes_like_any_other(pair, changes):
+    """label_smoothing has no teacher's logits; cross-entropy beside it, or a temperature, needs none."""
+    run = Watched(dataclasses.replace(VARIANTS["label_smoothing"], **changes), pair, flags())
+    assert all(math.isfinite(line["loss"]) for line in run.steps) and run.costs["teacher_forwards"] == 0
+
+
+def test_buckets_are_for_distances_alone(pair, tmp_path, monkeypatch):
+    """A row with cross-entropy beside its distance does not learn from a cache's K + 1 buckets, where tokens have no ids."""
+    cached(monkeypatch, tmp_path)
+    args = flags("--cache-teacher", "5", "--variants", "supervised")
+    run = Watched(dataclasses.replace(VARIANTS["supervised"], kd_weight=0.5), pair, args)
+    assert run.costs["teacher_forwards"] == 2 and "compute_once" not in run.costs
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_preparations_are_counted_once(pair, variant):
     """compute_once: what answers and passes over the references took before the run; everybody else has no such figure.
@@ -757,7 +815,7 @@ def test_preparations_are_counted_once(pair, variant):
 
 def test_another_teacher_is_counted(pair):
     """takd costs a run of `supervised` from teacher to assistant, and one from there; sftn one from its own teacher, and three
-    passes of both models for each of as many batches before."""
+    passes of the teacher and of the branch (bridge, norm and head: a student of one block has no upper one) before."""
     args = flags(steps=3)
     for variant in ("takd", "sftn"):
         taught, _ = train_skd.TEACHERS[VARIANTS[variant].teacher](pair, args, 1)
@@ -771,7 +829,8 @@ def test_another_teacher_is_counted(pair):
             torch.empty(8, 12).normal_(generator=coins)  # the bridge
             rows = [i for _ in range(3) for i in torch.randperm(24, generator=coins)[:4].tolist()]
             fed = sum(len(pair.train.prompts[i]) + len(pair.train.responses[i]) - 1 for i in rows)
-            before = 2e-12 * 3 * fed * sum(map(weights_that_count, (pair.teacher, pair.new_student())))
+            branch = 8 * 12 + 2 * 8 + pair.new_student().head.numel()
+            before = 2e-12 * 3 * fed * (weights_that_count(pair.teacher) + branch)
         assert found == pytest.approx(plain + before) and before > 0
 
 
