@@ -69,8 +69,8 @@ def _log_mixture(first_logprobs, second_logprobs, first_weight):
     return torch.logaddexp(first_logprobs + math.log(first_weight), second_logprobs + math.log1p(-first_weight))
 
 
-def _kl(first_logprobs, second_logprobs):
-    """KL(first || second) of rows of log-probs, gradients to both: (..., V), (..., V) -> (...)."""
+def kl(first_logprobs, second_logprobs):
+    """KL(first || second) of two rows of log-probabilities, gradients to both: (..., V), (..., V) -> (...) nats."""
     return (first_logprobs.exp() * (first_logprobs - second_logprobs)).sum(-1)
 
 
@@ -90,7 +90,7 @@ def forward_kl(student_logits, teacher_logits):
     student_probs - teacher_probs. The teacher's entropy is included, so that 0 means equal. (SKD's default, Eq. 1.)
     """
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
-    return (teacher_logprobs.exp() * (teacher_logprobs - student_logprobs)).sum(-1)
+    return kl(teacher_logprobs, student_logprobs)
 
 
 def reverse_kl(student_logits, teacher_logits):
@@ -99,7 +99,7 @@ def reverse_kl(student_logits, teacher_logits):
     Mode-seeking: the student pays wherever it puts mass and the teacher puts none. The per-token part of MiniLLM.
     """
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
-    return (student_logprobs.exp() * (student_logprobs - teacher_logprobs)).sum(-1)
+    return kl(student_logprobs, teacher_logprobs)
 
 
 def generalized_jsd(student_logits, teacher_logits, beta=0.5):
@@ -115,8 +115,8 @@ def generalized_jsd(student_logits, teacher_logits, beta=0.5):
         )
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
     mix_logprobs = _log_mixture(teacher_logprobs, student_logprobs, beta)
-    teacher_side = (teacher_logprobs.exp() * (teacher_logprobs - mix_logprobs)).sum(-1)
-    student_side = (student_logprobs.exp() * (student_logprobs - mix_logprobs)).sum(-1)
+    teacher_side = kl(teacher_logprobs, mix_logprobs)
+    student_side = kl(student_logprobs, mix_logprobs)
     return beta * teacher_side + (1 - beta) * student_side
 
 
@@ -134,7 +134,7 @@ def skew_forward_kl(student_logits, teacher_logits, alpha=0.1):
         return forward_kl(student_logits, teacher_logits)
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
     mix_logprobs = _log_mixture(teacher_logprobs, student_logprobs, alpha)
-    return (teacher_logprobs.exp() * (teacher_logprobs - mix_logprobs)).sum(-1)
+    return kl(teacher_logprobs, mix_logprobs)
 
 
 def skew_reverse_kl(student_logits, teacher_logits, alpha=0.1, detach_mixture=False):
@@ -153,7 +153,7 @@ def skew_reverse_kl(student_logits, teacher_logits, alpha=0.1, detach_mixture=Fa
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
     in_mixture = student_logprobs.detach() if detach_mixture else student_logprobs
     mix_logprobs = _log_mixture(in_mixture, teacher_logprobs, alpha)
-    return (student_logprobs.exp() * (student_logprobs - mix_logprobs)).sum(-1)
+    return kl(student_logprobs, mix_logprobs)
 
 
 def total_variation(student_logits, teacher_logits):
@@ -229,7 +229,7 @@ def alpha_mixture(teacher_logprobs, student_logprobs, alpha, weight):
     return mixed.log_softmax(-1)
 
 
-AMID_BASES = {"alpha_beta": functools.partial(_alpha_beta, alpha=0.2, beta=0.7), "forward_kl": _kl}
+AMID_BASES = {"alpha_beta": functools.partial(_alpha_beta, alpha=0.2, beta=0.7), "forward_kl": kl}
 
 
 def amid(student_logits, teacher_logits, alpha=0.5, weight=0.5, order="teacher_assistant", base="alpha_beta"):
@@ -262,7 +262,7 @@ def entropy_gated_kl(student_logits, teacher_logits, threshold=0.5):
     """
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
     uncertain = entropy(teacher_logprobs) > threshold
-    return _kl(student_logprobs, teacher_logprobs) + uncertain * _kl(teacher_logprobs, student_logprobs)
+    return kl(student_logprobs, teacher_logprobs) + uncertain * kl(teacher_logprobs, student_logprobs)
 
 
 # A new divergence is one function above and one row here: tests and the command line follow from the table.
@@ -313,7 +313,7 @@ def adaptive_kl(student_logits, teacher_logits, mu=0.5):
         mass_before = teacher_probs.cumsum(-1) - teacher_probs
         tail = mass_before > mu - 1e-6  # not a token more because two quarters add up to a little less than a half
         head_weight = gap.masked_fill(tail, 0.0).sum(-1) / gap.sum(-1).clamp(min=torch.finfo(gap.dtype).tiny)
-    forward, reverse = _kl(teacher_logprobs, student_logprobs), _kl(student_logprobs, teacher_logprobs)
+    forward, reverse = kl(teacher_logprobs, student_logprobs), kl(student_logprobs, teacher_logprobs)
     return head_weight * forward + (1 - head_weight) * reverse
 
 
@@ -362,7 +362,7 @@ def bidirectional_logit_differences(student_logits, teacher_logits, top_k=8, tem
     def ranked_by(leader):
         ids = leader.topk(count).indices
         best = (logprobs.gather(-1, ids) / temperature for logprobs in (teacher_logprobs, student_logprobs))
-        return _kl(*((z[..., better] - z[..., worse]).log_softmax(-1) for z in best))
+        return kl(*((z[..., better] - z[..., worse]).log_softmax(-1) for z in best))
 
     return ranked_by(teacher_logprobs) + ranked_by(student_logprobs)
 
@@ -477,7 +477,7 @@ def top_k_kl(student_logits, teacher_logits, top_k=8, missing="bucket"):
     student_best, teacher_best = _teachers_best(student_logits, teacher_logits, top_k)
     if missing != "truncate":
         teacher_best = teacher_best.log_softmax(-1)
-    return _kl(teacher_best, student_best.log_softmax(-1) if missing == "renormalize_both" else student_best)
+    return kl(teacher_best, student_best.log_softmax(-1) if missing == "renormalize_both" else student_best)
 
 
 MATCHES = {
@@ -553,7 +553,7 @@ def decoupled_parts(student_logits, teacher_logits, targets):
         rest_logprob = rest.logsumexp(-1, keepdim=True)
         two_way.append(torch.cat([logprobs.gather(-1, targets[..., None]), rest_logprob], -1))
         others.append(rest - rest_logprob)
-    return _kl(*reversed(two_way)), _kl(*reversed(others))
+    return kl(*reversed(two_way)), kl(*reversed(others))
 
 
 def decoupled_kd(student_logits, teacher_logits, tokens, alpha=1.0, beta=8.0, temperature=1.0):
@@ -606,7 +606,7 @@ def jsd_by_writer(student_logits, teacher_logits, tokens, beta=0.5):
     _require(0 < beta < 1, f"beta must lie strictly between 0 and 1, found {beta}")
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
     mix_logprobs = _log_mixture(student_logprobs, teacher_logprobs, beta)
-    student_side, teacher_side = _kl(student_logprobs, mix_logprobs), _kl(teacher_logprobs, mix_logprobs)
+    student_side, teacher_side = kl(student_logprobs, mix_logprobs), kl(teacher_logprobs, mix_logprobs)
     return torch.where(tokens.by_teacher, 2 * (1 - beta) * teacher_side, 2 * beta * student_side)
 
 
@@ -661,7 +661,7 @@ def _chosen_and_single(student_logits, teacher_logits, targets):
     """Reverse KL, log student(target) and log teacher(target) at every position, stacked: -> (B, T, 3)."""
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
     chosen = [logprobs.gather(-1, targets[..., None])[..., 0] for logprobs in (student_logprobs, teacher_logprobs)]
-    return torch.stack([_kl(student_logprobs, teacher_logprobs), *chosen], -1)
+    return torch.stack([kl(student_logprobs, teacher_logprobs), *chosen], -1)
 
 
 def minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0.2, length_norm=True):

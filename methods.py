@@ -44,6 +44,7 @@ from losses import (
     cross_entropy,
     forward_kl,
     hinton_mixture,
+    kl,
     masked_mean,
     per_token_loss,
     random_sampling_kd,
@@ -449,7 +450,7 @@ class Subclasses(Method):
             offsets = others[:, :, None] - self.centres[at]
             targets = torch.einsum("btksc,btkc->btks", self.directions[at], offsets).log_softmax(-1)
         parts = torch.einsum("btksc,btc->btks", self.head[at], own).log_softmax(-1)
-        conditional = (targets.exp() * (targets - parts)).sum(-1)  # (B, T, k)
+        conditional = kl(targets, parts)  # (B, T, k)
         return self.word_loss(batch) + (probs * conditional * (slot >= 0)).sum(-1)
 
 
@@ -626,7 +627,7 @@ class SoftLabels(Method):
 
         def columns(student_logits, labels, targets):
             logprobs = at_least_float32(student_logits).log_softmax(-1)
-            distance = (labels.exp() * (labels - logprobs[..., self.used])).sum(-1)
+            distance = kl(labels, logprobs[..., self.used])
             best = logprobs.topk(self.best).values.exp()
             return torch.cat([(cross_entropy(student_logits, targets) + distance)[..., None], best], -1)
 
@@ -702,7 +703,7 @@ def friendly_teacher(pair, args, seed, rate=0.1):
             x = block(x, number)
         branch_logits = F.linear(student.norm(x), head)
         teacher_logprobs, branch_logprobs = (rows.float().log_softmax(-1) for rows in (teacher_logits, branch_logits))
-        distance = (teacher_logprobs.exp() * (teacher_logprobs - branch_logprobs)).sum(-1)  # gradients to both
+        distance = kl(teacher_logprobs, branch_logprobs)  # gradients to both
         per_token = cross_entropy(teacher_logits, targets) + cross_entropy(branch_logits, targets) + distance
         optimizer.zero_grad(set_to_none=True)
         masked_mean(per_token, masked).backward()

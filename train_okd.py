@@ -38,6 +38,7 @@ from losses import (
     at_least_float32,
     by_chunks,
     cross_entropy,
+    kl,
     masked_mean,
     minillm,
     reverse_kl,
@@ -374,7 +375,7 @@ def distill(row, student, pair, args, seed, log, say):
 
                 def distance(student_logits, teacher_logits):
                     logprobs = [at_least_float32(x / args.temperature).log_softmax(-1) for x in (teacher_logits, student_logits)]
-                    return args.temperature**2 * (logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(-1)
+                    return args.temperature**2 * kl(*logprobs)
 
                 forward = At(student, weights)
                 with passes.precision, second_order():

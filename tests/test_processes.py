@@ -38,8 +38,8 @@ def comparable(line):
 
 
 CASES = {
-    "train_skd.py": "sft,supervised,imitkd,gkd,skd",
-    "train_okd.py": "okd,prokt,okd_on_policy,okd_skd,promptkd,minillm",
+    "train_skd.py": "sft,supervised,imitkd,gkd,skd,adaswitch,taid,fitnet,lelp,rdd,kdiga,lwkd,one",
+    "train_okd.py": "okd,prokt,okd_on_policy,okd_skd,promptkd,minillm,metadistil,ikd",
 }
 
 
