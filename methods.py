@@ -12,7 +12,8 @@ Regions, Branches), a teacher of their own with a discriminator (SoftLabels), or
     after_step     what it learns from the step
     after_evaluation
 
-All are nn.Modules: `state_dict` holds everything that a run needs to go on where it stopped. Their own parameters are trained by their own AdamW at the student's rate, without decay. Small layers of theirs run in the precision of the models.
+All are nn.Modules: `state_dict` holds everything that a run needs to go on where it stopped. Their own parameters are
+trained by their own AdamW at the student's rate, without decay. Small layers of theirs run in the models' precision.
 """
 
 import copy
@@ -355,7 +356,8 @@ class InputGradient(Method):
     differentiated twice, which needs unfused attention.
     """
 
-    student_passes, teacher_passes = 3, 1  # gradients in the inputs are one pass of either, their derivative two of the student's
+    # Gradients in the inputs are one pass of either model, their derivative two of the student's.
+    student_passes, teacher_passes = 3, 1
     plain_pass = True  # made again in the backward pass it would take fused attention; compiled it has no second derivative
     sees_teacher = True
 
@@ -372,7 +374,8 @@ class InputGradient(Method):
         masked, targets = batch.tokens.mask, batch.tokens.targets
         with torch.no_grad():
             guesses = by_chunks(lambda rows: rows.topk(min(self.top_k, rows.size(-1))).indices, batch.teacher_logits)
-        guesses = torch.cat([guesses[:, :1], guesses[:, :-1]], 1)  # for this token; the first one, unguessed, takes the next one's
+        # Guesses for this token, not the next; the first one, which nobody guesses, takes those of its successor.
+        guesses = torch.cat([guesses[:, :1], guesses[:, :-1]], 1)
         ids = torch.cat([batch.inputs[..., None], guesses], -1)  # (B, T, 1 + k)
         gradients = []
         for model, model_logits, seen in zip(batch.models, (batch.student_logits, batch.teacher_logits), batch.seen):
@@ -460,8 +463,9 @@ class Regions(Method):
     In the first `warmup` of the steps the weight of a token is exp(-KL(early || teacher)), `early` being what the teacher
     says from its middle block: easy tokens count. Then tokens count that are hard for one of the two models and not for
     the other: a token is hard for a model that gives it at most `threshold`, the teacher's median over the references
-    (the first 3,200; the paper's fixed .7 would find nearly every token hard). The early answer goes through a linear map that is trained
-    for `lens_steps` steps before the run (the paper's teacher has an auxiliary head of its own).
+    (the first 3,200), since many a language model is below the paper's fixed .7 nearly everywhere. The early answer goes
+    through a linear map that is trained for `lens_steps` steps before the run (the paper's teacher has an auxiliary head
+    of its own). The mean is over all tokens, not over those that count.
     """
 
     sees_teacher = True
@@ -520,8 +524,9 @@ class Regions(Method):
 class Branches(Method):
     """ONE (arXiv 1806.04606): no teacher; the student's upper half exists several times, and a gated sum teaches each.
 
-    All branches stand on the student's lower blocks (of which one block has none: its branches stay equal). Loss: cross-entropy of every branch and of the sum of their logits
-    under a softmax gate, and T^2 KL(sum || branch) for every branch. The first branch is the student, which is kept.
+    All branches stand on the student's lower blocks (a student of one block has no upper ones: its branches stay equal).
+    Loss: cross-entropy of every branch and of the sum of their logits under a softmax gate, and T^2 KL(sum || branch) for
+    every branch. The first branch is the student, which is kept.
     """
 
     own_loss = True
