@@ -52,7 +52,7 @@ from losses import (
     soften,
     taid_target,
 )
-from model import learning_rate, make_optimizer
+from model import learning_rate, make_optimizer, move
 from sample import DATASET, Noise, Rollout, rollout_from_ids, to_device
 
 
@@ -106,6 +106,7 @@ class Method(nn.Module):
         return hinton_mixture(*both, targets, row.kd_weight, row.temperature, distance)
 
     def per_token(self, batch):
+        """What the student minimises at every position of a Batch, (B, T); what lies outside its mask is not looked at."""
         return self.word_loss(batch)
 
     def after_step(self, loss):
@@ -121,10 +122,7 @@ class Method(nn.Module):
         for weight in self.parameters():
             if weight.grad is not None:
                 weight.grad = runs.across(weight.grad)
-        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        move(self, self.optimizer, rate)
 
     def get_extra_state(self):
         """What is no tensor of this module's own: generator, optimizer, and the plain values named in `plain`."""
@@ -371,6 +369,7 @@ class InputGradient(Method):
             yield seen
 
     def per_token(self, batch):
+        """The row's loss, and one distance of gradients per sequence at all of its positions."""
         masked, targets = batch.tokens.mask, batch.tokens.targets
         with torch.no_grad():
             guesses = by_chunks(lambda rows: rows.topk(min(self.top_k, rows.size(-1))).indices, batch.teacher_logits)
@@ -628,6 +627,7 @@ class SoftLabels(Method):
         return (self.noisy(points, uniforms(self.step_seed, places, points)) @ self.weights.T).log_softmax(-1)
 
     def per_token(self, batch):
+        """The student's loss; what the discriminator will learn from is kept for after_step."""
         labels = self.soft_labels(batch.tokens.targets, batch.places)
 
         def columns(student_logits, labels, targets):
@@ -712,10 +712,7 @@ def friendly_teacher(pair, args, seed, rate=0.1):
         per_token = cross_entropy(teacher_logits, targets) + cross_entropy(branch_logits, targets) + distance
         optimizer.zero_grad(set_to_none=True)
         masked_mean(per_token, masked).backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, rate * args.settings.teacher_lr)
-        optimizer.step()
+        move(both, optimizer, learning_rate(step, args.steps, rate * args.settings.teacher_lr))
         fed += sum(len(prompts[i]) + len(responses[i]) - 1 for i in rows)
     branch = sum(weight.numel() for weight in both.parameters()) - sum(weight.numel() for weight in teacher.parameters())
     spent = {"tflop": 6e-12 * fed * branch, "teacher_tokens": 3 * fed, "teacher_forwards": args.steps, "grows": True}

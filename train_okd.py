@@ -46,7 +46,7 @@ from losses import (
     weight_of,
     with_tail,
 )
-from model import ONLINE_MODULES, OnlineTeacher, learning_rate, make_optimizer
+from model import ONLINE_MODULES, OnlineTeacher, learning_rate, make_optimizer, move
 from sample import DATASET, rollout_from_ids, write_tokens
 
 DRIFT_WARNING = 0.03  # KL(original || adapted) in nats per token; README, "Choosing the module's rate"
@@ -139,7 +139,7 @@ MAIN = ("sft", "fixed_forward_kl", "fixed_reverse_kl", "imitkd", "gkd", "minillm
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 1. The losses of the two players, and their moves.
+# 1. The losses of the two players, and the exam of one by the other.
 
 
 def player_loss(
@@ -224,16 +224,6 @@ class At:
     @property
     def head(self):
         return self.weights["token_embedding.weight"]
-
-
-def move(model, optimizer, rate):
-    """One update of one player by the gradients it has -> their norm before clipping. Each is clipped on its own, at 1."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
-    optimizer.step()
-    return norm
 
 
 # ---------------------------------------------------------------------------------------------------------------------

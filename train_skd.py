@@ -52,7 +52,7 @@ from losses import (
     weight_of,
     with_tail,
 )
-from model import GPT, GPTConfig, learning_rate, make_optimizer
+from model import GPT, GPTConfig, learning_rate, make_optimizer, move
 from sample import DATASET, RANKED, TEACHER, write_tokens
 
 
@@ -367,10 +367,7 @@ def distill(row, student, pair, args, seed, log, say):
                 clock.mark("logging")
 
         rate = learning_rate(step, args.steps, args.lr)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        gradient_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
+        gradient_norm = move(student, optimizer, rate)
         loss = runs.across(torch.stack([part for part, _ in losses]).sum())
         method.after_step(loss)
         method.learn(rate)
