@@ -40,6 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 def at_least_float32(x):
     """fp16 and bf16 become float32, float64 stays: what the arithmetic of every loss is done in."""
+    assert x.is_floating_point(), f"logits are floating-point numbers, found {x.dtype}: are these token ids?"
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -77,6 +78,15 @@ def kl(first_logprobs, second_logprobs):
 def _require(condition, message):
     if not condition:
         raise ValueError(message)
+
+
+def _checked(targets, model_logits):
+    """The targets; ValueError for one that is no token, asked on a CPU as in raw_logits."""
+    if targets.device.type == "cpu" and targets.numel():
+        low, high = (int(end) for end in targets.aminmax())
+        last = model_logits.size(-1) - 1
+        _require(0 <= low and high <= last, f"targets are token ids in 0..{last}, found {low}..{high}: padding goes into the mask")
+    return targets
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,7 +265,7 @@ def amid(student_logits, teacher_logits, alpha=0.5, weight=0.5, order="teacher_a
 
 
 def entropy_gated_kl(student_logits, teacher_logits, threshold=0.5):
-    """Reverse KL, plus forward KL where the teacher's entropy exceeds `threshold` nats; -> (B, T). Example: .761332.
+    """Reverse KL, plus forward KL where the teacher's entropy exceeds `threshold` nats; -> (B, T). Example: .761333.
 
     EOPD (PMLR v306, jin26e): where the teacher sees several ways on, reverse KL alone would pick one. Of the paper only
     the abstract was at hand: the plain sum, and .5, are a reconstruction.
@@ -317,7 +327,7 @@ def adaptive_kl(student_logits, teacher_logits, mu=0.5):
     return head_weight * forward + (1 - head_weight) * reverse
 
 
-def _unit(rows):
+def _centred_unit(rows):
     """Rows less their mean, of length 1 (zeros, no gradient, where all is equal), and whether they vary."""
     centred = rows - rows.mean(-1, keepdim=True)
     length, whole_length = (x.norm(dim=-1, keepdim=True) for x in (centred, rows))
@@ -331,7 +341,7 @@ def standardize(model_logits, correction=1):
     The deviation divides by V - correction: 1 is the sample's, 0 the population's. Equal logits have no scale: they
     become zeros, without a gradient. Log (.6, .3, .1) gives .916777, .149592, -1.066369.
     """
-    return _unit(at_least_float32(model_logits))[0] * math.sqrt(model_logits.size(-1) - correction)
+    return _centred_unit(at_least_float32(model_logits))[0] * math.sqrt(model_logits.size(-1) - correction)
 
 
 def standardized_kl(student_logits, teacher_logits, temperature=2.0, correction=1):
@@ -378,7 +388,7 @@ def _teachers_best(student_logits, teacher_logits, top_k):
 
 def _decorrelation(student_rows, teacher_rows):
     """1 - Pearson's r, (..., k) x 2 -> (...); 0 where the teacher's row is constant, 1 where the student's."""
-    (student_unit, student_varies), (teacher_unit, teacher_varies) = _unit(student_rows), _unit(teacher_rows)
+    (student_unit, student_varies), (teacher_unit, teacher_varies) = _centred_unit(student_rows), _centred_unit(teacher_rows)
     # 1 - r is half the squared distance of unit vectors, and that is exactly 0, with gradient 0, where they are equal.
     return teacher_varies * 0.5 * ((student_unit - teacher_unit).square().sum(-1) + ~student_varies)
 
@@ -512,6 +522,8 @@ def cross_entropy(student_logits, targets):
     assert student_logits.shape[:-1] == targets.shape, (
         f"{tuple(student_logits.shape)} and targets {tuple(targets.shape)}"
     )
+    assert targets.dtype == torch.long, f"targets are token ids (long), found {targets.dtype}"
+    targets = _checked(targets, student_logits)  # torch would take -100 for a position that is left out
     return F.cross_entropy(at_least_float32(student_logits).flatten(0, -2), targets.flatten(), reduction="none").view(
         targets.shape
     )
@@ -519,6 +531,7 @@ def cross_entropy(student_logits, targets):
 
 def soften(model_logits, temperature):
     """Logits / T, in float32: bf16 logits divided by T would be rounded a second time."""
+    _require(temperature > 0, f"a temperature must be positive, found {temperature}")
     return (model_logits if isinstance(model_logits, Unprojected) else at_least_float32(model_logits)) / temperature
 
 
@@ -530,6 +543,7 @@ def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, tempe
     example gives .432038; for T to infinity it tends to the squared distance of the centred logits / (2V), .431310.
     `divergence` is any function of two logits; either may be Unprojected, if it takes that.
     """
+    _require(0 <= kd_weight <= 1, f"kd_weight is a share, 0..1; found {kd_weight}")
     assert temperature > 0, f"the distillation temperature must be positive, found {temperature}"
     if kd_weight == temperature == 1:
         return divergence(student_logits, teacher_logits)
@@ -545,7 +559,7 @@ def decoupled_parts(student_logits, teacher_logits, targets):
     "Target": KL between the two-way distributions (target, everything else). "Others": KL between the distributions
     over everything else, renormalised. forward_kl = target part + (1 - teacher(target)) * others part, exactly.
     """
-    two_way, others = [], []
+    two_way, others, targets = [], [], _checked(targets, student_logits)
     for logprobs in _logprobs(student_logits, teacher_logits):
         # The V - 1 other tokens are picked, not masked with -inf: no 0 * inf, and log(1 - p) is a logsumexp.
         ids = torch.arange(logprobs.size(-1) - 1, device=logprobs.device)
@@ -569,15 +583,17 @@ def decoupled_kd(student_logits, teacher_logits, tokens, alpha=1.0, beta=8.0, te
     return temperature**2 * (alpha * target_part + beta * others_part)
 
 
-def label_smoothing(student_logits, teacher_logits, tokens, smoothing=0.1):
-    """Cross-entropy with 1 - smoothing on the target and the rest spread over V -> (B, T) nats. Target 0: 1.565379.
+def label_smoothing(student_logits, teacher_logits, tokens, smoothing=0.1, among=None):
+    """Cross-entropy with 1 - smoothing on the target and the rest spread evenly -> (B, T) nats. Target 0: 1.565379.
 
-    A teacher that knows only the label (arXiv 1512.00567): the control of every soft target. teacher_logits is ignored
-    and may be None. ValueError for a smoothing outside [0, 1).
+    A teacher that knows only the label (arXiv 1512.00567): the control of every soft target. Spread over all V tokens, or
+    over the ids `among` (1-D long): a classifier uses all of its classes, a byte vocabulary hardly ever. teacher_logits is
+    ignored and may be None. Among (0, 1): 1.563623. ValueError for a smoothing outside [0, 1).
     """
     _require(0 <= smoothing < 1, f"smoothing must lie in [0, 1), found {smoothing}")
     student_logits = raw_logits(student_logits)
-    uniform = -student_logits.log_softmax(-1).mean(-1)
+    logprobs = student_logits.log_softmax(-1)
+    uniform = -(logprobs if among is None else logprobs[..., among]).mean(-1)
     return (1 - smoothing) * cross_entropy(student_logits, tokens.targets) + smoothing * uniform
 
 
@@ -660,6 +676,7 @@ TOKEN_LOSSES = {
 def _chosen_and_single(student_logits, teacher_logits, targets):
     """Reverse KL, log student(target) and log teacher(target) at every position, stacked: -> (B, T, 3)."""
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    targets = _checked(targets, student_logprobs)
     chosen = [logprobs.gather(-1, targets[..., None])[..., 0] for logprobs in (student_logprobs, teacher_logprobs)]
     return torch.stack([kl(student_logprobs, teacher_logprobs), *chosen], -1)
 
@@ -671,7 +688,9 @@ def minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0.2, leng
     position (single step), and for each token the rewards of what came after it (long): - R_{t+1} grad log student(y_t),
     R_{t+1} the sum of later rewards, or with length_norm their mean. Both are weighted by w_t = student(y_t) / (what
     wrote y_t), which is teacher_mix * teacher + (1 - teacher_mix) * student for teacher-mixed samples and the student
-    itself at teacher_mix 0. Only the gradient has a meaning, the value is not a distance.
+    itself at teacher_mix 0. (Exact would be the product of these ratios over all tokens up to t, whose spread grows with the
+    length; the paper takes the token's own.) Both models' logits at temperature 1, as the samples. Only the gradient has a
+    meaning, the value is not a distance.
 
     Rewards 1, 2, 3 give R_{t+1} = 5, 3, 0 as sums and 2.5, 3, 0 as means. The paper's clipping and its language-model
     loss on a pretraining corpus are left out: each batch is used for one update, and there is no such corpus here.
@@ -865,6 +884,7 @@ def by_chunks(function, *inputs, at_once=AT_ONCE):
 
 def weight_of(mask, reduction="token"):
     """What masked_mean divides by: the number of masked tokens, or of rows that have any; a scalar tensor."""
+    _require(reduction in ("token", "sequence"), f"reduction must be token or sequence, found {reduction!r}")
     return mask.sum() if reduction == "token" else mask.any(-1).sum()
 
 
@@ -881,6 +901,7 @@ def masked_mean(per_token, mask, reduction="token", total=None):
     assert per_token.shape == mask.shape, (
         f"{tuple(per_token.shape)} and mask {tuple(mask.shape)}"
     )  # (B, T, 1) would broadcast
+    assert mask.dtype == torch.bool, f"a mask is bool, found {mask.dtype}"
     # Fill, do not multiply: a nan or inf at a padded position must not leak (0 * inf = nan).
     kept = per_token.masked_fill(~mask, 0.0)
     if reduction == "sum":
@@ -906,6 +927,7 @@ def main(argv=None):
         runs,
     )
 
+    runs.use_any_terminal()
     parser = runs.Parser(prog="losses.py", description="Every loss on three tokens, and on a teacher with two modes.")
     parser.add_argument("--svg", metavar="FILE", default="losses.svg", help="where the picture goes (default: losses.svg)")
     laboratory.tell(parser.parse_args(argv).svg)

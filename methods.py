@@ -1,7 +1,7 @@
 """What a method keeps beside its student, and what it makes of a batch: the state objects of train_skd.py's rows.
 
 Most methods keep nothing: who writes and which per-token loss says it all, and `Method` below is all they need. The
-others keep a schedule (Interpolation), a buffer (Replay), a projector (Feature, Flow), heads or branches (Subclasses,
+others keep a schedule (Interpolation), a buffer (Replay), a projector (Feature, Flow, DualSpace), heads or branches (Subclasses,
 Regions, Branches), a teacher of their own with a discriminator (SoftLabels), or noise (SampledTargets). Each is one class:
 
     __init__       what is prepared before training
@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from data import runs
+from data.evaluate import Meter
+from data.resume import Keeper
 from features import (
     FEATURES,
     NEEDS_PROJECTOR,
@@ -51,6 +53,7 @@ from losses import (
     random_sampling_kd,
     soften,
     taid_target,
+    whole,
 )
 from model import learning_rate, make_optimizer, move
 from sample import DATASET, Noise, Rollout, rollout_from_ids, to_device
@@ -72,6 +75,7 @@ class Method(nn.Module):
     """Nothing is kept: the row's loss is (1 - kd_weight) cross-entropy + kd_weight T^2 loss(teacher^T, student^T)."""
 
     student_passes = teacher_passes = 0  # per step, beyond the three of training and the one of judging
+    products = 0  # per token, of large layers that are neither model's: weights times passes
     asks_start = False  # whether after_evaluation is to be called once before the first step
     plain_pass = False  # whether the student's pass may neither be made again (--recompute) nor compiled
     sees_teacher = False  # whether it looks into the teacher's pass: what a sampler has kept of one will not do
@@ -95,12 +99,17 @@ class Method(nn.Module):
         """The context of a model's pass over the batch; what it yields comes back in Batch.seen."""
         return nullcontext()
 
+    @property
+    def hyper(self):
+        """Of the row's own loss."""
+        return self.row.hyper
+
     def word_loss(self, batch):
         """The row's own loss, at every position."""
-        row = self.row
+        row, hyper = self.row, self.hyper
 
         def distance(student_logits, teacher_logits):
-            return per_token_loss(row.loss, student_logits, teacher_logits, batch.tokens, **row.hyper)
+            return per_token_loss(row.loss, student_logits, teacher_logits, batch.tokens, **hyper)
 
         both, targets = (batch.student_logits, batch.teacher_logits), batch.tokens.targets
         return hinton_mixture(*both, targets, row.kd_weight, row.temperature, distance)
@@ -327,6 +336,11 @@ class Feature(Method):
         return self.word_loss(batch) + self.weight * self.feature(student_hidden, teacher_hidden, batch.tokens.mask)
 
 
+def like(model_logits, as_these):
+    """Unprojected logits, worked out unless `as_these` are Unprojected themselves."""
+    return model_logits if isinstance(as_these, Unprojected) else whole(model_logits)
+
+
 class Flow(Method):
     """The row's loss + `weight` times FSP's (CVPR 2017): how features change from the middle block to the last."""
 
@@ -344,6 +358,41 @@ class Flow(Method):
         student_hidden, teacher_hidden = (seen.hidden for seen in batch.seen)
         own = self.first(student_hidden[0]), self.second(student_hidden[1])
         return self.word_loss(batch) + self.weight * flow(*own, *teacher_hidden, batch.tokens.mask)
+
+
+class DualSpace(Method):
+    """DSKD (arXiv 2406.17328): both models' last features under one head, in the student's space and in the teacher's.
+
+    One linear map takes the teacher's features to the student's head, another the student's to the teacher's head. With
+    both, and the row's loss as D, the loss is (1 - kd_weight) cross-entropy + kd_weight times the sum of
+        cross-entropy(projected teacher)            from which only the first map learns
+        D(projected teacher || student)             in the student's space, the projected teacher a constant
+        KL(teacher || projected student)            in the teacher's space, to the student and the second map
+    """
+
+    sees_teacher = True
+
+    def __init__(self, row, student, pair, args, seed):
+        super().__init__(row, student, pair, args, seed)
+        widths = student.config.n_embd, pair.teacher.config.n_embd
+        self.to_teacher, self.to_student = Projector(*widths, self.generator), Projector(*widths[::-1], self.generator)
+        # The heads stand still, and so does what goes into to_student: two passes each in place of three.
+        heads = student.head.numel() + pair.teacher.head.numel()
+        self.products = 2 * heads + 3 * self.to_teacher.weight.numel() + 2 * self.to_student.weight.numel()
+
+    def watching(self, model, is_student):
+        return watch(model, [block_at(model, "last")])
+
+    def per_token(self, batch):
+        """Both spaces' losses, (B, T)."""
+        student, teacher = batch.models
+        own, other = (model.norm(seen.hidden[0]) for model, seen in zip(batch.models, batch.seen))  # (B, T, C) each
+        projected_teacher = like(Unprojected(self.to_student(other), student.head.detach()), batch.student_logits)
+        projected_student = like(Unprojected(self.to_teacher(own), teacher.head), batch.student_logits)
+        of_map = by_chunks(cross_entropy, projected_teacher, batch.tokens.targets)
+        teachers_space = by_chunks(forward_kl, projected_student, batch.teacher_logits)
+        students_space = self.word_loss(batch._replace(teacher_logits=projected_teacher.detach()))
+        return students_space + self.row.kd_weight * (of_map + teachers_space)
 
 
 class InputGradient(Method):
@@ -394,7 +443,8 @@ class Subclasses(Method):
     """LELP (arXiv 2409.20449): the teacher's classes split by where its last feature lies, and the student learns the parts too.
 
     A reconstruction. One pass over the references gathers the teacher's features by their next token; along the first
-    principal directions of each class, rotated at random, `subclasses` parts get softmax probabilities. The student's
+    principal directions of each class, rotated at random and each scaled to unit deviation (the scaling is ours),
+    `subclasses` parts get softmax probabilities. Of the classes the `most_classes` most frequent ones are split. The student's
     (class, part) distribution is its own next-token distribution times a softmax of a head per class, so its marginal is
     what it says without that head, and the loss is the sum over both: forward KL + sum over classes of teacher(class)
     KL(teacher's parts || student's parts), taken on the teacher's `top_k` classes of a position. Classes seen fewer than
@@ -542,7 +592,7 @@ class Branches(Method):
                     weight.copy_(drawn)
         self.gate = nn.Parameter(torch.zeros(student.config.n_embd, branches))
         extra = sum(weight.numel() for weight in self.others.parameters()) + (branches - 1) * student.head.numel()
-        self.student_passes = round(3 * extra / student.num_parameters())
+        self.products = 3 * extra
 
     def watching(self, model, is_student):
         return watch(model, [self.trunk]) if is_student else nullcontext()
@@ -554,8 +604,7 @@ class Branches(Method):
             x = trunk
             for number, block in enumerate(blocks):
                 x = block(x, self.trunk + 1 + number)
-            features = Unprojected(norm(x), student.head)
-            branches.append(features if isinstance(batch.student_logits, Unprojected) else F.linear(*features))
+            branches.append(like(Unprojected(norm(x), student.head), batch.student_logits))
         gate = (trunk @ self.gate).softmax(-1)  # (B, T, branches)
 
         def all_of_them(gate, targets, *branches):
@@ -567,6 +616,23 @@ class Branches(Method):
             return loss
 
         return by_chunks(all_of_them, gate, batch.tokens.targets, *branches)
+
+
+def tokens_in_use(pair):
+    """The ids that occur in the student's references, in order."""
+    return sorted({token for response in pair.train.responses for token in response})
+
+
+class Smoothing(Method):
+    """Label smoothing over the tokens in use: on ids that never occur it would only teach what is wrong."""
+
+    def __init__(self, row, student, pair, args, seed):
+        super().__init__(row, student, pair, args, seed)
+        self.register_buffer("among", torch.tensor(tokens_in_use(pair)), persistent=False)
+
+    @property
+    def hyper(self):
+        return self.row.hyper | {"among": self.among}
 
 
 class SoftLabels(Method):
@@ -584,7 +650,7 @@ class SoftLabels(Method):
     def __init__(self, row, student, pair, args, seed, gold=0.8, adversarial=0.1, width=16, noise=0.2, best=8):
         super().__init__(row, student, pair, args, seed)
         device = next(student.parameters()).device
-        used = sorted({token for response in pair.train.responses for token in response})
+        used = tokens_in_use(pair)
         self.adversarial, self.noise, self.best = adversarial, noise, min(best, len(used), student.config.vocab_size)
         slot = torch.zeros(student.config.vocab_size, dtype=torch.long)
         slot[used] = torch.arange(len(used))
@@ -639,7 +705,7 @@ class SoftLabels(Method):
         found = by_chunks(columns, batch.student_logits, labels, batch.tokens.targets)
         masked = batch.tokens.mask
         self.real.append((labels.topk(self.best).values.exp(), masked))
-        self.made_up.append((found[..., 1:].detach(), masked))
+        self.made_up.append((found[..., 1:].detach().float(), masked))
         return found[..., 0] + self.adversarial * F.softplus(-self.looks_real(found[..., 1:]))
 
     def after_step(self, loss):
@@ -669,11 +735,13 @@ METHODS = {
     "replay": Replay,
     "feature": Feature,
     "flow": Flow,
+    "dual_space": DualSpace,
     "input_gradient": InputGradient,
     "subclasses": Subclasses,
     "regions": Regions,
     "branches": Branches,
     "soft_labels": SoftLabels,
+    "smoothing": Smoothing,
 }
 
 
@@ -681,13 +749,14 @@ METHODS = {
 # Another teacher than the pair's.
 
 
-def friendly_teacher(pair, args, seed, rate=0.1):
+def friendly_teacher(pair, args, seed, keeper=None, rate=0.1):
     """SFTN (arXiv 2102.07650): the teacher learns on, together with a student's upper half on top of its own lower half.
 
     -> (a copy of the teacher, keywords of Costs.count_preparation). Both learn the references, and the KL from teacher
     to branch reaches both: what a student cannot follow becomes costly. args.steps updates at `rate` times the teacher's
     rate.
     """
+    keeper = keeper or Keeper()
     device, generator = next(pair.teacher.parameters()).device, torch.Generator().manual_seed(1_000_003 * seed + 4)
     teacher, student = copy.deepcopy(pair.teacher).requires_grad_(True), pair.new_student()
     below, above = block_at(teacher, "middle"), student.blocks[block_at(student, "middle") + 1 :]
@@ -695,10 +764,13 @@ def friendly_teacher(pair, args, seed, rate=0.1):
     both = nn.ModuleList([teacher, bridge, above, student.norm])
     head = nn.Parameter(student.head.detach().clone())
     both.register_parameter("head", head)
-    optimizer, fed = make_optimizer(both, rate * args.settings.teacher_lr), 0
+    optimizer = make_optimizer(both, rate * args.settings.teacher_lr)
     prompts, responses = pair.train.prompts, pair.train.responses
-    for step in range(args.steps):
-        rows = torch.randperm(len(prompts), generator=generator)[: args.batch_size].tolist()
+    order = [torch.randperm(len(prompts), generator=generator)[: args.batch_size].tolist() for _ in range(args.steps)]
+    fed = sum(len(prompts[i]) + len(responses[i]) - 1 for rows in order for i in rows)
+    meter = Meter(device)
+    for step in range(keeper.restore(both=both, optimizer=optimizer, meter=meter), args.steps):
+        rows = order[step]
         batch = rollout_from_ids([prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), device)
         inputs, targets, masked = batch.tokens[:, :-1], batch.tokens[:, 1:], batch.response_mask[:, 1:]
         with watch(teacher, [below]) as seen:
@@ -713,7 +785,10 @@ def friendly_teacher(pair, args, seed, rate=0.1):
         optimizer.zero_grad(set_to_none=True)
         masked_mean(per_token, masked).backward()
         move(both, optimizer, learning_rate(step, args.steps, rate * args.settings.teacher_lr))
-        fed += sum(len(prompts[i]) + len(responses[i]) - 1 for i in rows)
+        if keeper.due(step + 1, step + 1 == args.steps):
+            with meter.paused():
+                keeper.save(step + 1)
     branch = sum(weight.numel() for weight in both.parameters()) - sum(weight.numel() for weight in teacher.parameters())
     spent = {"tflop": 6e-12 * fed * branch, "teacher_tokens": 3 * fed, "teacher_forwards": args.steps, "grows": True}
+    spent["seconds"] = meter.figures()["seconds"]
     return teacher.requires_grad_(False).eval(), spent

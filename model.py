@@ -19,11 +19,15 @@ The online teacher (OKD, arXiv 2409.12512) is a frozen GPT with a small trainabl
 A kind of module is one class of `Hooks`: four places on the way through the base where it may change what flows.
 """
 
+import contextlib
 import copy
 import dataclasses
+import errno
 import hashlib
 import math
 import os
+import warnings
+import zipfile
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +48,9 @@ class GPTConfig:
     gelu: str = "erf"
 
     def __post_init__(self):
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            size = getattr(self, name)
+            assert type(size) is int and size > 0, f"{name} must be a whole number of at least 1, found {size!r}"
         assert self.n_embd % self.n_head == 0, f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}"
         assert self.gelu in ("erf", "tanh"), f"gelu must be erf or tanh, found {self.gelu!r}"
 
@@ -198,6 +205,7 @@ class GPT(nn.Module):
         `online` is the module of an OnlineTeacher (its Hooks); without one this is the plain model. features=True stops
         before the head, at (B, T, C): the logits are F.linear(features, head).
         """
+        assert tokens.dim() == 2 and tokens.dtype == torch.long, f"tokens are (B, T) long, found {tuple(tokens.shape)} {tokens.dtype}"
         T = tokens.size(1)
         if cache is None:
             assert T <= self.config.block_size, f"{T} tokens, but block_size is {self.config.block_size}"
@@ -205,7 +213,10 @@ class GPT(nn.Module):
         else:
             positions, bias = cache.extend(T)
         # A sampler may draft past the end of a row (those tokens are thrown away), hence the clamp.
-        x = self.token_embedding(tokens) + self.position_embedding(positions.clamp(max=self.config.block_size - 1))
+        try:
+            x = self.token_embedding(tokens) + self.position_embedding(positions.clamp(max=self.config.block_size - 1))
+        except IndexError as error:  # told on a CPU alone
+            raise ValueError(f"token ids {tokens.min()}..{tokens.max()}, the vocabulary has 0..{self.config.vocab_size - 1}") from error
         hooks = None if online is None else online.begin(self)
         for layer, block in enumerate(self.blocks):
             if self.recompute and cache is None and torch.is_grad_enabled():
@@ -399,8 +410,11 @@ class OnlineTeacher(nn.Module):
         super().__init__()
         if kind not in ONLINE_MODULES:
             raise ValueError(f"unknown online module {kind!r}: choose from {', '.join(ONLINE_MODULES)}")
-        if rank < 1:
-            raise ValueError(f"the online module's rank must be at least 1, found {rank}")
+        if not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"the online module's rank must be a whole number of at least 1, found {rank}")
+        if not isinstance(scale, int | float) or not math.isfinite(scale):
+            raise ValueError(f"the online module's scale must be a finite number, found {scale!r}")
+        assert isinstance(base, GPT), f"an online module stands beside a GPT, not beside {type(base).__name__}"
         self.base, self.config, self.enabled = base.requires_grad_(False), base.config, True
         self.about = {"kind": kind, "rank": rank, "scale": scale}
         generator = generator or torch.Generator().manual_seed(0)
@@ -428,6 +442,8 @@ class OnlineTeacher(nn.Module):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Optimizer recipe and checkpoints.
+
+MAX_BYTES = 2**36  # of a file that is read: 64 GiB
 
 
 def make_optimizer(model, lr, weight_decay=0.1, betas=(0.9, 0.95)):
@@ -460,16 +476,91 @@ def move(model, optimizer, rate):
     return norm
 
 
-def _save(path, content):
-    """torch.save to a file beside `path`, then rename: never a half file."""
+def checksum(content):
+    """sha256 of tensors and plain values, however nested: what is read is what was saved, or the sums differ."""
+    digest = hashlib.sha256()
+
+    def add(part):
+        if isinstance(part, torch.Tensor):
+            if part.numel() * part.element_size() > part.untyped_storage().nbytes():
+                raise ValueError("a tensor claims more numbers than it holds")
+            add([str(part.dtype), list(part.shape)])
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(part, dict):
+            add([*part])
+            for value in part.values():
+                add(value)
+        elif isinstance(part, list | tuple):
+            digest.update(f"{len(part)} of:".encode())
+            for value in part:
+                add(value)
+        else:
+            if type(part) not in (str, int, float, bool, type(None)):  # a subclass would not be read again
+                raise TypeError(f"a file holds tensors and plain values, not {type(part).__name__}")
+            digest.update(f"{type(part).__name__} {part!r};".encode())
+
+    add(content)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A `with` block that writes bytes to a file beside `path`, which is renamed at its end: never a half file."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     beside = f"{path}.{os.getpid()}.partial"
     try:
-        torch.save(content, beside)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(beside)
+        with open(beside, "xb") as file:  # were it a link, another file would be written over
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it takes the name of the one before
         os.replace(beside, path)
     finally:
         if os.path.exists(beside):
             os.remove(beside)
+
+
+def save_file(path, content):
+    """A dict of tensors and plain values, with its checksum, to a file that is whole or not there."""
+    try:
+        with whole_file(path) as file:
+            torch.save(content | {"sha256": checksum(content)}, file)
+    except RuntimeError as error:  # what torch makes of a file that takes no more
+        raise OSError(f"{path} could not be written ({error.__context__ or _first_line(error)}): is the disk full?") from error
+
+
+# What the system says of a file, or of itself, that is no fault of the file's content.
+UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+def load_file(path, device="cpu"):
+    """Read what save_file wrote. Raises ValueError with one line for anything else, be it only a bit that has changed, and
+    OSError for a file that cannot be read at all, and may be whole."""
+    if os.path.getsize(path) > MAX_BYTES:
+        raise ValueError(f"it has {os.path.getsize(path):,} bytes, more than the limit of {MAX_BYTES:,}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is refused below, in one line
+            with zipfile.ZipFile(path) as archive:  # packed parts, or parts that share bytes, could fill the memory
+                if sum(part.file_size for part in archive.infolist()) > os.path.getsize(path):
+                    raise ValueError("it claims more than it holds")
+            content = torch.load(path, map_location=device, weights_only=True)
+        expected = content.pop("sha256")
+        whole = expected == checksum(content)
+    except Exception as error:  # torch raises half a dozen kinds for a broken file; the user needs one line
+        if isinstance(error, OSError) and error.errno in UNREADABLE:
+            raise
+        raise ValueError(_first_line(error)) from error
+    if not whole:
+        raise ValueError("its checksum does not fit: a part of it has changed since it was written")
+    return content
+
+
+def _first_line(error):
+    if str(error).startswith("Weights only load failed"):
+        return "it holds more than tensors and plain values"
+    return str(error).strip().split("\n")[0][:160]
 
 
 def save_checkpoint(path, model, tokenizer_state, **extra):
@@ -482,7 +573,7 @@ def save_checkpoint(path, model, tokenizer_state, **extra):
         "weights": model.state_dict(),
         "tokenizer": tokenizer_state,
     }
-    _save(path, content | extra)
+    save_file(path, content | extra)
 
 
 def load_checkpoint(path, device="cpu"):
@@ -495,34 +586,34 @@ def load_checkpoint(path, device="cpu"):
             f"no checkpoint at {path}: run train_skd.py first, or give the path of a .pt file that it left"
         )
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        model = GPT(GPTConfig(**content["config"])).to(device)
-        model.load_state_dict(content.pop("weights"), strict=True)
-        tokenizer_state = content["tokenizer"]
-    except Exception as error:  # torch raises half a dozen kinds for a broken file; the user needs one line
-        first_line = str(error).strip().split("\n")[0][:160]
+        content = load_file(path, device)
+        config, weights = GPTConfig(**content["config"]), content.pop("weights")
+        # Before a model of that shape is made: a file may not ask for more memory than it has itself.
+        embedding, positions = (weights[f"{kind}_embedding.weight"] for kind in ("token", "position"))
+        if embedding.shape != (config.vocab_size, config.n_embd) or positions.size(0) != config.block_size or config.n_layer > len(weights):
+            raise ValueError("its weights do not fit its configuration")
+        model = GPT(config).to(device)
+        model.load_state_dict(weights, strict=True)
+        if not isinstance(content["tokenizer"], dict | None):
+            raise ValueError("its tokenizer is no dict")
+    except OSError:
+        raise
+    except Exception as error:
         raise ValueError(
-            f"{path} is not a whole checkpoint of this project ({first_line}): delete it and run again"
+            f"{path} is not a whole checkpoint of this project ({_first_line(error)}): delete it and run again"
         ) from error
-    assert tokenizer_state is None or isinstance(tokenizer_state, dict)
     return model.eval(), content
 
 
 def weights_hash(model):
     """sha256 over all weights, as text: two models with the same hash give the same logits."""
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return checksum(model.state_dict())
 
 
 def save_online_module(path, online, **extra):
     """Write the module of an OnlineTeacher apart from its base, of which only the hash is kept."""
-    _save(
-        path,
-        {"module": online.about, "base": weights_hash(online.base), "weights": online.module.state_dict(), **extra},
-    )
+    content = {"module": online.about, "base": weights_hash(online.base), "weights": online.module.state_dict()}
+    save_file(path, content | extra)
 
 
 def load_online_module(path, base):
@@ -533,14 +624,18 @@ def load_online_module(path, base):
     if not os.path.isfile(path):
         raise ValueError(f"no online module at {path}: run train_okd.py first, or give the path of a .module.pt file")
     try:
-        content = torch.load(path, map_location=base.token_embedding.weight.device, weights_only=True)
+        content = load_file(path, base.token_embedding.weight.device)
         about, trained_beside, weights = content["module"], content["base"], content["weights"]
+        # Before a module of that size is made: all kinds but a whole copy hold `rank` rows as wide as the base.
+        if about["kind"] != "full" and about["rank"] * base.config.n_embd > sum(weight.numel() for weight in weights.values()):
+            raise ValueError("its weights do not fit its rank")
         online = None if trained_beside != weights_hash(base) else OnlineTeacher(base, **about)
         if online is not None:
             online.module.load_state_dict(weights, strict=True)
+    except OSError:
+        raise
     except Exception as error:
-        first_line = str(error).strip().split("\n")[0][:160]
-        raise ValueError(f"{path} is not a whole online module ({first_line}): delete it and run again") from error
+        raise ValueError(f"{path} is not a whole online module ({_first_line(error)}): delete it and run again") from error
     if online is None:
         raise ValueError(f"{path} was trained beside another teacher: give the teacher.pt of the same run")
     return online.eval()

@@ -28,6 +28,7 @@ import itertools
 import math
 import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -102,6 +103,7 @@ class Noise:
     ROLES = {"student": 1, "teacher": 2, "coin": 3, "fresh": 4, "target": 5}  # a role = one independent number at a position
 
     def __init__(self, generator, row_keys):
+        assert isinstance(generator, torch.Generator), "draws take a torch.Generator of their own, none was given"
         seed = torch.randint(2**62, (), generator=generator).item()  # a CPU generator: no device is asked
         self.row_seeds = _mix(_mix(row_keys.long()) + seed)  # (B,)
 
@@ -124,9 +126,9 @@ def warp(model_logits, temperature=1.0, top_k=None, top_p=None):
     (..., V) -> (..., V). Ties at the k-th place all stay; the nucleus is the smallest top set with mass >= top_p. For
     drawing only: never hand warped logits to a loss.
     """
-    if not temperature > 0 or (top_k is not None and top_k < 1) or (top_p is not None and not top_p > 0):
+    if not temperature > 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError(
-            f"temperature and top_p must be positive, top_k at least 1; found {temperature}, {top_p}, {top_k}"
+            f"temperature must be positive, top_p in (0, 1], top_k at least 1; found {temperature}, {top_p}, {top_k}"
         )
     warped = model_logits.float() if temperature == 1 else model_logits.float() / temperature
     if top_k is not None and top_k < warped.size(-1):
@@ -250,8 +252,10 @@ def to_device(tensor, device):
     return tensor.to(device)
 
 
-def _start(prompts, max_new_tokens, block_size, device, spare):
+def _start(prompts, max_new_tokens, block_size, vocab_size, eos_token, device, spare):
     """Prompts (lists of ids) -> right-padded tokens (B, max end + spare), prompt_len (B,), end (B,), and both as lists."""
+    if isinstance(prompts, torch.Tensor) or any(not hasattr(prompt, "__len__") for prompt in prompts):
+        raise ValueError("prompts are a list of lists of token ids, one per row: put a single prompt into brackets")
     if not prompts:
         raise ValueError("no prompts: give at least one list of token ids")
     lengths = [len(prompt) for prompt in prompts]
@@ -264,12 +268,24 @@ def _start(prompts, max_new_tokens, block_size, device, spare):
             f"prompt {lengths.index(max(lengths))} has {max(lengths)} tokens, but block_size is {block_size}: "
             "shorten the prompt, or train models with a larger block_size"
         )
-    if max_new_tokens < 1:
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
+    if eos_token is not None and not (isinstance(eos_token, int) and 0 <= eos_token < vocab_size):
+        raise ValueError(f"eos_token {eos_token} is no id of this vocabulary, 0..{vocab_size - 1}: it would never come")
     ends = [min(length + max_new_tokens, block_size) for length in lengths]  # the block's end is a length limit too
     tokens = torch.zeros(len(prompts), max(ends) + spare, dtype=torch.long)
-    for row, prompt in zip(tokens, prompts):
-        row[: len(prompt)] = torch.tensor(prompt)
+    for number, (row, prompt) in enumerate(zip(tokens, prompts)):
+        try:
+            ids = torch.as_tensor(prompt)
+        except (TypeError, ValueError, RuntimeError):  # text, None, a number of more than 64 bits
+            ids = None
+        if ids is None or ids.dtype != torch.long or ids.dim() != 1:
+            raise ValueError(f"prompt {number} is no list of token ids (whole numbers): encode the text first")
+        row[: len(prompt)] = ids
+    low, high = int(tokens.min()), int(tokens.max())  # still on the host
+    if low < 0 or high >= vocab_size:
+        found = low if low < 0 else high
+        raise ValueError(f"a prompt holds token id {found}, the vocabulary has 0..{vocab_size - 1}")
     return *(to_device(x, device) for x in (tokens, torch.tensor(lengths), torch.tensor(ends))), lengths, ends
 
 
@@ -297,11 +313,19 @@ def _row_keys(row_keys, B, device):
     if row_keys is None:
         return torch.arange(B, device=device)
     assert len(row_keys) == B, f"{len(row_keys)} row keys for {B} prompts"
-    return to_device(torch.as_tensor(row_keys), device)
+    row_keys = torch.as_tensor(row_keys)
+    assert row_keys.dtype == torch.long or not B, f"row keys are whole numbers, found {row_keys.dtype}"
+    return to_device(row_keys, device)
 
 
 def _device(model):
     return next(model.parameters()).device
+
+
+def _check_numbers(*model_rows):
+    """ValueError for nan in a call's first rows of logits, on a CPU: asked once per call; elsewhere it would cost a wait."""
+    if any(rows.device.type == "cpu" and not bool(rows.amax(-1).isfinite().all()) for rows in model_rows):
+        raise ValueError("a model's logits are nan or infinite: its weights are broken, or its training diverged (lower --lr)")
 
 
 @torch.no_grad()
@@ -324,17 +348,21 @@ def generate(
     Rows end at `eos_token` (kept), after max_new_tokens, or at the block's end. `generator` is a CPU torch.Generator;
     `role` picks the noise and the label: "teacher" draws the very tokens that interleaved_generate draws at K = 0.
     """
+    if role not in ("student", "teacher"):
+        raise ValueError(f"role must be student or teacher, found {role!r}")
     device = _device(model)
     ask_every = 1 if device.type == "cpu" else 8  # steps between questions to the device: who is done?
     tokens, prompt_len, end, prompt_lens, ends = _start(
-        prompts, max_new_tokens, model.config.block_size, device, spare=ask_every
+        prompts, max_new_tokens, model.config.block_size, model.config.vocab_size, eos_token, device, spare=ask_every
     )
     uniforms = Noise(generator, _row_keys(row_keys, len(prompts), device)).tables(tokens.size(1))(role)  # (B, T)
     cache = _prefill(model, tokens, prompt_len, max(prompt_lens), tokens.size(1))
     live, at, recent = torch.arange(len(prompts), device=device), prompt_len, []  # (n,) rows that are still written
     current = tokens[live, at - 1][:, None]  # (n, 1) the pending token
-    while True:
+    for step in itertools.count():
         model_row = model(current, cache)[:, -1]
+        if step == 0 and not greedy and temperature != 0:  # an argmax of nan is a token; the training loop names its step
+            _check_numbers(model_row)
         new = draw(model_row, uniforms[live, at], 0 if greedy else temperature, top_k, top_p)
         tokens[live, at] = new  # a row that is done writes on until somebody asks; that is cut off below
         at, current = at + 1, new[:, None]
@@ -415,7 +443,9 @@ def _draft_and_verify(
     """
     device = _device(student)
     B, block_size = len(prompts), min(student.config.block_size, teacher.config.block_size)
-    tokens, prompt_len, end, prompt_lens, ends = _start(prompts, max_new_tokens, block_size, device, spare=1)
+    tokens, prompt_len, end, prompt_lens, ends = _start(
+        prompts, max_new_tokens, block_size, student.config.vocab_size, eos_token, device, spare=1
+    )
     width, capacity = max(prompt_lens), tokens.size(1)
     student_cache = _prefill(student, tokens, prompt_len, width, capacity)
     teacher_cache = _prefill(teacher, tokens, prompt_len, width, capacity)
@@ -438,6 +468,8 @@ def _draft_and_verify(
         fed, student_rows = [tokens[live, start - 1][:, None]], []  # first the pending token
         for j in range(G):
             student_rows.append(student(fed[j], student_cache)[:, -1])  # (n, V)
+            if not blocks and j == 0:
+                _check_numbers(student_rows[0])
             fed.append(draft(student_rows[j], lambda role: uniforms(role)[live, positions[:, j]])[:, None])
         proposed = torch.cat(fed[1:], 1)  # (n, G)
 
@@ -451,6 +483,8 @@ def _draft_and_verify(
         # 2. Verify: one teacher forward over the tokens that were fed; its row j judges proposal j.
         output = teacher(torch.cat(fed[:-1], 1), teacher_cache, features=keep_features)
         teacher_rows = F.linear(output, teacher.head) if keep_features else output  # (n, G, V)
+        if not blocks:
+            _check_numbers(teacher_rows)
         place = positions - prompt_len[rows]
         stays = judge(proposed, student_rows, teacher_rows, lambda role: uniforms(role)[rows, positions], place) & counts
 
@@ -528,6 +562,9 @@ def _count(blocks):
 # Interleaved sampling (SKD).
 
 
+SHARES = ("accept_top_p", "accept_min_prob", "accept_epsilon", "replace_rate")  # knobs of the rules that lie in 0..1
+
+
 def check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule):
     """Raise a one-line ValueError for a rule, a knob or a number that the interleaved sampler does not know."""
     if accept_rule not in ACCEPT_RULES:
@@ -538,15 +575,23 @@ def check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule):
         raise ValueError(
             f"accept_on must be raw, or warped with the topk rule; found {accept_on!r} with {accept_rule!r}"
         )
-    if gamma is not None and gamma < 1:
-        raise ValueError(f"gamma must be at least 1, found {gamma}")
-    if accept_top_k < 0:
+    _check_gamma(gamma)
+    if not isinstance(accept_top_k, int | float) or not accept_top_k >= 0:
         raise ValueError(f"accept_top_k must be at least 0, found {accept_top_k}")
     code = ACCEPT_RULES[accept_rule].__code__
     known = [name for name in code.co_varnames[4 : code.co_argcount] if name != "accept_top_k"]
     for name in rule:
         if name not in known:
             raise ValueError(f"accept rule {accept_rule} has no knob {name!r}: it takes {', '.join(known) or 'none'}")
+        if name in SHARES and not 0 <= rule[name] <= 1:
+            raise ValueError(f"{name} is a share or a probability, 0..1; found {rule[name]}")
+        if name in ("first", "last", "along") and not (0 < rule[name] < math.inf or rule[name] == 0 and name != "along"):
+            raise ValueError(f"{name} must not be negative, nor along be 0; found {rule[name]}")
+
+
+def _check_gamma(gamma):
+    if gamma is not None and not (isinstance(gamma, int) and gamma >= 1):
+        raise ValueError(f"gamma must be at least 1, found {gamma!r}; it is a whole number or None")
 
 
 def _shared_vocabulary(student, teacher):
@@ -701,8 +746,7 @@ def speculative_generate(
     target - draft. The chance to stay is 1 - total_variation: `counters` give accepted / judged. The usual extra token
     after a fully accepted block is left out: the law is the same, and the loop is the one of interleaved sampling.
     """
-    if gamma is not None and gamma < 1:
-        raise ValueError(f"gamma must be at least 1, found {gamma}")
+    _check_gamma(gamma)
     _shared_vocabulary(draft, target)
     noise = Noise(generator, _row_keys(row_keys, len(prompts), _device(draft)))
     greedy = temperature == 0
@@ -753,12 +797,16 @@ def pad_sequences(sequences, device=None):
     lengths = torch.tensor([len(ids) for ids in sequences])  # (B,)
     tokens = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long)  # (B, T)
     filled = torch.arange(tokens.shape[1]) < lengths[:, None]  # (B, T) bool
-    tokens[filled] = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
+    flat = torch.tensor([token for ids in sequences for token in ids])  # float where there is none
+    assert flat.dtype == torch.long or not len(flat), f"token ids are whole numbers, found {flat.dtype}"
+    tokens[filled] = flat.long()
     return to_device(tokens, device), to_device(lengths, device)
 
 
 def rollout_from_ids(prompts, responses, sources, device):
     """Known responses (lists of ids) as a Rollout; `sources` has one label per row: DATASET, STUDENT or TEACHER."""
+    counts = len(prompts), len(responses), len(sources)
+    assert len({*counts}) == 1, "{} prompts, {} responses, {} sources".format(*counts)
     tokens, lengths = pad_sequences([prompt + response for prompt, response in zip(prompts, responses)], device)
     prompt_len = to_device(torch.tensor([len(prompt) for prompt in prompts]), device)
     source = to_device(torch.tensor(sources, dtype=torch.int8), device)[:, None].expand(tokens.shape)
@@ -774,6 +822,7 @@ class Mixture:
     """
 
     def __init__(self, first, second, weight):
+        _shared_vocabulary(first, second)
         assert 0 < weight < 1, f"a mixture needs a weight strictly between 0 and 1, found {weight}"
         self.models, self.weights = (first, second), (weight, 1 - weight)
         self.config = min((model.config for model in self.models), key=lambda config: config.block_size)
@@ -803,6 +852,9 @@ class Switching:
     """
 
     def __init__(self, student, teacher, factor=3.0, window=4):
+        _shared_vocabulary(student, teacher)
+        if not factor >= 0 or window < 1:
+            raise ValueError(f"switching takes a factor of at least 0 and a window of at least 1, found {factor} and {window}")
         self.models, self.factor, self.window = (student, teacher), factor, window
         self.config = min((model.config for model in self.models), key=lambda config: config.block_size)
 
@@ -858,6 +910,9 @@ class SwitchCache(CachePair):
         self.rows, self.recent = self.rows[there], [distance[there] for distance in self.recent]
 
 
+WRITERS = ("dataset", "teacher", "student", "mixed", "interleaved", "teacher_mixed", "switching")
+
+
 def write_tokens(
     writer,
     student,
@@ -894,6 +949,12 @@ def write_tokens(
     Several processes write one batch together: `rows` are the places in it that these prompts have, `batch_size` is its
     size. Noise and coins belong to the places, so the batch is the same, however many processes share it.
     """
+    if writer not in WRITERS or coin not in ("batch", "sequence") or not 0 <= student_share <= 1:
+        raise ValueError(
+            f"a writer is one of {', '.join(WRITERS)}, a coin per batch or per sequence, a share in 0..1; "
+            f"found {writer!r}, {coin!r}, {student_share}"
+        )
+    assert len(prompts) == len(references), f"{len(prompts)} prompts, {len(references)} references"
     device = _device(student)
     rows, batch_size = range(len(prompts)) if rows is None else rows, batch_size or len(prompts)
     sampling = {"generator": generator, "temperature": temperature, "top_p": top_p, "eos_token": eos_token}
@@ -939,16 +1000,22 @@ def write_tokens(
 STYLES = {"student": "", "teacher": "\033[1;32m", "rejected": "\033[31m", "discarded": "\033[2m", "end": "\033[0m"}
 
 
+def visible(text):
+    """Text on one line; what a terminal would obey is written out, a new line as \\n: anything may stand in a token."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def picture(rollout, row, decode, eos_token=None, color=True):
     """One row of an interleaved rollout as a line of text: what stayed, what was replaced (by whom, which rank), what was lost.
 
     Student tokens are plain; a replaced one reads {teacher's token <- student's proposal, its rank with the teacher};
     proposals thrown away after it are dim, in <...>. `decode` turns a list of ids into text.
     """
+    assert 0 <= row < len(rollout.tokens), f"row {row} of a rollout of {len(rollout.tokens)}"
     style = STYLES if color else dict.fromkeys(STYLES, "")
 
     def text(token):
-        return "[end]" if token == eos_token else decode([token]).replace("\n", "\\n")
+        return "[end]" if token == eos_token else visible(decode([token]))
 
     def paint(name, words):
         return f"{style[name]}{words}{style['end']}" if style[name] else words
@@ -976,6 +1043,7 @@ def main(argv=None):
     from data.tokenizer import Tokenizer
     from model import load_checkpoint
 
+    runs.use_any_terminal()
     parser = runs.Parser(prog="sample.py", description="The picture of an SKD rollout: who wrote which token.")
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="a student that train_skd.py left (default: pretrain the quick pair)"
@@ -1000,6 +1068,8 @@ def main(argv=None):
         if args.accept_top_k is not None and args.accept_top_k > vocabulary:
             raise ValueError(f"--accept-top-k must lie in 0..{vocabulary} (the vocabulary), found {args.accept_top_k}")
 
+    if args.teacher and not args.checkpoint:
+        raise ValueError("--teacher goes with the --checkpoint of its student: give both, or none")
     if args.checkpoint:
         student, about = load_checkpoint(args.checkpoint, device)
         teacher, about_teacher = load_checkpoint(
@@ -1021,14 +1091,14 @@ def main(argv=None):
             raise ValueError(f"{args.checkpoint} does not name its task: give a --prompt")
         top_k, budget, prompts = about.get("accept_top_k", 3), about.get("max_new_tokens", 32), args.prompt
         if not prompts:
-            examples = tasks.make_task(about["task"], data_dir=args.data_dir, **about.get("task_options", {})).examples(
-                "test"
-            )
+            examples = tasks.named_in(about, args.data_dir, args.rows).examples("test")
             prompts = [example.prompt for example in examples[: args.rows]]
     else:
         data = pairs.encode_task(tasks.make_task("math", **pairs.QUICK_TASK), pairs.QUICK)
         check_top_k(data.tokenizer.n_vocab)
-        pair = pairs.load_or_pretrain_pair(data, pairs.QUICK, device, report=runs.say)
+        with tempfile.TemporaryDirectory() as elsewhere:  # where the pair is kept, for now, if the checkout is read-only
+            kept = {"report": runs.say, "otherwise": [elsewhere]}
+            pair = pairs.load_or_pretrain_pair(data, pairs.QUICK, device, **kept)
         student, teacher, tokenizer = pair.new_student().eval(), pair.teacher, pair.tokenizer
         top_k, budget = pairs.default_accept_top_k(data.vocabulary_in_use), pair.max_new_tokens
         prompts = args.prompt or [example.prompt for example in pair.test.examples[: args.rows]]
@@ -1056,10 +1126,9 @@ def main(argv=None):
     )
     print("plain: student   {teacher's token<-rejected proposal #its rank with the teacher}   <discarded proposals>\n")
     for row, prompt in enumerate(prompts):
-        print(f"prompt   {prompt}\nrollout  {picture(rollout, row, tokenizer.decode, tokenizer.eos_token, color)}")
-        print(
-            f"result   {tokenizer.decode([token for token in rollout.responses()[row] if token != tokenizer.eos_token])}\n"
-        )
+        print(f"prompt   {visible(prompt.removesuffix(chr(10)))}")
+        print(f"rollout  {picture(rollout, row, tokenizer.decode, tokenizer.eos_token, color)}")
+        print(f"result   {visible(tokenizer.decode(rollout.responses()[row]))}\n")
     counts, written = rollout.counts(), int(rollout.response_mask.sum())
     print(
         f"{written} tokens written: {counts['accepted']} accepted, {counts['replaced']} replaced"

@@ -3,6 +3,7 @@
     python train_okd.py                          the paper's comparison on the default task
     python train_okd.py --quick                  the same path in under a minute, a smoke run
     python train_okd.py --device cuda --size small --seeds 5 --variants fixed_forward_kl,okd_no_feedback,okd
+    python train_okd.py --resume                 goes on with the newest run, in the middle of what was under way
     python train_okd.py --variants okd --alpha 0.9 --module-rank 16 --module-lr 0.2
 
 Two players and one batch. The teacher's own weights are frozen; a small online module beside them (LoRA on the queries
@@ -17,21 +18,23 @@ mixture alpha * student + (1 - alpha) * data: at alpha 0 the student has no say 
 the paper lacks), at alpha 1 nothing but the student has one, and both may agree on anything (okd_collapse).
 
 A third kind of feedback is an exam (ikd, metadistil): the teacher moves such that a student who takes one step towards it
-does better on references that neither of them learns from: `exam_gradient`.
+does better on references that the student never learns from: `exam_gradient`.
 
-Whatever trains towards an adapted teacher looks good against it. Here every distance is to the ORIGINAL teacher; the
+Whatever trains towards an adapted teacher looks good against it. Here every distance is to the ORIGINAL teacher (but for
+the step lines' agreement and entropy, which are the adapted one's); the
 adapted one has its own columns, and its drift and its own score are part of the record.
 """
 
 import dataclasses
 import functools
-import time
+import math
 from dataclasses import dataclass, field
 
 import torch
 
-from data import experiment, pairs, runs
-from data.evaluate import Clock, Costs, Memory, evaluate_quickly, step_figures
+from data import checks, cli, experiment, pairs, runs
+from data.evaluate import Clock, Costs, Meter, evaluate_quickly, step_figures
+from data.resume import Keeper
 from features import second_order
 from losses import (
     DIVERGENCES,
@@ -106,13 +109,14 @@ VARIANTS = {
                        student_divergence="generalized_jsd"),
     "okd_prefix": Variant("2409.12512", "OKD with gated trainable keys and values", module="prefix",
                           ours="the gate, so that it starts as the identity"),
-    "okd_ptuning": Variant("2409.12512", "OKD with trainable virtual tokens", module="ptuning"),
+    "okd_ptuning": Variant("2409.12512", "OKD with trainable virtual tokens", module="ptuning",
+                           ours="the virtual tokens come out of a small network and have no positions"),
     "okd_adapter": Variant("1902.00751", "OKD with bottleneck adapters behind every block", module="adapter"),
     "okd_full": Variant(None, "OKD with all of the teacher's weights trainable", module="full"),
     # relatives
     "dml": Variant("1706.00384", "two peers, both with cross-entropy and KL, all weights of both trainable", module="full",
                    student_divergence="forward_kl", student_kd=0.5, alpha=0.5, module_lr=1.0,
-                   ours="starts from a pretrained teacher, not from two equal peers; both terms are halved"),
+                   ours="starts from a pretrained teacher, not from two equal peers; both terms are halved, both move at once"),
     "prokt": Variant("2107.09305", "the whole teacher learns the references while kept near the student, then the student follows",
                      module="full", student_divergence="forward_kl", alpha=0.5, teacher_divergence="reverse_kl",
                      update="alternating", ours="from the abstract; the direction of its KL is a reading"),
@@ -122,13 +126,15 @@ VARIANTS = {
                        ours="the loss of its language part, sum over the vocabulary in place of the mean; its feature term is left out"),
     "promptkd": Variant("2402.12842", "a soft prompt learns reverse KL to student and original teacher on student samples",
                         writer="student", module="ptuning", rank=7, module_lr=1.0, student_divergence="reverse_kl", alpha=1.0,
-                        teacher_divergence="reverse_kl", anchor=1.0, anchor_decay=True, update="alternating"),
+                        teacher_divergence="reverse_kl", anchor=1.0, anchor_decay=True, update="alternating",
+                        ours="the prompt comes out of a small network, starts at random and has no positions"),
     "metadistil": Variant("2106.04570", "the module learns by exam: what it taught must help the student's next step on held-out references",
                           module="flag", student_divergence="forward_kl", exam="exact", update="alternating",
-                          ours="a module in place of all weights; a fifth of the prompts is the exam, its code takes the validation set"),
+                          ours="a module in place of all weights; KL alone; the step that is examined is one of plain descent, at .1; a fifth of the"
+                               " prompts is the exam, its code takes the validation set"),
     "ikd": Variant("2109.04641", "the same exam, its second derivative by a difference of two first ones",
                    module="flag", student_divergence="forward_kl", exam="difference", update="alternating",
-                   ours="reconstruction from the abstract and MetaDistil's code"),
+                   ours="reconstruction from the abstract and MetaDistil's code: the difference is that of DARTS, all else as metadistil"),
     # what nobody has: an online teacher on tokens that the student writes
     "okd_on_policy": Variant(None, "OKD with both KLs on student samples", writer="student", module="flag"),
     "okd_skd": Variant(None, "OKD with both KLs on SKD's interleaved samples", writer="interleaved", module="flag"),
@@ -157,6 +163,7 @@ def player_loss(
 
     own_logits, other_logits (B, T, V); mask (B, T); the other side is a constant: divergences detach their second
     argument. `divergence` is a function of logits, `reference_loss` the player's own cross-entropy (unused at weight 1).
+    Each player calls itself the student: forward KL is KL(other || own), reverse KL is KL(own || other).
     For the student (own = student) forward KL and weight 1 are Eq. 17; for the teacher (own = teacher) forward KL and
     weight alpha are Eq. 16: its KL is then KL(student || teacher), weighted by the STUDENT's distribution. `total` as in
     masked_mean, for a part of a batch.
@@ -168,6 +175,22 @@ def player_loss(
         per_token = divergence(soften(own_logits, temperature), soften(other_logits, temperature))
         loss = kd_weight * temperature**2 * masked_mean(per_token, mask, reduction, total)
     return loss + (1 - kd_weight) * reference_loss if kd_weight < 1 else loss
+
+
+def course_loss(student_logits, teacher_logits, targets, kd_weight, temperature=1.0):
+    """What an examined student learns by, (B, T): Eq. 17 and cross-entropy, the teacher being no constant.
+
+    Student (.2, .5, .3), teacher (.6, .3, .1), token 0, weight .5: (.396058 + 1.609438) / 2 = 1.002748.
+    """
+
+    def distance(student_logits, teacher_logits):
+        logprobs = [at_least_float32(x / temperature).log_softmax(-1) for x in (teacher_logits, student_logits)]
+        return temperature**2 * kl(*logprobs)
+
+    loss = kd_weight * by_chunks(distance, student_logits, teacher_logits)
+    if kd_weight < 1:
+        loss = loss + (1 - kd_weight) * by_chunks(cross_entropy, student_logits, targets)
+    return loss
 
 
 EXAM_SHARE, EXAM_STEP = 0.2, 0.1  # of the prompts; rate of the step that is examined
@@ -227,14 +250,119 @@ class At:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 2. The loop of every method.
+# 2. One step's batch, and what each player minimises on it.
 
 
-def distill(row, student, pair, args, seed, log, say):
+class Lesson:
+    """What both players learn from in one step, and their losses on a part of it: a slice of its rows (--micro-batch).
+
+    Divergences are taken on `rollout`, cross-entropy on `references`: the same object where no model has written. All logits
+    are (rows of the part, T, V); row t predicts token t+1. Means are divided by what the whole batch holds, so that the
+    losses of the parts add up. `progress` in [0, 1) is how much of the run is over; `forward` is a model as training calls it,
+    perhaps compiled, or wrapped for several processes.
+    """
+
+    def __init__(self, row, args, passes, progress, rollout, references):
+        self.row, self.args, self.passes, self.progress = row, args, passes, progress
+        self.references, self.written = references, rollout is not references  # written: by a model
+        self.inputs, self.targets, self.mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
+        self.total, self.reference_total = (
+            runs.across(weight_of(batch.response_mask[:, 1:], args.reduction)) for batch in (rollout, references)
+        )
+
+    def reference_loss(self, part, forward, model, model_logits):
+        """Cross-entropy: tokens themselves are learned from references only, never from what a model wrote."""
+        if self.written:
+            model_logits = self.passes.logits(forward, self.references.tokens[part, :-1], model)
+        per_token = by_chunks(cross_entropy, model_logits, self.references.tokens[part, 1:])
+        return masked_mean(per_token, self.references.response_mask[part, 1:], self.args.reduction, self.reference_total)
+
+    def student_divergence(self, part, student_logits, teacher_logits):
+        """The divergence that the student minimises, per token (rows, T)."""
+        if self.row.student_divergence == "minillm":
+            return minillm(student_logits, teacher_logits, self.targets[part], self.mask[part], self.args.teacher_mix)
+        divergence = functools.partial(DIVERGENCES[self.row.student_divergence], **self.row.hyper)
+        return by_chunks(divergence, student_logits, teacher_logits)
+
+    def student_loss(self, part, forward, student, student_logits, teacher_logits, compared):
+        """player_loss of the student, with forward KL at weight 1 Eq. 17. `compared`: what stands against the teacher's logits, the student's own or those in a cache's buckets."""
+        weight = self.row.student_kd
+        learned = self.reference_loss(part, forward, student, student_logits) if weight < 1 else 0.0
+        divergence = functools.partial(self.student_divergence, part)
+        scale = self.args.temperature, self.args.reduction, self.total
+        return player_loss(compared, teacher_logits, self.mask[part], learned, weight, divergence, *scale)
+
+    def teacher_loss(self, part, forward, teacher, teacher_logits, student_logits, original):
+        """player_loss of the teacher, with forward KL Eq. 16; and an anchor, KL(adapted || original), for a row that has one."""
+        weight, anchor = self.row.alpha, self.row.anchor
+        learned = self.reference_loss(part, forward, teacher, teacher_logits) if weight < 1 else 0.0
+        divergence = functools.partial(by_chunks, DIVERGENCES[self.row.teacher_divergence])
+        scale = self.args.temperature, self.args.reduction, self.total
+        loss = player_loss(teacher_logits, student_logits, self.mask[part], learned, weight, divergence, *scale)
+        if anchor > 0:
+            with torch.no_grad():
+                original_logits = self.passes.logits(original, self.inputs[part])
+            distance = by_chunks(reverse_kl, teacher_logits, original_logits)
+            anchor *= 1 - self.progress if self.row.anchor_decay else 1
+            loss = loss + anchor * masked_mean(distance, self.mask[part], self.args.reduction, self.total)
+        return loss
+
+    def examine(self, exam, student, teacher):
+        """In place of the teacher's loss: its module gets the gradient of an exam, a rollout; -> the exam's loss."""
+        exam_total = runs.across(weight_of(exam.response_mask[:, 1:], self.args.reduction))
+
+        def course_of(part, weights):
+            with self.passes.precision, second_order():
+                student_logits = self.passes.logits(At(student, weights), self.inputs[part])
+                teacher_logits = self.passes.logits(teacher, self.inputs[part])
+                weight, temperature = self.row.student_kd, self.args.temperature
+                per_token = course_loss(student_logits, teacher_logits, self.targets[part], weight, temperature)
+                return masked_mean(per_token, self.mask[part], self.args.reduction, self.total)
+
+        def exam_of(part, weights):
+            with self.passes.precision:
+                exam_logits = self.passes.logits(At(student, weights), exam.tokens[part, :-1])
+                per_token = by_chunks(cross_entropy, exam_logits, exam.tokens[part, 1:])
+                return masked_mean(per_token, exam.response_mask[part, 1:], self.args.reduction, exam_total)
+
+        course, questions = (
+            [functools.partial(loss_of, part) for part, _ in runs.parts(len(tokens), self.args.micro_batch)]
+            for loss_of, tokens in ((course_of, self.inputs), (exam_of, exam.tokens))
+        )
+        module = [weight for weight in teacher.parameters() if weight.requires_grad]
+        found, loss = exam_gradient(course, questions, list(student.parameters()), module, exact=self.row.exam == "exact")
+        for weight, gradient in zip(module, found):
+            weight.grad = gradient
+        return loss
+
+    def check_signal(self, part, compared, teacher_logits):
+        """Whether the teacher reaches the student's loss: checks.check_signal on the first rows. `part` is the batch's first."""
+        few = slice(0, len(checks.first_rows(self.inputs[part])))
+
+        def loss_of(student_logits, teacher_logits):
+            return masked_mean(self.student_divergence(few, student_logits, teacher_logits), self.mask[few])
+
+        both_logits = [checks.first_rows(one) for one in (compared, teacher_logits)]
+        return checks.check_signal(loss_of, *both_logits, self.row.student_divergence in DIVERGENCES)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3. The loop of every method.
+
+
+def references_of(pair, rows, device):
+    """The training examples of these numbers, as a rollout that nobody had to write."""
+    prompts, responses = ([column[i] for i in rows] for column in (pair.train.prompts, pair.train.responses))
+    return rollout_from_ids(prompts, responses, [DATASET] * len(rows), device)
+
+
+def distill(row, student, pair, args, seed, log, say, keeper=None):
     """Train `student`, and the teacher's module, for args.steps updates -> (dict of costs, the adapted teacher or None).
 
-    Reads from top to bottom: who writes, one forward of each, both losses, both updates.
+    Reads from top to bottom: who writes, one forward of each, both losses, both updates. `keeper` saves the state, and
+    knows whether some steps are done already.
     """
+    keeper = keeper or Keeper()
     device = next(student.parameters()).device
     teacher = pair.teacher
     optimizer, module_optimizer = make_optimizer(student, args.lr, weight_decay=args.weight_decay), None
@@ -249,18 +377,16 @@ def distill(row, student, pair, args, seed, log, say):
         module_optimizer = make_optimizer(teacher, row.module_lr * args.lr, weight_decay=0.0)
         follower = runs.learner(teacher)
     examples = len(pair.train.prompts)
-    held_out = max(1, round(EXAM_SHARE * examples)) if row.exam else 0  # the last ones: nobody learns from them
-    if row.exam and (examples - held_out < 1 or held_out < runs.processes()[1]):
-        raise ValueError(f"{examples} prompts are too few for an exam on a fifth of them: raise --student-prompts")
+    held_out = max(1, round(EXAM_SHARE * examples)) if row.exam else 0  # the last ones: no student learns from them
     order = pairs.batch_order(examples - held_out, args.batch_size, args.steps, torch.Generator().manual_seed(seed))
     if row.exam:
         exams = torch.Generator().manual_seed(1_000_003 * seed + 3)
         exams = examples - held_out + pairs.batch_order(held_out, min(held_out, args.batch_size), args.steps, exams)
-    sampling, sampled_with = torch.Generator().manual_seed(1_000_003 * seed + 1), experiment.sampling_options(args)
+    sampling, sampled_with = torch.Generator().manual_seed(1_000_003 * seed + 1), cli.sampling_options(args)
     start = round(args.module_start * args.steps)  # the step from which on the teacher moves
-    first_bad = torch.full((), -1, device=device)  # the first step with a loss or gradient that was not finite
-    costs, memory = Costs(student, pair.teacher), Memory(student, teacher)
-    initial_drift = drifted = cache = None
+    costs = Costs(student, pair.teacher)
+    initial_drift = cache = None
+    warned = keeper.found("warned", list)  # of what it is enough to warn once
     if row.module:  # 0 for every kind that starts as the identity
         at_start = evaluate_quickly(
             student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens, teacher
@@ -272,9 +398,17 @@ def distill(row, student, pair, args, seed, log, say):
         cache = experiment.open_cache(pair, args, say)
         costs.count_cache(pair.train.prompts, pair.train.responses)
     buckets = cache is not None and cache.best > 0
-    evaluation_seconds, started = 0.0, time.perf_counter()
+    meter = Meter(device)
+    meter.hold(student, teacher)
+    parts = {"student": student, "optimizer": optimizer, "sampling": sampling}
+    if row.module:
+        parts |= {"module": teacher.module, "module_optimizer": module_optimizer}
+    done = keeper.restore(**parts, costs=costs, meter=meter, log=log)
+    warn, finite = checks.warner(log, say), checks.Finite(order, keeper, f"--lr ({args.lr}) or --module-lr", device)
+    with meter.paused():
+        still = checks.Stillness(student, pair.teacher) if done == 0 else None
 
-    for step, rows in enumerate(order.tolist()):
+    for step, rows in enumerate(order[done:].tolist(), done):
         moving, last = row.module is not None and step >= start, step + 1 == args.steps
         rate = learning_rate(step, args.steps, args.lr)
         logged = step % args.log_every == 0 or last
@@ -283,17 +417,15 @@ def distill(row, student, pair, args, seed, log, say):
         # Who writes? References, unless a row says that a model does; a model writes with the teacher as it is now.
         places = passes.share(len(rows))
         own = [rows[place] for place in places]
-        prompts, responses = [pair.train.prompts[i] for i in own], [pair.train.responses[i] for i in own]
-        references = rollout_from_ids(prompts, responses, [DATASET] * len(own), device)
-        rollout = references
+        rollout = references = references_of(pair, own, device)
         if row.writer != "dataset":
-            with passes.precision:
+            with passes.precision, finite.naming(step):
                 rollout = write_tokens(
                     row.writer,
                     student,
                     teacher,
-                    prompts,
-                    responses,
+                    [pair.train.prompts[i] for i in own],
+                    [pair.train.responses[i] for i in own],
                     pair.max_new_tokens,
                     generator=sampling,
                     eos_token=pair.tokenizer.eos_token,
@@ -304,95 +436,31 @@ def distill(row, student, pair, args, seed, log, say):
                     batch_size=len(rows),
                     **sampled_with,
                 )
+        lesson = Lesson(row, args, passes, step / args.steps, rollout, references)
+        inputs = lesson.inputs
         clock.mark("sampling")
-        inputs, targets, target_mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
-        # What means over the whole batch are divided by, over its rollout and over its references.
-        total, reference_total = (
-            runs.across(weight_of(batch.response_mask[:, 1:], args.reduction)) for batch in (rollout, references)
-        )
-        stored = None  # what the cache holds for one part of the batch
 
-        def reference_loss(part, forward, model, model_logits):
-            """Cross-entropy: tokens themselves are learned from references only, never from what a model wrote."""
-            if rollout is not references:
-                model_logits = passes.logits(forward, references.tokens[part, :-1], model)
-            per_token = by_chunks(cross_entropy, model_logits, references.tokens[part, 1:])
-            return masked_mean(per_token, references.response_mask[part, 1:], args.reduction, reference_total)
-
-        def divergence_of_student(part, own_logits, other_logits):
-            if row.student_divergence == "minillm":
-                return minillm(own_logits, other_logits, targets[part], target_mask[part], args.teacher_mix)
-            return by_chunks(functools.partial(DIVERGENCES[row.student_divergence], **row.hyper), own_logits, other_logits)
-
-        def student_side(part, student_logits, teacher_logits):
+        def student_side(part, student_logits, teacher_logits, kept_tokens=None):
             """The student's loss on these rows, and its backward pass."""
-            with passes.precision, memory:
+            with passes.precision, meter:
                 compared = student_logits
-                if buckets:  # of the cache: the teacher's best tokens, and all others as one
-                    compared = by_chunks(with_tail, student_logits, stored[0])
-                loss = player_loss(
-                    compared,
-                    teacher_logits,
-                    target_mask[part],
-                    reference_loss(part, learner, student, student_logits) if row.student_kd < 1 else 0.0,
-                    row.student_kd,
-                    functools.partial(divergence_of_student, part),
-                    args.temperature,
-                    args.reduction,
-                    total,
-                )
+                if kept_tokens is not None:  # of the cache: the teacher's best tokens, and all others as one
+                    compared = by_chunks(with_tail, student_logits, kept_tokens)
+                loss = lesson.student_loss(part, learner, student, student_logits, teacher_logits, compared)
             loss.backward()
             student_losses.append(loss.detach())
             clock.mark("student")
+            if step == 0 and part.start == 0 and row.student_kd > 0:
+                with meter.paused(), passes.precision:
+                    warn(lesson.check_signal(part, compared, teacher_logits))
             if logged:
                 with torch.no_grad():
                     if teacher_logits is None:
-                        per_token.append(by_chunks(cross_entropy, student_logits, targets[part]))
+                        per_token.append(by_chunks(cross_entropy, student_logits, lesson.targets[part]))
                     else:
-                        per_token.append(divergence_of_student(part, compared.detach(), teacher_logits))
+                        per_token.append(lesson.student_divergence(part, compared.detach(), teacher_logits))
                 columns.append(experiment.columns_of(student_logits, None if buckets else teacher_logits))
                 clock.mark("logging")
-
-        def examine(exam_rows):
-            """The module's gradient is that of an exam; -> the exam's loss."""
-            chosen = [exam_rows[place] for place in passes.share(len(exam_rows))]
-            asked = [[column[i] for i in chosen] for column in (pair.train.prompts, pair.train.responses)]
-            exam = rollout_from_ids(*asked, [DATASET] * len(chosen), device)
-            exam_total = runs.across(weight_of(exam.response_mask[:, 1:], args.reduction))
-
-            def course_of(part, weights):
-                """The student's loss with a teacher that is no constant."""
-
-                def distance(student_logits, teacher_logits):
-                    logprobs = [at_least_float32(x / args.temperature).log_softmax(-1) for x in (teacher_logits, student_logits)]
-                    return args.temperature**2 * kl(*logprobs)
-
-                forward = At(student, weights)
-                with passes.precision, second_order():
-                    student_logits, teacher_logits = passes.logits(forward, inputs[part]), passes.logits(teacher, inputs[part])
-                    loss = row.student_kd * by_chunks(distance, student_logits, teacher_logits)
-                    if row.student_kd < 1:
-                        loss = loss + (1 - row.student_kd) * by_chunks(cross_entropy, student_logits, targets[part])
-                    return masked_mean(loss, target_mask[part], args.reduction, total)
-
-            def exam_of(part, weights):
-                with passes.precision:
-                    exam_logits = passes.logits(At(student, weights), exam.tokens[part, :-1])
-                    loss = by_chunks(cross_entropy, exam_logits, exam.tokens[part, 1:])
-                    return masked_mean(loss, exam.response_mask[part, 1:], args.reduction, exam_total)
-
-            module = [weight for weight in teacher.parameters() if weight.requires_grad]
-            found, loss = exam_gradient(
-                [functools.partial(course_of, part) for part, _ in parts],
-                [functools.partial(exam_of, part) for part, _ in runs.parts(len(chosen), args.micro_batch)],
-                list(student.parameters()),
-                module,
-                exact=row.exam == "exact",
-            )
-            for weight, gradient in zip(module, found):
-                weight.grad = gradient
-            costs.count_learning(exam, 3, 0, 0)
-            return loss
 
         optimizer.zero_grad(set_to_none=True)
         if moving:
@@ -401,15 +469,18 @@ def distill(row, student, pair, args, seed, log, say):
         parts = runs.parts(len(own), args.micro_batch)
         examined = moving and row.exam is not None
         if examined:
-            with memory:
-                teacher_losses.append(examine(exams[step].tolist()))
+            chosen = exams[step].tolist()
+            with meter:
+                exam = references_of(pair, [chosen[place] for place in passes.share(len(chosen))], device)
+                teacher_losses.append(lesson.examine(exam, student, teacher))
+            costs.count_learning(exam, 3, 0, 0)
             clock.mark("teacher")
         waits = moving and row.update == "alternating"  # the student learns from the teacher as it is after its move
         for part, final in [] if examined else parts:
             with runs.averaging(final, learner, follower):
                 # One forward of each. Row t of the logits predicts token t+1. The teacher's graph is kept for its module alone.
-                with passes.precision, memory:
-                    teacher_logits = None
+                with passes.precision, meter:
+                    teacher_logits = stored = None
                     if cache:
                         stored = cache.batch(own[part], inputs.size(1), device)
                         teacher_logits = stored[-1]
@@ -426,31 +497,17 @@ def distill(row, student, pair, args, seed, log, say):
 
                 # The teacher's loss, from the same pair of distributions as the student's.
                 if moving:
-                    with passes.precision, memory:
-                        divergence = functools.partial(by_chunks, DIVERGENCES[row.teacher_divergence])
-                        teacher_loss = player_loss(
-                            teacher_logits,
-                            student_logits.detach(),
-                            target_mask[part],
-                            reference_loss(part, follower, teacher, teacher_logits) if row.alpha < 1 else 0.0,
-                            row.alpha,
-                            divergence,
-                            args.temperature,
-                            args.reduction,
-                            total,
+                    with passes.precision, meter:
+                        constant = student_logits.detach()
+                        teacher_loss = lesson.teacher_loss(
+                            part, follower, teacher, teacher_logits, constant, pair.teacher
                         )
-                        if row.anchor > 0:
-                            with torch.no_grad():
-                                original_logits = passes.logits(pair.teacher, inputs[part])
-                            weight = row.anchor * (1 - step / args.steps if row.anchor_decay else 1)
-                            distance = by_chunks(reverse_kl, teacher_logits, original_logits)  # KL(adapted || original)
-                            anchored = masked_mean(distance, target_mask[part], args.reduction, total)
-                            teacher_loss = teacher_loss + weight * anchored
                     teacher_loss.backward()
                     teacher_losses.append(teacher_loss.detach())
                     clock.mark("teacher")
                 if not waits:
-                    student_side(part, student_logits, None if teacher_logits is None else teacher_logits.detach())
+                    constant = None if teacher_logits is None else teacher_logits.detach()
+                    student_side(part, student_logits, constant, stored[0] if buckets else None)
 
         # Both move. The other's distribution is a constant, so the order matters only where the student waits.
         if moving:
@@ -458,28 +515,27 @@ def distill(row, student, pair, args, seed, log, say):
             clock.mark("update")
         for part, final in parts if waits else []:
             with runs.averaging(final, learner):
-                with passes.precision, memory:
+                with passes.precision, meter:
                     with torch.no_grad():
                         teacher_logits = passes.logits(teacher, inputs[part])
                     student_logits = passes.logits(learner, inputs[part], student)
                 student_side(part, student_logits, teacher_logits)
         student_norm = move(student, optimizer, rate)
-        memory.stop()
+        meter.stop()
         clock.mark("update")
+        if step == 0:
+            with meter.paused():
+                warn(still.check())
+            clock.mark("logging")
 
         student_loss = runs.across(torch.stack(student_losses).sum())
         teacher_loss = runs.across(torch.stack(teacher_losses).sum()) if moving else None
-        bad = ~torch.isfinite(student_loss + student_norm + (teacher_loss + module_norm if moving else 0))
-        first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
+        finite.see(step, student_loss + student_norm + (teacher_loss + module_norm if moving else 0))
         count_step(costs, row, rollout, references, moving, cached=cache is not None)
 
         # What happened? Read from the device only now and then.
         if logged:
-            if first_bad >= 0:
-                raise ValueError(
-                    f"loss or gradient is not finite at step {first_bad + 1} (train examples "
-                    f"{order[first_bad, :8].tolist()}...): lower --lr ({args.lr}) or --module-lr; the records so far are kept"
-                )
+            finite.check()
             figures = step_figures(rollout, torch.cat(columns), torch.cat(per_token), pair.max_new_tokens)
             figures |= {"loss": student_loss.item(), "gradient_norm": student_norm.item(), "lr": rate}
             if moving:
@@ -487,31 +543,31 @@ def distill(row, student, pair, args, seed, log, say):
             figures |= clock.figures("sampling", "teacher", "student", "update")
             log.write("step", step=step + 1, **figures)
         if (step + 1) % max(1, args.steps // 8) == 0 or last:
-            before = time.perf_counter()
-            memory.pause()
-            student.eval()
             adapted = teacher if row.module else None
-            figures = evaluate_quickly(
-                student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens, adapted
-            )
-            student.train()
-            log.write("eval", step=step + 1, **figures)
+            with meter.paused(), finite.naming(step):
+                student.eval()
+                figures = evaluate_quickly(
+                    student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens, adapted
+                )
+                student.train()
+                log.write("eval", step=step + 1, **figures)
             drift = f"  drift {figures['drift']:.4f}" if adapted else ""
             say(
                 f"  step {step + 1:>5}/{args.steps}  loss {student_loss.item():.4f}  val score {figures['score']:.3f}"
                 f"  val nll {figures['val_nll']:.3f}{drift}"
             )
-            if adapted and figures["drift"] > DRIFT_WARNING and not drifted:
-                drifted = True
-                say(
-                    f"  the teacher has drifted {figures['drift']:.3f} nats from the original: look at adapted_score; "
+            if adapted and figures["drift"] > DRIFT_WARNING and not warned:
+                warned.append("drift")
+                warn(
+                    f"the teacher has drifted {figures['drift']:.3f} nats from the original: look at adapted_score; "
                     "a smaller --alpha, --module-lr or an --anchor holds it"
                 )
-            memory.resume()
-            evaluation_seconds += time.perf_counter() - before
+        if keeper.due(step + 1, last):
+            with meter.paused():
+                finite.check()
+                keeper.save(step + 1)
     student.eval()
-    seconds = time.perf_counter() - started - evaluation_seconds
-    figures = {"steps": args.steps, "seconds": seconds, "memory_mb": memory.megabytes()} | costs.figures()
+    figures = {"steps": args.steps} | meter.figures() | costs.figures()
     if row.module:
         figures |= {"module_parameters": teacher.num_parameters(), "initial_drift": initial_drift}
     return figures, teacher if row.module else None
@@ -536,6 +592,23 @@ def count_step(costs, row, rollout, references, moving, cached=False):
     costs.count_learning(rollout, 3 + int(waits), learning * asked + repeated, int(asked) + repeated)
 
 
+def check_row(name, args, examples):
+    """ValueError for a method that cannot work with these flags, or with so many prompts: an exam is a fifth of them, a row
+    per process."""
+    softened = args.temperature != 1 or args.student_temperature != 1 or args.student_top_p is not None
+    if VARIANTS[name].student_divergence == "minillm" and softened:
+        raise ValueError(
+            f"{name} weighs samples by who would have written them, at temperature 1: leave out --temperature,"
+            " --student-temperature and --student-top-p, or leave it out of --variants"
+        )
+    processes = runs.processes()[1]
+    fewest = 2 if processes == 1 else math.ceil((processes - 0.5) / EXAM_SHARE)  # one is always held out
+    if VARIANTS[name].exam and examples < fewest:
+        raise ValueError(
+            f"{examples} prompts are too few for the exam of {name}, a fifth of them: give at least {fewest} by --student-prompts"
+        )
+
+
 def asks_about_references(row):
     """Whether a method's teacher says the same in every epoch, so that --cache-teacher can keep it."""
     return row.module is None and row.writer == "dataset" and row.student_kd > 0
@@ -557,27 +630,33 @@ def resolve(row, args):
     return dataclasses.replace(row, **changes)
 
 
-def check_sweeps(args, names):
-    """ValueError where a swept flag would not reach a method: its runs would be one run, repeated."""
-    flags = STUDENT_FLAGS | MODULE_FLAGS
-    for text in args.sweep:
-        flag = text.partition("=")[0].replace("-", "_")
-        of_module = flag in {"module", "module_scale", "module_start", *MODULE_FLAGS.values()}
-        for name in names:
-            row = VARIANTS[name]
-            own = {flags[field] for field in flags if getattr(row, field) is not None}  # flags that the row goes before
-            own |= {"module"} if row.module != "flag" else set()
-            if of_module and not row.module:
-                why = "has no module"
-            elif flag in own:
-                why = f"fixes --{flag.replace('_', '-')} itself"
-            else:
-                continue
-            raise ValueError(f"--sweep {text} would not reach {name}, which {why}: leave it out of --variants")
+def unreached(flag, name, args):
+    """Why a flag does not reach the training of a method, as what follows "which"; None where it does."""
+    own, row = VARIANTS[name], resolve(VARIANTS[name], args)
+    of_module = {"module", "module_scale", "module_start", *MODULE_FLAGS.values()}
+    of_teacher = ("alpha", "teacher_divergence", "anchor")  # what its loss is made of
+    fixes = {flag for field, flag in (STUDENT_FLAGS | MODULE_FLAGS).items() if getattr(own, field) is not None}
+    fixes |= {"module"} if own.module != "flag" else set()
+    listens = row.module is not None and row.exam is None and row.alpha > 0 and row.module_lr > 0
+    table = (
+        (of_module, row.module is None, "has no module"),
+        (fixes, True, "fixes it itself"),
+        (of_teacher, row.exam, "has an exam in place of the teacher's loss"),
+        ((*of_teacher, "update", "module_start", "module_scale"), row.module_lr == 0, "has a module at rate 0"),
+        (("teacher_divergence",), row.alpha == 0, "gives the student no say (alpha 0)"),
+        (("student_divergence", "update"), row.student_kd == 0, "gives the teacher no say (student-kd 0)"),
+        (("temperature",), row.student_kd == 0 and not listens, "takes no divergence"),
+        (("module_rank",), row.module == "full", "has a module without a rank"),
+        (("module_scale",), row.module in ("full", "ptuning"), "has a module without a scale"),
+        (("teacher_mix",), row.writer != "teacher_mixed", "draws nothing from a mixture"),
+        (("cache_teacher",), not asks_about_references(row), "takes nothing from a cache"),
+        (("recompute",), row.exam, "takes a second derivative"),
+    )
+    return cli.first_reason(flag, table) or cli.unreached_tokens(flag, row.writer, {}, args)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 3. The script: what lies around the loop is data/experiment.py, the same for train_skd.py.
+# 4. The script: what lies around the loop is data/experiment.py, the same for train_skd.py.
 
 
 def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
@@ -589,8 +668,8 @@ def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
 def parse_flags(argv=None):
     """Command line -> (args with everything resolved that needs no data, names of the methods)."""
     description = "Distil a student from a teacher that moves: OKD, its controls and its relatives."
-    parser = experiment.make_parser("train_okd", description, VARIANTS, MAIN)
-    group = parser.add_argument_group("the two players (a row's own value goes before a flag)")
+    parser = cli.make_parser("train_okd", description, VARIANTS, MAIN)
+    group = parser.add_argument_group("the two players (a row's own value goes before a flag, which then is refused or noted)")
     group.add_argument(
         "--alpha", type=float, default=0.5, help="weight of the student's feedback in the teacher's loss"
     )
@@ -611,16 +690,15 @@ def parse_flags(argv=None):
     )
     group.add_argument("--anchor", type=float, default=0.0, help="weight of KL(adapted || original teacher)")
     group.add_argument("--teacher-mix", type=float, default=0.2, help="minillm: the teacher's share in every draw")
-    args, names = experiment.parse(parser, argv, VARIANTS, MAIN, "train_okd")
-    check_sweeps(args, names)
-    experiment.check_cache(args, any(asks_about_references(resolve(VARIANTS[name], args)) for name in names))
+    args, names = cli.parse(parser, argv, VARIANTS, MAIN, "train_okd", unreached)
+    cli.check_cache(args)
     return args, names
 
 
 def main(argv=None):
     """Task, pair, every method with every seed, table. Returns 0 only when every run finished."""
     args, names = parse_flags(argv)
-    return experiment.compare("train_okd", args, names, VARIANTS, run_one)
+    return experiment.compare("train_okd", args, names, VARIANTS, run_one, check_row)
 
 
 if __name__ == "__main__":

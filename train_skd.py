@@ -3,15 +3,16 @@
     python train_skd.py                          all methods on the default task, with a table and curves at the end
     python train_skd.py --quick                  the same path in under a minute, a smoke run
     python train_skd.py --device cuda --size small --seeds 5
+    python train_skd.py --resume                 goes on with the newest run, in the middle of what was under way
     python train_skd.py --task multi30k --data-dir DIR --size small --variants supervised,on_policy,skd
 
 All methods are one loop, `distill`. They differ in what the row of VARIANTS says:
 
     WHO WRITES the response tokens that the student is trained on (write_tokens in sample.py):
-        dataset      the references                                           (sft, supervised, and all that change the loss)
+        dataset      the references                                           (sft, supervised, hinton, and many more)
         teacher      the teacher, once, before training                       (seqkd, fdistill_kl)
         student      the student itself, now                                  (on_policy, opd)
-        mixed        a coin decides between references and student            (imitkd, gkd, two_stage)
+        mixed        a coin decides between references, or the teacher's answers, and student    (imitkd, gkd)
         interleaved  the student proposes, the teacher replaces what it ranks poorly      (skd)
         switching    the student begins, the teacher ends                     (adaswitch)
     WHICH LOSS is taken on them: cross-entropy with the tokens, or a comparison with the teacher (losses.py).
@@ -28,32 +29,33 @@ switches reproduce the code's way).
 import argparse
 import dataclasses
 import math
-import time
 from dataclasses import dataclass, field
 
 import torch
 
 import methods
-from data import experiment, pairs, runs
+from data import checks, cli, experiment, pairs, records, runs
 from data.evaluate import (
     Clock,
     Costs,
-    Memory,
+    Meter,
     evaluate_quickly,
     sample_responses,
     step_figures,
 )
+from data.resume import Keeper
 from losses import (
     DIVERGENCES,
     NO_TEACHER,
     Tokens,
     by_chunks,
     masked_mean,
+    per_token_loss,
     weight_of,
     with_tail,
 )
 from model import GPT, GPTConfig, learning_rate, make_optimizer, move
-from sample import DATASET, RANKED, TEACHER, write_tokens
+from sample import DATASET, TEACHER, write_tokens
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,14 @@ VARIANTS = {
     "skew_kl": Variant("dataset", "skew_forward_kl", "2402.03898", "KL to a mixture with .1 teacher: gradients stay bounded"),
     "skew_reverse_kl": Variant("dataset", "skew_reverse_kl", "2402.03898", "reverse KL to a mixture with .1 student"),
     "abkd": Variant("dataset", "alpha_beta", "2505.04560", "alpha-beta divergence (.2, .7), between forward and reverse KL"),
-    "amid": Variant("dataset", "amid", "2510.15982", "both are compared with an alpha-mixture of themselves"),
-    "akl": Variant("dataset", "adaptive_kl", "2404.02657", "forward KL for the teacher's head, reverse KL for its tail, by their gaps",
+    "amid": Variant("dataset", "amid", "2510.15982", "the teacher is compared with an alpha-mixture of both"),
+    "akl": Variant("dataset", "adaptive_kl", "2404.02657", "forward and reverse KL over all tokens, weighed by how far the models differ on the teacher's head and on its tail",
                    "the head is the smallest set with half the mass, weights are constants"),
     "dkd": Variant("dataset", "decoupled_kd", "2203.08679", "KL split at the reference token: token against rest, and within the rest",
-                   "from image classification, class = token; weights 1 and 2 are ours; half cross-entropy",
+                   "from image classification, class = token; alpha 1 and beta 2 are ours; half cross-entropy",
                    hyper={"beta": 2.0}, kd_weight=0.5),
-    "logit_std": Variant("dataset", "standardized_kl", "2403.01427", "logits are standardised over the vocabulary before the KL",
-                         "from image classification; .1 cross-entropy, which alone fixes the student's confidence", kd_weight=0.9),
+    "logit_std": Variant("dataset", "standardized_kl", "2403.01427", "logits are standardised over the vocabulary before the KL; .1 cross-entropy, which alone fixes the student's confidence",
+                         "from image classification", kd_weight=0.9),
     "bild": Variant("dataset", "bidirectional_logit_differences", "2406.13555",
                     "pairwise differences of the 8 best logits, once the teacher's 8, once the student's"),
     "taid": Variant("dataset", "forward_kl", "2501.16937", "the target moves from the student's own logits to the teacher's",
@@ -142,7 +144,8 @@ VARIANTS = {
     "distillm": Variant("mixed", "skew_forward_kl", "2402.03898", "skew KL; references until validation worsens, then student samples, kept and replayed",
                         "validation NLL; no language-model loss on a pretraining corpus", method="replay"),
     "distillm2": Variant("mixed", "skew_by_writer", "2503.07067", "skew KL on teacher samples, skew reverse KL on student samples",
-                         "one response per prompt, by a coin, in place of both; the curriculum for alpha is off, as in its code",
+                         "one response per prompt, by a coin, in place of both, hence half the paper's sum; the student's is drawn now, not once"
+                         " per epoch; mean over tokens; the curriculum for alpha is off, as in its code",
                          answers=1.0, student_share=(0.5, 0.5), coin="sequence"),
     "distillspec": Variant("student", "total_variation", "2310.08461", "trains a draft: total variation is its rejection rate"),
     "opd": Variant("student", "policy_gradient", None, "on-policy policy gradient: log teacher - log student of the sampled token is its advantage",
@@ -154,13 +157,17 @@ VARIANTS = {
     "speckd": Variant("dataset", "gated_forward_kl", "2510.24021", "KL only where the student's best token is among the teacher's K best",
                       "reconstruction; divided by all tokens", hyper={"accept_top_k": None}),
     "adaswitch": Variant("switching", "forward_kl", "2510.07842", "the student writes until it strays, then the teacher to the end",
-                         "reconstruction: three times the mean KL of up to four tokens; the teacher writes at the student's temperature",
+                         "reconstruction: above three times the mean KL of the up to four tokens before, asked from the second token on;"
+                         " the teacher writes at the student's temperature",
                          sampling={"factor": 3.0, "window": 4}),
+    "fresh_teacher": Variant("interleaved", "forward_kl", None, "control: the teacher writes anew in every step, the student nothing",
+                             "ours: skd that accepts nothing, whose proposals are paid for all the same",
+                             sampling={"accept_rule": "none", "accept_on": "raw"}),
     "ca_opd": Variant("interleaved", "confidence_gated", None, "the teacher's probability decides, not its rank; cross-entropy on what it replaced",
                       "after Li et al. 2026; KL of the 8 best and a bucket elsewhere",
                       sampling={"accept_rule": "minprob", "accept_min_prob": ("cosine", 0.5, 0.25), "replace": "argmax", "accept_on": "raw"}),
     "skd_k_steps": Variant("interleaved", "forward_kl", None, "SKD with a K that grows over the run, from a third to twice",
-                           "ours: the schedule that SKD says it needs not",
+                           "ours: a schedule that SKD does without",
                            sampling={"accept_rule": "topk", "accept_top_k": ("linear", 1 / 3, 2.0)}),
     "skd_k_along": Variant("interleaved", "forward_kl", None, "SKD with a K that falls along the response, from twice to a third",
                            "ours", sampling={"accept_rule": "topk_along", "first": 2.0, "last": 1 / 3, "along": 32.0, "accept_on": "raw"}),
@@ -171,7 +178,7 @@ VARIANTS = {
     "fitnet": Variant("dataset", "forward_kl", "1412.6550", "+ squared error of the middle block's output, behind a projector",
                       "together with KD, not as a stage before it", method="feature", knobs={"feature": "hidden_mse", "weight": 1.0}),
     "hidden_cosine": Variant("dataset", "forward_kl", "1910.01108", "+ 1 - cosine of the last block's output, behind a projector",
-                             method="feature", knobs={"feature": "hidden_cosine", "at": "last"}),
+                             "the projector, since the widths differ", method="feature", knobs={"feature": "hidden_cosine", "at": "last"}),
     "at": Variant("dataset", "forward_kl", "1612.03928", "+ where along the sequence the activations are large",
                   "position of a sequence = pixel", method="feature", knobs={"feature": "attention_transfer", "weight": 10.0}),
     "sp": Variant("dataset", "forward_kl", "1907.09682", "+ which positions of a sequence resemble each other",
@@ -189,23 +196,28 @@ VARIANTS = {
     "fsp": Variant("dataset", "forward_kl", "10.1109/CVPR.2017.754", "+ how features go from the middle block to the last",
                    "positions = pixels; together with KD, behind projectors", method="flow"),
 
+    "dskd": Variant("dataset", "forward_kl", "2406.17328",
+                    "both models' last features under one head: the teacher's under the student's, the student's under the teacher's",
+                    "one tokenizer; KL in both spaces; half cross-entropy", kd_weight=0.5, method="dual_space"),
+
     # papers of other fields
     "cmkd": Variant("dataset", "cmkd", "2410.06561", "Pearson and Spearman correlation with the teacher in place of KL",
                     "restricted to the teacher's 32 best tokens; weights by entropy are a reconstruction; half cross-entropy", kd_weight=0.5),
     "ckd": Variant("dataset", "comparative", "2311.02253", "differences between the logits of two positions are matched, not the logits",
-                   "positions of one sequence = samples, all pairs in closed form; cross-entropy in place of the labels' part, which leaves the"
-                   " mean logits free", hyper={"label_weight": 0.0}, kd_weight=0.5),
+                   "positions of one sequence = samples, all pairs in closed form; differences leave the mean logits free, which cross-entropy"
+                   " fixes in place of the paper's labels' part", hyper={"label_weight": 0.0}, kd_weight=0.5),
     "lelp": Variant("dataset", "forward_kl", "2409.20449", "+ the teacher's last feature splits each token into 4 parts, to be learned too",
-                    "reconstruction, restricted to the teacher's 2 best tokens", method="subclasses"),
+                    "reconstruction, restricted to the teacher's 2 best tokens and the 256 most frequent ones; directions scaled to unit deviation", method="subclasses"),
     "rdd": Variant("dataset", "forward_kl", "2407.03719", "+ cross-entropy on easy tokens first, then where one of both models has it hard",
-                   "token = pixel; the teacher's middle block = auxiliary head; a median in place of .7; divided by all tokens", method="regions"),
+                   "token = pixel; the teacher's middle block = auxiliary head; a median in place of .7; divided by all tokens, with no least number that counts", method="regions"),
     "kdiga": Variant("dataset", "forward_kl", "2110.12072", "+ both losses must react alike to a change of the input",
-                     "analogy: one-hot tokens = pixels", method="input_gradient", knobs={"weight": 0.05}),
+                     "analogy: one-hot tokens = pixels, at the token and the teacher's 4 guesses for it; gradients of unit length", method="input_gradient", knobs={"weight": 0.05}),
     "lwkd": Variant("dataset", "cross_entropy", "2005.09163", "soft labels of a classifier that never sees the text, and a discriminator",
                     "analogy: points with noise = its simple pictures", method="soft_labels"),
-    "label_smoothing": Variant("dataset", "label_smoothing", "1512.00567", "control for lwkd: .9 on the reference, .1 spread evenly"),
+    "label_smoothing": Variant("dataset", "label_smoothing", "1512.00567", "control for lwkd: .9 on the reference, .1 spread over the tokens in use",
+                               method="smoothing"),
     "one": Variant("dataset", "cross_entropy", "1806.04606", "no teacher: three branches on one trunk learn from their gated sum",
-                   method="branches"),
+                   "one gate per position, even at first; one branch is the pair's, the others start anew", method="branches"),
 
     # another teacher
     "takd": Variant("dataset", "forward_kl", "1902.03393", "a teacher's assistant of middle size is distilled first and then teaches",
@@ -237,7 +249,7 @@ def scheduled(value, progress):
 
 def sampling_now(row, args, progress):
     """The keywords of write_tokens at this point of the run: the flags, and before them what the row says."""
-    options = experiment.sampling_options(args)
+    options = cli.sampling_options(args)
     own = {knob: scheduled(value, progress) for knob, value in row.sampling.items()}
     if row.writer == "switching":
         return options | {"switching": own}
@@ -252,20 +264,23 @@ def sampling_now(row, args, progress):
 # The loop of every method with a fixed teacher.
 
 
-def distill(row, student, pair, args, seed, log, say):
+def distill(row, student, pair, args, seed, log, say, keeper=None):
     """Train `student` in place for args.steps updates -> (dict of costs, None: no adapted teacher).
 
-    Reads from top to bottom: write, judge, learn.
+    Reads from top to bottom: write, judge, learn. `keeper` saves the state, and knows whether some steps are done already.
     """
+    keeper = keeper or Keeper()
     device, row = next(student.parameters()).device, resolve(row, args)
     order = pairs.batch_order(len(pair.train.prompts), args.batch_size, args.steps, torch.Generator().manual_seed(seed))
     sampling = torch.Generator().manual_seed(1_000_003 * seed + 1)
-    first_bad = torch.full((), -1, device=device)  # the first step whose loss or gradient was not finite
-    evaluation_seconds, started = 0.0, time.perf_counter()
-    taught, prepared = TEACHERS[row.teacher](pair, args, seed)  # the pair, with the teacher that the student learns from
+    meter = Meter(device)
+    with meter.paused():  # it has a clock of its own
+        taught, prepared = TEACHERS[row.teacher](pair, args, seed, keeper)  # the pair, with the teacher that the student learns from
+    meter.seconds += prepared.pop("seconds", 0.0)
     teacher, method = taught.teacher, methods.begin(row, student, taught, args, seed)
     optimizer = make_optimizer(student, args.lr, weight_decay=args.weight_decay)
-    costs, memory = Costs(student, teacher), Memory(student, teacher, method)
+    costs = Costs(student, teacher)
+    meter.hold(student, teacher, method)
     costs.count_preparation(**prepared)
     costs.count_preparation(**method.prepared)
     references, by_teacher = pair.train.responses, row.answers is not None
@@ -274,9 +289,8 @@ def distill(row, student, pair, args, seed, log, say):
     learner = runs.learner(student, args.compile and not method.plain_pass)
     if by_teacher:
         # Greedy answers stand in for the beam search of Kim & Rush: both aim at the teacher's most likely response.
-        references, _ = sample_responses(
-            teacher, pair.train.prompts, pair.max_new_tokens, pair.tokenizer.eos_token, seed=seed, temperature=row.answers
-        )
+        question = (teacher, pair.train.prompts, pair.max_new_tokens, pair.tokenizer.eos_token)
+        references = keeper.found("answers", lambda: sample_responses(*question, seed=seed, temperature=row.answers)[0])
         costs.count_offline_teacher(pair.train.prompts, references)
     cache = None
     if args.cache_teacher is not None and asks_about_references(row):
@@ -284,16 +298,24 @@ def distill(row, student, pair, args, seed, log, say):
         costs.count_cache(pair.train.prompts, references)
     buckets = cache is not None and cache.best > 0
     asks = row.loss not in NO_TEACHER  # whether the loss wants to know the teacher's distribution
-    if method.asks_start:
-        before = time.perf_counter()
-        memory.pause()
-        method.after_evaluation(
-            evaluate_quickly(student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens)
-        )
-        memory.resume()
-        evaluation_seconds += time.perf_counter() - before
 
-    for step, rows in enumerate(order.tolist()):
+    def validate():
+        """Figures on the validation split, at the cost of no one's clock and memory."""
+        with meter.paused():
+            student.eval()
+            figures = evaluate_quickly(student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens)
+            student.train()
+            return figures
+
+    if method.asks_start:
+        method.after_evaluation(validate())
+    parts = {"student": student, "optimizer": optimizer, "method": method, "sampling": sampling}
+    done = keeper.restore(**parts, costs=costs, meter=meter, log=log)
+    warn, finite = checks.warner(log, say), checks.Finite(order, keeper, f"--lr ({args.lr})", device)
+    with meter.paused():
+        still = checks.Stillness(student, teacher) if done == 0 else None
+
+    for step, rows in enumerate(order[done:].tolist(), done):
         half, last = int(2 * step >= args.steps), step + 1 == args.steps
         logged = step % args.log_every == 0 or last
         clock = Clock(device, exact=logged)
@@ -321,7 +343,7 @@ def distill(row, student, pair, args, seed, log, say):
                 **sampling_now(row, args, step / args.steps),
             )
 
-        with passes.precision:
+        with passes.precision, finite.naming(step):
             rollout = method.write(write)
         clock.mark("sampling")
         inputs, targets, source = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.source[:, 1:]
@@ -332,7 +354,7 @@ def distill(row, student, pair, args, seed, log, say):
         losses, columns = [], []
         for part, final in runs.parts(len(own), args.micro_batch):
             with runs.averaging(final, learner):
-                with passes.precision, memory:
+                with passes.precision, meter:
                     # What is the student compared with? Row t of the teacher's logits predicts token t+1; SKD's
                     # verification has computed them already, and a cache holds what it said about references.
                     kept = None if method.sees_teacher else experiment.kept_logits(rollout, teacher, part)
@@ -362,6 +384,9 @@ def distill(row, student, pair, args, seed, log, say):
                 loss.backward()
             losses.append((loss.detach(), per_token.detach()))
             clock.mark("student")
+            if step == 0 and part.start == 0:
+                with meter.paused(), passes.precision:
+                    warn(signal_of(row, method, batch))
             if logged:
                 columns.append(experiment.columns_of(student_logits, None if buckets else teacher_logits))
                 clock.mark("logging")
@@ -371,55 +396,90 @@ def distill(row, student, pair, args, seed, log, say):
         loss = runs.across(torch.stack([part for part, _ in losses]).sum())
         method.after_step(loss)
         method.learn(rate)
-        memory.stop()
+        meter.stop()
         clock.mark("update")
-        bad = ~torch.isfinite(loss + gradient_norm)
-        first_bad = torch.where((first_bad < 0) & bad, step, first_bad)  # stays on the device
+        if step == 0:
+            with meter.paused():
+                warn(still.check())
+            clock.mark("logging")
+        finite.see(step, loss + gradient_norm)
         costs.count_writing(rollout, method.writer)
         asked = int(asks and not cache and kept is None)
-        costs.count_learning(rollout, 3 + method.student_passes, asked + method.teacher_passes, asked)
+        costs.count_learning(
+            rollout, 3 + method.student_passes, asked + method.teacher_passes, asked, method.products
+        )
 
         # What happened? Read from the device only now and then.
         if logged:
-            if first_bad >= 0:
-                raise ValueError(
-                    f"loss or gradient is not finite at step {first_bad + 1} (train examples "
-                    f"{order[first_bad, :8].tolist()}...): lower --lr ({args.lr}); the records so far are kept"
-                )
+            finite.check()
             per_token = torch.cat([part for _, part in losses])
             figures = step_figures(rollout, torch.cat(columns), per_token, pair.max_new_tokens)
             figures |= clock.figures("sampling", "teacher", "student", "update")
             log.write("step", step=step + 1, loss=loss.item(), gradient_norm=gradient_norm.item(), lr=rate, **figures)
         if (step + 1) % max(1, args.steps // 8) == 0 or last:
-            before = time.perf_counter()
-            memory.pause()
-            student.eval()
-            figures = evaluate_quickly(student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens)
-            student.train()
-            log.write("eval", step=step + 1, **figures)
+            with finite.naming(step):
+                figures = validate()
+                log.write("eval", step=step + 1, **figures)
             method.after_evaluation(figures)
             say(
                 f"  step {step + 1:>5}/{args.steps}  loss {loss.item():.4f}  val score {figures['score']:.3f}"
                 f"  val nll {figures['val_nll']:.3f}"
             )
-            memory.resume()
-            evaluation_seconds += time.perf_counter() - before
+        if keeper.due(step + 1, last):
+            with meter.paused():
+                finite.check()
+                keeper.save(step + 1)
     student.eval()
-    seconds = time.perf_counter() - started - evaluation_seconds
-    return {"steps": args.steps, "seconds": seconds, "memory_mb": memory.megabytes()} | costs.figures(), None
+    return {"steps": args.steps} | meter.figures() | costs.figures(), None
 
 
-def check_sweeps(args, names):
-    """ValueError where a swept flag of the sampler would not reach a method: its runs would be one run, repeated."""
-    for text in args.sweep:
-        flag = text.partition("=")[0].replace("-", "_")
-        for name in names:
-            own = VARIANTS[name].sampling
-            unused = flag == "accept_top_k" and own.get("accept_rule", args.accept_rule) not in RANKED
-            if unused or (flag in own and flag != "accept_top_k"):  # a row's accept_top_k is in units of the flag
-                raise ValueError(
-                    f"--sweep {text} would not reach {name}, whose accept rule is its own: leave it out of --variants"
-                )
+def signal_of(row, method, batch):
+    """Whether the teacher reaches the student's loss on a batch: checks.check_signal of the row's own loss."""
+    if batch.teacher_logits is None or row.kd_weight == 0:
+        return None
+    take = method.per_token if method.own_loss else method.word_loss
+    both_logits = [checks.first_rows(one) for one in (batch.student_logits, batch.teacher_logits)]
+    tokens = Tokens(*(checks.first_rows(column) for column in batch.tokens))
+    batch = batch._replace(tokens=tokens, inputs=checks.first_rows(batch.inputs), places=checks.first_rows(batch.places))
+
+    def loss_of(student_logits, teacher_logits):
+        per_token = take(batch._replace(student_logits=student_logits, teacher_logits=teacher_logits))
+        return masked_mean(per_token, batch.tokens.mask)
+
+    def distance_of(student_logits, teacher_logits):
+        per_token = per_token_loss(row.loss, student_logits, teacher_logits, batch.tokens, **row.hyper)
+        return masked_mean(per_token, batch.tokens.mask)
+
+    if row.loss in DIVERGENCES and not method.own_loss:  # whatever stands beside it
+        found = checks.check_signal(distance_of, *both_logits, is_divergence=True)
+        if row.kd_weight == row.temperature == 1:  # nothing does
+            return found
+    has_gate = row.loss in ("gated_forward_kl", "confidence_gated")
+    return checks.check_signal(loss_of, *both_logits, is_divergence=False, has_gate=has_gate)
+
+
+def unreached(flag, name, args):
+    """Why a flag does not reach the training of a method, as what follows "which"; None where it does."""
+    row = VARIANTS[name]
+    if flag in row.hyper and row.hyper[flag] is None:
+        return None
+    if flag == "cache_teacher" and not asks_about_references(row):
+        return "takes nothing from a cache"
+    if flag in ("recompute", "compile") and row.method and methods.METHODS[row.method].plain_pass:
+        return "needs the student's pass as it is"
+    return cli.unreached_tokens(flag, row.writer, row.sampling, args)
+
+
+def check_row(name, args, examples):
+    """ValueError for a method that cannot work with these flags, whatever the pair."""
+    warped = args.student_temperature != 1 or args.student_top_p is not None
+    if VARIANTS[name].loss == "policy_gradient" and warped:
+        raise ValueError(
+            f"{name} weighs its samples as the student's own, without an importance ratio: leave out --student-temperature"
+            " and --student-top-p, or leave it out of --variants"
+        )
+    if resolve(VARIANTS[name], args).hyper.get("accept_top_k") == 0:
+        raise ValueError(f"--accept-top-k 0 leaves {name} without a loss: give at least 1, or leave it out of --variants")
 
 
 def asks_about_references(row):
@@ -429,16 +489,16 @@ def asks_about_references(row):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Whom the student learns from: (pair, args, seed) -> (the pair with that teacher, what preparing it cost: keywords of
-# Costs.count_preparation). What is measured is measured against the pair's own.
+# Whom the student learns from: (pair, args, seed, keeper) -> (the pair with that teacher, what preparing it cost: keywords of
+# Costs.count_preparation, and seconds). What is measured is measured against the pair's own.
 
 
-def pairs_teacher(pair, args, seed):
+def pairs_teacher(pair, args, seed, keeper):
     """The pair's own teacher."""
     return pair, {}
 
 
-def assistant(pair, args, seed):
+def assistant(pair, args, seed, keeper):
     """TAKD (arXiv 1902.03393): a model between the two in depth and width, drawn anew, and distilled from the teacher.
 
     The link is a run of `supervised` of its own, three times as long as the student's; a chain of more links would be more
@@ -451,15 +511,19 @@ def assistant(pair, args, seed):
     between = GPT(config, torch.Generator().manual_seed(1_000_003 * seed + 5)).to(next(pair.teacher.parameters()).device)
     link = dataclasses.replace(pair, val=pair.val._replace(**{k: column[:1] for k, column in pair.val._asdict().items()}))
     longer = argparse.Namespace(**vars(args) | {"steps": 3 * args.steps, "cache_teacher": None})
-    spent, _ = distill(VARIANTS["supervised"], between.train(), link, longer, seed, runs.NoLog(), lambda line: None)
+    with keeper.inner("assistant") as inner:
+        untold = (records.NoLog(), lambda line: None)
+        spent, _ = distill(VARIANTS["supervised"], between.train(), link, longer, seed, *untold, inner)
     between.zero_grad(set_to_none=True)
     prepared = {"tflop": spent["compute"], "teacher_forwards": spent["teacher_forwards"], "grows": True}
+    prepared["seconds"] = spent["seconds"]
     return dataclasses.replace(pair, teacher=between.requires_grad_(False)), prepared
 
 
-def friendly(pair, args, seed):
+def friendly(pair, args, seed, keeper):
     """SFTN: a copy of the teacher that has learned on, together with a student's upper half."""
-    teacher, prepared = methods.friendly_teacher(pair, args, seed)
+    with keeper.inner("friendly") as inner:
+        teacher, prepared = methods.friendly_teacher(pair, args, seed, inner)
     return dataclasses.replace(pair, teacher=teacher), prepared
 
 
@@ -478,17 +542,16 @@ def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
 def parse_flags(argv=None):
     """Command line -> (args with everything resolved that needs no data, names of the methods)."""
     description = "Distil a student from a fixed teacher: SKD and its baselines."
-    parser = experiment.make_parser("train_skd", description, VARIANTS, MAIN)
-    args, names = experiment.parse(parser, argv, VARIANTS, MAIN, "train_skd")
-    check_sweeps(args, names)
-    experiment.check_cache(args, any(asks_about_references(VARIANTS[name]) for name in names))
+    parser = cli.make_parser("train_skd", description, VARIANTS, MAIN)
+    args, names = cli.parse(parser, argv, VARIANTS, MAIN, "train_skd", unreached)
+    cli.check_cache(args)
     return args, names
 
 
 def main(argv=None):
     """Task, pair, every method with every seed, table. Returns 0 only when every run finished."""
     args, names = parse_flags(argv)
-    return experiment.compare("train_skd", args, names, VARIANTS, run_one)
+    return experiment.compare("train_skd", args, names, VARIANTS, run_one, check_row)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from data.metrics import corpus_bleu, corpus_chrf, exact_match, rouge_l
+from data.tokenizer import distinct_keys
 
 CACHE_DIR = Path(__file__).parent / "cache" / "downloads"  # git-ignored
 MAX_BYTES = 256 * 2**20  # of one file, downloaded or decompressed: a wrong address must not fill the disk
@@ -271,12 +272,13 @@ def json_items(path: str, text: str) -> Iterator[tuple[str, dict]]:
 def parse_json(path: str, text: str, first_line: int = 1) -> object:
     """json.loads of text that begins on `first_line` of the file, with a one-line error that names file and line."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=distinct_keys)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise ValueError(f"{path}, line {line}: broken JSON ({error.msg}); begins {text[:40]!r}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise ValueError(f"{path}, line {first_line}: unreadable JSON ({type(error).__name__})") from error
+        reason = str(error)[:80] if isinstance(error, ValueError) else "nested too deep"
+        raise ValueError(f"{path}, line {first_line}: unreadable JSON ({reason})") from error
 
 
 def json_object(place: str, value: object) -> dict:

@@ -11,6 +11,8 @@ example, not to the process, so the figures are those of one process, to roundin
 """
 
 import collections
+import contextlib
+import math
 import time
 from typing import NamedTuple
 
@@ -195,13 +197,16 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
 def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, adapted=None, most=200):
     """The figures of a learning curve on the first `most` examples: score (greedy), val_nll and kl_teacher (references).
 
-    With an adapted teacher also its drift from the original, its own nll, and kl_adapted_teacher.
+    With an adapted teacher also its drift from the original, its own nll, and kl_adapted_teacher. ValueError where the
+    student's numbers are broken.
     """
     encoded = Encoded(*(column[:most] for column in encoded))
     responses, _ = sample_responses(
         student, encoded.prompts, max_new_tokens, tokenizer.eos_token, seed=0, temperature=0
     )
     measured = distances(student, teacher, encoded.prompts, encoded.responses, adapted)
+    if not math.isfinite(measured["nll"]):  # an argmax of nan is a token: the score alone would not tell
+        raise ValueError(f"the student's loss on validation references is {measured['nll']}: its training diverged (lower --lr)")
     figures = {
         "score": task.corpus_score(encoded.examples, complete(tokenizer, responses)),
         "val_nll": measured["nll"],
@@ -226,6 +231,7 @@ def evaluate(
     `teacher` is always the ORIGINAL teacher. An `adapted` one adds the same distances to itself, how far it drifted, and
     its own score: whatever trains towards an adapted teacher looks good against it.
     """
+    assert encoded.prompts, "no examples to measure on"
     eos = tokenizer.eos_token
     greedy, greedy_finished = sample_responses(student, encoded.prompts, max_new_tokens, eos, seed=seed, temperature=0)
     sampled, sampled_finished = sample_responses(student, encoded.prompts, max_new_tokens, eos, seed=seed)
@@ -363,10 +369,10 @@ class Costs:
         self.weights = [
             model.num_parameters() - model.position_embedding.weight.numel() for model in (student, teacher)
         ]
-        # processed by the student, processed by the teacher, generated, batched forwards of the teacher
-        self.counts = torch.zeros(4, dtype=torch.long, device=next(student.parameters()).device)
-        self.once = torch.zeros(4, dtype=torch.long)  # the same, before training
-        self.longer = torch.zeros(4, dtype=torch.long)  # before training as well, but longer where the run is longer
+        # processed by the student, processed by the teacher, generated, batched forwards of the teacher, products of others
+        self.counts = torch.zeros(5, dtype=torch.long, device=next(student.parameters()).device)
+        self.once = torch.zeros(5, dtype=torch.long)  # the same, before training
+        self.longer = torch.zeros(5, dtype=torch.long)  # before training as well, but longer where the run is longer
         self.others = 0.0  # TFLOP of models that are neither of the two; longer where the run is longer
 
     def count_writing(self, rollout, writer):
@@ -385,32 +391,41 @@ class Costs:
             by_teacher = torch.zeros_like(by_teacher)
             student = (rollout.lengths * by_student.any(1)).sum()
         written = ((by_student | by_teacher) & rollout.response_mask).sum()
-        self.counts += torch.stack([student, teacher, written, forwards])
+        self.counts[:4] += torch.stack([student, teacher, written, forwards])
 
-    def count_learning(self, rollout, student_passes, teacher_passes, teacher_forwards=None):
-        """Add passes over a batch; of the teacher's, `teacher_forwards` are forwards (default: all)."""
+    def count_learning(self, rollout, student_passes, teacher_passes, teacher_forwards=None, products=0):
+        """Add passes over a batch; of the teacher's, `teacher_forwards` are forwards (default: all). `products` is what a
+        token costs beyond both models, in weights times passes."""
         fed = (rollout.lengths - 1).sum()  # tokens that a training forward processes
         self.counts[0] += student_passes * fed
         self.counts[1] += teacher_passes * fed
         self.counts[3] += teacher_passes if teacher_forwards is None else teacher_forwards
+        self.counts[4] += products * fed
 
     def count_cache(self, prompts, responses, batch_size=64):
         """Add the one pass over all references that fills a cache of the teacher's answers."""
         tokens = sum(map(len, prompts)) + sum(map(len, responses)) - len(prompts)
-        self.once += torch.tensor([0, tokens, 0, -(-len(prompts) // batch_size)])
+        self.once += torch.tensor([0, tokens, 0, -(-len(prompts) // batch_size), 0])
 
     def count_offline_teacher(self, prompts, answers, batch_size=256):
         """Add the answers that a teacher wrote before training, batch by batch."""
         tokens, written = sum(map(len, prompts)) + sum(map(len, answers)), sum(map(len, answers))
         forwards = sum(max(map(len, chunk)) for chunk in _chunks(answers, batch_size))
-        self.once += torch.tensor([0, tokens, written, forwards])
+        self.once += torch.tensor([0, tokens, written, forwards, 0])
 
     def count_preparation(self, tflop=0.0, student_tokens=0, teacher_tokens=0, teacher_forwards=0, grows=False):
         """Add what was prepared before training: passes over so many tokens, and the TFLOP of other models. Where it takes
         longer for a longer run (`grows`, and all other models), it is no part of compute_once."""
-        spent = torch.tensor([student_tokens, teacher_tokens, 0, teacher_forwards])
+        spent = torch.tensor([student_tokens, teacher_tokens, 0, teacher_forwards, 0])
         self.longer, self.once = (self.longer + spent, self.once) if grows else (self.longer, self.once + spent)
         self.others += tflop
+
+    def state_dict(self):
+        """What the steps so far took; what was counted before training is counted again."""
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state):
+        self.counts.copy_(state["counts"])
 
     def figures(self):
         """The record's figures, of all processes that share the run; a forward of theirs counts once."""
@@ -418,8 +433,8 @@ class Costs:
         if dist.is_initialized():
             dist.all_reduce(counts)
             counts[3] //= dist.get_world_size()
-        student, teacher, generated, forwards = (counts.cpu() + self.once + self.longer).tolist()
-        flops = 2 * (self.weights[0] * student + self.weights[1] * teacher)
+        student, teacher, generated, forwards, products = (counts.cpu() + self.once + self.longer).tolist()
+        flops = 2 * (self.weights[0] * student + self.weights[1] * teacher + products)
         figures = {"tokens_generated": generated, "teacher_forwards": forwards, "compute": flops / 1e12 + self.others}
         once = 2 * (self.weights[0] * int(self.once[0]) + self.weights[1] * int(self.once[1])) / 1e12
         return figures | ({"compute_once": once} if once else {})
@@ -447,28 +462,44 @@ class Clock:
         return {f"{name}_ms": self.spans.get(name, 0.0) for name in names}
 
 
-class Memory:
-    """Memory of training: on CUDA the allocator's peak, evaluations left out; elsewhere counted, which no other program
-    can disturb: weights, gradients and AdamW's two moments of what learns, the frozen teacher's weights, and the most that
-    the first step's `with` blocks keep at one time for backward passes. What a sampler uses is only in CUDA's figure.
+class Meter:
+    """Time and memory of training; what happens in a `with meter.paused()` block is left out.
+
+    Memory is the allocator's peak on CUDA; elsewhere it is counted, which no other program can disturb: weights, gradients
+    and AdamW's two moments of what learns, the frozen teacher's weights, and the most that the first step's `with` blocks
+    keep at one time for backward passes. What a sampler uses is only in CUDA's figure.
     """
 
-    def __init__(self, *models):
-        self.weights = {weight.data_ptr(): weight for model in models for weight in model.parameters()}
-        self.device = next(models[0].parameters()).device
+    def __init__(self, device):
+        self.device, self.weights = device, {}
         self.graphs, self.now, self.most = collections.Counter(), 0, 0
-        self.counting = self.device.type != "cuda"
-        self.resume()
+        self.counting, self.seconds = self.device.type != "cuda", 0.0
+        self._go()
 
-    def pause(self):
-        """What comes now is no training."""
+    def hold(self, *models):
+        """These models' weights are held in memory."""
+        self.weights |= {weight.data_ptr(): weight for model in models for weight in model.parameters()}
+
+    def _halt(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what is queued is training
+        self.seconds += time.perf_counter() - self.since
         if self.device.type == "cuda":
             self.most = max(self.most, torch.cuda.max_memory_allocated(self.device))
 
-    def resume(self):
-        """Training goes on."""
+    def _go(self):
+        self.since = time.perf_counter()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+
+    @contextlib.contextmanager
+    def paused(self):
+        """What comes now is no training."""
+        self._halt()
+        try:
+            yield
+        finally:
+            self._go()
 
     def __enter__(self):
         self.hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor)
@@ -491,13 +522,23 @@ class Memory:
         """The first step is over, the others are like it."""
         self.counting = False
 
-    def megabytes(self):
-        """The figure, in units of 1e6 bytes."""
-        if self.device.type == "cuda":
-            self.pause()
-            return self.most / 1e6
-        weights = self.weights.values()
-        return (sum(weight.nbytes * (4 if weight.requires_grad else 1) for weight in weights) + self.most) / 1e6
+    def figures(self):
+        """{"seconds", "memory_mb"}, the latter in units of 1e6 bytes."""
+        self._halt()
+        self._go()
+        held = 0
+        if self.device.type != "cuda":
+            held = sum(weight.nbytes * (4 if weight.requires_grad else 1) for weight in self.weights.values())
+        return {"seconds": self.seconds, "memory_mb": (held + self.most) / 1e6}
+
+    def state_dict(self):
+        """The figures so far, for a process that goes on."""
+        return {"seconds": self.seconds, "most": self.most}
+
+    def load_state_dict(self, state):
+        """Go on counting; what has passed since this meter was made is the time of going on, not of training."""
+        self.seconds, self.most, self.counting = state["seconds"], state["most"], False
+        self._go()
 
 
 class _Kept:

@@ -1,30 +1,32 @@
-"""The frame of an experiment, the same for both scripts: from the command line to the table.
+"""The frame of an experiment, the same for both scripts: from the flags to the table.
 
-    flags -> task, tokenizer, pair -> teacher and untouched student measured -> every method with every seed -> table
+    flags (cli.py) -> task, tokenizer, pair -> teacher and untouched student measured -> every method with every seed -> table
 
 What a method does is not here: a script hands over its table of variants and a function that trains one student.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from data import corpora, pairs, report, runs, tasks
+from data import checks, cli, corpora, pairs, records, report, resume, runs, tasks
 from data.evaluate import Encoded, evaluate, step_columns
+from data.records import run_name
 from data.tasks import make_task
 from data.teacher_cache import TeacherCache, check_best
 from losses import Unprojected, by_chunks
 from model import OnlineTeacher, save_checkpoint, save_online_module
-from sample import ACCEPT_RULES, REPLACE_RULES, check_rule
 
 LARGE_VOCABULARY = 2**14  # from here on --chunk-loss auto is yes
 SOURCES = (  # whose sha256 a record holds, beside the script's own
@@ -41,177 +43,30 @@ SOURCES = (  # whose sha256 a record holds, beside the script's own
     "data/pairs.py",
     "data/teacher_cache.py",
     "data/runs.py",
+    "data/records.py",
+    "data/resume.py",
+    "data/checks.py",
+    "data/cli.py",
     "data/experiment.py",
 )
+# As they run: a file may be edited while a program runs, and the processes that it starts later read the new one.
+LOADED = runs.source_hashes((*SOURCES, "train_skd.py", "train_okd.py"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 1. The command line.
-
-
-def make_parser(script, description, variants, main_variants):
-    """The parser of a script with all flags that both scripts share; the script adds its own."""
-    parser = runs.Parser(prog=f"{script}.py", description=description)
-    runs.add_shared_flags(parser, variants, main_variants, pairs.SIZES)
-    group = parser.add_argument_group("sampling (methods whose tokens a model writes)")
-    group.add_argument(
-        "--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay (default: topk)"
-    )
-    group.add_argument("--rule", default="", metavar="KNOB=X,..", help="the rule's own knob, e.g. accept_min_prob=0.1")
-    group.add_argument(
-        "--replace", default="sample", choices=tuple(REPLACE_RULES), help="what a rejected proposal becomes"
-    )
-    group.add_argument("--student-temperature", type=float, default=1.0, help="of every token that the student writes")
-    group.add_argument("--student-top-p", type=float, help="nucleus of the student's draws")
-    group.add_argument("--teacher-temperature", type=float, default=1.0, help="of the teacher's replacements")
-    group.add_argument("--teacher-top-p", type=float, help="nucleus of the teacher's replacements")
-    group.add_argument(
-        "--no-write-back", action="store_true", help="control: mark rejections, keep the student's tokens"
-    )
-    group.add_argument(
-        "--accept-on", default="raw", choices=("raw", "warped"), help="warped: the released code's membership test"
-    )
-    group.add_argument("--judge-fresh", action="store_true", help="judge a second draw, as the released code does")
-    group = parser.add_argument_group("comparison")
-    focus = report.COMPARISONS[script][1]
-    group.add_argument(
-        "--equal-compute", action="store_true", help=f"also run each method for as long as {focus}'s model FLOPs last"
-    )
-    group.add_argument(
-        "--sweep",
-        action="append",
-        default=[],
-        metavar="FLAG=X,Y,..",
-        help="run each method once per value of a flag, e.g. --sweep lr=1e-3,5e-3; several: every combination",
-    )
-    group.add_argument("--weight-decay", type=float, default=0.1, help="on the student's matrices")
-    group.add_argument("--log-every", type=int, default=20, help="steps between logged lines")
-    return parser
-
-
-def parse(parser, argv, variants, main_variants, script):
-    """Command line -> (args with everything resolved that needs no data, names of the methods).
-
-    args.swept holds one pair (label, args) per combination of swept values, or one with an empty label.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args, names = parse_once(parser, argv, variants, main_variants, script)
-    args.swept = [("", args)]
-    for text in args.sweep:
-        flag, _, values = text.partition("=")
-        if not flag or not all(values.split(",")):
-            raise ValueError(f"--sweep takes FLAG=VALUE,VALUE,.. such as lr=1e-3,5e-3; found {text!r}")
-        args.swept = [
-            (f"{label} {flag}={value}", [*(before if isinstance(before, list) else argv), f"--{flag}={value}"])
-            for label, before in args.swept
-            for value in dict.fromkeys(values.split(","))
-        ]
-    if args.sweep:
-        args.swept = [
-            (label, parse_once(parser, words, variants, main_variants, script)[0]) for label, words in args.swept
-        ]
-        fixed = sorted(runs.NEUTRAL_FLAGS | {"quick", "size", "settings", "task_options", *TASK_FLAGS})
-        for label, other in args.swept:
-            for name in fixed:
-                if name not in ("sweep", "swept") and getattr(other, name, None) != getattr(args, name, None):
-                    raise ValueError(
-                        f"--sweep{label} would change --{name.replace('_', '-')}, which all runs of a table share: "
-                        "run the script once per value"
-                    )
-    return args, names
-
-
-def parse_once(parser, argv, variants, main_variants, script):
-    """The words of one command line -> (args, names of the methods); see parse."""
-    args = parser.parse_args(argv)
-    names, focus = runs.check_shared_flags(args, variants, main_variants), report.COMPARISONS[script][1]
-    args.rule = parse_rule(args.rule)
-    if args.equal_compute and focus not in names:
-        raise ValueError(f"--equal-compute measures in units of {focus}: add it to --variants")
-    check_rule(args.accept_rule, args.replace, args.accept_on, args.gamma, args.accept_top_k or 0, args.rule)
-    args.device_type = runs.pick_device(args.device).type
-    if runs.started_by_torchrun() and args.jobs not in (None, 1):
-        raise ValueError("--jobs runs methods side by side, torchrun lets processes share each: leave one of them out")
-    args.jobs = args.jobs or runs.default_jobs(args.device_type)
-    size = dict(pairs.SIZES[args.size])
-    default_steps, default_lr, args.task_options = size.pop("steps"), size.pop("lr"), {}
-    if args.quick:  # every stage, as short as it can be
-        default_steps = 40
-        size |= {name: getattr(pairs.QUICK, name) for name in ("teacher_steps", "start_steps", "student_prompts")}
-        args.task_options = pairs.QUICK_TASK if args.task in tasks.FAMILIES else {}
-    args.steps, args.lr = args.steps or default_steps, args.lr or default_lr
-    given = {
-        name: getattr(args, name)
-        for name in (
-            "teacher_steps",
-            "start_steps",
-            "teacher_prompts",
-            "student_prompts",
-            "student_start",
-            "vocab_size",
-            "block_size",
-        )
-    }
-    size |= {name: value for name, value in given.items() if value is not None}
-    args.settings = pairs.PairSettings(**size, seed=args.pair_seed)
-    if args.settings.student_prompts == 0:
-        args.settings = dataclasses.replace(args.settings, student_prompts=None)
-    return args, names
-
-
-def parse_rule(text):
-    """ "accept_min_prob=0.1" -> {"accept_min_prob": 0.1}; ValueError for anything else."""
-    try:
-        return {knob: float(value) for knob, value in (part.split("=") for part in text.split(",") if part)}
-    except ValueError as error:
-        raise ValueError(f"--rule takes KNOB=NUMBER, e.g. accept_min_prob=0.1; found {text!r}") from error
-
-
-def sampling_options(args):
-    """The flags of the sampling group as keywords of sample.write_tokens."""
-    return {
-        "temperature": args.student_temperature,
-        "top_p": args.student_top_p,
-        "interleaved": {
-            "gamma": args.gamma,
-            "accept_rule": args.accept_rule,
-            "accept_top_k": args.accept_top_k,
-            "replace": args.replace,
-            "teacher_temperature": args.teacher_temperature,
-            "teacher_top_p": args.teacher_top_p,
-            "write_back": not args.no_write_back,
-            "accept_on": args.accept_on,
-            "judge_fresh": args.judge_fresh,
-            "keep_features": args.chunk_loss == "yes",
-            **args.rule,
-        },
-    }
-
-
-TASK_FLAGS = ("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "measure")
+# 1. The task.
 
 
 def load_task(args):
     """The task with the knobs that were given on the command line."""
-    knobs = {name: getattr(args, name) for name in TASK_FLAGS[1:-1]}
+    knobs = {name: getattr(args, name) for name in cli.TASK_FLAGS[1:-1]}
     options = args.task_options | {name: value for name, value in knobs.items() if value is not None}
     return make_task(args.task, data_dir=args.data_dir, **options)
 
 
-def check_cache(args, used):
-    """ValueError where --cache-teacher would do nothing (no chosen method is `used` to it), or something else."""
-    every = [args, *(own for _, own in args.swept)]
-    if not used and any(own.cache_teacher is not None for own in every):
-        raise ValueError(
-            "--cache-teacher keeps what a fixed teacher says about references, and no method here asks for that: "
-            "leave it out, or choose --variants supervised (train_okd.py: fixed_forward_kl)"
-        )
-    for own in every:
-        if own.cache_teacher and getattr(own, "temperature", 1.0) != 1.0:
-            raise ValueError(
-                f"--cache-teacher {own.cache_teacher} keeps the tail as one bucket, which no --temperature can soften "
-                "(its tokens are gone): use --cache-teacher dense, or --temperature 1"
-            )
+def inputs_of(args):
+    """{file: sha256} of what the task was read from; empty for one that is made."""
+    return corpora.corpus_inputs(args.task, args.data_dir) if args.task in corpora.CORPORA else {}
 
 
 def load_data(args):
@@ -287,11 +142,6 @@ def open_cache(pair, args, say):
 # 3. One run.
 
 
-def run_name(variant, seed, budget):
-    """The stem of a run's files."""
-    return f"{variant}{'_compute' if budget == 'compute' else ''}_seed{seed}".replace(" ", "_")
-
-
 def about(pair, args):
     """What sample.py needs to know to show a model that a run left."""
     return {
@@ -307,12 +157,21 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
 
     `variant` is its label: the method's name and, after blanks, the values that were swept.
 
-    distill(row, student, pair, args, seed, log, say) trains the student in place and returns (costs, adapted teacher or
-    None); everything around it is the same for every method.
+    distill(row, student, pair, args, seed, log, say, keeper) trains the student in place and returns (costs, adapted
+    teacher or None); everything around it is the same for every method.
     """
     torch.set_num_threads(1 if args.device_type == "cpu" else torch.get_num_threads())  # same numbers for every --jobs
     device = runs.join(torch.device(args.device_type))
-    pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, report=lambda _: None)
+    again = "the program was started: start it again, with another --out"
+    for source, digest in shared["sources"].items():
+        if LOADED[source] != digest:
+            raise ValueError(f"{source} has changed since {again}")
+    if inputs_of(args) != shared["inputs"]:
+        raise ValueError(f"the task's data files have changed since {again}")
+    cached = {"report": lambda _: None, "otherwise": [Path(folder) / "pairs"]}
+    pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, **cached)
+    if pair.fingerprint != shared["pair"]:
+        raise ValueError(f"the cached pair has changed since {again}")
     chunk_loss = args.chunk_loss
     if chunk_loss == "auto":
         chunk_loss = "yes" if pair.tokenizer.n_vocab >= LARGE_VOCABULARY else "no"
@@ -325,15 +184,23 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
         "sets_budget": variant == report.COMPARISONS[shared["script"]][1],
         "row": dataclasses.asdict(row),
     }
-    first = runs.processes()[0] == 0  # the one that writes
-    log = runs.NoLog()
-    if first:
-        log = runs.RunLog(folder, name, shared | header | runs.describe_machine(device))
+    first, machine = runs.processes()[0] == 0, runs.describe_machine(device)  # the first one writes
+    say = runs.say if args.jobs == 1 and first else lambda _: None
+    say(f"{name}: {here.steps} steps")
+    # What a state must have in common with this run, to be gone on with.
+    identity = shared["flags"] | {name: shared[name] for name in ("pair", "inputs", "accept_top_k", "processes")}
+    identity |= {name: header[name] for name in ("variant", "seed", "budget", "row")}
+    identity |= {"steps": here.steps, "torch": str(torch.__version__)}
+    every = args.save_every or max(1, here.steps // 8)
+    stem, log = str(Path(folder) / name), records.NoLog()
+    sources = shared["sources"]
+    keeper = resume.Keeper(stem, every, identity, runs.say, machine | {"sources": sources}, sources)
     try:
+        if first:
+            log = records.RunLog(folder, name, shared | header | machine)
         student = pair.new_student()
-        say = runs.say if args.jobs == 1 and first else lambda _: None
-        say(f"{name}: {here.steps} steps")
-        costs, adapted = distill(row, student, pair, here, seed, log, say)
+        with keeper:
+            costs, adapted = distill(row, student, pair, here, seed, log, say, keeper)
         figures = evaluate(
             student,
             pair.teacher,
@@ -349,42 +216,33 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
         )
         named = {"variant": variant, "seed": seed, "score": figures["score"]}
         if first:
-            stem = str(Path(folder) / name)
             save_checkpoint(f"{stem}.pt", student, pair.tokenizer.state_dict(), **named, **about(pair, args))
             if isinstance(adapted, OnlineTeacher):
                 save_online_module(f"{stem}.module.pt", adapted, **named)
-        log.write("final", **figures, **costs)
+        told = [json.loads(line) for line in log.text.splitlines()]  # nothing in all processes but the first
+        before = [line["text"] for line in told if line["kind"] == "warning"]
+        rule = getattr(row, "sampling", {}).get("accept_rule", args.accept_rule)
+        steps = [line for line in told if line["kind"] == "step"]
+        warnings = keeper.warnings + checks.about_run(row.writer, rule, steps, figures)
+        log.write("final", **figures, **costs, warnings=before + warnings)
+        if first:  # the states of all processes: none may go before the final line is there
+            keeper.forget()
     finally:
         log.close()
-    return f"{name:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  {costs['seconds']:.0f} s"
+    line = f"{name:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  {costs['seconds']:.0f} s"
+    if args.jobs > 1:  # nobody has heard of them yet
+        warnings = before + warnings
+    return "\n".join([line, *(f"  warning: {text}" for text in warnings)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 4. All of them.
 
 
-def compare(script, args, names, variants, run_one):
-    """Task, pair, every method with every seed, table. Returns 0 only when every run finished.
-
-    run_one(args, folder, shared, variant, seed, budget, steps) must be a function at a module's top level: with --jobs
-    it is called in processes of its own.
-    """
-    if args.list_variants:
-        print(json.dumps({name: dataclasses.asdict(row) for name, row in variants.items()}, indent=2))
-        return 0
-    # What is run: (label, flags), the label being the method's name and the values that were swept for it.
-    methods = [(f"{name}{label}", own) for name in names for label, own in args.swept]
-    started, focus = time.perf_counter(), report.COMPARISONS[script][1]
-    device = runs.join(torch.device(args.device_type))
-    rank, size = runs.processes()
-    smallest = min(own.batch_size for own in [args, *(own for _, own in methods)])
-    if smallest < size:
-        raise ValueError(f"--batch-size {smallest} leaves some of {size} processes without a row: raise it")
-
-    # 1. Task, tokenizer, pair. All that can be refused is refused before anything is written or trained.
-    data = load_data(args)
+def resolve_vocabulary(data, every):
+    """K where no flag gave it, for `every` set of flags; ValueError for what the vocabulary is too small for."""
     vocabulary = data.tokenizer.n_vocab
-    for own in [args, *(own for _, own in methods)]:
+    for own in every:
         if own.accept_top_k is None:
             own.accept_top_k = pairs.default_accept_top_k(data.vocabulary_in_use)
         if own.accept_top_k > vocabulary:
@@ -392,52 +250,149 @@ def compare(script, args, names, variants, run_one):
                 f"--accept-top-k must lie in 0..{vocabulary} (this tokenizer's vocabulary), found {own.accept_top_k}"
             )
         check_best(own.cache_teacher or 0, vocabulary)
+
+
+def without_unfit(methods, args, data, check_row):
+    """The methods [(label, flags)] without those that cannot work with these flags, which a note names; ValueError where such
+    a one was asked for by its name."""
+    left_out, examples = set(), len(data.splits["train"].prompts[: args.settings.student_prompts])
+    for label, own in methods:
+        try:
+            check_row(label.split()[0], own, examples)
+        except ValueError as error:
+            if args.variants not in ("main", "all"):
+                raise
+            runs.say(f"note: left out: {error}")
+            left_out.add(label)
+    return [(label, own) for label, own in methods if label not in left_out]
+
+
+def say_data(args, data):
+    """What is learned, in how many examples and tokens."""
     sizes = {name: len(split.prompts) for name, split in data.splits.items()}
     runs.say(
         f"task {args.task}: {sizes['train']} train, {sizes['val']} val, {sizes['test']} test, {sizes['ood']} ood examples"
         + (f" ({data.dropped} longer than the block left out)" if data.dropped else "")
     )
     runs.say(
-        f"tokenizer: {vocabulary} tokens, {data.vocabulary_in_use} in use; block of {data.block_size}, at most "
+        f"tokenizer: {data.tokenizer.n_vocab} tokens, {data.vocabulary_in_use} in use; block of {data.block_size}, at most "
         f"{data.max_new_tokens} new tokens; K = {args.accept_top_k}, gamma = {args.gamma or 'auto'}"
     )
     if args.task in corpora.CORPORA:
         runs.say(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
-    flags = runs.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
-    inputs = corpora.corpus_inputs(args.task, args.data_dir) if args.task in corpora.CORPORA else {}  # name -> sha256
+
+
+def open_folder(held, script, args, flags, inputs):
+    """The folder of the comparison, locked until `held` ends, without what killed processes have left.
+
+    ValueError where another process is at work in it, or where its records are of other flags or data: a table must not mix them.
+    """
     default_name = f"{script.removeprefix('train_')}-{args.task}{'-quick' if args.quick else ''}"
+    folder = runs.make_run_folder(args.out, args.resume, default_name)
+    if not held.enter_context(runs.locked(folder / ".lock", wait=False)):
+        raise ValueError(f"another process is at work in {args.out or folder.name}: wait for it, or give another --out")
+    for path in folder.glob("*.pt.*.partial"):  # of a process that was killed while it wrote
+        if re.search(r"\.pt\.\d+\.partial$", path.name):
+            path.unlink()
+    kept = sorted(folder.glob("*.jsonl"))
+    if args.resume and not [*kept, *folder.glob("*.state*.pt")]:
+        runs.say(f"nothing to go on with in {args.out or folder.name}: begins anew")
+    for path in kept:
+        records.read_finished(folder, path.stem, flags, inputs, script)
+    return folder
 
-    def make_folder():
-        folder = runs.make_run_folder(args.out, args.resume, default_name)
-        for path in sorted(folder.glob("*.jsonl")):  # a table must not mix runs of different flags or data
-            runs.read_finished(folder, path.stem, flags, inputs)
-        return folder
 
-    folder = runs.first_decides(make_folder)
-    torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
-
-    def load_pair():
-        return pairs.load_or_pretrain_pair(data, args.settings, device, report=runs.say)
-
-    pair = runs.first_then_others(load_pair)  # pretrained once
-    runs.use_precision(args.precision, device)  # what the students will be measured with
-
-    # 2. Where the comparison starts: the teacher and the untouched student.
-    measure = {"gamma": args.gamma, "accept_top_k": args.accept_top_k, "seed": args.seed, "ood": pair.ood}
-    start = pair.new_student().eval()
-    teacher_figures, start_figures = (
-        {"parameters": model.num_parameters()}
-        | evaluate(model, judge, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, **measure)
-        for model, judge in ((pair.teacher, None), (start, pair.teacher))
-    )
-    for label, model, figures in (("teacher", pair.teacher, teacher_figures), ("student_start", start, start_figures)):
-        if rank == 0:
+def measure_start(pair, args, folder):
+    """The teacher and the untouched student: measured, saved in the folder, told -> the figures of both."""
+    measure = {"gamma": args.gamma, "accept_top_k": args.accept_top_k, "seed": args.pair_seed, "ood": pair.ood}
+    start, found = pair.new_student().eval(), []
+    for label, model, judge in (("teacher", pair.teacher, None), ("student_start", start, pair.teacher)):
+        figures = {"parameters": model.num_parameters()}
+        figures |= evaluate(model, judge, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, **measure)
+        if runs.processes()[0] == 0:
             path, tokenizer = str(folder / f"{label}.pt"), pair.tokenizer.state_dict()
             save_checkpoint(path, model, tokenizer, score=figures["score"], **about(pair, args))
         runs.say(
             f"{label:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  "
             f"{figures['parameters']:,} parameters"
         )
+        found.append(figures)
+    return found
+
+
+def missing_runs(folder, args, methods, shared, budget):
+    """What is still to be run, as arguments of run_one; what the folder holds already is left as it is."""
+    todo, without_student, focus = [], 0, report.COMPARISONS[shared["script"]][1]
+    for seed in range(args.seed, args.seed + args.seeds):
+        for label, own in methods:
+            if budget == "compute" and label == focus:
+                continue  # it sets the budget: its equal-steps run is its equal-compute run
+            name, steps = run_name(label, seed, budget), own.steps
+            if records.read_finished(folder, name, shared["flags"]) is not None:
+                resume.forget(folder / name)  # it may have been ended before it did so itself
+                without_student += not (folder / f"{name}.pt").exists()
+                continue
+            if budget == "compute":
+                steps = equal_compute_steps(folder, label, focus, seed, steps, shared["flags"])
+            if steps:
+                todo.append((own, folder, shared, label, seed, budget, steps))
+    if without_student:
+        runs.say(f"{without_student} finished runs have no student here any more; without its record a run is run again")
+    return todo
+
+
+def compare(script, args, names, variants, run_one, check_row):
+    """All methods, in a folder that no other process is at work in; see compare_in."""
+    with contextlib.ExitStack() as held:
+        return compare_in(held, script, args, names, variants, run_one, check_row)
+
+
+def compare_in(held, script, args, names, variants, run_one, check_row):
+    """Task, pair, every method with every seed, table. Returns 0 only when every run finished.
+
+    run_one(args, folder, shared, variant, seed, budget, steps) must be a function at a module's top level: with --jobs
+    it is called in processes of its own. check_row(name, args, examples) raises ValueError for a method that cannot work
+    with these flags and so many of the student's prompts. `held` is an ExitStack, which takes the folder's lock.
+    """
+    if args.list_variants:
+        print(json.dumps({name: dataclasses.asdict(row) for name, row in variants.items()}, indent=2))
+        return 0
+    # What is run: (label, flags), the label being the method's name and the values that were swept for it.
+    methods = [(f"{name}{label}", own) for name in names for label, own in args.swept]
+    started = time.perf_counter()
+    device = runs.join(torch.device(args.device_type))
+    rank, size = runs.processes()
+    smallest = min(own.batch_size for own in [args, *(own for _, own in methods)])
+    if smallest < size:
+        raise ValueError(f"--batch-size {smallest} leaves some of {size} processes without a row: raise it")
+
+    for label, _ in methods:
+        if len(run_name(label, args.seed + args.seeds, "compute").encode()) > 200:  # 255 with what states are called
+            raise ValueError(f"a run would be called {label[:60]}...: too long for the name of a file, sweep less at a time")
+    for note in args.notes:
+        runs.say(note)
+
+    # 1. Task, tokenizer, pair. All that can be refused is refused before anything is written or trained.
+    data = load_data(args)
+    resolve_vocabulary(data, [args, *(own for _, own in methods)])
+    methods = without_unfit(methods, args, data, check_row)
+    say_data(args, data)
+    flags = runs.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
+    inputs = inputs_of(args)
+    folder = runs.first_decides(lambda: open_folder(held, script, args, flags, inputs))
+    torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
+
+    def load_pair():
+        return pairs.load_or_pretrain_pair(data, args.settings, device, report=runs.say, otherwise=[folder / "pairs"])
+
+    pair = runs.first_then_others(load_pair)  # pretrained once
+    runs.use_precision(args.precision, device)  # what the students will be measured with
+
+    # 2. Where the comparison starts: the teacher and the untouched student.
+    teacher_figures, start_figures = measure_start(pair, args, folder)
+    start_warnings = [] if args.quick else checks.about_start(teacher_figures, start_figures, args.task in tasks.FAMILIES)
+    for text in start_warnings:
+        runs.say(f"  warning: {text}")
     shared = {  # what the header of every record says
         "script": script,
         "task": args.task,
@@ -451,36 +406,28 @@ def compare(script, args, names, variants, run_one):
         "vocabulary_in_use": data.vocabulary_in_use,
         "accept_top_k": args.accept_top_k,
         "inputs": inputs,
-        "sources": runs.source_hashes((*SOURCES, f"{script}.py")),
+        "sources": {name: LOADED[name] for name in (*SOURCES, f"{script}.py")},
         "teacher": teacher_figures,
         "student_start": start_figures,
+        "start_warnings": start_warnings,
     }
 
-    # 3. Every method with every seed; what a resumed folder holds already is left as it is.
-    failures = []
-
-    def missing(budget):
-        todo = []
-        for seed in range(args.seed, args.seed + args.seeds):
-            for label, own in methods:
-                if budget == "compute" and label == focus:
-                    continue  # it sets the budget: its equal-steps run is its equal-compute run
-                if runs.read_finished(folder, run_name(label, seed, budget), flags) is None:
-                    steps = own.steps
-                    if budget == "compute":
-                        steps = equal_compute_steps(folder, label, focus, seed, steps, flags)
-                    todo.append((own, folder, shared, label, seed, budget, steps))
-        return [task for task in todo if task[-1]]
-
+    # 3. Every method with every seed.
+    failed, asked = {}, []  # name of a run -> what it failed with
     for budget in ("steps", "compute") if args.equal_compute else ("steps",):
-        todo = runs.first_decides(lambda budget=budget: missing(budget))
+        todo = runs.first_decides(lambda budget=budget: missing_runs(folder, args, methods, shared, budget))
+        asked += todo
         with Progress(folder, todo, args.jobs) as progress:
-            failures += runs.run_all(run_one, todo, args.jobs, progress.say, progress.watch)
+            failures = runs.run_all(run_one, todo, args.jobs, progress.say, progress.watch)
+        failed |= {run_name(*task[3:6]): line for task, line in failures}
 
     # 4. What came out.
     if rank == 0:
-        for task, line in failures:
-            print(f"{script}.py: run {run_name(*task[3:6])} failed: {line}", file=sys.stderr)
+        for name in (run_name(*task[3:6]) for task in asked):
+            if name not in failed and records.read_finished(folder, name, flags) is None:
+                failed[name] = "its record is gone: run the same command with --resume"
+        for name, line in failed.items():
+            print(f"{script}.py: run {name} failed: {line}", file=sys.stderr)
         print("\n" + report.write_report(folder))
     runs.say(
         f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, summary.json and the students lie in {folder}"
@@ -488,7 +435,7 @@ def compare(script, args, names, variants, run_one):
     if args.quick:
         runs.say("This was --quick, a smoke run: its numbers mean nothing.")
     runs.leave()
-    return 1 if failures else 0
+    return 1 if failed else 0
 
 
 class Progress:
@@ -498,7 +445,7 @@ class Progress:
         self.folder, self.finished, self.spoken = folder, 0, time.monotonic()
         self.todo = [(run_name(*task[3:6]), task[-1]) for task in todo]  # (name, steps), in the order of their start
         steps = sum(steps for _, steps in self.todo)
-        hidden = True if jobs == 1 else None  # None: shown on a terminal only
+        hidden = True if jobs == 1 or sys.stderr is None else None  # None: shown on a terminal only
         self.bar = tqdm(total=steps, unit="step", leave=False, disable=hidden, dynamic_ncols=True)
 
     def __enter__(self):
@@ -546,32 +493,68 @@ def equal_compute_steps(folder, variant, focus, seed, steps, flags):
 
     What was spent once, before training (compute_once), does not grow with the steps.
     """
-    own, unit = (runs.read_finished(folder, run_name(name, seed, "steps"), flags) for name in (variant, focus))
+    own, unit = (records.read_finished(folder, run_name(name, seed, "steps"), flags) for name in (variant, focus))
     if not own or not unit:
         return None
     once = own.get("compute_once", 0.0)
     return max(1, round(steps * (unit["compute"] - once) / (own["compute"] - once)))
 
 
-GO_ON = "finished runs are kept, go on with --resume and the same --out"
+GO_ON = "what is done is kept, the same command with --resume (and the same --out) goes on"
+
+
+GRACE = 20  # seconds that one of several processes gets to save after a signal; torchrun itself has patience for 30
 
 
 def end_process(script, why):
     """End one of several processes at once, with one line. torchrun may be ending it at the same moment, and an exception
     raised then could be lost on its way out: hence no exception. Records are on disk, line by line."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with contextlib.suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.write(2, f"{script}.py: process {os.environ['RANK']} {why}: {GO_ON}\n".encode())
     os._exit(1)
 
 
+def catch_shared_signals(script):
+    """What a signal does to one of several processes: where they can save, they are given the time to, together.
+
+    torchrun sends SIGTERM also where another process has failed. Then nobody answers, and after GRACE seconds this one
+    ends as it would have elsewhere.
+    """
+
+    def on_signal(number, frame):
+        why = f"stopped by {signal.Signals(number).name}"
+        if runs.let_wait(number):
+            patience = threading.Timer(GRACE, end_process, (script, why))
+            patience.daemon = True
+            patience.start()
+        elif not runs.asked_to_stop():  # a terminal sends it to all processes, and torchrun passes it on
+            end_process(script, why)
+
+    runs.catch_signals(on_signal)
+
+
 def run_script(script, main):
     """Call main() as a program: wrong use ends with one line and a non-zero status, never with a traceback."""
-    if runs.started_by_torchrun():  # which ends the other processes when one has failed
-        signal.signal(signal.SIGTERM, lambda *signal_and_frame: end_process(script, "ended, as another one failed"))
+    runs.use_any_terminal()
+    if runs.started_by_torchrun():
+        catch_shared_signals(script)
+    else:
+        runs.catch_signals()
     try:
-        sys.exit(main())
+        status = main()
+        runs.catch_signals(signal.SIG_IGN)  # all is written: one that comes while Python takes itself apart has nothing to stop
+        if runs.started_by_torchrun():  # all is written; what torch's threads do while Python takes itself apart can abort it
+            print(end="", flush=True)
+            os._exit(status)
+        sys.exit(status)
     except (ValueError, OSError) as error:
         runs.exit_with(f"{script}.py", error)
+    except runs.Stopped as stop:
+        if runs.processes()[0] == 0:
+            print(f"{script}.py: {stop}: {GO_ON}", file=sys.stderr)
+        runs.leave()
+        sys.exit(128 + stop.number)
     except KeyboardInterrupt:
         runs.exit_with(f"{script}.py", f"interrupted: {GO_ON}")
     except RuntimeError as error:

@@ -137,8 +137,11 @@ def tell(path):
         fits[name], loss, spread = fit(name)
         flat = "; hardly cares" if spread < 1e-3 else ""
         print(f"  {name:<34}at {fits[name]:5.2f}   loss {loss:8.4f}   {verdict(fits[name])}{flat}")
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(picture(fits))
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(picture(fits))
+    except OSError as error:
+        raise OSError(f"the picture cannot be written to {path} ({error.strerror}): name another place by --svg") from error
     print(f"\nthe picture lies in {path}")
     return fits
 

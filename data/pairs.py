@@ -17,7 +17,9 @@ from pathlib import Path
 
 import torch
 
+from data import resume, runs
 from data.evaluate import Encoded, encode_split
+from data.records import set_aside
 from data.tokenizer import train_tokenizer, vocabulary_in_use
 from losses import at_least_float32, cross_entropy, masked_mean, weight_of
 from model import (
@@ -109,12 +111,15 @@ def batch_order(num_examples, batch_size, num_steps, generator):
     return order[:needed].view(num_steps, batch_size)
 
 
-def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report):
+def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report, keeper=None):
     """Plain cross-entropy on the responses, AdamW, cosine, gradient norm clipped at 1. The model is trained in place."""
+    keeper = keeper or resume.Keeper()
     device = next(model.parameters()).device
     optimizer = make_optimizer(model, peak_lr)
+    order = batch_order(len(prompts), batch_size, num_steps, generator)
+    done = keeper.restore(model=model, optimizer=optimizer)
     model.train()
-    for step, rows in enumerate(batch_order(len(prompts), batch_size, num_steps, generator).tolist()):
+    for step, rows in enumerate(order[done:].tolist(), done):
         batch = rollout_from_ids(
             [prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), device
         )
@@ -131,6 +136,8 @@ def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generato
             if figure != figure:
                 raise ValueError(f"pretraining became nan before step {step + 1}: lower the learning rate ({peak_lr})")
             report(f"  step {step + 1:>5}/{num_steps}  loss {figure:.4f}")
+        if keeper.due(step + 1, step + 1 == num_steps):
+            keeper.save(step + 1)
     return model.eval()
 
 
@@ -139,21 +146,58 @@ PRETRAINING = (
     *(GPTConfig, Attention, Block, GPT, learning_rate, make_optimizer),
     *(at_least_float32, cross_entropy, weight_of, masked_mean, pad_sequences, rollout_from_ids, Rollout, batch_order, pretrain),
 )
+SOURCES = [inspect.getsource(part) for part in PRETRAINING]  # as they run: the files may be edited while a program runs
 
 
 def _hash(*parts):
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _cached(path, device, build, tokenizer_state, report):
-    """Load the model at `path`; if it is not there, or broken, build and save it."""
-    if path.exists():
-        try:
-            return load_checkpoint(str(path), device)[0]
-        except ValueError as error:
-            report(f"  {error}; building it again")
-    model = build()
-    save_checkpoint(str(path), model, tokenizer_state)
+def _cached(name, folders, device, build, tokenizer_state, report):
+    """The model `name` from the first folder that holds it whole; if none does, build(path without suffix) makes it, and it
+    is saved in the first folder that may be written to.
+
+    Of several processes that want it at the same time one builds, and the others wait. What an interrupted one has left
+    is gone on with.
+    """
+
+    def load(mend):
+        for path in (Path(folder) / name for folder in folders):
+            if path.exists():
+                try:
+                    model, content = load_checkpoint(str(path), device)
+                    if content.get("name", name) != name:
+                        raise ValueError(f"{path} is {content['name']} under another name")
+                    return model
+                except PermissionError:  # another user's, and perhaps whole: it stays, and one is made elsewhere
+                    closed.add(path.parent)
+                except ValueError as error:
+                    if not mend:  # nobody moves a file that another process may have made anew
+                        continue
+                    aside = "nothing (read-only)" if runs.write_error(path.parent) else set_aside(path).name
+                    report(f"  {error}; set aside as {aside}, building it again")
+        return None
+
+    closed = set()
+    model = load(mend=False)
+    if model is None:
+        places = [Path(folder) for folder in folders if Path(folder) not in closed]
+        if not places:
+            raise PermissionError(f"{folders[0]}/{name} may not be read: ask its owner, or take another checkout")
+        folder = next((place for place in places if not runs.write_error(place)), places[0])
+        if closed:
+            report(f"{', '.join(sorted(place.name for place in closed))}/{name} may not be read: it is left as it is")
+        elif folder != Path(folders[0]):
+            report(f"{folders[0]} is read-only: models are kept in {folder}")
+        path, stem = folder / name, (folder / name).with_suffix("")
+        with runs.locked(stem.with_suffix(".lock"), say=report):
+            for left in folder.glob(f"{stem.name}*.partial"):  # by a process that was killed
+                left.unlink(missing_ok=True)
+            model = load(mend=True)  # another process may have been faster
+            if model is None:
+                model = build(stem)
+                save_checkpoint(str(path), model, tokenizer_state, name=name)
+                resume.forget(stem)
     return model
 
 
@@ -211,25 +255,27 @@ def encode_task(task, settings):
     return TaskData(task, tokenizer, kept, block_size, min(budget, block_size - 1), in_use, dropped)
 
 
-def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, report=print):
-    """The pair for a TaskData, from the cache if it was made before; `report` takes lines of progress. -> Pair"""
+def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, report=print, otherwise=()):
+    """The pair for a TaskData, from the cache if it was made before; `report` takes lines of progress. -> Pair
+
+    `otherwise` are folders that stand in for a cache that may not be written to.
+    """
     assert settings.student_start in ("sft", "raw"), (
         f"student_start must be sft or raw, found {settings.student_start!r}"
     )
-    cache_dir, device = Path(cache_dir), torch.device(device)
+    folders, device = (cache_dir, *otherwise), torch.device(device)
     task, tokenizer, splits, block_size = data.task, data.tokenizer, data.splits, data.block_size
     everything = splits["train"]
     teacher_data = Encoded(*(column[: settings.teacher_prompts] for column in everything))
     student_data = Encoded(*(column[: settings.student_prompts] for column in everything))
 
     # What decides the weights: settings, data as ids, the code that trains, and the kind of device.
-    sources = [inspect.getsource(part) for part in PRETRAINING]
     common = [
         tokenizer.fingerprint(),
         block_size,
         settings.batch_size,
         settings.seed,
-        sources,
+        SOURCES,
         device.type,
         torch.__version__,
     ]
@@ -254,14 +300,18 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
     )
     state = tokenizer.state_dict()
 
-    def build(shape, prompts, responses, num_steps, peak_lr, seed):
+    def build(stem, shape, prompts, responses, num_steps, peak_lr, seed):
         generator = torch.Generator().manual_seed(seed)  # initial weights first, then the order of the batches
         model = GPT(GPTConfig(tokenizer.n_vocab, block_size, *shape), generator).to(device)
-        return pretrain(model, prompts, responses, num_steps, settings.batch_size, peak_lr, generator, report)
+        # The stem names all that decides. One process pretrains, the others wait.
+        with resume.Keeper(str(stem), max(1, num_steps // 5), say=report, alone=True) as keeper:
+            pretrain(model, prompts, responses, num_steps, settings.batch_size, peak_lr, generator, report, keeper)
+        return model
 
-    def build_teacher():
+    def build_teacher(stem):
         report(f"teacher: {settings.teacher_steps} steps on {len(teacher_data.prompts)} prompts")
         return build(
+            stem,
             settings.teacher_shape,
             teacher_data.prompts,
             teacher_data.responses,
@@ -270,7 +320,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
             1000 * settings.seed,
         )
 
-    def build_student():
+    def build_student(stem):
         report(
             f"student start ({settings.student_start}): {settings.start_steps} steps on {len(student_data.prompts)} prompts"
         )
@@ -280,6 +330,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
             texts = [text for text in prompts + responses if len(text) > 1]
             prompts, responses = [text[:1] for text in texts], [text[1:] for text in texts]
         return build(
+            stem,
             settings.student_shape,
             prompts,
             responses,
@@ -288,8 +339,8 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
             1000 * settings.seed + 1,
         )
 
-    teacher = _cached(cache_dir / f"{task.name}-teacher-{teacher_key[:16]}.pt", device, build_teacher, state, report)
-    student = _cached(cache_dir / f"{task.name}-student-{student_key[:16]}.pt", device, build_student, state, report)
+    teacher = _cached(f"{task.name}-teacher-{teacher_key[:16]}.pt", folders, device, build_teacher, state, report)
+    student = _cached(f"{task.name}-student-{student_key[:16]}.pt", folders, device, build_student, state, report)
     for weight in teacher.parameters():
         weight.requires_grad_(False)  # the teacher never moves
     return Pair(

@@ -25,6 +25,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from data.records import is_sealed
+
 # .975 quantiles of Student's t with 1, 2, .. 29 degrees of freedom: half width of a 95 % interval = t * s / sqrt(n).
 T_975 = (
     12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139,
@@ -91,11 +93,15 @@ GROUPS = ((None, SCORES), (None, DISTANCES_AND_COSTS), ("The adapted teacher", A
 # ninth series starts over with the next dash pattern, so 32 series look different.
 PALETTE = ("#0072B2", "#8C8C8C", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#D55E00")
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
-INK, FAINT = "#222222", "#DDDDDD"
+INK, FAINT, GREY = "#222222", "#DDDDDD", "#C8C8C8"
 FONT = "font-family=\"system-ui, 'Segoe UI', Helvetica, Arial, sans-serif\""
 CHAR_WIDTH = 6.6  # pixels of an average character at font size 11, on the wide side: SVG cannot measure text
 LABEL_GAP = 13.0  # pixels between the baselines of two labels at font size 11
+MOST_WARNINGS = 10  # in the notes above a table
+MOST_NAMED = 4  # files, flags, or values of a flag, in one note
 MAX_POINTS = 200  # a line of more points than pixels only costs bytes
+MOST_LINES = 20  # that an eye can follow in one panel; of more, those that end among the OUTERMOST have colour and name
+OUTERMOST = 6
 
 # title, which lines of a record, key, label of the y axis, whether a wide range may go to a log axis
 PANELS = (
@@ -139,6 +145,8 @@ def read_runs(folder):
         raise ValueError(f"{folder} is not a folder: name the --out folder of a run")
     runs, unfinished, file_of = [], [], {}
     for path in sorted(folder.glob("*.jsonl")):
+        if not path.is_file():  # a folder, or a pipe that would keep its reader waiting; passing over it would be silent
+            raise ValueError(f"{path} is no file, and a record is one: move it away")
         finished, stopped = _read_file(path)
         unfinished += stopped
         for run in finished:
@@ -157,23 +165,24 @@ def read_runs(folder):
 def _read_file(path):
     """(finished runs, texts about unfinished ones) of one file; a header line starts a run, a final line ends it."""
     lines = path.read_bytes().split(b"\n")
-    finished, unfinished, run = [], [], None
+    finished, unfinished, run, start = [], [], None, 0
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         if not line.strip():
             continue
         try:
             entry = json.loads(line.decode("utf-8"))
-        except ValueError as error:  # a decoding error is one, too
+        except (ValueError, RecursionError) as error:  # a decoding error is one, too
             # No newline at the end of the file: the run died while it wrote this line.
             if number == len(lines) and (run is not None or not finished):
                 break
             raise ValueError(f"{where} is not JSON ({error}): mend or remove the file") from None
         kind = entry.get("kind") if isinstance(entry, dict) else None
+        _check_kinds(entry if kind else {}, where)
         if kind == "header":
             if run is not None:
                 unfinished.append(_stopped(path, run))
-            run = _start_run(entry, where)
+            run, start = _start_run(entry, where), number - 1
         elif kind is None or run is None:
             found = "has no kind" if kind is None else f"is a {kind} line outside of a run"
             raise ValueError(f"{where} {found}: a run goes from a header line to a final line")
@@ -182,6 +191,10 @@ def _read_file(path):
         elif kind == "eval":
             run.evals.append(entry)
         elif kind == "final":
+            if not is_sealed(b"\n".join(lines[start:number]).decode("utf-8")):
+                raise ValueError(f"{where} does not seal what stands before it, which was changed since: remove the file and "
+                                 "run again with --resume")
+            del entry["sha256"]
             finished.append(run._replace(final=entry))
             run = None
     if run is not None:
@@ -191,10 +204,24 @@ def _read_file(path):
     return finished, unfinished
 
 
+KINDS = {"kind": str, "variant": str, "script": str, "task": str, "metric": str, "device": str, "device_name": str, "teacher": dict,
+         "student_start": dict, "flags": dict, "sources": dict, "jobs": int, "step": int, "warnings": list}  # fmt: skip
+
+
+def _check_kinds(entry, where):
+    """ValueError for a value that the report would stumble over: a seal says who changed a record, not that it is right."""
+    for key, kind in KINDS.items():
+        value = entry.get(key)
+        texts = value if isinstance(value, list) else [value] if kind is str else []
+        fits = isinstance(value, kind) and all(isinstance(text, str) and text.isprintable() for text in texts)
+        if value is not None and not (fits and (kind is not int or abs(value) < 2**53)):
+            raise ValueError(f"{where} has a {key} that is none: {repr(value)[:60]}")
+
+
 def _start_run(header, where):
     """A Run without a final line. Raises ValueError if the header does not say which method and seed it is."""
     variant, seed, budget = header.get("variant"), header.get("seed"), header.get("budget", "steps")
-    if not isinstance(variant, str) or not isinstance(seed, int) or budget not in ("steps", "compute"):
+    if not isinstance(variant, str) or not variant.strip() or not isinstance(seed, int) or budget not in ("steps", "compute"):
         raise ValueError(f"{where} is a header with variant {variant!r}, seed {seed!r} and budget {budget!r}: "
                          "a name, a whole number and 'steps' or 'compute' are needed")
     return Run(variant, seed, budget, header, [], [], None)
@@ -206,9 +233,11 @@ def _stopped(path, run):
 
 
 def _number(value):
-    """A finite float, or None for null, NaN, infinity and what is no number: None is 'has no meaning here'."""
+    """A float below 1e100, or None for null, NaN, infinity and what is no number: None is 'has no meaning here'."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    if not is_number or not abs(value) < 1e100:
+        return None
+    return float(value) if abs(value) > 1e-100 else 0.0  # smaller ones leave no room for ticks
 
 
 def _column(runs, key):
@@ -317,9 +346,14 @@ def paired_difference(runs_a, runs_b, key):
 # ----------------------------------------------------------------------------------------------------------- tables
 
 
+def _inert(text):
+    """Text that Markdown shows as it is: no HTML, no link."""
+    return escape(str(text)).replace("[", "\\[")
+
+
 def markdown_table(rows, header, left=1):
     """A Markdown table of strings, padded so that it reads as well in a terminal: `left` columns left, the others right."""
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    cells = [[_inert(cell).replace("|", "\\|") for cell in row] for row in [header, *rows]]
     assert all(len(row) == len(header) for row in cells), [len(row) for row in cells]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
     lines = []
@@ -464,6 +498,32 @@ def _in_headers(runs, key):
     return list(dict.fromkeys(run.header[key] for run in runs if run.header.get(key) is not None))
 
 
+def _differences(runs, entry):
+    """{name: its different values} of what a dict in the headers does not say alike in all runs.
+
+    What a record does not hold is no difference: older ones lack the newer flags and files. Nor is a flag that was swept: the
+    header holds what it was for the others, and the label its own value.
+    """
+    found = {}
+    for run in runs:
+        swept = {text.partition("=")[0].replace("-", "_") for text in run.variant.split()[1:]}
+        for name, value in (run.header.get(entry) or {}).items():
+            if name not in swept:
+                found.setdefault(name, {}).setdefault(json.dumps(value, sort_keys=True), value)  # a dict keeps the order
+    return {name: list(values.values()) for name, values in found.items() if len(values) > 1}
+
+
+def _plain(value, longest=40):
+    """A name or a value of a header as words: cut short, and with no line end that somebody else wrote."""
+    text = json.dumps(value, sort_keys=True).strip('"')
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _some(texts, joint):
+    """The first of some texts, and how many more there are."""
+    return joint.join(texts[:MOST_NAMED]) + (f"{joint}{len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else "")
+
+
 def _notes(runs, variants, control):
     """What a reader must know before reading the tables, one line each."""
     notes = []
@@ -489,13 +549,32 @@ def _notes(runs, variants, control):
     if max(_in_headers(runs, "jobs"), default=1) > 1:
         notes.append("Several runs shared the machine (--jobs): seconds do not compare.")
     for seed in sorted(all_seeds):
-        starts = {json.dumps([run.header.get("pair"), *((run.header.get(which) or {}).get("score")
-                                                        for which in ("teacher", "student_start"))])
-                  for run in runs if run.seed == seed}
-        if len(starts) > 1:
+        headers = [run.header for run in runs if run.seed == seed]
+        fingerprints = {header.get("pair") for header in headers}
+        figures = {json.dumps([header.get("teacher"), header.get("student_start")], sort_keys=True) for header in headers}
+        # Older records took the fingerprint otherwise: a pair whose figures all agree to the last digit is one all the same.
+        measured = all(header.get("teacher") and header.get("student_start") for header in headers)
+        if (len(figures) > 1 or not measured) and len(fingerprints) > 1 or len(figures) > 1 and None in fingerprints:
             notes.append(f"Seed {seed}: the methods did not start from one pair of models: its differences are not "
                          "only the method's.")
-    return "\n".join(f"- {note}" for note in notes)
+    changed = _differences(runs, "sources")
+    if changed:
+        versions = {json.dumps([run.header["sources"].get(name) for name in changed]) for run in runs if run.header.get("sources")}
+        notes.append(f"The runs were made by {len(versions)} versions of the code, which differ in {_some([*map(_plain, changed)], ', ')}; "
+                     "not every change there moves a result.")
+    # "settings" is what --size and other flags come to. The --steps of runs of equal compute are those that were asked for, too.
+    asked = [f"--{_plain('device' if name == 'device_type' else name.replace('_', '-'))} "
+             + _some(["not given" if value is None else _plain(value) for value in values], " or ")
+             for name, values in _differences(runs, "flags").items() if name != "settings"]
+    if asked:
+        notes.append(f"The runs were made with different flags ({_some(asked, '; ')}): a difference between methods may be theirs.")
+    starts = [text for run in runs for text in run.header.get("start_warnings") or []]
+    notes += [f"Warning: {text}." for text in dict.fromkeys(starts)]
+    warned = [f"{run.variant} seed {run.seed}: warning: {text}." for run in runs for text in run.final.get("warnings") or []]
+    notes += warned[:MOST_WARNINGS]
+    if len(warned) > MOST_WARNINGS:
+        notes.append(f"and {len(warned) - MOST_WARNINGS} more warnings in the records.")
+    return "\n".join(f"- {_inert(note)}" for note in notes)
 
 
 def render_table(runs, control="supervised", focus="skd", order=None):
@@ -510,10 +589,10 @@ def render_table(runs, control="supervised", focus="skd", order=None):
     variants = _ordered_variants(runs, order)
     runs = _with_relative_seconds(runs, control)
     tasks = _in_headers(runs, "task")
-    parts = [f"**Task {tasks[0]}**" if tasks else "**Results**", _notes(runs, variants, control),
+    parts = [f"**Task {_inert(tasks[0])}**" if tasks else "**Results**", _notes(runs, variants, control),
              _result_table(runs, variants, control)]
     if focus in variants and len(variants) > 1:
-        parts += [f"**{focus} minus every other method**, paired by seed", _difference_table(runs, variants, focus)]
+        parts += [f"**{_inert(focus)} minus every other method**, paired by seed", _difference_table(runs, variants, focus)]
     parts += ["<details><summary>Every run</summary>", _raw_table(runs, variants), "</details>"]
     return "\n\n".join(parts) + "\n"
 
@@ -693,11 +772,30 @@ def _x_range(curves):
     return low, high, _nice_ticks(low, high)
 
 
-def _panel(series, indices, title, x_label, y_label, log_y, width, height):
+def _last_mean(seeds):
+    """Where a method's line ends; NaN where it has no value."""
+    means = _mean_and_band(seeds, log_y=False)[1]
+    means = means[np.isfinite(means)]
+    return float(means[-1]) if len(means) else math.nan
+
+
+def _named(series, always=()):
+    """The methods that get a colour and a name in one panel: all, or of too many the outermost at the end and `always`."""
+    if len(series) <= MOST_LINES:
+        return list(series)
+    ends = {name: end for name, seeds in series.items() if math.isfinite(end := _last_mean(seeds))}
+    ranked = sorted(ends, key=ends.get)
+    chosen = {*ranked[:OUTERMOST], *ranked[-OUTERMOST:], *always}
+    return [name for name in series if name in chosen]
+
+
+def _panel(series, indices, title, x_label, y_label, log_y, width, height, named=None):
     """The SVG elements of one plot in a box of width x height whose upper left corner is 0, 0.
 
-    indices[name] gives the colour, so that a method looks the same in all panels of a page.
+    indices[name] gives the colour, so that a method looks the same in all panels of a page; a method that is not `named`
+    (without it all are) is a thin grey line.
     """
+    named = list(series) if named is None else named
     curves = {name: _mean_and_band(seeds, log_y) for name, seeds in series.items()}
     x_low, x_high, x_ticks = _x_range(curves.values())
     y_low, y_high, y_ticks = _y_range(curves.values(), log_y)
@@ -727,10 +825,11 @@ def _panel(series, indices, title, x_label, y_label, log_y, width, height):
 
     # Bands below all lines: a band must not dim another method's line.
     drawn = {name: (to_x(xs), *map(to_y, ys)) for name, (xs, *ys) in curves.items()}
-    opacity = 0.16 if len(series) <= 4 else 0.10 if len(series) <= 8 else 0.05
-    parts += [_band(drawn[name], indices[name], opacity) for name in series if len(series[name]) > 1]
-    parts += [_line(drawn[name], indices[name]) for name in series]
-    return parts + _end_labels(drawn, indices, right, top, bottom)
+    opacity = 0.16 if len(named) <= 4 else 0.10 if len(named) <= 8 else 0.05
+    parts += [_band(drawn[name], indices[name], opacity) for name in named if len(series[name]) > 1]
+    parts += [_line(drawn[name]) for name in series if name not in named]
+    parts += [_line(drawn[name], indices[name]) for name in named]
+    return parts + _end_labels({name: drawn[name] for name in named}, indices, right, top, bottom)
 
 
 def _band(curve, index, opacity):
@@ -749,23 +848,24 @@ def _band(curve, index, opacity):
     return f'<path class="band" d="{path}" fill="{color}" fill-opacity="{opacity}"/>' if path else ""
 
 
-def _line(curve, index):
-    """The mean over seeds; a dot where a point stands alone."""
+def _line(curve, index=None):
+    """The mean over seeds; a dot where a point stands alone. Without an index: one of the many, in grey."""
     xs, means, _, _ = curve
     path, dots = "", ""
-    color = PALETTE[index % len(PALETTE)]
+    color = GREY if index is None else PALETTE[index % len(PALETTE)]
+    stroke = f'stroke="{GREY}" stroke-width="1"' if index is None else f'{_stroke(index)} stroke-width="1.8"'
     for start, stop in _stretches(means):
         points = [f"{x:.1f} {y:.1f}" for x, y in zip(xs[start:stop], means[start:stop])]
         if stop - start == 1:
             dots += f'<circle cx="{xs[start]:.1f}" cy="{means[start]:.1f}" r="3" fill="{color}"/>'
         else:
             path += "M" + "L".join(points)
-    return (f'<path class="line" d="{path}" fill="none" {_stroke(index)} stroke-width="1.8" stroke-linejoin="round"/>'
+    return (f'<path class="line" d="{path}" fill="none" {stroke} stroke-linejoin="round"/>'
             if path else "") + dots
 
 
 def _short(name, longest=20):
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+    return name if len(name) <= longest else name[: longest // 2 - 1] + "…" + name[-(longest - longest // 2) :]
 
 
 def _end_labels(drawn, indices, right, top, bottom):
@@ -848,32 +948,39 @@ def _curves_of(runs, variants, lines, key):
     return series
 
 
-def curves_page(runs, order=None):
+def curves_page(runs, order=None, always=()):
     """Score, validation NLL, KL to the teacher and share of replaced tokens over steps, as one SVG with one legend.
 
-    A panel without data is left out. Runs of equal steps are drawn; those of equal compute only if there are no others.
+    A panel without data is left out. Runs of equal steps are drawn; those of equal compute only if there are no others. Of
+    more than MOST_LINES methods only those that end outermost are named in a panel, and `always` these.
     """
     variants = _ordered_variants(runs, order)
     runs = [run for run in runs if run.budget == "steps"] or list(runs)
-    indices = {name: i for i, name in enumerate(variants)}
-    height, plots, n_seeds = _panel_height(len(variants)), [], len({run.seed for run in runs})
-    for title, lines, key, y_label, may_be_log in PANELS:
-        series = _curves_of(runs, variants, lines, key)
+    panels, n_seeds = [], len({run.seed for run in runs})
+    for panel in PANELS:
+        series = _curves_of(runs, variants, *panel[1:3])
+        if series:
+            panels.append((panel, series, _named(series, always)))
+    shown = [name for name in variants if any(name in named for _, _, named in panels)]
+    indices, plots = {name: i for i, name in enumerate(shown)}, []
+    height = _panel_height(max((len(named) for _, _, named in panels), default=0))
+    for (title, _, _, y_label, may_be_log), series, named in panels:
         values = [y for seeds in series.values() for _, ys in seeds for y in ys if y is not None]
-        if values:
-            log_y = may_be_log and min(values) > 0 and max(values) > 20 * min(values)
-            plots.append(_panel(series, indices, title, "step", y_label, log_y, 470.0, height))
+        log_y = may_be_log and min(values) > 0 and max(values) > 10 * min(values)
+        plots.append(_panel(series, indices, title, "step", y_label, log_y, 470.0, height, named))
 
     columns = min(2, max(1, len(plots)))
     width, parts = 480.0 * columns + 20, []
     task = "".join(f"{name}: " for name in _in_headers(runs, "task"))
     seeds_text = "one seed" if n_seeds == 1 else f"mean over {n_seeds} seeds, band from the lowest to the highest"
     title = task + (seeds_text if plots else "the records hold no curves")
+    if any(len(named) < len(series) for _, series, named in panels):
+        title += f"; of {len(variants)} methods the outermost are named"
     parts.append(_text(24, 26, title, size=14, extra='font-weight="600"'))
     for i, plot in enumerate(plots):
         parts += _moved(10 + i % columns * 480, 44 + i // columns * (height + 12), plot)
     below = 44 + math.ceil(len(plots) / columns) * (height + 12)
-    legend, legend_height = _legend(variants, indices, width - 80)
+    legend, legend_height = _legend(shown, indices, width - 80)
     return _document(width, below + legend_height + 10, title, parts + _moved(70, below, legend))
 
 
@@ -882,9 +989,13 @@ def curves_page(runs, order=None):
 
 def _write_atomically(path, text):
     """Write beside and rename: a reader sees the old file or the new one, never half of one."""
+    if path.is_dir() and not path.is_symlink():  # a link would be replaced
+        raise ValueError(f"{path} is a folder, and a file is to be written there: move it away")
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.unlink(missing_ok=True)
     try:
-        with open(beside, "w", encoding="utf-8", newline="\n") as file:  # the same bytes on every system
+        # "x": folders come from elsewhere, and through a link that waits there another file would be written over.
+        with open(beside, "x", encoding="utf-8", newline="\n") as file:  # the same bytes on every system
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -897,18 +1008,25 @@ def render_report(folder, order=None, control=None, focus=None):
     """{"table.md": text, "curves.svg": text, "summary.json": text} of the records in folder; writes nothing.
 
     The same records give the same texts. control and focus default to those of the script that wrote the records.
-    Raises ValueError if a record is broken or none is finished.
+    Raises ValueError if a record is broken, none is finished, or a name that was given is no method's.
     """
     runs, unfinished = read_runs(folder)
     if not runs:
         found = "; ".join(unfinished) or "no .jsonl file"
         raise ValueError(f"{folder} holds no finished run ({found}): let train_skd.py or train_okd.py finish first")
+    variants = _ordered_variants(runs)
+    methods = dict.fromkeys([*variants, *(variant.split()[0] for variant in variants)])  # with swept values, and without
+    for flag, names, known in (("--control", [control], variants), ("--focus", [focus], variants), ("--order", order or [], methods)):
+        for name in names:
+            if name is not None and name not in known:
+                raise ValueError(f"{flag} {name!r} is no method of {folder}: there are {', '.join(known)}")
     usual = COMPARISONS.get(runs[0].header.get("script"), COMPARISONS["train_skd"])
-    table = render_table(runs, control or usual[0], focus or usual[1], order)
+    control, focus = usual[0] if control is None else control, usual[1] if focus is None else focus
+    table = render_table(runs, control, focus, order)
     if unfinished:
-        table += f"\nNot counted, unfinished: {'; '.join(unfinished)}.\n"
-    text = json.dumps(summary(_with_relative_seconds(runs, control or usual[0]), order), indent=1, ensure_ascii=False, allow_nan=False)
-    return {"table.md": table, "curves.svg": curves_page(runs, order), "summary.json": text + "\n"}
+        table += f"\nNot counted, unfinished: {_inert('; '.join(unfinished))}.\n"
+    text = json.dumps(summary(_with_relative_seconds(runs, control), order), indent=1, ensure_ascii=False, allow_nan=False)
+    return {"table.md": table, "curves.svg": curves_page(runs, order, (control, focus)), "summary.json": text + "\n"}
 
 
 def write_report(folder, order=None, control=None, focus=None):
@@ -939,7 +1057,29 @@ def replace_section(readme_text, name, new_body):
     if end not in rest:
         raise ValueError(f"{end} stands before {begin}: swap them")
     # Blank lines around the body: Markdown takes a table that touches a comment for part of the comment.
-    return f"{before}{begin}\n\n{new_body.strip()}\n\n{end}{rest.split(end)[1]}"
+    body = f"\n\n{new_body.strip()}\n\n".replace("\n", "\r\n" if "\r\n" in readme_text else "\n")
+    return f"{before}{begin}{body}{end}{rest.split(end)[1]}"
+
+
+def _put_into(readme, name, new_body):
+    """replace_section in a file; everything else in it, its line ends included, stays as it is."""
+    path = Path(os.path.realpath(readme))  # where a link leads: the link itself is not replaced
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{readme} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    _write_atomically(path, replace_section(text, name, new_body))
+
+
+def _show(text):
+    """Print to whatever stands there: a pipe may be closed, and its encoding may lack some of the characters."""
+    if hasattr(sys.stdout, "reconfigure"):  # None where it was closed
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has seen enough, as `head` has, and the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python itself complains on its way out
+        sys.exit(1)
 
 
 WRITERS = {  # a row's writer, as the table of methods says it
@@ -968,6 +1108,7 @@ def methods_table(script, variants):
         weight = row.get("kd_weight", row.get("student_kd"))
         loss = f"{weight:g} {loss} + {1 - weight:.2g} cross-entropy" if weight and weight < 1 else loss
         loss = "`cross_entropy`" if weight == 0 else loss
+        loss += f", T = {row['temperature']:g}" if row.get("temperature", 1) != 1 else ""
         loss += f", keeps `{row['method']}`" if row.get("method") else ""
         module = {None: "fixed", "flag": "lora (`--module`)"}.get(row.get("module"), row.get("module"))
         cells = [f"`{name}`", row["note"], writer, loss, *([module] if with_module else []), row["paper"] or "-", row["ours"] or "-"]
@@ -986,27 +1127,30 @@ def main(argv=None):
     parser.add_argument("--order", help="names of methods in the order of the rows, joined by commas")
     parser.add_argument("--control", help="method that differences in the first table are taken to")
     parser.add_argument("--focus", help="method that the second table compares with all others")
+    parser.error = lambda message: parser.exit(2, f"data.report: {' '.join(message.split())} (see --help)\n")
     args = parser.parse_args(argv)
     try:
+        for name, value in vars(args).items():
+            if value == "":  # a shell's unset variable; as a path it would be the folder one stands in
+                raise ValueError(f"{name if name == 'folder' else f'--{name}'} is empty: give a name, or leave it out")
         if (args.readme is None) != (args.section is None):
             raise ValueError("--readme and --section go together: give both or none")
         if (args.folder is None) == (args.methods is None):
             raise ValueError("give the folder of records, or --methods SCRIPT with the list of its methods on a pipe")
         if args.methods:
-            table = methods_table(args.methods, json.load(sys.stdin))
-            if args.readme:
-                path = Path(args.readme)
-                _write_atomically(path, replace_section(path.read_text(encoding="utf-8"), args.section, table))
-            print(table)
-            return
-        table = write_report(args.folder, args.order.split(",") if args.order else None, args.control, args.focus)
-        if args.readme:
-            path = Path(args.readme)
+            try:
+                section = table = methods_table(args.methods, json.load(sys.stdin))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                hint = f"python {args.methods}.py --list-variants | python -m data.report --methods {args.methods}"
+                raise ValueError(f"what comes on the pipe is no list of methods: type {hint}") from error
+        else:
+            table = write_report(args.folder, args.order.split(",") if args.order else None, args.control, args.focus)
             section = brief(table, Path(args.folder).resolve().name)
-            _write_atomically(path, replace_section(path.read_text(encoding="utf-8"), args.section, section))
+        if args.readme:
+            _put_into(args.readme, args.section, section)
+        _show(table)
     except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from None
-    print(table)
+        raise SystemExit(f"data.report: {' '.join(str(error).split())}") from None
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import argparse
 import concurrent.futures.process
 import contextlib
 import datetime
+import functools
 import hashlib
-import json
 import multiprocessing
 import os
 import platform
@@ -18,11 +18,18 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 ROOT = Path(__file__).parents[1]
 # Flags that decide where and how a run is done, but not what comes out of it.
@@ -39,20 +46,23 @@ NEUTRAL_FLAGS = {
     "equal_compute",
     "sweep",  # a swept value is part of the run's name
     "swept",
+    "notes",
+    "save_every",
 }
 
 
 # What a number on the command line may be; a script that has no such flag is not asked.
 MOST = 10**9
 RANGES = {
+    "seeds": (1, 10**4),
     **dict.fromkeys(
-        ("seeds", "steps", "batch_size", "jobs", "teacher_steps", "start_steps", "teacher_prompts"), (1, MOST)
+        ("steps", "batch_size", "jobs", "teacher_steps", "start_steps", "teacher_prompts"), (1, MOST)
     ),
-    **dict.fromkeys(("train_examples", "measure", "log_every", "rows"), (1, MOST)),
+    **dict.fromkeys(("train_examples", "measure", "log_every", "save_every", "rows"), (1, MOST)),
     **dict.fromkeys(("seed", "pair_seed", "student_prompts", "accept_top_k"), (0, MOST)),
     "micro_batch": (1, MOST),
     "gamma": (1, 64),  # longer drafts are thrown away at the first rejection
-    "block_size": (2, MOST),
+    "block_size": (2, 2**20),
     "lr": (1e-12, 100),
     "weight_decay": (0, 100),
     **dict.fromkeys(("student_temperature", "teacher_temperature"), (0, 1000)),  # 0 is greedy
@@ -66,9 +76,13 @@ RANGES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors in one line instead of a screen of usage."""
+    """argparse with errors in one line instead of a screen of usage, and without abbreviations: a flag has one name."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
+        message = " ".join(message.split())  # what was typed may hold new lines
         self.exit(2, f"{self.prog}: {message} (see python {self.prog} --help)\n")
 
 
@@ -201,6 +215,9 @@ def check_shared_flags(args, variants, main_variants):
         if name not in variants:
             raise ValueError(f"unknown variant {name!r}: choose from {', '.join(variants)}, main or all")
     check_ranges(args)
+    for flag in ("out", "data_dir"):
+        if getattr(args, flag) == "":  # an empty variable of the shell; it would mean the folder that one is in
+            raise ValueError(f"--{flag.replace('_', '-')} must name a folder, found nothing: use . for this one")
     return list(dict.fromkeys(names))
 
 
@@ -217,7 +234,7 @@ def pick_device(name):
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, there in available.items() if there)
-    if not available[name]:
+    if not available.get(name):
         there = ", ".join(device for device, present in available.items() if present)
         raise ValueError(
             f"--device {name} is not present (torch {torch.__version__} sees: {there}): use --device auto, "
@@ -247,8 +264,9 @@ def default_jobs(device_type):
 
 
 def started_by_torchrun():
-    """Whether several processes are to share this run."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    """Whether several processes are to share this run. A variable that something else has left is nobody's start."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return size.isdecimal() and int(size) > 1 and os.environ.get("RANK", "").isdecimal()
 
 
 def processes():
@@ -261,7 +279,8 @@ def join(device):
     if started_by_torchrun() and not dist.is_initialized():
         # The first process pretrains while the others wait; one that dies is noticed by torchrun, not by a timeout.
         wait = datetime.timedelta(days=1)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait)
+        # What is decided on the CPU is told from CPU to CPU: no process waits for its device to hear of it.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=wait)
     if device.type == "cuda" and dist.is_initialized():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -283,6 +302,12 @@ def across(tensor):
     return tensor / processes()[1]
 
 
+def wait_for_all():
+    """Until every process is here."""
+    if processes()[1] > 1:
+        dist.barrier()
+
+
 def first_decides(function):
     """The value of function() in the first process, which alone calls it; the others wait for it. Errors reach all."""
     rank, size = processes()
@@ -300,6 +325,16 @@ def first_decides(function):
     return outcome[0]
 
 
+def newest_of_all(steps):
+    """The largest of `steps` that every process has, or None."""
+    _, size = processes()
+    everybody = [list(steps)]
+    if size > 1:
+        everybody = [None] * size
+        dist.all_gather_object(everybody, list(steps))
+    return max(set.intersection(*map(set, everybody)), default=None)
+
+
 def first_then_others(function):
     """function() in every process, in the first one before the others: what it leaves in a cache, they find there."""
     made = []
@@ -309,10 +344,16 @@ def first_then_others(function):
 
 def learner(model, compiled=False):
     """What a training pass calls in place of `model`: compiled if asked for, and averaging gradients over processes."""
-    forward = torch.compile(model, dynamic=True) if compiled else model
     if processes()[1] == 1:
-        return forward
-    return torch.nn.parallel.DistributedDataParallel(forward)
+        return torch.compile(model, dynamic=True) if compiled else model
+    shared = torch.nn.parallel.DistributedDataParallel(model)
+    # After its first backward pass it gathers gradients in the order in which they came, and from three processes on
+    # that order decides how sums round: one pass is spent on it, so that a run that goes on adds as the one before did.
+    shared(torch.zeros(2, 2, dtype=torch.long, device=next(model.parameters()).device)).sum().backward()
+    model.zero_grad(set_to_none=True)
+    if compiled:  # only now: that pass has a shape of its own
+        shared.module = torch.compile(model, dynamic=True)
+    return shared
 
 
 def parts(num_rows, micro_batch):
@@ -330,18 +371,8 @@ def averaging(last, *models):
     return context
 
 
-class NoLog:
-    """What all processes but the first write their records to."""
-
-    def write(self, kind, **figures):
-        pass
-
-    def close(self):
-        pass
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Folders and records.
+# Folders.
 
 
 def make_run_folder(out, resume, default_name):
@@ -353,16 +384,31 @@ def make_run_folder(out, resume, default_name):
         number = taken[-1] + (not resume) if taken else 1
         out = ROOT / "runs" / f"{default_name}-{number}"
     folder = Path(out)
-    if not resume and folder.is_dir() and any(folder.glob("*.jsonl")):
-        raise ValueError(f"{out} already holds records: add --resume to continue them, or give another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.partial"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
+    if len(folder.name.encode()) > 255:
+        raise ValueError(f"--out names a folder of {len(folder.name):,} letters: give a shorter name")
+    if not resume and folder.is_dir():
+        if any([*folder.glob("*.jsonl"), *folder.glob("*.state*.pt")]):
+            raise ValueError(f"{out} already holds records: add --resume to continue them, or give another --out")
+        for path in sorted(folder.iterdir()):
+            if re.fullmatch(r"(teacher|student_start|.+_seed\d+(\.module)?)\.pt|table\.md|curves\.svg|summary\.json", path.name):
+                raise ValueError(
+                    f"{path.name} in {out} may be written over: add --resume if a run of yours was interrupted here, "
+                    "or give another --out"
+                )
+    if error := write_error(folder):
         raise ValueError(f"cannot write to --out {out} ({error.strerror}): give a folder of yours") from error
     return folder
+
+
+def write_error(folder):
+    """What the system has against files in a folder, which is made if need be: an OSError, or None."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return error
+    return None
 
 
 def source_hashes(names):
@@ -376,11 +422,12 @@ def describe_machine(device):
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
     )
     try:
-        git = ["git", "-C", str(ROOT)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = bool(
-            subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-        )
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        ask = functools.partial(subprocess.run, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+        top, commit = ask(["git", "rev-parse", "--show-toplevel", "HEAD"]).stdout.split("\n")[:2]
+        if not os.path.samefile(top, ROOT):
+            raise OSError("a repository around this folder, not of it")
+        dirty = bool(ask(["git", "status", "--porcelain", "-uno"]).stdout.strip())
     except (OSError, subprocess.CalledProcessError):  # a downloaded archive, or no git: the hashes still tell
         commit, dirty = None, None
     return {
@@ -400,66 +447,135 @@ def result_flags(args):
     return {name: value for name, value in sorted(vars(args).items()) if name not in NEUTRAL_FLAGS}
 
 
-class RunLog:
-    """One run's record file, one JSON object per line, flushed line by line."""
-
-    def __init__(self, folder, name, header):
-        self.path = Path(folder) / f"{name}.jsonl"
-        self.file = self.path.open("w", encoding="utf-8")
-        self.write("header", **header)
-
-    def write(self, kind, **figures):
-        """Append {"kind": kind, **figures}; floats are rounded to 7 digits."""
-        self.file.write(json.dumps({"kind": kind} | rounded(figures), allow_nan=False) + "\n")
-        self.file.flush()
-
-    def close(self):
-        self.file.close()
+# ---------------------------------------------------------------------------------------------------------------------
+# Signals: SIGINT (Ctrl-C) and SIGTERM (a cluster that wants its machine back) end a program with status 130 and 143. A
+# loop that can save what it has asks for the time to do so; a second signal ends it at once.
 
 
-def rounded(value):
-    """Floats to 7 significant digits, and what JSON has no number for to None, all the way down."""
-    if isinstance(value, float):
-        return float(f"{value:.7g}") if value == value and abs(value) != float("inf") else None
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+class Stopped(BaseException):
+    """A signal ends the program. No Exception: what looks after failed runs must not take it for one."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
+
+    def __str__(self):
+        return f"stopped by {signal.Signals(self.number).name}"
 
 
-def read_finished(folder, name, flags, inputs=None):
-    """The final figures of a finished run, or None; ValueError if it was made with other flags or other input files."""
-    path = Path(folder) / f"{name}.jsonl"
-    if not path.exists():
-        return None
+# Loops that will look; the signals that wait for them; whether a second one waits as well, in place of being raised at once.
+_waiting = {"loops": 0, "signals": [], "all": False}
+
+
+def let_wait(number):
+    """Whether a loop will look for this signal, and has been told of it; False where none will, or where one is enough."""
+    waits = bool(_waiting["loops"]) and (_waiting["all"] or not _waiting["signals"])
+    if waits:
+        _waiting["signals"].append(number)
+    return waits
+
+
+def _on_signal(number, frame):
+    if not let_wait(number):
+        stop(number)
+
+
+def catch_signals(handler=_on_signal):
+    """From now on a signal is a Stopped, raised where the program is or, in a `saving_loop`, where that asks; or what
+    another `handler` makes of it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def saving_loop(all_wait=False):
+    """A `with` block whose signals wait until it asks for them by `stop_if_asked`, or until its end. A second one is raised at
+    once, unless `all_wait`: then the block asks for it as well (`asked_again`)."""
+    before = _waiting["all"]
+    _waiting["loops"], _waiting["all"] = _waiting["loops"] + 1, all_wait
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is no text: move it away, or give another --out") from error
-    try:
-        first, last = json.loads(lines[0]), json.loads(lines[-1])
-    except (IndexError, ValueError):
-        return None  # cut off while writing: the run is done again
-    if not all(isinstance(line, dict) for line in (first, last)) or not isinstance(first.get("flags"), dict):
-        raise ValueError(f"{path.name} is no record of this project: move it away, or give another --out")
-    if last.get("kind") != "final":
-        return None
-    asked = json.loads(json.dumps(rounded(flags)))
-    # Name the flag that was typed: --size before what it decides, the resolved settings last.
-    names = asked.keys() | first["flags"].keys()
-    for flag in sorted(names, key=lambda flag: (flag == "settings", flag != "size", flag)):
-        before, now = first["flags"].get(flag), asked.get(flag)
-        if before != now:
-            typed = "device" if flag == "device_type" else flag.replace("_", "-")
-            raise ValueError(
-                f"{path.name} was made with --{typed} {before}, now it is {now}: "
-                "give another --out, or the same flags"
-            )
-    if inputs is not None and first.get("inputs", {}) != inputs:
-        raise ValueError(f"{path.name} was made from other data files: give another --out, or the same files")
-    return last
+        yield
+    finally:  # also of a loop that ended with an error: the signal was meant for the program
+        _waiting["loops"], _waiting["all"] = _waiting["loops"] - 1, before
+        if not _waiting["loops"]:
+            stop_if_asked()
 
 
-def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None):
+def asked_to_stop():
+    """The number of the first signal that waits, or None."""
+    return next(iter(_waiting["signals"]), None)
+
+
+def asked_again():
+    """Whether more than one signal waits: no more patience."""
+    return len(_waiting["signals"]) > 1
+
+
+def any_asked_to_stop():
+    """The signal that waits in any of the processes that share the run, or None: they all ask, and get one answer."""
+    if processes()[1] == 1:
+        return asked_to_stop()
+    number = torch.tensor(asked_to_stop() or 0)  # on the CPU
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number) or None
+
+
+def stop(number):
+    """End the program by this signal, of which nobody needs to be told any more."""
+    _waiting["signals"].clear()
+    raise Stopped(number)
+
+
+def stop_if_asked():
+    """Raise Stopped if a signal waits."""
+    if asked_to_stop():
+        stop(asked_to_stop())
+
+
+@contextlib.contextmanager
+def locked(path, wait=True, say=lambda line: None):
+    """A `with` block that no other process on this machine is in at the same time; without `wait` it yields False where
+    another one is, else `say` is told.
+
+    The lock is the system's, on a file at `path` that is there as long as the block: it ends with the process, however that
+    ends. Where the file system has no locks, or the folder may not be written to, nobody is kept out.
+    """
+    with contextlib.suppress(OSError):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            # Neither through a link, nor waiting for the other end of a pipe.
+            only = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            file = open(path, "a", opener=lambda *how: os.open(how[0], how[1] | only, 0o666))
+        except OSError:
+            yield True
+            return
+        with file:
+            try:
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    yield False
+                    return
+                say(f"another process is at work on {Path(path).stem}: waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks: nobody is kept out
+                pass
+            # The one before deletes the file at its end: a lock on a file that has no name any more keeps nobody out.
+            still = False
+            with contextlib.suppress(FileNotFoundError):
+                still = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+            if still:
+                try:
+                    yield True
+                finally:
+                    with contextlib.suppress(OSError):  # somebody tidied up
+                        os.remove(path)
+                return
+
+
+def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None, patience=60.0):
     """Call function(*task) for every task, `jobs` at a time in processes of their own; -> list of (task, error line).
 
     A failed run does not take the others down, not even one whose process dies: each process works on one task at a
@@ -485,37 +601,88 @@ def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None):
         return failures
     # spawn: a forked child would inherit torch's thread pool in an undefined state
     spawn = multiprocessing.get_context("spawn")
-    waiting, free, busy = list(tasks), [], {}
-    try:
-        while waiting or busy:
-            while waiting and len(busy) < jobs:
-                worker = free.pop() if free else concurrent.futures.ProcessPoolExecutor(1, spawn, _ignore_interrupt)
-                try:
-                    busy[worker.submit(function, *waiting[0])] = worker, waiting[0]
-                except concurrent.futures.process.BrokenProcessPool:
-                    continue  # killed while it had nothing to do: take another one
-                waiting.pop(0)
-            done, _ = concurrent.futures.wait(busy, 1.0, concurrent.futures.FIRST_COMPLETED)
-            for future in done:
-                worker, task = busy.pop(future)
-                settle(task, future.result)
-                if not isinstance(future.exception(), concurrent.futures.process.BrokenProcessPool):
-                    free.append(worker)
-            watch([task for _, task in busy.values()], len(waiting))
-    except BaseException:  # Ctrl-C: nothing new is started, and what is under way ends now; --resume runs it again
-        for worker, _ in busy.values():
-            for process in list(worker._processes.values()):
-                process.terminate()
-        raise
-    finally:
-        for worker in [*free, *(worker for worker, _ in busy.values())]:
-            worker.shutdown(wait=not busy, cancel_futures=True)
+    waiting, workers, free, busy = list(tasks), [], [], {}
+    # A signal raised inside the executor could leave one of its locks held, and its threads waiting for ever.
+    with saving_loop(all_wait=True):
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < jobs and not asked_to_stop():
+                    if not free:
+                        workers.append(concurrent.futures.ProcessPoolExecutor(1, spawn, _begin_worker))
+                        free.append(workers[-1])
+                    worker = free.pop()
+                    try:
+                        with _interrupts_wait():  # until a new process has learned to ignore them
+                            busy[worker.submit(_in_worker, function, *waiting[0])] = worker, waiting[0]
+                    except concurrent.futures.process.BrokenProcessPool:
+                        continue  # killed while it had nothing to do: take another one
+                    waiting.pop(0)
+                done, _ = concurrent.futures.wait(busy, 1.0, concurrent.futures.FIRST_COMPLETED)
+                if asked_to_stop():  # before what it did to the workers is taken for their own failure
+                    raise Stopped(asked_to_stop())
+                for future in done:
+                    worker, task = busy.pop(future)
+                    settle(task, future.result)
+                    if not isinstance(future.exception(), concurrent.futures.process.BrokenProcessPool):
+                        free.append(worker)
+                watch([task for _, task in busy.values()], len(waiting))
+        except BaseException:  # a signal: nothing new is started, and what is under way saves itself and ends
+            under_way = [process for worker, _ in busy.values() for process in list(worker._processes.values())]
+            latest = time.monotonic() + patience
+            try:
+                for process in under_way:
+                    process.terminate()
+                while concurrent.futures.wait(busy, 0.2).not_done and time.monotonic() < latest and not asked_again():
+                    pass
+            finally:
+                for process in under_way:
+                    process.kill()
+            raise
+        finally:
+            # Idle or killed: soon over. A thread of theirs that outlives this one would quarrel with Python's own end about a pipe.
+            for worker in workers:
+                worker.shutdown(cancel_futures=True)
     return failures
 
 
-def _ignore_interrupt():
-    """Ctrl-C reaches every process of a terminal; the parent ends the workers, without a traceback from each."""
+@contextlib.contextmanager
+def _interrupts_wait():
+    """A `with` block in which SIGINT waits; so it does in a process that is started there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker():
+    """Ctrl-C reaches every process of a terminal; the parent ends the workers, without a traceback from each. If the parent
+    is killed they end at once: a run that nobody looks after would write into the files of the one that goes on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _in_worker(function, *task):
+    """function(*task), which SIGTERM ends with what it has saved; a worker without a run it ends at once."""
+    # Once is enough: a cluster may send it to all processes, and the parent sends it to its workers as well.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked_to_stop() or _on_signal(number, frame))
+    try:
+        return function(*task)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def use_any_terminal():
+    """What a terminal or a pipe has no letter for is printed as a question mark, and ends no program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None where it was closed
+            stream.reconfigure(errors="replace")
 
 
 def say(line):

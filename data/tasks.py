@@ -831,7 +831,7 @@ def make_task(name, *, data_dir=None, seed=0, **options):
     Raises ValueError for an unknown name, an unknown knob, a value out of range or too few distinct prompts, and
     OSError or ValueError where the files of a real set are missing or damaged.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
     defaults = {**FAMILIES[name].options, **SIZES} if name in FAMILIES else CORPUS_OPTIONS
     for option, value in options.items():
@@ -843,13 +843,31 @@ def make_task(name, *, data_dir=None, seed=0, **options):
     return CorpusTask(name, data_dir, defaults | options)
 
 
+def named_in(about, data_dir, most):
+    """The task that a checkpoint names in `about`, with `most` test examples at most and no others; ValueError if it names none.
+
+    Of its options only the knobs of a family count: a file that came from elsewhere names no folder and no address.
+    """
+    name, options = about["task"], about.get("task_options", {})
+    if not isinstance(name, str) or not isinstance(options, dict):
+        raise ValueError(f"the checkpoint's task is {repr(name)[:40]} with options {repr(options)[:40]}: give a --prompt")
+    if name not in FAMILIES:
+        return make_task(name, data_dir=data_dir)
+    knobs = {option: value for option, value in options.items() if option in FAMILIES[name].options}
+    test_examples = options.get("test_examples", SIZES["test_examples"])
+    check_option(name, "test_examples", test_examples)
+    fewest = {"train_examples": 1, "val_examples": 0, "ood_examples": 0, "test_examples": min(most, test_examples)}
+    return make_task(name, **knobs, **fewest)
+
+
 def check_option(name, option, value):
     """Raises ValueError if the value of a knob is out of its range."""
     if option in ("entropy", "hard_share"):
         right, wanted = isinstance(value, int | float) and 0 <= value <= 1, "a number in 0..1"
     elif option == "difficulty" or option in SIZES:
-        least = 1 if option in ("difficulty", "train_examples") else 0
-        right, wanted = type(value) is int and value >= least, f"a whole number of at least {least}"  # not True
+        least, most = 1 if option in ("difficulty", "train_examples") else 0, 100 if option == "difficulty" else 10**7
+        right = type(value) is int and least <= value <= most  # not True
+        wanted = f"a whole number of at least {least} and at most {most}"
     elif option in ("stories", "download"):
         right, wanted = isinstance(value, bool), "True or False"
     else:

@@ -8,9 +8,11 @@ answers are kept, one row per response token of the student's prompts:
                the tail bucket. A divergence is then one of K + 1 buckets, which is never above that of the V tokens.
 
 Leaving the tail out and scaling the K up to 1 would teach the student that nothing else can happen; that is why it is a
-bucket of its own. The files are named by a hash of all that decides them, and what is read is compared with the teacher.
+bucket of its own. The files are named by a hash of all that decides them; what is read has the checksum of what was written,
+and is compared with the teacher.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.records import set_aside
+from data.runs import locked, write_error
 from losses import at_least_float32, with_tail
 from model import weights_hash
 from sample import pad_sequences, to_device
@@ -30,7 +34,7 @@ TOLERANCE = 0.05  # mean difference between two ways to batch the same forward, 
 
 def check_best(best, vocab_size):
     """ValueError unless `best` tokens leave others for the tail; 0 is dense."""
-    if best >= vocab_size:
+    if not 0 <= best < vocab_size:
         raise ValueError(
             f"--cache-teacher must lie in 1..{vocab_size - 1} (below this tokenizer's vocabulary) or be dense, found {best}"
         )
@@ -39,13 +43,14 @@ def check_best(best, vocab_size):
 class TeacherCache:
     """A teacher's rows for all responses; `batch` gives those of some examples, padded like their rollout.
 
-    `best` is K, 0 for dense. Raises ValueError when the disk is too small, when K is not below the vocabulary, or when a
-    file does not agree with the teacher.
+    `best` is K, 0 for dense. Files that are damaged are set aside and made again. Raises ValueError when the disk is too
+    small or read-only, when K is not below the vocabulary, or when a file does not agree with the teacher.
     """
 
     def __init__(self, teacher, prompts, responses, best=0, precision="fp32", folder=CACHE_DIR, report=print, compare=True):
         vocab_size = teacher.config.vocab_size
         check_best(best, vocab_size)
+        assert len(prompts) == len(responses), f"{len(prompts)} prompts, {len(responses)} responses"
         self.teacher, self.best, self.prompts, self.responses = teacher, best, prompts, responses
         lengths = np.array([len(response) for response in responses])
         self.starts = np.cumsum(lengths) - lengths  # of each example's rows
@@ -57,15 +62,33 @@ class TeacherCache:
         stem = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:16]
         self.paths = [stem.with_suffix(f".{name}.npy") for name in columns]
         self.shapes = [((int(lengths.sum()), *width), kind) for width, kind in columns.values()]
-        if not all(path.exists() for path in self.paths):
-            self._build(report)
-        try:
-            self.arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in self.paths]
-            agrees = self._agrees() if compare else True
-        except (ValueError, EOFError):  # no array, or less than its first line promises
-            agrees = False
-        if not agrees:
+        self.seal = stem.with_suffix(".sha256")
+        with locked(stem.with_suffix(".lock")) if compare else contextlib.nullcontext():  # one process makes it
+            if compare and not self._is_whole(report):
+                self._build(report)
+        self.arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in self.paths]
+        if compare and not self._agrees():
             raise ValueError(f"{self.paths[0].name} does not agree with the teacher: delete data/cache/teacher, run again")
+
+    def _checksum(self):
+        digest = hashlib.sha256()
+        for path in self.paths:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def _is_whole(self, report):
+        """Whether the files are there and are what was written; others are set aside, unfinished ones deleted."""
+        if not self.seal.exists():  # which is written last
+            for path in [*self.paths, *self.seal.parent.glob(f"{self.seal.stem}*.partial")]:
+                path.unlink(missing_ok=True)
+            return False
+        there = [path for path in (*self.paths, self.seal) if path.exists()]
+        if len(there) == len(self.paths) + 1 and self.seal.read_text(encoding="ascii", errors="replace") == self._checksum():
+            return True
+        for path in there:
+            report(f"{path.name} is damaged: set aside as {set_aside(path).name}, to be made again")
+        return False
 
     def _answers(self, chosen):
         """The teacher's own rows for these examples, one array per file."""
@@ -85,7 +108,8 @@ class TeacherCache:
     def _build(self, report, batch_size=64):
         size = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.shapes)
         folder = self.paths[0].parent
-        folder.mkdir(parents=True, exist_ok=True)
+        if error := write_error(folder):
+            raise ValueError(f"--cache-teacher cannot write to data/cache/teacher ({error.strerror}): leave it out")
         report(f"teacher's answers on {len(self.prompts)} references: {size / 1e6:.0f} MB on disk")
         if shutil.disk_usage(folder).free < size + 1e8:
             raise ValueError(f"--cache-teacher needs {size / 1e6:.0f} MB, the disk has less: keep the best tokens only (32)")
@@ -105,6 +129,7 @@ class TeacherCache:
                 array.flush()
             for path, final in zip(beside, self.paths):
                 os.replace(path, final)
+            self.seal.write_text(self._checksum(), encoding="ascii")
         finally:
             for path in beside:
                 path.unlink(missing_ok=True)

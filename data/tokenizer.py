@@ -21,6 +21,8 @@ import tiktoken
 
 FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
+MAX_BYTES = 2**26  # of a file that is read: 64 MiB, far above any vocabulary
+LONGEST_BLANK = 500_000  # characters of white space in a row; a million make tiktoken panic
 
 # Merges never cross a piece. The alternatives, in order of preference:
 #   letters, their accents and underscores, after an optional space, so that " cat" or "I_JUMP" can be one token
@@ -43,21 +45,26 @@ class Tokenizer:
         self.pattern = pattern
         self.eos_token = len(tokens)
         self.n_vocab = len(tokens) + 1
-        self._encoding = tiktoken.Encoding(
-            "task",
-            pat_str=pattern,
-            mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
-            special_tokens={END_OF_TEXT: self.eos_token},
-            explicit_n_vocab=self.n_vocab,  # tiktoken then checks that the ids have no holes
-        )
+        try:
+            self._encoding = tiktoken.Encoding(
+                "task",
+                pat_str=pattern,
+                mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+                special_tokens={END_OF_TEXT: self.eos_token},
+                explicit_n_vocab=self.n_vocab,  # tiktoken then checks that the ids have no holes
+            )
+        except ValueError as error:  # its engine takes less than `regex` does
+            raise ValueError(f"split pattern {pattern!r} is not taken by tiktoken: {_one_line(error)[:160]}") from error
 
     def encode(self, text):
         """The ids of a text, without an end token; "<|endoftext|>" inside it is ordinary text, not the special id."""
+        _check_text(text, "the text")
         return self._encoding.encode_ordinary(text)
 
     def decode(self, ids):
         """The text of a list of ids, end tokens left out; bytes that are no UTF-8 (a cut character) become U+FFFD."""
         ids = [token_id for token_id in ids if token_id != self.eos_token]
+        assert all(isinstance(token_id, int) for token_id in ids), f"ids are whole numbers, found {ids[:3]}"
         assert not ids or 0 <= min(ids) <= max(ids) < self.n_vocab, f"ids {min(ids)}..{max(ids)} of {self.n_vocab}"
         return self._encoding.decode(ids, errors="replace")
 
@@ -76,9 +83,9 @@ class Tokenizer:
         if not isinstance(state, dict) or "version" not in state:
             raise ValueError("no tokenizer state: a dict with version, pattern, tokens and special was expected")
         if state["version"] != FORMAT_VERSION:
-            raise ValueError(f"tokenizer format version {state['version']!r}, this code reads {FORMAT_VERSION}")
+            raise ValueError(f"tokenizer format version {repr(state['version'])[:60]}, this code reads {FORMAT_VERSION}")
         if not isinstance(state.get("pattern"), str):
-            raise ValueError(f"the pattern must be a string, found {state.get('pattern')!r}")
+            raise ValueError(f"the pattern must be a string, found {repr(state.get('pattern'))[:60]}")
         try:
             tokens = [bytes.fromhex(token) for token in state["tokens"]]
         except (KeyError, TypeError, ValueError) as error:
@@ -86,7 +93,7 @@ class Tokenizer:
         tokenizer = cls(tokens, state["pattern"])
         if state.get("special") != {END_OF_TEXT: tokenizer.eos_token}:
             raise ValueError(f"special must be {{'{END_OF_TEXT}': {tokenizer.eos_token}}}, the id after the last "
-                             f"token; found {state.get('special')!r}")
+                             f"token; found {repr(state.get('special'))[:60]}")
         return tokenizer
 
     def fingerprint(self):
@@ -110,9 +117,12 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """Reads what `save` wrote. OSError if there is none, ValueError (one line, with the path) if it is bad."""
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
         try:
-            state = json.loads(content)
+            if len(content) > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES} bytes")
+            state = json.loads(content, object_pairs_hook=distinct_keys)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not JSON ({_one_line(error)}); delete it and train anew") from error
         try:
@@ -128,7 +138,7 @@ def train_tokenizer(texts, vocab_size):
     occurs twice: ask `n_vocab`. Only counts enter, so the order of the texts does not matter, and ties go to the pair
     with the smaller bytes. ValueError for vocab_size < 257, for nothing to learn from, for text that is no Unicode.
     """
-    if vocab_size < 257:
+    if not isinstance(vocab_size, int) or vocab_size < 257:
         raise ValueError(f"vocab_size {vocab_size} is too small: 256 bytes and the end token need at least 257")
     piece_counts = count_pieces(texts)
     if not piece_counts:
@@ -150,11 +160,7 @@ def count_pieces(texts):
     split = regex.compile(PATTERN).findall
     counts = Counter()
     for number, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half a UTF-16 pair; tiktoken would silently put U+FFFD in its place
-            raise ValueError(f"text {number} has the lone surrogate {text[error.start]!r} at character {error.start}: "
-                             "repair it, for example by text.encode('utf-8', 'replace').decode()") from error
+        _check_text(text, f"text {number}")
         counts.update(split(text))
     return Counter({piece.encode(): count for piece, count in counts.items()})
 
@@ -237,12 +243,33 @@ def _merge(ids, pair, new_token):
 # What tiktoken is given is checked first: bad ranks and empty pieces make it panic, past every `except Exception`.
 
 
+def _check_text(text, name):
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is no text but {type(text).__name__}: decode it first")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half a UTF-16 pair; tiktoken would silently put U+FFFD in its place
+        raise ValueError(f"{name} has the lone surrogate {text[error.start]!r} at character {error.start}: "
+                         "repair it, for example by text.encode('utf-8', 'replace').decode()") from error
+    if len(text) > LONGEST_BLANK and regex.search(rf"\s{{{LONGEST_BLANK}}}", text):
+        raise ValueError(f"{name} has more than {LONGEST_BLANK} blanks in a row: cut them out")
+
+
+# What an engine without memory cannot do: look around, refer back, keep what it has. On some texts it takes for ever, or
+# tiktoken gives up in a panic; PATTERN, which looks ahead once, is known to do neither.
+_BACKTRACKS = regex.compile(r"\(\?(?!:)|\\[1-9gkK]|[*+?]\+|\d\}\+")
+
+
 def _check_pattern(pattern):
     """ValueError unless pattern is a regular expression that cuts text into pieces without losing any of it."""
+    if not isinstance(pattern, str) or len(pattern) > 1000:
+        raise ValueError(f"the split pattern must be a string of at most 1000 characters, found {repr(pattern)[:60]}")
+    if pattern != PATTERN and _BACKTRACKS.search(pattern):
+        raise ValueError(f"split pattern {pattern!r} looks around or refers back, which can take for ever: use plain (?:...) groups")
     try:
-        pieces = [match.group() for match in regex.finditer(pattern, _PROBE)]
-    except regex.error as error:
-        raise ValueError(f"split pattern {pattern!r} is no regular expression: {_one_line(error)}") from error
+        pieces = [match.group() for match in regex.finditer(pattern, _PROBE, timeout=1.0)]
+    except (regex.error, TimeoutError, MemoryError) as error:
+        raise ValueError(f"split pattern {pattern!r} is no regular expression that ends: {_one_line(error)}") from error
     if "" in pieces or "".join(pieces) != _PROBE:
         raise ValueError(f"split pattern {pattern!r} loses text: its pieces must cover every character")
 
@@ -259,6 +286,13 @@ def _check_tokens(tokens):
     if len(set(tokens)) < len(tokens):
         token, count = Counter(tokens).most_common(1)[0]
         raise ValueError(f"token {token!r} stands {count} times, ranks must be unique")
+
+
+def distinct_keys(pairs):
+    """The dict of a JSON object's pairs; ValueError for a key that stands twice: one of the two would be lost."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return dict(pairs)
 
 
 def _one_line(error):

@@ -9,7 +9,7 @@ import torch
 import losses
 import sample
 import train_okd
-from data import tasks
+from data import exchange, tasks
 from model import GPT, GPTConfig, OnlineTeacher
 
 
@@ -102,3 +102,13 @@ def okd_losses(student_logits, teacher_logits, targets, mask, alpha=0.5):
     return student_loss, train_okd.player_loss(
         teacher_logits, student_logits, mask, references, alpha, losses.forward_kl
     )
+
+
+def load_gpt2(folder):
+    """A GPT-2 in the Hugging Face layout (config.json, model.safetensors) as a GPT."""
+    return exchange.load_gpt2(folder)
+
+
+def export_gpt2(model, folder):
+    """A GPT into that layout."""
+    exchange.export_gpt2(model, folder)

@@ -34,7 +34,7 @@ import losses  # noqa: E402
 import sample  # noqa: E402
 import train_okd  # noqa: E402
 import train_skd  # noqa: E402
-from data import experiment, report, runs  # noqa: E402
+from data import experiment, records, report, runs  # noqa: E402
 from data.evaluate import Encoded  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
@@ -194,7 +194,7 @@ def train(script, variant, extra, pair, device, steps, folder, batch=64, length=
     prompts = make_prompts(batch, vocabulary)
     train_split = Encoded([None] * batch, prompts, [prompt[:1] * length for prompt in prompts])
     # An end token that no model can write: all responses have the same length.
-    tokenizer = types.SimpleNamespace(eos_token=vocabulary, n_vocab=vocabulary)
+    tokenizer = types.SimpleNamespace(eos_token=None, n_vocab=vocabulary)
     random_pair = types.SimpleNamespace(
         teacher=teacher.requires_grad_(False),
         train=train_split,
@@ -489,7 +489,7 @@ def main(argv=None):
         record[name] = SECTIONS[name](device, args.rounds)
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
         if args.json:
-            Path(args.json).write_text(json.dumps(runs.rounded(record), indent=1) + "\n", encoding="utf-8")
+            Path(args.json).write_text(json.dumps(records.rounded(record), indent=1) + "\n", encoding="utf-8")
     print("\n" + render(record))
 
 

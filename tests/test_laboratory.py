@@ -63,5 +63,5 @@ def test_the_picture_and_the_command(tmp_path, capsys):
     assert set(PAIRS) <= words and {"stands between them", "seeks the larger mode"} <= words
     printed = capsys.readouterr().out
     assert all(name in printed for name in ALL)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="cannot be written to .*: name another place by --svg"):
         losses.main(["--svg", str(tmp_path)])

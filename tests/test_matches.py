@@ -82,6 +82,7 @@ def both(name, student_logits, teacher_logits, tokens=None, **hyper):
         ("decoupled_kd", {"alpha": 1, "beta": 0.4}, 0.396058),  # 1 - .6: forward KL
         ("label_smoothing", {}, 1.565379),
         ("label_smoothing", {"smoothing": 0}, 1.609438),
+        ("label_smoothing", {"among": torch.tensor([0, 1])}, 1.563623),
         ("gated_forward_kl", {}, 0.396058),
         ("gated_forward_kl", {"accept_top_k": 2}, 0.396058),
         ("gated_forward_kl", {"accept_top_k": 1}, 0.0),

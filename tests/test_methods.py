@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import methods
 import train_skd
-from data import runs
+from data import records
+from data.resume import Keeper
 from losses import Tokens
 from model import GPT, GPTConfig, learning_rate, make_optimizer
 from sample import DATASET, STUDENT, TEACHER, Noise, rollout_from_ids
@@ -309,6 +310,28 @@ def flow(row):
     return word_level(row) + (own / n - other / n).square().mean()
 
 
+def two_spaces(row):
+    """DSKD: last features, normalised, through a map and under the other model's head."""
+    own, other = both_hidden(row, last)
+    own, other = row.student.norm(own), row.teacher.norm(other)
+    students_head, teachers_head = (model.token_embedding.weight for model in (row.student, row.teacher))
+    of_teacher = (other @ row.double("to_student.weight").T @ students_head.detach().T).softmax(-1)
+    of_student = (own @ row.double("to_teacher.weight").T @ teachers_head.T).softmax(-1)
+    students, teachers = (own @ students_head.T).softmax(-1), (other @ teachers_head.T).softmax(-1).detach()
+    losses = [
+        0.5 * ce(students[place], token)
+        + 0.5 * (ce(of_teacher[place], token) + kl(of_teacher[place].detach(), students[place]) + kl(teachers[place], of_student[place]))
+        for place, token in enumerate(row.response)
+    ]
+    return torch.stack(losses)
+
+
+@functools.cache
+def in_use():
+    """The tokens of the tiny task's responses."""
+    return sorted({token for response in tiny_pair().train.responses for token in response})
+
+
 def input_gradients(row):
     """KDIGA: both losses by one-hot inputs, at the input token and at the four that the teacher expected there."""
     everywhere, gradients = list(range(len(row.inputs))), []
@@ -399,7 +422,8 @@ def branches(row):
 FORMULAS = {
     **dict.fromkeys("sft seqkd".split(), label),
     **dict.fromkeys(
-        "supervised on_policy imitkd two_stage skd fdistill_kl adaswitch skd_k_steps skd_k_along skd_entropy takd sftn".split(), word_level
+        "supervised on_policy imitkd two_stage skd fdistill_kl adaswitch fresh_teacher skd_k_steps skd_k_along skd_entropy takd sftn".split(),
+        word_level,
     ),
     "gkd": at_each(lambda own, other, token, by: (kl(other, mixed(own, other)) + kl(own, mixed(own, other))) / 2),
     "hinton": at_each(lambda own, other, token, by: 0.5 * ce(own, token) + 0.5 * 4 * kl(softened(other, 2), softened(own, 2))),
@@ -432,13 +456,14 @@ FORMULAS = {
     "rkd_angle": lambda row: word_level(row) + 2 * angles(row),
     "rkd": lambda row: word_level(row) + 0.04 * (25 * distances(row) + 50 * angles(row)),
     "fsp": flow,
+    "dskd": two_spaces,
     "cmkd": at_each(correlations),
     "ckd": compared,
     "lelp": parts_of_tokens,
     "rdd": easy_or_hard,
     "kdiga": input_gradients,
     "lwkd": soft_labels,
-    "label_smoothing": at_each(lambda own, other, token, by: 0.9 * ce(own, token) - 0.1 * own.log().mean()),
+    "label_smoothing": at_each(lambda own, other, token, by: 0.9 * ce(own, token) - 0.1 * own.log()[in_use()].mean()),
     "one": branches,
 }
 
@@ -849,24 +874,26 @@ def test_references_come_in_order():
 # Features.
 
 
-@pytest.mark.parametrize("variant", ["fitnet", "hidden_cosine", "fsp"])
+@pytest.mark.parametrize("variant", ["fitnet", "hidden_cosine", "fsp", "dskd"])
 def test_a_projector_learns_beside_the_student(variant):
     """It starts with the mean square of what goes in, moves at the student's rate and without decay; the teacher stands still."""
     pair = tiny_pair(2, 3)
     teacher = weights_of(pair.teacher)
     run = Watched(VARIANTS[variant], pair, flags(steps=2, lr=1e-3, weight_decay=50.0))
     names = [name for name, _ in run.method.named_parameters()]
-    assert names == (["first.weight", "second.weight"] if variant == "fsp" else ["projector.weight"])
+    wanted = {"fsp": ["first.weight", "second.weight"], "dskd": ["to_teacher.weight", "to_student.weight"]}
+    assert names == wanted.get(variant, ["projector.weight"])
     for name in names:
         start, end = run.states[0][name], run.states[1][name]
-        assert start.shape == (12, 8) and 0.5 < start.square().mean() * 8 < 2
+        assert start.shape == ((8, 12) if name == "to_student.weight" else (12, 8))
+        assert 0.5 < start.square().mean() * start.size(1) < 2
         step = (end - start).abs()
         rate = learning_rate(0, 2, 1e-3)
         assert rate * 0.9 < step.median() and step.max() < rate * 1.01  # Adam's first step is the rate; 50 * rate would be decay
     assert same_weights(teacher, pair.teacher.state_dict())
 
 
-@pytest.mark.parametrize("variant", [name for name, row in VARIANTS.items() if row.method in ("feature", "flow", "subclasses")])
+@pytest.mark.parametrize("variant", [name for name, row in VARIANTS.items() if row.method in ("feature", "flow", "subclasses", "dual_space")])
 def test_which_blocks_are_compared(variant, monkeypatch):
     """Of a student with 2 blocks and a teacher with 3 the middle ones are the first and the second; the last are the last."""
     seen, watch = [], methods.watch
@@ -1084,13 +1111,14 @@ def test_soft_labels_know_the_token():
 
 
 def test_soft_labels_are_as_strong_as_their_control():
-    """Cross-entropy + KL to the label pulls to a target with .9 on the reference; label_smoothing's has .9 + .1 / V.
+    """Cross-entropy + KL to the label pulls to a target with .9 on the reference; label_smoothing's has .9 and a
+    share of the .1, which lies on the tokens in use as lwkd's does.
 
     Read from the gradients by the logits; without the discriminator.
     """
     pair = tiny_pair(2, 3)
-    V, masses = pair.tokenizer.n_vocab, {}
-    targets = torch.tensor(sorted({token for response in pair.train.responses for token in response}))[None].expand(60, -1)
+    V, masses, unused = pair.tokenizer.n_vocab, {}, {}
+    targets = torch.tensor(in_use())[None].expand(60, -1)
     for variant, knobs, strength in (("lwkd", {"adversarial": 0.0}, 2), ("label_smoothing", {}, 1)):
         method = method_of(variant, pair, **knobs)
         method.before_step(0, range(60))
@@ -1100,8 +1128,10 @@ def test_soft_labels_are_as_strong_as_their_control():
         target = leaf.softmax(-1) - gradient / strength
         assert torch.allclose(target.sum(-1), torch.ones(targets.shape), atol=1e-4) and target.min() > -1e-5
         masses[variant] = target.gather(-1, targets[..., None]).mean().item()
-    assert masses["label_smoothing"] == pytest.approx(0.9 + 0.1 / V, abs=1e-4)
+        unused[variant] = 1 - target[..., in_use()].sum(-1)
+    assert masses["label_smoothing"] == pytest.approx(0.9 + 0.1 / len(in_use()), abs=1e-4)
     assert masses["lwkd"] == pytest.approx(0.9, abs=0.06)
+    assert len(in_use()) < V / 4 and all(rest.abs().max() < 1e-4 for rest in unused.values())
 
 
 def test_the_discriminator_learns_apart_from_the_student():
@@ -1190,7 +1220,7 @@ def test_an_assistant_is_of_middle_size(student, teacher, wanted):
     V, block = pair.tokenizer.n_vocab, pair.student_config.block_size
     small, large = (GPT(GPTConfig(V, block, *shape)) for shape in (student, teacher))
     pair = dataclasses.replace(pair, teacher=large.requires_grad_(False), student_config=small.config, student_weights=small.state_dict())
-    taught, _ = train_skd.assistant(pair, flags(steps=1), 1)
+    taught, _ = train_skd.assistant(pair, flags(steps=1), 1, Keeper())
     between, config = taught.teacher, taught.teacher.config
     assert (config.n_layer, config.n_head, config.n_embd) == wanted and (config.vocab_size, config.block_size) == (V, block)
     assert small.num_parameters() < between.num_parameters() < large.num_parameters()
@@ -1201,7 +1231,7 @@ def test_takd_is_two_runs_of_supervised():
     pair, args = tiny_pair(2, 3), flags(steps=3)
     run = Watched(VARIANTS["takd"], pair, args, seed=4)
     between = GPT(run.teacher.config, generator(1_000_003 * 4 + 5))
-    distill(VARIANTS["supervised"], between, pair, flags(steps=9), 4, runs.NoLog(), lambda line: None)
+    distill(VARIANTS["supervised"], between, pair, flags(steps=9), 4, records.NoLog(), lambda line: None)
     assert same_weights(between.state_dict(), run.teacher.state_dict())
     assert not run.teacher.training and all(weight.grad is None for weight in pair.teacher.parameters())
     chain = Watched(VARIANTS["supervised"], dataclasses.replace(pair, teacher=between), args, seed=4)
@@ -1254,7 +1284,7 @@ def test_a_friendly_teachers_first_step_by_hand():
 # ---------------------------------------------------------------------------------------------------------------------
 # Everything that a method needs to go on is in its state_dict.
 
-KEEPING = ["taid", "rs_kd", "distillm", "fitnet", "hidden_cosine", "fsp", "lelp", "rdd", "lwkd", "one", "kdiga", "rkd", "supervised"]
+KEEPING = ["taid", "rs_kd", "distillm", "fitnet", "hidden_cosine", "fsp", "dskd", "lelp", "rdd", "lwkd", "label_smoothing", "one", "kdiga", "rkd", "supervised"]
 
 
 class Driven:
@@ -1393,17 +1423,17 @@ def test_nothing_in_a_state_is_idle(variant):
 def test_what_keeps_nothing_has_nothing_to_save():
     """KEEPING has a row of every kind of state object; the rows beside it share their classes."""
     assert {type(method_of(name)) for name in KEEPING} == {methods.Method, *methods.METHODS.values()}
-    for name in ("supervised", "rkd", "kdiga"):
+    for name in ("supervised", "rkd", "kdiga", "label_smoothing"):
         assert list(method_of(name).state_dict()) == ["_extra_state"]
 
 
-@pytest.mark.parametrize("variant", ["rs_kd", "distillm", "fitnet", "fsp", "lelp", "lwkd", "one"])
+@pytest.mark.parametrize("variant", ["rs_kd", "distillm", "fitnet", "fsp", "dskd", "lelp", "lwkd", "one"])
 def test_draws_are_the_seeds(variant):
     """What a method draws in the beginning, and its generator, are those of the run's seed."""
     one, other, third = (flat(method_of(variant, seed=seed).state_dict()) for seed in (1, 1, 2))
     assert one.keys() == other.keys() == third.keys() and all(same_values(one[name], other[name]) for name in one)
     assert not same_values(one["extra", "generator"], third["extra", "generator"])
-    drawn = {"fitnet": "projector.weight", "fsp": "second.weight", "lelp": "head", "lwkd": "points", "one": "others.1.0.up.weight"}
+    drawn = {"fitnet": "projector.weight", "fsp": "second.weight", "dskd": "to_student.weight", "lelp": "head", "lwkd": "points", "one": "others.1.0.up.weight"}
     assert variant not in drawn or not same_values(one[drawn[variant]], third[drawn[variant]])
 
 
@@ -1419,10 +1449,12 @@ SAME_AT_AN_END = [
     ("topk_kd", {"hyper": {"top_k": 256}}, "supervised"),
     ("fitnet", {"knobs": {"feature": "hidden_mse", "weight": 0.0}}, "supervised"),
     ("kdiga", {"knobs": {"weight": 0.0}}, "supervised"),
+    ("dskd", {"kd_weight": 0.0}, "sft"),
+    ("fresh_teacher", {"sampling": {"accept_rule": "topk", "accept_on": "raw"}}, "skd"),
     ("taid", {"knobs": {"start": 1.0}}, "supervised"),
     ("skd_k_steps", {"sampling": {"accept_top_k": ("linear", 1.0, 1.0)}}, "skd"),
     ("speckd", {"hyper": {"accept_top_k": 257}}, "supervised"),
-    ("dkd", {"hyper": {"alpha": 0.0, "beta": 0.0}, "kd_weight": 0.5}, "half of sft"),
+    ("dkd", {"hyper": {"alpha": 0.0, "beta": 1e-5}, "kd_weight": 0.5}, "half of sft"),
 ]
 
 

@@ -397,8 +397,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     whole = open(path, "rb").read()
 
     def dies(content, target):
-        with open(target, "wb") as file:
-            file.write(b"half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", dies)

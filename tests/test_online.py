@@ -9,8 +9,6 @@ import sample
 from losses import cross_entropy, forward_kl
 from model import (
     ONLINE_MODULES,
-    GPT,
-    GPTConfig,
     OnlineTeacher,
     load_online_module,
     make_optimizer,

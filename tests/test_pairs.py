@@ -5,9 +5,8 @@ import copy
 import json
 import math
 import random
-import shutil
+import re
 from dataclasses import replace
-from pathlib import Path
 
 import adapters
 import pytest
@@ -15,11 +14,12 @@ import torch
 
 import sample
 from data import evaluate as yardstick
-from data import pairs, runs
+from data import pairs, records, runs
 from data.evaluate import Encoded, acceptance, complete, distances, evaluate, evaluate_quickly, sample_responses
 from data.pairs import PairSettings, batch_order, encode_task, rollout_from_ids
 from data.tasks import Example, encode_example, make_task
 from data.tokenizer import train_tokenizer
+from model import save_file
 
 SETTINGS = PairSettings(
     teacher_shape=(1, 2, 16), student_shape=(1, 2, 8), teacher_steps=5, start_steps=4, student_prompts=10, batch_size=4
@@ -94,7 +94,7 @@ def untrained(monkeypatch):
     """pretrain does nothing but note what it was given: for tests of what is built when, and from what."""
     calls = []
 
-    def note(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report):
+    def note(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report, keeper):
         calls.append((model.config.n_embd, prompts, responses))
         return model.eval()
 
@@ -271,7 +271,8 @@ def test_the_fingerprint_is_of_the_weights(data, tmp_path, untrained):
         whole = path.read_bytes()
         content = torch.load(path, weights_only=True)
         content["weights"]["norm.bias"][0] += 1e-3
-        torch.save(content, path)
+        del content["sha256"]
+        save_file(str(path), content)
         assert load(data, SETTINGS, tmp_path)[0].fingerprint != first.fingerprint
         path.write_bytes(whole)
 
@@ -288,8 +289,9 @@ def test_other_text_is_another_pair(data, tmp_path, untrained):
 def test_other_code_is_another_pair(data, tmp_path, untrained, monkeypatch, number):
     """An edit of any function that pretraining runs through makes a new pair."""
     load(data, SETTINGS, tmp_path)
-    source, edited = pairs.inspect.getsource, pairs.PRETRAINING[number]
-    monkeypatch.setattr(pairs.inspect, "getsource", lambda part: source(part) + "# an edit" * (part is edited))
+    assert re.search(rf"^(class|def) {pairs.PRETRAINING[number].__name__}\b", pairs.SOURCES[number], re.M)
+    texts = [text + "# an edit" * (place == number) for place, text in enumerate(pairs.SOURCES)]
+    monkeypatch.setattr(pairs, "SOURCES", texts)
     load(data, SETTINGS, tmp_path)
     assert len(list(tmp_path.iterdir())) == 4
 
@@ -314,7 +316,7 @@ def test_broken_cache_file_is_rebuilt_with_a_word(data, tmp_path, damage):
     assert same_weights(first.teacher.state_dict(), second.teacher.state_dict())
     assert whole.stat().st_mtime_ns == untouched
     assert load(data, SETTINGS, tmp_path)[1] == []
-    assert len(list(tmp_path.iterdir())) == 2  # nothing half-written is left
+    assert {path.name for path in tmp_path.iterdir()} == {broken.name, f"{broken.name}.damaged", whole.name}  # nothing half-written
 
 
 def test_starts_see_what_they_should(data, tmp_path, untrained):
@@ -505,6 +507,21 @@ def test_distances_by_hand(measured):
         assert found == pytest.approx(wanted, rel=1e-4)
     alone = distances(student, None, prompts, responses)
     assert alone == pytest.approx({name: wanted[name] for name in ("nll", "student_entropy", "logit_std")}, rel=1e-4)
+
+
+def test_distances_to_an_adapted_teacher(measured):
+    """Its figures are the definitions with other models in their places; drift is KL(original || adapted), not the way back."""
+    student, teacher, _, _, encoded = measured
+    adapted = sharpen(adapters.make_gpt(257, 24, 1, 2, 10, seed=10))
+    texts = encoded.prompts, encoded.responses
+    found = distances(student, teacher, *texts, adapted)
+    original, to_adapted, moved, back = (
+        by_loop(*models, *texts) for models in ((student, teacher), (student, adapted), (adapted, teacher), (teacher, adapted))
+    )
+    wanted = {"kl_adapted_teacher": to_adapted["kl_teacher"], "agreement_adapted": to_adapted["agreement"]}
+    wanted |= {"adapted_nll": moved["nll"], "drift": moved["kl_teacher"]}
+    assert found == pytest.approx(original | wanted, rel=1e-4)
+    assert abs(back["kl_teacher"] / moved["kl_teacher"] - 1) > 0.01
 
 
 def test_easy_and_hard_by_hand():
@@ -769,7 +786,7 @@ FLAGS = {"lr": 2e-3, "steps": 3, "shape": (1, 2), "rule": {"x": 0.1}}
 
 def record(folder, *, final=True, cut=0, flags=FLAGS):
     """A record as RunLog writes it, without its last `cut` characters."""
-    log = runs.RunLog(folder, "skd_seed1", {"flags": flags})
+    log = records.RunLog(folder, "skd_seed1", {"flags": flags})
     log.write("step", step=1, loss=0.5)
     if final:
         log.write("final", score=0.25)
@@ -781,16 +798,16 @@ def record(folder, *, final=True, cut=0, flags=FLAGS):
 
 def test_only_finished_records_count(tmp_path):
     """No file, no final line, a line cut short or an empty file: not finished. Otherwise the final figures."""
-    assert runs.read_finished(tmp_path, "skd_seed1", FLAGS) is None
+    assert records.read_finished(tmp_path, "skd_seed1", FLAGS) is None
     record(tmp_path, final=False)
-    assert runs.read_finished(tmp_path, "skd_seed1", FLAGS) is None
+    assert records.read_finished(tmp_path, "skd_seed1", FLAGS) is None
     for cut in (5, 30):
         record(tmp_path, cut=cut)
-        assert runs.read_finished(tmp_path, "skd_seed1", FLAGS) is None
+        assert records.read_finished(tmp_path, "skd_seed1", FLAGS) is None
     path = record(tmp_path)
-    assert runs.read_finished(tmp_path, "skd_seed1", FLAGS)["score"] == 0.25
+    assert records.read_finished(tmp_path, "skd_seed1", FLAGS)["score"] == 0.25
     path.write_text("")
-    assert runs.read_finished(tmp_path, "skd_seed1", FLAGS) is None
+    assert records.read_finished(tmp_path, "skd_seed1", FLAGS) is None
 
 
 @pytest.mark.parametrize("change", [{"lr": 1e-3}, {"steps": 4}, {"shape": (1, 3)}, {"rule": {}}, {"new_flag": 1}])
@@ -798,14 +815,14 @@ def test_changed_flag_is_refused_by_name(tmp_path, change):
     """A finished record of other flags is not taken for this one's: one line names the flag and both values."""
     record(tmp_path)
     with pytest.raises(ValueError) as error:
-        runs.read_finished(tmp_path, "skd_seed1", FLAGS | change)
+        records.read_finished(tmp_path, "skd_seed1", FLAGS | change)
     (name,) = change
     assert f"--{name.replace('_', '-')}" in one_line(error) and "skd_seed1.jsonl" in one_line(error)
 
 
 def test_records_are_json_lines(tmp_path):
     """Every line is there as soon as it is written, is valid JSON (NaN is null) and has floats of 7 digits."""
-    log = runs.RunLog(tmp_path, "skd_seed1", {"seed": 1})
+    log = records.RunLog(tmp_path, "skd_seed1", {"seed": 1})
     log.write("step", step=1, loss=1 / 3, bad=float("nan"), worse=[float("-inf"), {"deep": 2 / 3}], flag=True, text="ü")
     lines = [json.loads(line, parse_constant=pytest.fail) for line in log.path.read_text(encoding="utf-8").splitlines()]
     log.close()
@@ -817,9 +834,9 @@ def test_records_are_json_lines(tmp_path):
 
 def test_rounding_is_to_significant_digits():
     """Small numbers keep their digits; ints, strings, bools and None pass through; tuples become lists."""
-    assert runs.rounded(1.23456789e-9) == 1.234568e-9 and runs.rounded(123456789.0) == 123456800.0
-    assert runs.rounded({"a": (1, True, None, "x", -0.0)}) == {"a": [1, True, None, "x", 0.0]}
-    assert runs.rounded(123456789) == 123456789
+    assert records.rounded(1.23456789e-9) == 1.234568e-9 and records.rounded(123456789.0) == 123456800.0
+    assert records.rounded({"a": (1, True, None, "x", -0.0)}) == {"a": [1, True, None, "x", 0.0]}
+    assert records.rounded(123456789) == 123456789
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -21,8 +21,8 @@ import sample
 import train_okd
 import train_skd
 from data import runs
-from data.evaluate import Memory
-from model import GPT, OnlineTeacher
+from data.evaluate import Meter
+from model import OnlineTeacher
 from test_train_skd import pair  # noqa: F401  (a fixture)
 
 META = torch.device("meta")
@@ -257,8 +257,8 @@ def on_device(pair, monkeypatch):  # noqa: F811
         monkeypatch.setattr(runs, "parts", parts)
         monkeypatch.setattr(script, "write_tokens", lambda *a, **k: (rollouts.append(write(*a, **k)), rollouts[-1])[1])
         monkeypatch.setattr(script, "evaluate_quickly", stop)
-        monkeypatch.setattr(Memory, "__enter__", lambda self: None)  # it asks for addresses, which nothing here has
-        monkeypatch.setattr(Memory, "__exit__", lambda self, *error: None)
+        monkeypatch.setattr(Meter, "__enter__", lambda self: None)  # it asks for addresses, which nothing here has
+        monkeypatch.setattr(Meter, "__exit__", lambda self, *error: None)
         teacher, student = copy.deepcopy(pair.teacher), pair.new_student()
         with Device() as device:
             student, there = place(student), dataclasses.replace(pair, teacher=place(teacher))

@@ -11,12 +11,12 @@ import torch
 
 import train_skd
 from data import runs
-from test_train_skd import lines_of, weight_differences
+from test_train_skd import lines_of, weight_differences, without_times
 
 TINY = "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 4 --device cpu --jobs 1".split()
 # Figures that differ: of the clock, of the memory that a share of the batch takes, and of what the samplers spent, as
 # each process chooses its blocks' length for its own rows. A step's line describes the share of the batch too.
-OWN = {"kind", "seconds", "memory_mb", "teacher_forwards", "compute"}
+OWN = {"kind", "seconds", "memory_mb", "teacher_forwards", "compute", "sha256", "warnings"}
 SHARED_BY_STEP = {"step", "loss", "gradient_norm", "lr"}
 
 
@@ -34,7 +34,7 @@ def comparable(line):
     """A record's line without what may differ between one process and two."""
     if line["kind"] == "step":
         return {name: line[name] for name in SHARED_BY_STEP}
-    return {name: value for name, value in line.items() if name not in OWN}
+    return {name: value for name, value in line.items() if name not in OWN and not isinstance(value, str)}
 
 
 CASES = {
@@ -51,7 +51,7 @@ def test_two_processes_train_as_one(clone, tmp_path, script):
         names, out = ["--variants", CASES[script]], ["--out", str(tmp_path / str(processes))]
         running = start(clone, processes, script, *names, *out, *(["--micro-batch", "3"] if processes == 2 else []))
         output, errors = running.communicate(timeout=600)
-        assert running.returncode == 0, errors[-2000:]
+        assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
         assert output.count("score ") >= len(CASES[script].split(",")) and output.count("\n**Task") == 1  # one speaks
     for name in CASES[script].split(","):
         one, two = (lines_of(tmp_path / str(processes) / f"{name}_seed1.jsonl") for processes in (1, 2))
@@ -69,9 +69,10 @@ def test_two_processes_train_as_one(clone, tmp_path, script):
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
-    """Killed in the second method: no waiting, one line that says how to go on, and going on keeps what was finished."""
-    out = str(tmp_path / "out")
-    running = start(clone, 2, "train_skd.py", "--variants", "sft,skd", "--steps", "96", "--out", out)
+    """Killed in the second method: no waiting, one line that says how to go on. Going on keeps what was finished, begins where
+    both processes have a state, and ends at the bits of a run that nobody was lost from."""
+    out, command = str(tmp_path / "out"), ["train_skd.py", "--variants", "sft,skd", "--steps", "96", "--save-every", "4", "--out"]
+    running = start(clone, 2, *command, out)
     assert any(line.startswith("skd_seed1: ") for line in running.stdout)  # reads up to there: the method has begun
     assert running.stdout.readline().startswith("  step")
     ranks = {}
@@ -85,11 +86,45 @@ def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
     assert len(words) == 1 and f"process {1 - lost} " in words[0] and "--resume" in words[0], errors[-3000:]
     finished = (tmp_path / "out" / "sft_seed1.jsonl").read_bytes()
     assert b'"kind": "final"' in finished
-    running = start(clone, 2, "train_skd.py", "--variants", "sft,skd", "--steps", "96", "--out", out, "--resume")
-    _, errors = running.communicate(timeout=600)
-    assert running.returncode == 0, errors[-2000:]
+    running = start(clone, 2, *command, out, "--resume")
+    output, errors = running.communicate(timeout=600)
+    assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
     assert (tmp_path / "out" / "sft_seed1.jsonl").read_bytes() == finished
-    assert lines_of(tmp_path / "out" / "skd_seed1.jsonl")[-1]["kind"] == "final"
+    assert "skd_seed1: goes on after step " in output and not list((tmp_path / "out").glob("*.state*"))
+    running = start(clone, 2, *command, str(tmp_path / "whole"))
+    _, errors = running.communicate(timeout=600)
+    assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
+    broken, whole = (lines_of(tmp_path / name / "skd_seed1.jsonl") for name in ("out", "whole"))
+    assert [without_times(line) for line in broken if line["kind"] != "resumed"] == [without_times(line) for line in whole]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script,number", [("train_skd.py", signal.SIGTERM), ("train_okd.py", signal.SIGINT)])
+def test_a_signal_lets_three_processes_save(clone, tmp_path, script, number):
+    """Sent to torchrun in a run that none has saved yet: all three save the same step, and one says so. Going on ends at the bits of a run that nobody stopped. Begins without a pair in the cache, which one process makes."""
+    for path in (clone / "data" / "cache").rglob("*.pt"):
+        path.unlink()
+    name = {"train_skd.py": "skd", "train_okd.py": "okd"}[script]
+    command = [script, "--variants", name, "--steps", "800", "--save-every", "790", "--log-every", "200", "--out"]
+    running = start(clone, 3, *command, str(tmp_path / "out"))
+    assert any(line.startswith("  step   100/800") for line in running.stdout)
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode != 0
+    words = [line for line in errors.splitlines() if line.startswith(script)]
+    assert len(words) == 1 and f"stopped by {number.name}" in words[0] and "--resume" in words[0], errors[-3000:]
+    states = [torch.load(path, weights_only=True) for path in (tmp_path / "out").glob("*.state.pt")]
+    assert len(states) == 3 and len({state["step"] for state in states}) == 1
+    assert 100 <= states[0]["step"] < 790
+    for folder, argv in (("out", ["--resume"]), ("whole", [])):
+        running = start(clone, 3, *command, str(tmp_path / folder), *argv)
+        output, errors = running.communicate(timeout=600)
+        assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
+        assert (f"goes on after step {states[0]['step']}" in output) == (folder == "out")
+    broken, whole = (lines_of(tmp_path / folder / f"{name}_seed1.jsonl") for folder in ("out", "whole"))
+    assert [without_times(line) for line in broken if line["kind"] != "resumed"] == [without_times(line) for line in whole]
+    one, two = (torch.load(tmp_path / folder / f"{name}_seed1.pt", weights_only=True) for folder in ("out", "whole"))
+    assert one["sha256"] == two["sha256"]
 
 
 @pytest.mark.parametrize("argv, word", [(["--jobs", "2"], "torchrun"), (["--batch-size", "1"], "--batch-size"),
@@ -97,10 +132,21 @@ def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
 def test_what_several_processes_cannot_share_is_refused(monkeypatch, capsys, argv, word):
     """Methods side by side and processes in one; a batch, swept or not, with less rows than processes: one line at once."""
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(runs, "join", lambda device: device)
     monkeypatch.setattr(runs, "processes", lambda: (0, 2))
     with pytest.raises(ValueError, match=word):
         train_skd.main(["--quick", *argv])
+
+
+@pytest.mark.parametrize("size, rank, shared", [("2", "1", True), ("1", "0", False), ("2", None, False), ("", "0", False), ("abc", "0", False)])
+def test_a_variable_that_was_left_is_no_start(monkeypatch, size, rank, shared):
+    """torchrun sets both variables; a scheduler's, or one without a number, starts nothing and breaks nothing."""
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    assert runs.started_by_torchrun() == shared
 
 
 def test_no_process_goes_on_alone(monkeypatch):

@@ -1,15 +1,21 @@
 """Laws of the report: intervals against the t density itself, pairing, order of rows, readable and valid SVG."""
 
+import io
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data import report
+from data import records, report
 
+ROOT = Path(__file__).parents[1]
 VARIANTS = ["sft", "supervised", "seqkd", "on_policy", "imitkd", "gkd", "two_stage", "skd"]
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -34,11 +40,16 @@ def make_lines(variant, seed, budget="steps", order=None, **final):
     return lines + [{"kind": "final", **figures, **final}]
 
 
+def record(lines):
+    """The text of a whole record."""
+    return records.sealed("\n".join(map(json.dumps, lines))) + "\n"
+
+
 def write_records(folder, variants=VARIANTS, seeds=5, budgets=("steps",), **final):
     for variant in variants:
         for seed in range(1, seeds + 1):
             for budget in budgets:
-                text = "".join(json.dumps(line) + "\n" for line in make_lines(variant, seed, budget, **final))
+                text = record(make_lines(variant, seed, budget, **final))
                 (folder / f"{variant}_seed{seed}_{budget}.jsonl").write_text(text)
     return folder
 
@@ -153,7 +164,7 @@ def test_broken_line_names_file_and_line(tmp_path, broken):
 def test_every_cut_of_a_record_is_unfinished_and_never_an_error(tmp_path):
     """Wherever an interruption cuts the newest record, the run is left out and named, and all others still count."""
     write_records(tmp_path, ["sft"], seeds=2)
-    text = "".join(json.dumps(line) + "\n" for line in make_lines("skd", 1)).encode()
+    text = record(make_lines("skd", 1)).encode()
     whole = len(text) - 1  # without the last newline the final line is still whole
     for cut in [0, 1, 40, *range(50, whole, 97), whole - 1]:
         (tmp_path / "skd_seed1.jsonl").write_bytes(text[:cut])
@@ -168,11 +179,24 @@ def test_every_cut_of_a_record_is_unfinished_and_never_an_error(tmp_path):
 
 def test_garbage_after_a_finished_run_is_an_error(tmp_path):
     """Behind a final line nothing can be half written, with or without a newline."""
-    text = "".join(json.dumps(line) + "\n" for line in make_lines("skd", 1))
+    text = record(make_lines("skd", 1))
     for garbage in ('{"kind": "st', '{"kind": "step", "step": 1}'):
         (tmp_path / "skd_seed1.jsonl").write_text(text + garbage)
         with pytest.raises(ValueError, match=f"line {text.count(chr(10)) + 1} "):
             report.read_records(tmp_path)
+
+
+def test_a_changed_digit_is_refused(tmp_path):
+    """Another digit anywhere in a finished record, its seal included, and its figures go into no table: one line says so."""
+    text, path = record(make_lines("skd", 1)), tmp_path / "skd_seed1.jsonl"
+    places = [place for place, character in enumerate(text) if character.isdigit()]
+    for place in places[::5]:
+        path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1:]}")
+        with pytest.raises(ValueError, match=r"does not seal .*--resume|is not JSON") as error:  # 100 may become 000
+            report.read_records(tmp_path)
+        assert "\n" not in str(error.value)
+    path.write_text(text)
+    assert len(report.read_records(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("change, complaint", [
@@ -187,7 +211,7 @@ def test_records_that_do_not_fit_are_refused(tmp_path, change, complaint):
     """What would make the table wrong (two tasks, one run twice, no method named) stops with its reason."""
     write_records(tmp_path, ["sft"], seeds=1)
     header, *others = make_lines("skd", 1)
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{**header, **change}, *others]))
+    (tmp_path / "x.jsonl").write_text(record([{**header, **change}, *others]))
     with pytest.raises(ValueError, match=complaint):
         report.read_records(tmp_path)
 
@@ -292,6 +316,10 @@ def test_a_pair_that_differs_between_methods_is_said():
         said = "Seed 1: the methods did not start from one pair"
         assert said in report.render_table([runs[0]._replace(header=one), runs[1]._replace(header=other)])
         assert said not in report.render_table([run._replace(header=one) for run in runs])
+    headers = [{"pair": name, "teacher": {"score": 0.8}, "student_start": {"score": score}} for name, score in (("1", 0.1), ("2", 0.1), ("2", 0.2))]
+    for one, other, differ in ((0, 1, False), (1, 2, False), (0, 2, True)):  # fingerprint or figures: where one agrees, so does the pair
+        table = report.render_table([runs[0]._replace(header=headers[one]), runs[1]._replace(header=headers[other])])
+        assert (said in table) == differ
 
 
 @pytest.mark.parametrize("entry, others, said", [
@@ -305,6 +333,47 @@ def test_what_limits_the_numbers_is_said(entry, others, said):
     first, second = make_runs({"a": {1: 0.5}, "b": {1: 0.6}})
     assert said in report.render_table([first._replace(header=entry), second._replace(header=others)])
     assert said not in report.render_table([first, second])
+
+
+def notes_of(headers, variants=("a", "b", "c")):
+    """The notes about versions and flags above a table of runs with these headers."""
+    runs = [run._replace(header=header) for run, header in zip(make_runs({variant: {1: 0.5} for variant in variants}), headers)]
+    return [line for line in report.render_table(runs).splitlines() if "versions of the code" in line or "different flags" in line]
+
+
+def test_versions_of_the_code_are_counted():
+    """Runs whose files had other contents: one note with the number of versions and the files; what a record lacks is no difference."""
+    old, new = {"model.py": "12", "losses.py": "ab", "sample.py": "ff"}, {"model.py": "34", "losses.py": "cd", "sample.py": "ff"}
+    (note,) = notes_of([{"sources": old}, {"sources": new}, {"sources": new}])
+    assert note == ("- The runs were made by 2 versions of the code, which differ in model.py, losses.py; "
+                    "not every change there moves a result.")
+    assert "by 3 versions" in notes_of([{"sources": old}, {"sources": new}, {"sources": old | {"model.py": "56"}}])[0]
+    assert notes_of([{"sources": old}, {"sources": old}, {}]) == notes_of([{"sources": old}, {"sources": {"train_okd.py": "1"}}, {"sources": {}}]) == []
+    many = [{"sources": {f"{name}.py": value for name in range(9)}} for value in "123"]
+    assert "differ in 0.py, 1.py, 2.py, 3.py, 5 more;" in notes_of(many)[0]
+
+
+def test_different_flags_are_said():
+    """Flags that were not the same for all runs stand there with their values; what was swept, or decided by --size, does not."""
+    common = {"lr": 0.005, "gamma": None, "device_type": "cpu", "settings": {"teacher_steps": 700}}
+    (note,) = notes_of([{"flags": common}, {"flags": common | {"lr": 0.001, "gamma": 4}}, {"flags": common | {"device_type": "cuda"}}])
+    assert note == ("- The runs were made with different flags (--lr 0.005 or 0.001; --gamma not given or 4; --device cpu or cuda): "
+                    "a difference between methods may be theirs.")
+    bare = [{"flags": common}, {"flags": {"lr": 0.005}}, {}]
+    assert notes_of(bare) == notes_of([{"flags": common | {"settings": {"teacher_steps": steps}}} for steps in (1, 2, 3)]) == []
+    rates = [{"flags": {"module_lr": rate, "lr": 0.1}} for rate in (0.02, 0.2, 0.2)]
+    assert notes_of(rates, ("a module-lr=1", "b", "c lr=0.3")) == [] != notes_of(rates, ("a lr=1", "b", "c"))
+    many = [{"flags": {f"flag_{name}": value for name in range(9)}} for value in ("<b>\n# x", "y" * 99, "[z](u)")]
+    (note,) = notes_of(many)
+    assert "--flag-3" in note and "; 5 more)" in note and "--flag-4" not in note and "<b>" not in note and len(note) < 700
+
+
+@pytest.mark.parametrize("folder", ["okd-variants", "okd-sweep"])
+def test_runs_of_one_command_differ_in_no_flag(folder):
+    """Equal steps and equal compute, and all values that were swept: the script records one set of flags, and nothing is said."""
+    runs = report.read_records(ROOT / "data" / "results" / folder)
+    assert {run.budget for run in runs} == {"steps", "compute"} or len({run.variant for run in runs if "=" in run.variant}) > 20
+    assert report._differences(runs, "flags") == {}
 
 
 def test_column_of_the_adapted_teacher_only_where_there_is_one(tmp_path):
@@ -502,17 +571,44 @@ def test_page_has_the_panels_that_have_data(tmp_path):
 
 
 def test_page_draws_equal_steps_and_makes_room(tmp_path):
-    """Runs of equal compute do not change the page while there are others; 40 methods find room for their labels."""
+    """Runs of equal compute do not change the page while there are others; 20 methods find room for their labels."""
     write_records(tmp_path, ["sft", "skd"], 2, ("steps", "compute"))
     runs = report.read_records(tmp_path)
     only_steps, only_compute = ([run for run in runs if run.budget == budget] for budget in ("steps", "compute"))
     assert report.curves_page(runs) == report.curves_page(only_steps) != report.curves_page(only_compute)
-    page = report.curves_page([only_steps[0]._replace(variant=f"method_{i}") for i in range(40)])
+    page = report.curves_page([only_steps[0]._replace(variant=f"method_{i}") for i in range(20)])
     groups = list(ElementTree.fromstring(page).iter(SVG + "g"))
     assert len(groups) == 3 + 1  # panels and the legend
     for group in groups[:3]:
         places = sorted(float(e.get("y")) for e in group.iter(SVG + "text") if e.get("class") == "label")
-        assert len(places) == 40 and min(np.diff(places)) >= 12
+        assert len(places) == 20 and min(np.diff(places)) >= 12
+    assert "outermost" not in page
+
+
+def test_of_many_methods_the_outermost_are_named(tmp_path):
+    """30 methods: all have a line in every panel; six at either end of each panel, and those that are asked for, a colour and
+    a name; the legend has these, and no two of them look alike. Where few have a figure, all of those are named."""
+    write_records(tmp_path, ["sft", "skd"], 1)
+    blank = [run for run in report.read_records(tmp_path) if run.variant == "skd"][0]
+    runs = []
+    for i in range(30):
+        shift = {"score": i / 100, "val_nll": 1 + (i * 7 % 30) / 100, "kl_teacher": 1 + i / 100}  # 7: another order
+        steps = [entry if i < 3 else {k: v for k, v in entry.items() if k != "replacement_rate"} for entry in blank.steps]
+        evals = [entry | shift for entry in blank.evals]
+        runs.append(blank._replace(variant=f"m{i:02}", evals=evals, steps=steps))
+    root = ElementTree.fromstring(report.curves_page(runs, always=("m15", "m17")))
+    panels = [[e for e in group.iter() if e.get("class") in ("line", "label")] for group in root.iter(SVG + "g")][:4]
+    labels = [{e.text for e in panel if e.get("class") == "label"} for panel in panels]
+    ends = {*range(6), *range(24, 30)}
+    assert labels[0] == labels[2] == {f"m{i:02}" for i in {*ends, 15, 17}}
+    assert labels[1] == {f"m{i:02}" for i in range(30) if i * 7 % 30 in ends or i in (15, 17)}
+    assert labels[3] == {"m00", "m01", "m02"}
+    strokes = [[e.get("stroke") for e in panel if e.get("class") == "line"] for panel in panels]
+    assert [len(lines) for lines in strokes] == [30, 30, 30, 3]
+    assert [lines.count(report.GREY) for lines in strokes] == [len(lines) - len(names) for lines, names in zip(strokes, labels)]
+    legend = [(e.get("stroke"), e.get("stroke-dasharray")) for e in root.iter(SVG + "path") if e.get("stroke-width") == "2.4"]
+    assert len(set(legend)) == len(legend) == len(set.union(*labels))
+    assert "of 30 methods the outermost are named" in next(root.iter(SVG + "text")).text
 
 
 def test_a_method_has_one_colour_in_all_panels(tmp_path):
@@ -562,7 +658,7 @@ def test_control_and_focus_follow_the_script(tmp_path):
     for variant in ("fixed_forward_kl", "okd"):
         header, *others = make_lines(variant, 1)
         lines = [{**header, "script": "train_okd"}, *others]
-        (tmp_path / f"{variant}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / f"{variant}.jsonl").write_text(record(lines))
     text = report.write_report(tmp_path)
     assert "Δ score to fixed_forward_kl" in text and "| okd minus" in text
     text = report.write_report(tmp_path, control="okd", focus="fixed_forward_kl")
@@ -616,3 +712,105 @@ def test_swept_methods_stand_with_their_method():
     header = {"order": ["a", "b", "b x=10", "b x=2"]}
     runs = [report.Run(name, 1, "steps", header, [], [], {"score": 0.5}) for name in ("b x=10", "c", "b", "b x=2", "a")]
     assert report._ordered_variants(runs) == ["a", "b", "b x=2", "b x=10", "c"]
+
+
+@pytest.mark.parametrize("piped", ["", "not json"])
+def test_an_empty_pipe_is_named(monkeypatch, piped):
+    """--methods without the list: one line with the command that makes it."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
+    with pytest.raises(SystemExit, match=r"train_skd.py --list-variants \| python -m data.report") as stop:
+        report.main(["--methods", "train_skd"])
+    assert "\n" not in str(stop.value)
+
+
+def stopped(argv):
+    """The one line with which main ends."""
+    with pytest.raises(SystemExit) as stop:
+        report.main([str(word) for word in argv])
+    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code and stop.value.code.startswith("data.report: ")
+    return stop.value.code
+
+
+@pytest.mark.parametrize("flag", ["--control", "--focus", "--order"])
+def test_unknown_methods_are_named(tmp_path, flag):
+    """A method that is not in the folder, or a blank too many: one line with those that are, and nothing is written."""
+    write_records(tmp_path, ["sft", "skd"], 1)
+    (tmp_path / "x.jsonl").write_text(record(make_lines("skd lr=0.1", 1, order=7)))
+    for wrong in ("sdk", " skd", "skd lr=0.2", *(["sft,,skd", "skd,dks"] if flag == "--order" else [])):
+        line = stopped([tmp_path, flag, wrong])
+        assert flag in line and "sft, skd, skd lr=0.1" in line
+    assert not (tmp_path / "table.md").exists()
+    for right in ("skd", "skd lr=0.1", *(["skd,sft"] if flag == "--order" else [])):
+        report.main([str(tmp_path), flag, right])
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "broken link"])
+def test_what_is_no_file_is_no_record(tmp_path, kind):
+    """A folder, a pipe (from which reading would wait for ever) and a link to nothing in a record's place are named, not passed over."""
+    write_records(tmp_path, ["sft"], 1)
+    path = tmp_path / "x.jsonl"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "broken link": lambda: path.symlink_to(tmp_path / "nowhere")}[kind]()
+    assert f"{path} is no file" in stopped([tmp_path])
+
+
+def test_a_folder_in_a_files_place_is_named(tmp_path):
+    """A folder called like a file of the report: one line with its path, and no temporary file is left."""
+    write_records(tmp_path, ["sft"], 1)
+    (tmp_path / "table.md").mkdir()
+    assert f"{tmp_path / 'table.md'} is a folder" in stopped([tmp_path])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sft_seed1_steps.jsonl", "table.md"]
+
+
+@pytest.mark.parametrize("argv", [[""], ["{}", "--readme", "", "--section", "x"], ["{}", "--readme", "x", "--section", ""], ["{}", "--order", ""],
+                                  ["{}", "--control", ""], ["{}", "--focus", ""], ["--methods", ""]], ids=str)  # fmt: skip
+def test_empty_words_are_refused(tmp_path, monkeypatch, argv):
+    """An empty folder is not the one that one stands in, and an empty flag is not one left out."""
+    monkeypatch.chdir(write_records(tmp_path, ["sft"], 1))
+    assert "is empty" in stopped([word.format(tmp_path) for word in argv])
+    assert not (tmp_path / "table.md").exists()
+
+
+def test_a_readme_keeps_its_line_ends_and_its_link(tmp_path):
+    """Between the markers as everywhere in the file; what stands outside of them stays to the byte, and a link stays a link."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_records(folder, ["sft"], 1)
+    target, link = tmp_path / "real.md", tmp_path / "README.md"
+    link.symlink_to("real.md")
+    for end in (b"\r\n", b"\n"):
+        above, below = b"\xef\xbb\xbf# \xc3\xa9" + end + b"<!-- x:begin -->", b"<!-- x:end -->" + end + b"last"
+        for body in (end + b"old" + end, None):  # into the old text, and again into its own
+            if body:
+                target.write_bytes(above + body + below)
+            report.main([str(folder), "--readme", str(link), "--section", "x"])
+            found = target.read_bytes()
+            assert found.startswith(above + end * 2) and found.endswith(end * 2 + below) and b"Score" in found
+            assert found.count(b"\n") == found.count(end) and found.count(b"\r") == (found.count(b"\n") if end == b"\r\n" else 0)
+            assert link.is_symlink() and not target.is_symlink()
+
+
+def test_a_readme_of_another_encoding_is_named(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_bytes("é <!-- x:begin -->\n<!-- x:end -->\n".encode("latin-1"))
+    assert f"{readme} is not UTF-8" in stopped([write_records(tmp_path, ["sft"], 1), "--readme", readme, "--section", "x"])
+    assert readme.read_bytes().startswith(b"\xe9")
+
+
+def test_a_closed_pipe_ends_it_quietly(tmp_path):
+    """As in `python -m data.report FOLDER | head -1`: the files are written, and nothing is said about the pipe."""
+    end, start = os.pipe()
+    os.close(end)
+    command = [sys.executable, "-m", "data.report", str(write_records(tmp_path, ["sft"], 1))]
+    done = subprocess.run(command, stdout=start, stderr=subprocess.PIPE, cwd=ROOT)
+    os.close(start)
+    assert done.stderr == b"" and done.returncode == 1 and (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_of_another_encoding_shows_what_it_can(tmp_path, encoding):
+    """The characters that it lacks become question marks there, and stay what they are in the file."""
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "data.report", str(write_records(tmp_path, ["sft", "skd"], 2))]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment)
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert done.returncode == 0 and done.stderr == b"" and done.stdout.decode(encoding) == text.encode(encoding, "replace").decode(encoding) + "\n"

@@ -1,12 +1,14 @@
 """Laws of data/runs.py: an interruption ends what is under way, and foreign files are named, not followed."""
 
+import concurrent.futures
+import multiprocessing
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from data import experiment, runs
+from data import experiment, records, runs
 
 
 def touch(folder, number):
@@ -26,6 +28,110 @@ def test_an_interruption_starts_nothing_new(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         runs.run_all(touch, [(str(tmp_path), number) for number in range(8)], 2, report)
     assert len(list(tmp_path.iterdir())) <= 4  # the first, two under way, and at most one that was handed over already
+
+
+@pytest.mark.parametrize("where", ["report", "watch", "wait"])
+def test_a_signal_is_raised_between_two_looks_at_the_runs(tmp_path, monkeypatch, where):
+    """Whatever the loop over processes is doing when a signal comes is carried through first: an exception in the middle of
+    the executor's own code can leave a lock of its held, on which the program would wait for ever at its end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    carried_through = []
+
+    def interrupting(function):
+        def interrupted(*arguments):
+            if not carried_through:
+                os.kill(os.getpid(), signal.SIGINT)
+                carried_through.append(where)
+            return function(*arguments)
+
+        return interrupted
+
+    wait = interrupting(concurrent.futures.wait) if where == "wait" else concurrent.futures.wait
+    monkeypatch.setattr(concurrent.futures, "wait", wait)
+    report, watch = (interrupting(lambda *arguments: None) if where == name else lambda *arguments: None for name in ("report", "watch"))
+    runs.catch_signals()
+    try:
+        with pytest.raises(runs.Stopped, match="SIGINT"):
+            runs.run_all(touch, [(str(tmp_path), number) for number in range(8)], 2, report, watch)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert carried_through == [where] and not runs.asked_to_stop()
+    assert len(list(tmp_path.iterdir())) <= 4
+
+
+def saved_late(folder, number):
+    """A run that saves what it has when a signal comes: the first at once, the second when the parent has looked twice."""
+    with runs.saving_loop():
+        Path(folder, f"begun{number}").write_text("")
+        while not runs.asked_to_stop():
+            os.sched_yield()
+        while number and not Path(folder, "looked twice").exists():
+            os.sched_yield()
+        Path(folder, f"stopped{number}").write_text("")
+        runs.stop_if_asked()
+
+
+def test_a_signal_to_everybody_lets_all_runs_save(tmp_path, monkeypatch):
+    """SIGTERM reaches a worker and the parent: the end of one run is not taken for a second signal, which would kill the others.
+    No process is left."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    wait, looks = concurrent.futures.wait, []
+
+    def looking(futures, timeout, *how):
+        looks.append(timeout)
+        if looks.count(0.2) == 2:  # while the runs save, the parent looks five times a second
+            (tmp_path / "looked twice").write_text("")
+        return wait(futures, timeout, *how)
+
+    monkeypatch.setattr(concurrent.futures, "wait", looking)
+
+    def watch(running, waiting):
+        if len(list(tmp_path.glob("begun*"))) == 2:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    runs.catch_signals()
+    try:
+        with pytest.raises(runs.Stopped, match="SIGTERM"):
+            runs.run_all(saved_late, [(str(tmp_path), 0), (str(tmp_path), 1)], 2, pytest.fail, watch)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert {path.name for path in tmp_path.iterdir()} == {"begun0", "begun1", "stopped0", "stopped1", "looked twice"}
+    assert not multiprocessing.active_children()
+
+
+def never_through(folder, number):
+    """A run that is asked to stop, and never comes to an end with it."""
+    with runs.saving_loop():
+        Path(folder, f"begun{number}").write_text("")
+        while True:
+            os.sched_yield()
+
+
+@pytest.mark.parametrize("more", [1, 2])
+def test_a_second_signal_does_not_wait(tmp_path, more):
+    """Two or three at once, before the loop has looked: runs that would never have done are killed, no process is left."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    reached = []
+
+    def watch(running, waiting):
+        if len(list(tmp_path.glob("begun*"))) == 2:
+            for _ in range(1 + more):
+                os.kill(os.getpid(), signal.SIGINT)
+            reached.append(more)
+
+    runs.catch_signals()
+    try:
+        with pytest.raises(runs.Stopped, match="SIGINT"):
+            runs.run_all(never_through, [(str(tmp_path), n) for n in range(3)], 2, pytest.fail, watch, patience=1e6)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert reached == [more] and not runs.asked_to_stop() and not multiprocessing.active_children()
+    assert not (tmp_path / "begun2").exists()
 
 
 def perhaps_killed(number):
@@ -67,18 +173,19 @@ def test_a_foreign_file_is_named(tmp_path, content):
     """What is no record of this project is refused in one line that names it."""
     (tmp_path / "notes.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match="notes.jsonl .*move it away") as error:
-        runs.read_finished(tmp_path, "notes", {})
+        records.read_finished(tmp_path, "notes", {})
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"kind": "head', b'{"kind": "header", "flags": {}}\n{"kind": "st'])
 def test_a_record_that_was_cut_off_is_run_again(tmp_path, content):
     (tmp_path / "a_seed1.jsonl").write_bytes(content)
-    assert runs.read_finished(tmp_path, "a_seed1", {}) is None
+    assert records.read_finished(tmp_path, "a_seed1", {}) is None
 
 
 def test_another_device_is_named_by_its_flag(tmp_path):
     """--device, not the name inside."""
-    (tmp_path / "a.jsonl").write_text('{"kind": "header", "flags": {"device_type": "cuda"}}\n{"kind": "final"}\n')
+    text = '{"kind": "header", "flags": {"device_type": "cuda"}}\n{"kind": "final"}'
+    (tmp_path / "a.jsonl").write_text(records.sealed(text) + "\n")
     with pytest.raises(ValueError, match="--device cuda, now it is cpu"):
-        runs.read_finished(tmp_path, "a", {"device_type": "cpu"})
+        records.read_finished(tmp_path, "a", {"device_type": "cpu"})

@@ -4,6 +4,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import sample
 import train_okd
 import train_skd
-from data import experiment, pairs, runs
+from data import cli, experiment, pairs, runs
 from data.evaluate import distances
 from data.pairs import Pair, PairSettings, encode_task
 from data.tasks import make_task
@@ -119,7 +120,7 @@ def test_shared_flags_mean_the_same():
     """Every flag of train_skd.py is one of train_okd.py, with the same default, choices and (but for names) help."""
 
     def options(script, variants, main_variants):
-        parser = experiment.make_parser(script, "", variants, main_variants)
+        parser = cli.make_parser(script, "", variants, main_variants)
         return {action.dest: (action.default, action.choices, action.type) for action in parser._actions}
 
     assert options("train_skd", train_skd.VARIANTS, ()) == options("train_okd", VARIANTS, ())
@@ -360,6 +361,19 @@ def test_a_run_is_a_function_of_its_seed(pair, variant):
     assert not same(one.students[-1], Watched(variant, pair, flags(), seed=2).students[-1])
 
 
+@pytest.mark.parametrize("variant", ["minillm", "okd_on_policy", "okd_skd"])
+def test_noise_is_the_seeds(pair, variant):
+    """One prompt only, and players that stand still: samples still differ between seeds, steps and rows."""
+    one_prompt = dataclasses.replace(pair, train=type(pair.train)(*(column[:1] for column in pair.train)))
+    texts = [
+        response
+        for seed in (1, 2)
+        for rollout in Watched(variant, one_prompt, flags(lr=1e-12), seed).rollouts
+        for response in map(tuple, rollout.responses())
+    ]
+    assert len(set(texts)) == len(texts) == 2 * 2 * 4
+
+
 @pytest.mark.parametrize("kind", [kind for kind in ONLINE_MODULES if kind != "ptuning"])
 def test_a_teacher_that_stands_still_is_the_fixed_one(pair, kind):
     """okd with a module rate of 0 equals fixed_forward_kl bit for bit, over all steps."""
@@ -458,11 +472,16 @@ def test_an_anchor_holds_the_teacher(pair):
 
 
 def test_every_line_tells_of_the_teacher(pair):
-    """Step lines hold the teacher's loss, eval lines its drift and nll, the end its size and where it started."""
+    """Step lines hold the teacher's loss, eval lines its drift and nll, the end its size and where it started. The last eval
+    line's distances are those of the models that are left."""
     run = Watched("okd_ptuning", pair, flags("--steps", "8"))
     steps, evals = ([line for line in run.lines if line["kind"] == kind] for kind in ("step", "eval"))
     assert len(steps) == len(evals) == 8 and all({"teacher_loss", "module_gradient_norm"} <= set(line) for line in steps)
     assert all({"drift", "adapted_nll", "kl_adapted_teacher"} <= set(line) for line in evals)
+    measured = distances(run.student, pair.teacher, pair.val.prompts, pair.val.responses, run.adapted)
+    for key in ("kl_teacher", "drift", "adapted_nll", "kl_adapted_teacher"):  # the first to the original teacher
+        assert evals[-1][key] == pytest.approx(measured[key], rel=1e-5), key
+    assert abs(measured["kl_teacher"] / measured["kl_adapted_teacher"] - 1) > 1e-3
     assert run.costs["initial_drift"] > 0 and run.costs["module_parameters"] == run.adapted.num_parameters()
     assert Watched("okd", pair, flags()).costs["initial_drift"] == 0
     assert not {"drift", "teacher_loss"} & {key for line in Watched("sft", pair, flags()).lines for key in line}
@@ -482,10 +501,12 @@ def test_drift_is_told(pair):
 
 
 @pytest.mark.parametrize("variant", ["fixed_forward_kl", "okd"])
-def test_a_loss_that_is_not_finite_ends_the_run(pair, variant):
-    """One line with the step and what to lower."""
-    with pytest.raises(ValueError, match=r"not finite at step \d.*--lr") as error:
-        Watched(variant, pair, flags("--steps", "30", "--lr", "100", "--module-lr", "1000", "--weight-decay", "100"))
+def test_a_loss_that_is_not_finite_ends_the_run(pair, variant, monkeypatch):
+    """One line with the step and what to lower: the second move is endless, so the third loss is the first that is not finite."""
+    rate = train_okd.learning_rate
+    monkeypatch.setattr(train_okd, "learning_rate", lambda step, *rest: math.inf if step == 1 else rate(step, *rest))
+    with pytest.raises(ValueError, match=r"not finite at step 3 .*--lr") as error:
+        Watched(variant, pair, flags("--steps", "30"))
     assert "\n" not in str(error.value)
 
 
@@ -588,12 +609,25 @@ def test_nobody_learns_the_exam(pair, variant, monkeypatch):
     assert examined == set(map(tuple, pair.train.prompts[19:]))
 
 
-@pytest.mark.parametrize("variant", ["metadistil", "ikd"])
-def test_too_few_prompts_for_an_exam(pair, variant):
-    """One prompt cannot be both learned from and examined."""
-    one = dataclasses.replace(pair, train=type(pair.train)(*(column[:1] for column in pair.train)))
-    with pytest.raises(ValueError, match="too few for an exam"):
-        Watched(variant, one, flags())
+def test_too_few_prompts_for_an_exam(monkeypatch):
+    """One prompt cannot be both learned from and examined, and each process needs one of its own in the exam."""
+    train_okd.check_row("okd", flags(), 1)
+    for processes, fewest in ((1, 2), (2, 8), (3, 13)):
+        monkeypatch.setattr(runs, "processes", lambda processes=processes: (0, processes))
+        held_out = [max(1, round(train_okd.EXAM_SHARE * examples)) for examples in (fewest - 1, fewest)]
+        assert min(held_out) < processes <= held_out[1] or fewest == 2
+        train_okd.check_row("ikd", flags(), fewest)
+        with pytest.raises(ValueError, match=f"too few for the exam of ikd.*at least {fewest} "):
+            train_okd.check_row("ikd", flags(), fewest - 1)
+
+
+def test_the_course_of_the_docstring():
+    """Eq. 17 and cross-entropy by half; the gradient reaches the teacher, which is no constant here."""
+    student_logits, teacher_logits = (torch.tensor([[row]]).log().requires_grad_() for row in ((0.2, 0.5, 0.3), (0.6, 0.3, 0.1)))
+    loss = train_okd.course_loss(student_logits, teacher_logits, torch.tensor([[0]]), 0.5)
+    assert loss.item() == pytest.approx(1.002748, abs=1e-6)
+    (moved,) = torch.autograd.grad(loss.sum(), teacher_logits)
+    assert moved.abs().min() > 0.01
 
 
 def test_costs_of_minillm(pair):
@@ -613,7 +647,7 @@ def test_how_a_batch_is_computed_does_not_count(pair, tmp_path, monkeypatch, var
     """The same losses, gradients, step figures and weights of both players, to rounding, however the batch is worked out."""
     cached(monkeypatch, tmp_path)
     variant, *own = variant.split()
-    names = ["--variants", "fixed_jsd"] if "cache" in how else []
+    names = ["--variants", "fixed_jsd,okd"] if "cache" in how else []
     plain, ours = (
         Watched(variant, copy.deepcopy(pair), flags("--chunk-loss", "no", "--module-lr", "1", *own, *argv))
         for argv in ([], [*how.split(), *names])
@@ -621,7 +655,7 @@ def test_how_a_batch_is_computed_does_not_count(pair, tmp_path, monkeypatch, var
     assert len(plain.lines) == len(ours.lines) > 2
     for line, other in zip(plain.lines, ours.lines):
         assert line.keys() == other.keys()
-        for name in (name for name in line if name != "kind" and not name.endswith("_ms")):
+        for name in (name for name in line if name not in ("kind", "text") and not name.endswith("_ms")):
             assert other[name] == pytest.approx(line[name], rel=2e-4, abs=1e-6), name
     assert moved_apart(plain.students[-1], ours.students[-1]) < 2e-5
     if plain.modules[-1]:
@@ -636,9 +670,9 @@ def test_a_tail_cannot_be_softened(argv, capsys):
     parse_flags(["--variants", "fixed_jsd", "--cache-teacher", "dense", *argv])
     with pytest.raises(ValueError, match="--cache-teacher 5 .*use --cache-teacher dense"):
         parse_flags(["--variants", "fixed_jsd", "--cache-teacher", "dense", "--sweep", "cache-teacher=dense,5", "--temperature", "2"])
-    with pytest.raises(ValueError, match="no method here asks"):
+    with pytest.raises(ValueError, match="would (reach none of|not reach) okd.*takes nothing from a cache"):
         parse_flags(["--variants", "okd", "--sweep", "cache-teacher=dense,5"])
-    with pytest.raises(ValueError, match="no method here asks"):
+    with pytest.raises(ValueError, match="would (reach none of|not reach) okd.*takes nothing from a cache"):
         parse_flags(["--variants", "okd", "--cache-teacher", "dense"])
 
 
@@ -682,7 +716,7 @@ def test_the_pair_is_the_very_one_of_train_skd(finished, cache, tmp_path):
         assert own[key] == other[key], key
     # and the twin methods end at the same student: the same figures of it
     own, other = records(finished, "fixed_forward_kl_seed1")[1], records(tmp_path / "skd", "supervised_seed1")[1]
-    timed = ("seconds",)
+    timed = ("seconds", "sha256")
     assert {key: value for key, value in own.items() if key not in timed} == {key: value for key, value in other.items() if key not in timed}
 
 
@@ -749,6 +783,7 @@ def test_headers_tell_the_resolved_row(finished):
         (["--student-divergence", "minillm"], "--student-divergence"),
         (["--teacher-divergence", "x"], "--teacher-divergence"),
         (["--variants", "skd"], "unknown variant 'skd'"),
+        (["--variants", "ikd", "--student-prompts", "1"], "--student-prompts"),
         (["--equal-compute", "--variants", "sft"], "add it to --variants"),
     ],
 )
@@ -781,7 +816,7 @@ def test_jobs_change_no_figure(clone, tmp_path):
     for jobs in ("1", "2"):
         command = [sys.executable, "train_okd.py", "--quick", "--variants", "okd,okd_skd", "--device", "cpu", "--jobs", jobs]
         subprocess.run([*command, "--out", str(tmp_path / jobs)], cwd=clone, check=True, capture_output=True, timeout=600)
-        finals.append([records(tmp_path / jobs, f"{name}_seed1")[1] | {"seconds": None} for name in ("okd", "okd_skd")])
+        finals.append([records(tmp_path / jobs, f"{name}_seed1")[1] | {"seconds": None, "sha256": None} for name in ("okd", "okd_skd")])
     assert finals[0] == finals[1]
     assert runs.default_jobs("cuda") == 1
 
@@ -815,14 +850,100 @@ def test_wrong_sweeps_are_refused(text, word):
 
 @pytest.mark.parametrize(
     "names,sweep,word",
-    [("okd,okd_no_feedback", "alpha=0,1", "okd_no_feedback, which fixes --alpha"), ("okd_prefix", "module=lora,prefix", "fixes --module "),
-     ("okd,fixed_forward_kl", "module-lr=.1,.2", "fixed_forward_kl, which has no module"), ("sft", "student-kd=0,1", "fixes --student-kd"),
-     ("fixed_forward_kl", "module-start=0,.5", "has no module")],
+    [("okd,okd_no_feedback", "alpha=0,1", "okd_no_feedback, which fixes it itself"), ("okd_prefix", "module=lora,prefix", "fixes it itself"),
+     ("okd,fixed_forward_kl", "module-lr=.1,.2", "fixed_forward_kl, which has no module"), ("sft", "student-kd=0,1", "fixes it itself"),
+     ("fixed_forward_kl", "module-start=0,.5", "has no module"), ("fixed_forward_kl", "teacher-mix=0.1,0.9", "draws nothing from a mixture"),
+     ("metadistil", "alpha=0,.5", "has an exam"), ("ikd", "anchor=0,.5", "has an exam"), ("okd,okd_full", "module-rank=2,4", "okd_full, which has a module without"),
+     ("okd_ptuning", "module-scale=1,2", "without a scale"), ("okd_no_feedback", "teacher-divergence=forward_kl,reverse_kl", "alpha 0"),
+     ("sft", "temperature=1,2", "takes no divergence"), ("okd", "gamma=1,2", "does not write interleaved"), ("okd", "student-temperature=.5,1", "no student write"),
+     ("okd_skd,okd_on_policy", "teacher-top-p=.5,.9", "okd_on_policy, which does not write interleaved"), ("okd", "cache-teacher=dense,5", "cache")],
 )  # fmt: skip
 def test_a_sweep_that_reaches_nothing_is_refused(names, sweep, word):
     """A method that fixes the swept value would repeat one run under several names."""
     with pytest.raises(ValueError, match=word):
         parse_flags(["--variants", names, "--sweep", sweep])
+
+
+@pytest.mark.parametrize("sweeps", ["alpha=0,.5 teacher-divergence=forward_kl,reverse_kl", "module-lr=0,.1 alpha=0,1", "module=lora,full module-rank=2,4"])
+def test_sweeps_whose_product_holds_a_run_twice_are_refused(sweeps):
+    """Where one value of one sweep makes the other mean nothing; each alone is taken."""
+    with pytest.raises(ValueError, match="would not reach okd"):
+        parse_flags(["--variants", "okd", *(word for text in sweeps.split() for word in ("--sweep", text))])
+    for text in sweeps.split():
+        assert len(parse_flags(["--variants", "okd", "--sweep", text])[0].swept) == 2
+
+
+@pytest.mark.parametrize("argv, word", [
+    (["--sweep", "lr=1e-3", "--sweep", "lr=2e-3"], "second time"), (["--sweep", "module-lr=.1", "--sweep", "alpha=0", "--sweep", "module-lr=.2"], "second time"),
+    (["--sweep", "lr=1e-3,0.001"], "lr=0.001 is the same run as lr=1e-3"), (["--sweep", "alpha=0,1", "--sweep", "lr=.01,1e-2"], "alpha=0 lr=1e-2 is the same run as alpha=0 lr=.01"),
+    (["--sweep", "alpha=0,-0.0"], "the same run"), (["--sweep", "log-every=1,2"], "run the script once"),
+])  # fmt: skip
+def test_one_run_under_two_names_is_refused(argv, word):
+    """A flag that is swept twice, and two values that are one number."""
+    with pytest.raises(ValueError, match=word):
+        parse_flags(["--variants", "okd", *argv])
+
+
+@pytest.mark.parametrize("argv", [["--sweep", "alph=0,1"], ["--alph", "0.3"], ["--sweep", "module-r=2,4"]], ids=str)
+def test_flags_have_one_name(argv, capsys):
+    """No abbreviations: by them a sweep would pass what looks at its flag."""
+    with pytest.raises(SystemExit) as stop:
+        parse_flags(["--variants", "okd", *argv])
+    assert stop.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+
+
+# flag -> another value than the one that runs are compared with
+OTHERWISE = {
+    "alpha": 0.9, "module": "adapter", "module_rank": 3, "module_scale": 2.0, "module_lr": 0.3, "module_start": 0.5, "student_divergence": "reverse_kl",
+    "teacher_divergence": "reverse_kl", "student_kd": 0.6, "temperature": 2.0, "update": "alternating", "anchor": 0.5, "teacher_mix": 0.6,
+    "student_temperature": 0.5, "student_top_p": 0.6, "replace": "argmax", "teacher_top_p": 0.3,
+}  # fmt: skip
+KINDS = [(name, {}) for name in VARIANTS] + [("okd", settings) for settings in ({"module": "full"}, {"module": "ptuning"}, {"module_lr": 0.0}, {"student_kd": 0.0}, {"alpha": 0.0})]
+KINDS += [("okd_no_feedback", {"student_kd": 0.0}), ("metadistil", {"module": "full"})]
+
+
+@pytest.mark.parametrize("variant, settings", KINDS, ids=str)
+def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settings):
+    """What `unreached` says of a flag is what happens: the very same student and module, or another student or module."""
+    base = flags(**{"steps": 4, "batch_size": 6, "lr": 1e-2} | settings)
+
+    def end(args):
+        run = Watched(variant, pair, args)
+        return weights_of(run.student), weights_of(run.teacher.module) if run.teacher else {}
+
+    before = end(base)
+    for flag, value in OTHERWISE.items():
+        after = end(argparse.Namespace(**vars(base) | {flag: value}))
+        reason = train_okd.unreached(flag, variant, base)
+        changed = not all(one.keys() == other.keys() and same(one, other) for one, other in zip(before, after))
+        assert changed == (reason is None), (flag, reason)
+
+
+TYPED = [
+    ("fixed_forward_kl", "--alpha 0.3", "--alpha 0.3 would reach none of fixed_forward_kl \\(has no module\\): leave it out, or add e.g. okd to --variants"),
+    ("fixed_forward_kl", "--anchor 2", "okd"), ("sft,gkd", "--module-lr 0.3", "none of sft, gkd .*okd"), ("okd", "--teacher-mix 0.9", "minillm"),
+    ("okd_no_feedback", "--alpha 0.3", "fixes it itself"), ("okd", "--no-write-back", "okd_skd"), ("okd", "--student-top-p .5", "imitkd"),
+    ("okd", "--cache-teacher dense", "--cache-teacher dense would reach none of okd"),
+    ("okd_full", "--module-rank 3", "without a rank"), ("metadistil", "--alpha .3", "has an exam"), ("ikd", "--recompute", "--recompute would reach none of ikd"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names, argv, word", TYPED)
+def test_a_flag_that_reaches_no_chosen_row_is_refused(names, argv, word):
+    """One line with the flag, the methods and what to type, before any work; the yardstick's flags reach every row."""
+    with pytest.raises(ValueError, match=word) as error:
+        parse_flags(["--variants", names, *argv.split()])
+    assert "\n" not in str(error.value)
+    parse_flags(["--variants", names, "--accept-top-k", "2", "--gamma", "3"])
+
+
+def test_a_flag_that_reaches_some_rows_is_noted():
+    """One line per flag, of at most five names; with a sweep a flag reaches a row that one of its runs hears it in."""
+    assert parse_flags(["--variants", "okd,okd_no_feedback", "--alpha", "0.9"])[0].notes == ["note: --alpha 0.9 does not reach okd_no_feedback (fixes it itself)"]
+    (note,) = parse_flags(["--variants", "all", "--anchor", "1"])[0].notes
+    assert note == "note: --anchor 1.0 does not reach sft, fixed_forward_kl, fixed_reverse_kl, fixed_jsd, imitkd and 5 more"
+    assert parse_flags(["--variants", "okd", "--module-rank", "3", "--sweep", "module=lora,full"])[0].notes == []
+    assert parse_flags(["--variants", "all", "--lr", "1e-3"])[0].notes == parse_flags([])[0].notes == []
 
 
 @pytest.mark.parametrize("sweep", ["alpha=0,1", "module-rank=2,4", "student-kd=.5,1", "lr=1e-3,2e-3", "temperature=1,2"])

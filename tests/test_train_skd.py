@@ -5,6 +5,7 @@ The loop runs on a pair of tiny untrained models: what a method does to a batch 
 What each row's loss is, is said by hand in test_methods.py.
 """
 
+import argparse
 import copy
 import dataclasses
 import functools
@@ -27,9 +28,10 @@ import losses
 import methods
 import sample
 import train_skd
-from data import corpora, experiment, pairs, runs
+from data import cli, corpora, experiment, pairs, records, runs
 from data.evaluate import sample_responses, step_columns
 from data.pairs import PairSettings, encode_task
+from data.resume import Keeper
 from data.tasks import make_task
 from data.tokenizer import train_tokenizer
 from losses import forward_kl, masked_mean, with_tail
@@ -302,7 +304,7 @@ def test_what_the_rows_ask_of_the_sampler():
     assert resolve(VARIANTS["speckd"], args).hyper == {"accept_top_k": 60} and VARIANTS["speckd"].hyper == {"accept_top_k": None}
     for name, row in VARIANTS.items():
         if not row.sampling:
-            assert options_of(name, args, 0.3) == experiment.sampling_options(args), name
+            assert options_of(name, args, 0.3) == cli.sampling_options(args), name
 
 
 def test_a_flags_rule_is_not_a_rows_rule():
@@ -314,7 +316,7 @@ def test_a_flags_rule_is_not_a_rows_rule():
         assert options["gamma"] == 3 and options["teacher_temperature"] == 0.7
     options = options_of("skd", args, 0.2)["interleaved"]
     assert options["accept_rule"] == "topp" and options["accept_top_p"] == 0.5
-    assert args.rule == {"accept_top_p": 0.5} and experiment.sampling_options(args)["interleaved"]["accept_top_p"] == 0.5
+    assert args.rule == {"accept_top_p": 0.5} and cli.sampling_options(args)["interleaved"]["accept_top_p"] == 0.5
     warped = flags("--accept-on", "warped", "--teacher-top-p", "0.9")  # which is for topk alone
     assert {options_of(name, warped, 0.2)["interleaved"]["accept_on"] for name in ("ca_opd", "skd_k_along", "skd_entropy")} == {"raw"}
     assert options_of("skd_k_steps", warped, 0.2)["interleaved"]["accept_on"] == "warped"
@@ -373,12 +375,13 @@ def test_a_run_is_a_function_of_its_seed(deep_pair, variant):
 
 @pytest.mark.parametrize("variant", ["on_policy", "skd"])
 def test_noise_is_the_seeds(pair, variant):
-    """One prompt only, so that order cannot differ: samples still differ between seeds, steps and rows."""
+    """One prompt only, and a student that stands still, so that neither order nor learning can differ: samples still differ
+    between seeds, steps and rows."""
     one_prompt = dataclasses.replace(pair, train=type(pair.train)(*(column[:1] for column in pair.train)))
     texts = [
         response
         for seed in (1, 2)
-        for rollout in Watched(VARIANTS[variant], one_prompt, flags(), seed).rollouts
+        for rollout in Watched(VARIANTS[variant], one_prompt, flags(lr=1e-12), seed).rollouts
         for response in map(tuple, rollout.responses())
     ]
     assert len(set(texts)) == len(texts) == 2 * 2 * 4
@@ -418,7 +421,7 @@ LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not
     **dict.fromkeys(("hinton", "dkd", "logit_std", "uld", "cmkd", "ckd", "rdd"), "labels beside the teacher"),
     "rs_kd": "tokens that were drawn from the teacher stand for it",
     "ca_opd": "what was replaced is a label",
-    **dict.fromkeys(("fitnet", "hidden_cosine", "fsp"), "a projector that starts at random"),
+    **dict.fromkeys(("fitnet", "hidden_cosine", "fsp", "dskd"), "a projector that starts at random"),
     "lelp": "a head that starts at random",
     **dict.fromkeys(("takd", "sftn"), "another teacher is made first"),
 }
@@ -701,8 +704,8 @@ def test_costs_are_what_the_models_did(deep_pair, counted, variant):
     if variant == "rdd":  # a step of its lens: one pass, and the head forth and back; counted as two passes
         fed = 24 * (max(len(a) + len(b) for a, b in zip(*deep_pair.train[1:])) - 1)
         flop += 50 * fed * 2 * (teacher - 2 * deep_pair.teacher.head.numel())
-    # of one the branches, and of rdd the lens, are rounded to whole passes
-    assert run.costs["compute"] == pytest.approx(1.07 * flop / 1e12, rel=0.12 if variant in ("one", "rdd") else 0.05)
+    # of rdd the lens is rounded to whole passes
+    assert run.costs["compute"] == pytest.approx(1.07 * flop / 1e12, rel=0.12 if variant == "rdd" else 0.05)
     if row.answers is not None:
         forwards -= 1  # the prompts of the answers, all at once
     before = {"takd": 15, "sftn": 5}.get(variant, 0)  # asked of the pair's own teacher, for one of their own
@@ -741,17 +744,95 @@ def test_generated_tokens_are_counted(pair, variant):
 
 SWEEPS = [
     ("skd_entropy", "accept-top-k=1,2"), ("ca_opd", "accept-rule=topk,argmax"), ("ca_opd", "replace=sample,argmax"),
-    ("skd_k_along,skd", "accept-rule=topk,argmax"),
+    ("skd_k_along,skd", "accept-rule=topk,argmax"), ("sft", "student-temperature=0.5,1"), ("on_policy,supervised", "student-top-p=.5,.9"),
+    ("on_policy", "teacher-temperature=.5,1"), ("skd,on_policy", "gamma=1,2"), ("sft,skd", "accept-top-k=1,2"), ("supervised,sft", "cache-teacher=dense,5"),
+    ("gkd", "accept-on=raw,warped"), ("skd", "accept-on=raw,warped"), ("fresh_teacher", "student-temperature=.5,1"), ("adaswitch", "teacher-top-p=.5,.9"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("names, sweep", SWEEPS)
 def test_a_sweep_that_a_row_would_not_hear_is_refused(names, sweep):
-    """Where a row's own sampling goes before the swept flag all its runs would be one run; skd and its K schedules hear a swept K."""
-    with pytest.raises(ValueError, match="would not reach"):
+    """Where a row trains the same whatever the swept flag says all its runs would be one run; skd and its K schedules hear a swept K."""
+    with pytest.raises(ValueError, match="would not reach") as error:
         parse_flags(["--variants", names, "--sweep", sweep])
+    assert "\n" not in str(error.value)
     args, _ = parse_flags(["--variants", "skd,skd_k_steps,skd_k_along", "--sweep", "accept-top-k=1,2"])
     assert len(args.swept) == 2
+
+
+@pytest.mark.parametrize("sweeps", ["replace=sample,argmax teacher-temperature=.5,1", "student-temperature=0,1 student-top-p=.5,.9", "accept-rule=topk,argmax accept-top-k=1,2"])
+def test_sweeps_whose_product_holds_a_run_twice_are_refused(sweeps):
+    """At replace=argmax no temperature counts, at temperature 0 no nucleus, at accept-rule=argmax no K; one such value alone is well."""
+    with pytest.raises(ValueError, match="would not reach skd"):
+        parse_flags(["--variants", "skd", *(word for text in sweeps.split() for word in ("--sweep", text))])
+    for text in sweeps.split():
+        assert len(parse_flags(["--variants", "skd", "--sweep", text])[0].swept) == 2
+
+
+# flag -> another value than the one that runs are compared with
+OTHERWISE = {
+    "student_temperature": 0.5, "student_top_p": 0.6, "accept_rule": "minprob", "accept_top_k": 2, "replace": "argmax", "teacher_temperature": 0.2,
+    "teacher_top_p": 0.3, "no_write_back": True, "accept_on": "warped", "judge_fresh": True, "gamma": 2,
+}  # fmt: skip
+SETTINGS = [{}, {"replace": "argmax"}, {"replace": "sample_topk"}, {"no_write_back": True}, {"accept_rule": "all"}, {"accept_rule": "none"},
+            {"student_temperature": 0.0, "teacher_temperature": 0.0}, {"teacher_top_p": 0.5}]
+KINDS = [(name, settings) for name in ("skd", "fresh_teacher", "skd_k_along") for settings in SETTINGS]
+KINDS += [(name, settings) for name in ("sft", "seqkd", "on_policy", "imitkd", "speckd", "adaswitch", "ca_opd", "skd_k_steps") for settings in ({}, {"accept_rule": "none"})]
+
+
+@pytest.mark.parametrize("variant, settings", KINDS, ids=str)
+def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settings):
+    """What `unreached` says of a flag is what happens: the very same student, or another one, or at least other counts of its rollouts."""
+    base = flags(**{"accept_top_k": 20, "steps": 3, "batch_size": 8} | settings)
+
+    def end(args):
+        run = Watched(VARIANTS[variant], pair, args)
+        return run.end, [rollout.counters.tolist() for rollout in run.rollouts if rollout.counters is not None]
+
+    weights, counted = end(base)
+    for flag, value in OTHERWISE.items():
+        if value == getattr(base, flag) or flag == "accept_on" and (base.accept_rule != "topk" or base.teacher_temperature == 0):
+            continue  # the same, or refused
+        other_weights, other_counted = end(argparse.Namespace(**vars(base) | {flag: value}))
+        reason = train_skd.unreached(flag, variant, base)
+        if reason:
+            assert same_weights(weights, other_weights), (flag, reason)
+        elif variant != "ca_opd":  # of which these models' proposals satisfy the rule nowhere
+            assert not same_weights(weights, other_weights) or counted != other_counted, flag
+
+
+TYPED = [
+    ("sft", "--student-temperature 0.5", "lets no student write.*on_policy"), ("supervised,sft", "--teacher-top-p .5", "skd"),
+    ("on_policy", "--rule accept_min_prob=.5 --accept-rule minprob", "skd"), ("supervised", "--no-write-back", "--no-write-back would reach none of supervised"),
+    ("skd", "--replace argmax --teacher-temperature 2", "argmax.*leave it out$"), ("kdiga", "--recompute", "as it is"), ("kdiga", "--compile", "as it is"),
+    ("skd,sft", "--cache-teacher dense", "--cache-teacher dense would reach none of skd, sft"),
+    ("sft,supervised,seqkd,hinton,tvd,skew_kl,abkd", "--accept-rule argmax", "hinton, tvd and 2 more"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names, argv, word", TYPED)
+def test_a_flag_that_reaches_no_chosen_row_is_refused(nothing_trained, capsys, names, argv, word):
+    """One line with the flag, the methods and what to type, before any work; the yardstick's flags reach every row."""
+    assert re.search(word, refused(main, ["--quick", "--variants", names, *argv.split()], capsys))
+    parse_flags(["--variants", names, "--accept-top-k", "2", "--gamma", "3"])
+
+
+def test_a_flag_that_reaches_some_rows_is_noted():
+    """One line per flag, of at most five names; none where it reaches all, is what it is anyway, or belongs to the yardstick."""
+    notes = parse_flags(["--student-temperature", "0.5", "--lr", "1e-3", "--gamma", "2", "--accept-on", "raw"])[0].notes
+    assert notes == ["note: --student-temperature 0.5 does not reach sft, supervised, seqkd (lets no student write)"]
+    (note,) = parse_flags(["--variants", "all", "--judge-fresh"])[0].notes
+    assert re.fullmatch(r"note: --judge-fresh does not reach (\w+, ){4}\w+ and \d+ more", note)
+    assert parse_flags(["--data-dir", "X"])[0].notes == ["note: --data-dir is not read, --task math is made here"]
+    assert parse_flags(["--variants", "all", "--quick"])[0].notes == parse_flags([])[0].notes == []
+
+
+def test_notes_are_said_at_the_start(cached_pairs, tmp_path, capsys):
+    """Before the task is named, and not in the table."""
+    argv = [*SMALL, "--variants", "sft,on_policy", "--student-temperature", "0.5", "--out", str(tmp_path / "out")]
+    assert main(argv) == 0
+    note = "note: --student-temperature 0.5 does not reach sft (lets no student write)"
+    assert capsys.readouterr().out.startswith(note + "\n") and "note:" not in (tmp_path / "out" / "table.md").read_text()
 
 
 @pytest.mark.parametrize("wrong, word", [
@@ -818,7 +899,7 @@ def test_another_teacher_is_counted(pair):
     passes of the teacher and of the branch (bridge, norm and head: a student of one block has no upper one) before."""
     args = flags(steps=3)
     for variant in ("takd", "sftn"):
-        taught, _ = train_skd.TEACHERS[VARIANTS[variant].teacher](pair, args, 1)
+        taught, _ = train_skd.TEACHERS[VARIANTS[variant].teacher](pair, args, 1, Keeper())
         found = Watched(VARIANTS[variant], pair, args).costs["compute"]
         plain = Watched(VARIANTS["supervised"], dataclasses.replace(pair, teacher=taught.teacher), args).costs["compute"]
         if variant == "takd":
@@ -987,12 +1068,12 @@ def test_final_figures_are_of_the_final_student(finished, cached_pairs):
     final = lines_of(finished / "skd_seed1.jsonl")[-1]
     found = evaluate(student, pair.teacher, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, gamma=4,
                      accept_top_k=about["accept_top_k"], seed=1, ood=pair.ood)  # fmt: skip
-    assert runs.rounded(found) == {name: final[name] for name in found}
+    assert records.rounded(found) == {name: final[name] for name in found}
     header = lines_of(finished / "skd_seed1.jsonl")[0]
     for which, model, judge in (("teacher", pair.teacher, None), ("student_start", pair.new_student().eval(), pair.teacher)):
         found = evaluate(model, judge, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, gamma=4,
                          accept_top_k=about["accept_top_k"], seed=1, ood=pair.ood)  # fmt: skip
-        assert runs.rounded(found | {"parameters": model.num_parameters()}) == header[which]
+        assert records.rounded(found | {"parameters": model.num_parameters()}) == header[which]
     assert about["variant"] == "skd" and about["score"] == pytest.approx(final["score"])
     assert same_weights(load_checkpoint(str(finished / "teacher.pt"))[0].state_dict(), pair.teacher.state_dict())
     assert same_weights(load_checkpoint(str(finished / "student_start.pt"))[0].state_dict(), pair.student_weights)
@@ -1011,7 +1092,7 @@ def test_resume_runs_nothing_again(copied, cached_pairs, monkeypatch):
 
 def without_times(line):
     """A line of a record without what a clock or a calendar says."""
-    clocks = ("seconds", "date", "commit", "modified")
+    clocks = ("seconds", "date", "commit", "modified", "sha256")
     return {key: value for key, value in line.items() if key not in clocks and not key.endswith("_ms")}
 
 
@@ -1168,6 +1249,7 @@ WRONG_FLAGS = [  # flags, a word that the line must hold
     (["--gamma", "2.5"], "--gamma"),
     (["--accept-top-k", "-1"], "--accept-top-k"),
     (["--accept-top-k", "99999"], "--accept-top-k"),
+    (["--accept-top-k", "0", "--variants", "speckd"], "--accept-top-k"),
     (["--accept-rule", "guess"], "guess"),
     (["--accept-rule", "topk", "--rule", "accept_top_p=0.5"], "accept_top_p"),
     (["--rule", "nonsense"], "--rule"),
@@ -1462,7 +1544,7 @@ def test_every_row_on_the_quick_setting(clone):
     assert (clone / "quick_all" / "table.md").read_text() in out
     for name in VARIANTS:
         header, *lines, final = lines_of(clone / "quick_all" / f"{name}_seed1.jsonl")
-        assert header["row"] == json.loads(json.dumps(runs.rounded(dataclasses.asdict(VARIANTS[name])))) and final["kind"] == "final"
+        assert header["row"] == json.loads(json.dumps(records.rounded(dataclasses.asdict(VARIANTS[name])))) and final["kind"] == "final"
         losses_seen = [line["loss"] for line in lines if line["kind"] == "step"]
         assert all(map(math.isfinite, losses_seen)) and final["steps"] == 40 and math.isfinite(final["val_nll"])
         assert (clone / "quick_all" / f"{name}_seed1.pt").exists()

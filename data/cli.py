@@ -1,0 +1,269 @@
+"""The command line of both scripts: what they share, what is refused, and which flag reaches which method.
+
+    make_parser    the flags of both scripts; each adds its own
+    parse          words -> args and names of methods, one set of args per combination of swept values
+    unreached_tokens, and `unreached` of each script: why a flag changes nothing about how a method is trained
+
+The flags that decide pair and run stand in runs.py (add_shared_flags), with their ranges.
+"""
+
+import dataclasses
+import sys
+
+from data import checks, pairs, report, runs, tasks
+from sample import ACCEPT_RULES, RANKED, REPLACE_RULES, check_rule
+
+TASK_FLAGS = ("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "measure")
+YARDSTICK = ("accept_top_k", "gamma")  # flags that every final student is measured with, whoever it was trained by
+
+
+def make_parser(script, description, variants, main_variants):
+    """The parser of a script with all flags that both scripts share; the script adds its own."""
+    parser = runs.Parser(prog=f"{script}.py", description=description)
+    runs.add_shared_flags(parser, variants, main_variants, pairs.SIZES)
+    group = parser.add_argument_group("sampling (methods whose tokens a model writes)")
+    group.add_argument(
+        "--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay (default: topk)"
+    )
+    group.add_argument("--rule", default="", metavar="KNOB=X,..", help="the rule's own knob, e.g. accept_min_prob=0.1")
+    group.add_argument(
+        "--replace", default="sample", choices=tuple(REPLACE_RULES), help="what a rejected proposal becomes"
+    )
+    group.add_argument("--student-temperature", type=float, default=1.0, help="of every token that the student writes")
+    group.add_argument("--student-top-p", type=float, help="nucleus of the student's draws")
+    group.add_argument("--teacher-temperature", type=float, default=1.0, help="of the teacher's replacements")
+    group.add_argument("--teacher-top-p", type=float, help="nucleus of the teacher's replacements")
+    group.add_argument(
+        "--no-write-back", action="store_true", help="control: mark rejections, keep the student's tokens"
+    )
+    group.add_argument(
+        "--accept-on", default="raw", choices=("raw", "warped"), help="warped: the released code's membership test"
+    )
+    group.add_argument("--judge-fresh", action="store_true", help="judge a second draw, as the released code does")
+    group = parser.add_argument_group("comparison")
+    focus = report.COMPARISONS[script][1]
+    group.add_argument(
+        "--equal-compute", action="store_true", help=f"also run each method for as long as {focus}'s model FLOPs last"
+    )
+    group.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="FLAG=X,Y,..",
+        help="run each method once per value of a flag, e.g. --sweep lr=1e-3,5e-3; several: every combination",
+    )
+    group.add_argument("--weight-decay", type=float, default=0.1, help="on the student's matrices")
+    group.add_argument("--log-every", type=int, default=20, help="steps between logged lines")
+    group.add_argument(
+        "--save-every", type=int, metavar="N", help="steps between saved states, from which --resume goes on (default: an eighth)"
+    )
+    return parser
+
+
+def parse(parser, argv, variants, main_variants, script, unreached):
+    """Command line -> (args with everything resolved that needs no data, names of the methods).
+
+    args.swept holds one pair (label, args) per combination of swept values, or one with an empty label; args.notes lines
+    for the user. unreached(flag, name, args) says why a flag does not reach the training of a method, None where it does.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args, names = parse_once(parser, argv, variants, main_variants, script)
+    args.swept, sweeps = [("", args)], {}
+    for text in args.sweep:
+        flag, _, values = text.partition("=")
+        if not flag or not all(values.split(",")) or text.split() != [text]:
+            raise ValueError(f"--sweep takes FLAG=VALUE,VALUE,.. such as lr=1e-3,5e-3; found {text!r}")
+        if flag.replace("-", "_") in sweeps:
+            raise ValueError(f"--sweep {text} sweeps --{flag} a second time: write all its values into one --sweep")
+        sweeps[flag.replace("-", "_")] = text
+        args.swept = [
+            (f"{label} {flag}={value}", [*(before if isinstance(before, list) else argv), f"--{flag}={value}"])
+            for label, before in args.swept
+            for value in dict.fromkeys(values.split(","))
+        ]
+    if args.sweep and args.equal_compute:
+        raise ValueError("--equal-compute has one budget for all runs, --sweep several: run the script once per value")
+    if args.sweep:
+        args.swept = [
+            (label, parse_once(parser, words, variants, main_variants, script)[0]) for label, words in args.swept
+        ]
+        # log_every: what is logged, not what is trained
+        fixed = sorted(runs.NEUTRAL_FLAGS | {"quick", "size", "settings", "task_options", "log_every", *TASK_FLAGS})
+        for label, other in args.swept:
+            for name in fixed:
+                if name != "swept" and getattr(other, name, None) != getattr(args, name, None):
+                    raise ValueError(
+                        f"--sweep{label} would change --{name.replace('_', '-')}, which all runs of a table share: "
+                        "run the script once per value"
+                    )
+    check_sweeps(args, sweeps, names, unreached)
+    typed = {flag: value for flag, value in vars(parser.parse_args(argv)).items() if value != parser.get_default(flag)}
+    args.notes = check_typed(args, typed, names, variants, unreached)
+    if args.data_dir is not None and args.task in tasks.FAMILIES:
+        args.notes.append(f"note: --data-dir is not read, --task {args.task} is made here")
+    return args, names
+
+
+def check_sweeps(args, sweeps, names, unreached):
+    """ValueError where a sweep (flag -> its text) would be one run, repeated: by a method that trains the same whatever the
+    flag says, even if it is measured otherwise, or by two values that are the same number."""
+    done = {}
+    for label, own in args.swept:
+        for flag, text in sweeps.items():
+            for name in names:
+                if why := unreached(flag, name, own):
+                    raise ValueError(
+                        f"--sweep {text} would not reach {name}, which {why}: leave {name} out of --variants, or this sweep"
+                    )
+        values = [getattr(own, flag) for flag in sweeps]
+        for other, those in done.items():
+            if values == those:
+                raise ValueError(f"--sweep{label} is the same run as{other}: write each value once")
+        done[label] = values
+
+
+def check_typed(args, typed, names, variants, unreached):
+    """ValueError where a flag that was typed (name -> value) reaches no method -> lines about those that reach some only."""
+    notes = []
+    for flag, value in typed.items():
+        if flag in YARDSTICK:
+            continue
+        missed = {name: [unreached(flag, name, own) for _, own in args.swept] for name in names}
+        missed = {name: reasons[0] for name, reasons in missed.items() if all(reasons)}
+        if not missed:
+            continue
+        value = "dense" if (flag, value) == ("cache_teacher", 0) else "" if value is True else value
+        told = " ".join(f"--{flag.replace('_', '-')} {value}".split())  # on one line, whatever was typed
+        listed = ", ".join(list(missed)[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
+        whys = set(missed.values())
+        if len(whys) == 1:
+            listed += f" ({whys.pop()})"
+        if len(missed) < len(names):
+            notes.append(f"note: {told} does not reach {listed}")
+            continue
+        others = [name for name in variants if not unreached(flag, name, args)]
+        add = f", or add e.g. {others[0]} to --variants" if others else ""
+        raise ValueError(f"{told} would reach none of {listed}: leave it out{add}")
+    return notes
+
+
+# Flags that decide tokens: of whatever the student writes, of the teacher's replacements, and of the interleaved writer alone.
+STUDENT_DRAWS = ("student_temperature", "student_top_p")
+TEACHER_DRAWS = ("replace", "teacher_temperature", "teacher_top_p")
+INTERLEAVED = ("accept_rule", "rule", "no_write_back", "accept_on", "judge_fresh", *TEACHER_DRAWS, *YARDSTICK)
+
+
+def first_reason(flag, table):
+    """The first `why` that concerns a flag, of rows (flags, whether it is so, why); or None."""
+    return next((why for flags, is_so, why in table if flag in flags and is_so), None)
+
+
+def unreached_tokens(flag, writer, own, args):
+    """Why a sampling flag changes neither a token nor a mark of a row with this writer, whose `own` options go before the flags;
+    None where it may."""
+    said = vars(args) | own
+    rule, replace, both = said["accept_rule"], said["replace"], writer == "interleaved"
+    raw = said["accept_on"] == "raw"  # else the teacher's temperature and nucleus decide what is accepted, too
+    table = (
+        (STUDENT_DRAWS, writer not in checks.STUDENT_WRITERS, "lets no student write"),
+        (INTERLEAVED, not both, "does not write interleaved"),
+        (own.keys() - {"accept_top_k"}, True, "fixes it itself"),  # a row's accept_top_k is in units of the flag
+        (("rule",), "accept_rule" in own, "fixes the accept rule itself"),
+        (("accept_top_k",), rule not in RANKED and replace != "sample_topk", "has an accept rule without a K"),
+        (("teacher_temperature", "teacher_top_p"), replace == "argmax" and raw, "takes the teacher's argmax"),
+        (("teacher_top_p",), replace == "sample_topk" and raw, "draws from the teacher's K best"),
+        (TEACHER_DRAWS, (rule == "all" or args.no_write_back) and raw, "writes no replacement"),
+        (("no_write_back", "judge_fresh"), rule == "all", "rejects nothing"),
+        (("judge_fresh",), rule == "none", "accepts nothing"),
+        (STUDENT_DRAWS, both and rule == "none" and not args.no_write_back, "keeps nothing of the student's"),
+        (("accept_on",), args.teacher_top_p is None and args.teacher_temperature == 1, "has no --teacher-top-p to warp by"),
+        (("student_top_p", "judge_fresh"), args.student_temperature == 0, "draws at temperature 0"),
+        (("teacher_top_p", "replace"), args.teacher_temperature == 0, "draws at temperature 0"),
+    )
+    return first_reason(flag, table)
+
+
+def parse_once(parser, argv, variants, main_variants, script):
+    """The words of one command line -> (args, names of the methods); see parse."""
+    args = parser.parse_args(argv)
+    names, focus = runs.check_shared_flags(args, variants, main_variants), report.COMPARISONS[script][1]
+    args.rule = parse_rule(args.rule)
+    if args.equal_compute and focus not in names:
+        raise ValueError(f"--equal-compute measures in units of {focus}: add it to --variants")
+    if args.accept_on == "warped" and args.teacher_temperature == 0:
+        raise ValueError("--accept-on warped divides by --teacher-temperature: give one above 0, or --replace argmax")
+    check_rule(args.accept_rule, args.replace, args.accept_on, args.gamma, args.accept_top_k or 0, args.rule)
+    args.device_type = runs.pick_device(args.device).type
+    if runs.started_by_torchrun() and args.jobs not in (None, 1):
+        raise ValueError("--jobs runs methods side by side, torchrun lets processes share each: leave one of them out")
+    args.jobs = args.jobs or runs.default_jobs(args.device_type)
+    size = dict(pairs.SIZES[args.size])
+    default_steps, default_lr, args.task_options = size.pop("steps"), size.pop("lr"), {}
+    if args.quick:  # every stage, as short as it can be
+        default_steps = 40
+        size |= {name: getattr(pairs.QUICK, name) for name in ("teacher_steps", "start_steps", "student_prompts")}
+        args.task_options = pairs.QUICK_TASK if args.task in tasks.FAMILIES else {}
+    args.steps, args.lr = args.steps or default_steps, args.lr or default_lr
+    given = {
+        name: getattr(args, name)
+        for name in (
+            "teacher_steps",
+            "start_steps",
+            "teacher_prompts",
+            "student_prompts",
+            "student_start",
+            "vocab_size",
+            "block_size",
+        )
+    }
+    size |= {name: value for name, value in given.items() if value is not None}
+    args.settings = pairs.PairSettings(**size, seed=args.pair_seed)
+    pretraining = max(args.settings.teacher_steps, args.settings.start_steps) * args.settings.batch_size
+    prompts = max(args.steps * args.batch_size, pretraining)
+    if prompts > runs.MOST:  # their order is drawn before the first step, and held in memory
+        raise ValueError(
+            "--steps (or --teacher-steps, --start-steps) times the batch size must be at most "
+            f"{runs.MOST:,}, found {prompts:,}"
+        )
+    if args.settings.student_prompts == 0:
+        args.settings = dataclasses.replace(args.settings, student_prompts=None)
+    return args, names
+
+
+def parse_rule(text):
+    """ "accept_min_prob=0.1" -> {"accept_min_prob": 0.1}; ValueError for anything else."""
+    try:
+        return {knob: float(value) for knob, value in (part.split("=") for part in text.split(",") if part)}
+    except ValueError as error:
+        raise ValueError(f"--rule takes KNOB=NUMBER, e.g. accept_min_prob=0.1; found {text!r}") from error
+
+
+def sampling_options(args):
+    """The flags of the sampling group as keywords of sample.write_tokens."""
+    return {
+        "temperature": args.student_temperature,
+        "top_p": args.student_top_p,
+        "interleaved": {
+            "gamma": args.gamma,
+            "accept_rule": args.accept_rule,
+            "accept_top_k": args.accept_top_k,
+            "replace": args.replace,
+            "teacher_temperature": args.teacher_temperature,
+            "teacher_top_p": args.teacher_top_p,
+            "write_back": not args.no_write_back,
+            "accept_on": args.accept_on,
+            "judge_fresh": args.judge_fresh,
+            "keep_features": args.chunk_loss == "yes",
+            **args.rule,
+        },
+    }
+
+
+def check_cache(args):
+    """ValueError where --cache-teacher would change what it keeps."""
+    for own in [args, *(own for _, own in args.swept)]:
+        if own.cache_teacher and getattr(own, "temperature", 1.0) != 1.0:
+            raise ValueError(
+                f"--cache-teacher {own.cache_teacher} keeps the tail as one bucket, which no --temperature can soften "
+                "(its tokens are gone): use --cache-teacher dense, or --temperature 1"
+            )

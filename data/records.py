@@ -1,0 +1,181 @@
+"""Records: one JSON-lines file per run, written line by line, sealed at its end, and read again.
+
+A file is a header (what was asked, of which code, on which machine), one line per logged step, one per evaluation, and a
+final line. The final line ends with a sha256 of everything from the header to there, so that a record that was changed
+afterwards, by a failing disk or by hand, is told from the one that was written. A file without its final line belongs to
+a run that was interrupted. Records name no folder, so they can be committed.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+SEAL = ', "sha256": "{}"}}'  # how a final line ends
+
+
+def sealed(text):
+    """The lines of a whole run, as text without a newline at the end -> the same with its seal."""
+    return text[:-1] + SEAL.format(hashlib.sha256(text.encode()).hexdigest())
+
+
+def is_sealed(text):
+    """Whether a text is what `sealed` made of some other: not a bit of it was changed."""
+    return text == sealed(text[: -len(SEAL.format("0" * 64))] + "}")
+
+
+def run_name(variant, seed, budget):
+    """The stem of a run's files."""
+    return f"{variant}{'_compute' if budget == 'compute' else ''}_seed{seed}".replace(" ", "_")
+
+
+class NoLog:
+    """What all processes but the first write their records to."""
+
+    text = ""
+
+    def write(self, kind, **figures):
+        pass
+
+    def close(self):
+        pass
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class RunLog:
+    """One run's record file, one JSON object per line, flushed line by line."""
+
+    def __init__(self, folder, name, header):
+        self.path, self.text = Path(folder) / f"{name}.jsonl", ""
+        self.begin_file()
+        self.write("header", **header)
+
+    def begin_file(self):
+        """A new file at the path; were there a link, another one would be written over."""
+        self.path.unlink(missing_ok=True)
+        self.file = self.path.open("x", encoding="utf-8", newline="\n")
+
+    def write(self, kind, **figures):
+        """Append {"kind": kind, **figures}; floats are rounded to 7 digits. A final line seals the record."""
+        if kind == "final" and not self.in_place():  # somebody moved or emptied the folder: what is known is written anew
+            self.file.close()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.begin_file()
+            self.file.write(self.text)
+        before, text = len(self.text), self.text + json.dumps({"kind": kind} | rounded(figures), allow_nan=False)
+        self.text = (sealed(text) if kind == "final" else text) + "\n"
+        self.file.write(self.text[before:])
+        self.file.flush()
+
+    def in_place(self):
+        """Whether the file is still where it was begun."""
+        try:
+            return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def close(self):
+        self.file.close()
+
+    def state_dict(self):
+        """What was written so far."""
+        return {"text": self.text}
+
+    def load_state_dict(self, state):
+        """Go on behind what another RunLog had written."""
+        self.file.seek(0)
+        self.file.truncate()
+        self.text = state["text"]
+        self.file.write(self.text)
+        self.file.flush()
+
+
+def rounded(value):
+    """Floats to 7 significant digits, and what JSON has no number for to None, all the way down."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def set_aside(path):
+    """Rename a damaged file, so that it is in nobody's way and can still be looked at -> its new path."""
+    aside, number = Path(f"{path}.damaged"), 1
+    while aside.exists():
+        aside, number = Path(f"{path}.damaged{number}"), number + 1
+    return Path(path).rename(aside)
+
+
+def read_finished(folder, name, flags, inputs=None, script=None, say=print):
+    """The final figures of a finished run, or None where it has to be run.
+
+    A record that is not what was written is set aside, and `say` is told. Raises ValueError for a record, finished or not,
+    that was made with other flags, from other input files (`inputs`) or by another `script`, and for a file that is no record.
+    """
+    path = Path(folder) / f"{name}.jsonl"
+    if not path.exists():
+        return None
+    if not path.is_file():  # reading from a pipe would wait for ever
+        raise ValueError(f"{path.name} is no file: move it away, or give another --out")
+    text = path.read_bytes().decode("utf-8", "replace")  # a seal does not fit what was replaced
+    lines = text.removesuffix("\n").split("\n")
+    header = parsed(lines[0])
+    if not isinstance(header, dict) or not isinstance(header.get("flags"), dict):
+        cut_off = "\n" not in text  # within its first line
+        if not re.fullmatch(r".+_seed\d+", name) or not cut_off and is_sealed(text.removesuffix("\n")):
+            raise ValueError(f"{path.name} is no record of this project: move it away, or give another --out")
+        if cut_off:
+            return None
+        finished = True
+    else:  # either of the two ends a record, and a flipped bit leaves the other
+        finished = any('"kind": "final"' in line or '"sha256": "' in line for line in lines[1:])
+        if parsed(lines[-1]) is None and not text.endswith("\n"):
+            finished = False  # cut off within its final line
+    if finished and not is_sealed(text.removesuffix("\n")):
+        say(f"{path.name} is not what was written: set aside as {set_aside(path).name}, to be run again")
+        return None
+    of_whom = [header.get(key) for key in ("variant", "seed", "budget")]
+    if finished and None not in of_whom and run_name(*of_whom) != name:
+        raise ValueError(f"{path.name} is the record of {run_name(*of_whom)}: give it that name, or move it away")
+    if None not in (script, header.get("script")) and header["script"] != script:
+        raise ValueError(f"{path.name} was made by {header['script']}.py, this is {script}.py: give another --out")
+    asked = json.loads(json.dumps(rounded(flags)))
+    refuse_difference(path.name, header["flags"], asked)
+    if inputs is not None and header.get("inputs", {}) != inputs:
+        raise ValueError(f"{path.name} was made from other data files: give another --out, or the same files")
+    return parsed(lines[-1]) if finished else None
+
+
+def parsed(line):
+    """What a line of JSON says, or None."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):  # thousands of brackets
+        return None
+
+
+def shown(value):
+    """A flag's value as words: what nobody typed has no value that could be typed."""
+    return "not given" if value is None else value
+
+
+NO_FLAGS = ("pair", "inputs", "row", "variant", "seed", "budget", "torch", "processes", "inner")  # in what decides a run
+
+
+def refuse_difference(name, before, now):
+    """ValueError that names the first thing in which the maker of a file and this run differ; both are {flag: value}."""
+    # Name the flag that was typed: --size before what it decides, the resolved settings last.
+    for flag in sorted(before.keys() | now.keys(), key=lambda flag: (flag in ("settings", "row"), flag not in ("variant", "size"), flag)):
+        if before.get(flag) != now.get(flag):
+            typed = flag if flag in NO_FLAGS else f"--{'device' if flag == 'device_type' else flag.replace('_', '-')}"
+            back = "go back to that" if flag in NO_FLAGS else "the same flags"
+            raise ValueError(
+                f"{name} was made with {typed} {shown(before.get(flag))}, now it is {shown(now.get(flag))}: give another --out, or {back}"
+            )

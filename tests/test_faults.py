@@ -1,0 +1,563 @@
+"""What befalls a program from outside: signals, kills, full disks, read-only folders, two at once. Nothing done is lost.
+
+The slow tests run the real commands. Moments are random and seeded: a process is ended when it has printed its n-th line,
+which is never the same place twice, since nobody waits for it.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import sample
+import train_skd
+from data import experiment, pairs, runs
+from model import load_file
+from test_train_skd import SMALL, cached_pairs, lines_of, without_times  # noqa: F401
+
+TINY = "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 16 --save-every 2 --log-every 2 --device cpu".split()
+KILLS = 25  # of each script
+SIGNALS = 12
+RUNS = {
+    "train_skd.py": "seqkd,skd,distillm,fitnet,takd,sftn",
+    "train_okd.py": "gkd,okd,promptkd,ikd",
+}
+
+
+@contextlib.contextmanager
+def running(clone, script, *argv, limit=None):
+    """The real command, whose lines can be read one by one; at the end of the block it is over."""
+    process = subprocess.Popen(
+        [sys.executable, script, *TINY, *argv], cwd=clone, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, preexec_fn=limit,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def read_lines(process, number):
+    """The first `number` lines, or fewer where it prints fewer."""
+    return [line for _, line in zip(range(number), iter(process.stdout.readline, ""))]
+
+
+def finished_records(folder, names):
+    """The lines of every record but those that tell of going on, without what a clock says."""
+    found = {name: lines_of(folder / f"{name}.jsonl") for name in names}
+    assert all(line[-1]["kind"] == "final" for line in found.values())
+    kept = {name: [without_times(line) for line in lines if line["kind"] != "resumed"] for name, lines in found.items()}
+    for lines in kept.values():
+        lines[0].pop("jobs")  # how many were side by side when this one began
+    return kept
+
+
+def stems(script):
+    """The names of a script's runs."""
+    return [f"{name}_seed{seed}" for name in RUNS[script].split(",") for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clone, tmp_path_factory):
+    """Folders of runs that nothing befell, by script."""
+    folders = {}
+    for script, names in RUNS.items():
+        folders[script] = tmp_path_factory.mktemp("undisturbed") / "out"
+        with running(clone, script, "--seeds", "2", "--variants", names, "--out", str(folders[script])) as process:
+            _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors[-2000:]
+    return folders
+
+
+def same_results(one, other, names):
+    """Records and final students of two folders are the same, to the bit, and nothing else is left."""
+    records_of_one, records_of_other = finished_records(one, names), finished_records(other, names)
+    for name in names:
+        assert records_of_one[name] == records_of_other[name], name
+        for kind in (".pt", ".module.pt"):
+            files = [folder / f"{name}{kind}" for folder in (one, other)]
+            if files[0].exists():
+                contents = [torch.load(file, weights_only=True) for file in files]
+                assert contents[0]["sha256"] == contents[1]["sha256"], name
+    assert not [path for kind in ("state", "partial", "damaged", "lock") for path in other.glob(f"*.{kind}*")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", RUNS)
+def test_killed_at_random_moments(clone, tmp_path, undisturbed, script):
+    """SIGKILL at 25 random moments of each script, in one folder and one cache, then left alone: every bit of every run is as
+    if nothing had happened; no file is left over. A life begins with four lines, and every other step is one more. How far
+    a life comes beyond its last line is the machine's affair: where all is done before the last kill, it begins anew."""
+    noise, most = torch.Generator().manual_seed(14), 14
+    for path in (clone / "data" / "cache").rglob("*.pt"):  # the pair is made, and killed, anew
+        path.unlink()
+    out, went_on, killed, finished, cache = tmp_path / "out", 0, 0, 1, clone / "data" / "cache"
+    command = [script, "--variants", RUNS[script], "--seeds", "2", "--resume", "--out"]
+    while killed < KILLS:
+        lines = int(torch.randint(1, most + 1, (), generator=noise))
+        jobs = 1 + int(torch.rand((), generator=noise) < 0.2)
+        with running(clone, *command, str(out), "--jobs", str(jobs)) as process:
+            printed = read_lines(process, lines)
+        assert not any("damaged" in line for line in printed)
+        went_on += sum(" goes on after step " in line for line in printed)
+        killed += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            same_results(undisturbed[script], out, stems(script))
+            out, finished = tmp_path / f"out{finished}", finished + 1
+    with running(clone, *command, str(out), "--jobs", "2") as process:
+        _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-2000:]
+    same_results(undisturbed[script], out, stems(script))
+    assert went_on >= 3  # nine and ten where it was tried
+    assert not [path for kind in ("state", "partial", "damaged", "lock") for path in cache.rglob(f"*.{kind}*")]
+
+
+def has_stopped(process, errors, number, out):
+    """The program was ended by this signal as it says it would be: its status, one line, no half-written file."""
+    assert process.returncode == 128 + number, errors[-2000:]
+    assert len(errors.strip().splitlines()) == 1 and f"stopped by {signal.Signals(number).name}" in errors and "--resume" in errors, errors
+    assert not list(out.glob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("everybody", [False, True])
+def test_a_signal_saves_and_tells_how_to_go_on(clone, tmp_path, undisturbed, number, everybody):
+    """Sent to the program, or as a terminal and a cluster do to all of its processes, in the middle of skd: a state on disk,
+    and --resume ends at the same bits."""
+    out = tmp_path / "out"
+    command = ["train_skd.py", "--variants", RUNS["train_skd.py"], "--seeds", "2", "--out", str(out), "--jobs", "1"]
+    with running(clone, *command) as process:
+        begun = False
+        for line in iter(process.stdout.readline, ""):
+            begun |= line.startswith("skd_seed1: 16 steps")
+            if begun and line.startswith("  step     6/16"):
+                break
+        (os.killpg if everybody else os.kill)(process.pid, number)
+        _, errors = process.communicate(timeout=120)
+        has_stopped(process, errors, number, out)
+    assert [path.name for path in out.glob("*.state.pt")] == ["skd_seed1.state.pt"]
+    with running(clone, *command, "--resume") as process:
+        output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-2000:]
+    assert "skd_seed1: goes on after step " in output
+    same_results(undisturbed["train_skd.py"], out, stems("train_skd.py"))
+
+
+@pytest.mark.slow
+def test_signals_again_and_again(clone, tmp_path, undisturbed):
+    """Two runs side by side, and a signal at a random moment of every life, to the program or to all of its processes: each
+    ends as a signal should, and in the end every bit is as if nothing had happened."""
+    noise, out, stopped, script = torch.Generator().manual_seed(21), tmp_path / "out", 0, "train_skd.py"
+    command = [script, "--variants", RUNS[script], "--seeds", "2", "--resume", "--out", str(out), "--jobs", "2"]
+    while stopped < SIGNALS:
+        lines, number, everybody = torch.randint(1, 7, (3,), generator=noise).tolist()
+        number = signal.SIGINT if number % 2 else signal.SIGTERM
+        with running(clone, *command) as process:
+            read_lines(process, lines)
+            with contextlib.suppress(ProcessLookupError):  # it may have come to its end
+                (os.killpg if everybody % 2 else os.kill)(process.pid, number)
+            _, errors = process.communicate(timeout=120)
+            if process.returncode == 0:  # all was done before: a new beginning
+                same_results(undisturbed[script], out, stems(script))
+                shutil.rmtree(out)
+                continue
+            has_stopped(process, errors, number, out)
+            stopped += 1
+    with running(clone, *command) as process:
+        _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-2000:]
+    same_results(undisturbed[script], out, stems(script))
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_nothing(clone, tmp_path, undisturbed):
+    """Files may not grow past 150 kB: the runs fail in one line each, status 1; with room again they go on to the same bits."""
+    names, out = "seqkd,skd", tmp_path / "out"
+    command = ["train_skd.py", "--variants", names, "--out", str(out), "--jobs", "1", "--resume"]
+    with running(clone, *command, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))) as process:
+        _, errors = process.communicate(timeout=600)
+    assert process.returncode == 1 and "Traceback" not in errors and "File too large" in errors, errors[-2000:]
+    assert not list(out.glob("*.partial"))
+    with running(clone, *command) as process:
+        _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-2000:]
+    names = [f"{name}_seed1" for name in names.split(",")]
+    assert finished_records(undisturbed["train_skd.py"], names) == finished_records(out, names)
+
+
+@pytest.mark.slow
+def test_two_programs_share_a_cache(clone, tmp_path, undisturbed):
+    """Started together without a cache, in folders of their own: one pretrains, both come to the same bits. Both in one folder:
+    the second is refused in one line."""
+    for path in (clone / "data" / "cache").rglob("*.pt"):
+        path.unlink()
+    command = ["train_skd.py", "--variants", "skd", "--jobs", "1", "--out"]
+    with running(clone, *command, str(tmp_path / "a")) as one, running(clone, *command, str(tmp_path / "b")) as other:
+        outputs = [process.communicate(timeout=600) for process in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0], outputs
+    assert sum(output.count("  step    40/40") for output, _ in outputs) == 1
+    expected = finished_records(undisturbed["train_skd.py"], ["skd_seed1"])
+    assert expected == finished_records(tmp_path / "a", ["skd_seed1"]) == finished_records(tmp_path / "b", ["skd_seed1"])
+    with running(clone, *command, str(tmp_path / "c"), "--steps", "400") as one:
+        read_lines(one, 1)
+        for line in iter(one.stdout.readline, ""):
+            if "skd_seed1" in line:
+                break
+        with running(clone, *command, str(tmp_path / "c"), "--resume") as other:
+            _, errors = other.communicate(timeout=120)
+        assert other.returncode == 1 and "another process is at work" in errors and len(errors.strip().splitlines()) == 1
+        assert one.communicate(timeout=600) and one.returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In one process.
+
+
+def test_a_lock_is_of_one(tmp_path):
+    """While it is held another cannot have it; afterwards it can, and no file is left. A folder that cannot be made keeps nobody out."""
+    path = tmp_path / ".lock"
+    with runs.locked(path) as first:
+        with runs.locked(path, wait=False) as second:
+            assert first and not second
+    with runs.locked(path, wait=False) as third:
+        assert third and path.exists()
+    assert not path.exists()
+    (tmp_path / "file").write_text("")
+    with runs.locked(tmp_path / "file" / ".lock") as alone:
+        assert alone
+
+
+def test_a_lock_waits(tmp_path):
+    """Four processes add 1 to a number in a file, each five times: none is lost."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from data import runs\n"
+        "number = Path(sys.argv[2])\n"
+        "for _ in range(5):\n"
+        "    with runs.locked(str(number) + '.lock'):\n"
+        "        number.write_text(str(int(number.read_text()) + 1))\n"
+    )
+    (tmp_path / "number").write_text("0")
+    arguments = [sys.executable, "-c", program, str(runs.ROOT), str(tmp_path / "number")]
+    started = [subprocess.Popen(arguments) for _ in range(4)]
+    assert [process.wait(60) for process in started] == [0] * 4
+    assert (tmp_path / "number").read_text() == "20" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_in_use_is_refused(cached_pairs, tmp_path):  # noqa: F811
+    """One line before anything is trained or written."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with runs.locked(out / ".lock"), pytest.raises(ValueError, match="another process is at work in .*: wait for it, or give another --out"):
+        train_skd.main([*SMALL, "--out", str(out)])
+    assert list(out.iterdir()) == []
+
+
+def test_a_read_only_cache(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """A pair in a cache that may not be written to is used; one that has to be made is kept in the run's own folder."""
+    refuses = runs.write_error
+    assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(tmp_path / "before")]) == 0
+
+    def read_only(folder):
+        return OSError(30, "Read-only file system") if os.path.samefile(folder, cached_pairs) else refuses(folder)
+
+    monkeypatch.setattr(runs, "write_error", lambda folder: read_only(folder) if os.path.isdir(folder) else refuses(folder))
+    assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(tmp_path / "a")]) == 0
+    before = sorted(cached_pairs.iterdir())
+    capsys.readouterr()
+    assert train_skd.main([*SMALL, "--variants", "sft", "--pair-seed", "77", "--out", str(tmp_path / "b")]) == 0
+    assert "read-only: models are kept in" in capsys.readouterr().out and sorted(cached_pairs.iterdir()) == before
+    assert len(list((tmp_path / "b" / "pairs").glob("*.pt"))) == 2 and not (tmp_path / "a" / "pairs").exists()
+    monkeypatch.setattr(pairs, "QUICK", dataclasses.replace(pairs.QUICK, teacher_steps=4, start_steps=4))
+    assert sample.main(["--rows", "1"]) == 0  # the picture needs a pair, and keeps it nowhere
+    assert "read-only: models are kept in" in capsys.readouterr().out and sorted(cached_pairs.iterdir()) == before
+
+
+def own_data(folder, answer="yes"):
+    """A data set of one's own whose answers are all the same."""
+    folder.mkdir(exist_ok=True)
+    for split, first in (("train", 0), ("val", 40), ("test", 50)):
+        rows = [json.dumps({"prompt": f"question {i}", "response": answer}) for i in range(first, first + (40 if first == 0 else 6))]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+    return ["--task", "jsonl", "--data-dir", str(folder)]
+
+
+def compare_with(argv, before_each):
+    """A comparison whose runs begin with before_each() -> status."""
+
+    def run_one(*task):
+        before_each()
+        return train_skd.run_one(*task)
+
+    return experiment.compare("train_skd", *train_skd.parse_flags(argv), train_skd.VARIANTS, run_one, train_skd.check_row)
+
+
+@pytest.mark.parametrize("what", ["data", "test split", "code", "pair"])
+def test_what_changes_under_a_running_program_is_told(cached_pairs, tmp_path, monkeypatch, capsys, what):  # noqa: F811
+    """Data edited between two runs of a table, code that a later process would read, a pair made anew: the run fails in one line."""
+    argv, began = [*SMALL, *own_data(tmp_path / "data"), "--out", str(tmp_path / "out")], []
+
+    def edit():
+        began.append(1)
+        if len(began) < 2:
+            return
+        if what == "data":
+            own_data(tmp_path / "data", "no")
+        elif what == "test split":  # of which the pair knows nothing
+            (tmp_path / "data" / "test.jsonl").write_text((tmp_path / "data" / "val.jsonl").read_text())
+        elif what == "code":
+            monkeypatch.setattr(experiment, "LOADED", experiment.LOADED | {"losses.py": "another"})
+        else:
+            monkeypatch.setattr(pairs, "SOURCES", [*pairs.SOURCES, "# more"])
+            for path in cached_pairs.glob("jsonl-*.pt"):
+                path.unlink()
+            monkeypatch.setattr(pairs, "make_optimizer", lambda model, lr: torch.optim.SGD(model.parameters(), lr=lr))
+
+    assert compare_with(argv, edit) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    word = {"code": "losses.py has", "pair": "the cached pair has"}.get(what, "the task's data files have")
+    assert line.startswith("train_skd.py: run skd_seed1 failed") and f"{word} changed since" in line and "start it again" in line
+    assert b'"final"' in (tmp_path / "out" / "sft_seed1.jsonl").read_bytes() and not (tmp_path / "out" / "skd_seed1.jsonl").exists()
+
+
+def test_a_record_that_is_gone_at_the_end_is_a_failure(cached_pairs, tmp_path, capsys):  # noqa: F811
+    """The first run's record is deleted while the second runs: status 1 and its name, though both have run."""
+    out, began = tmp_path / "out", []
+
+    def delete():
+        began.append(1)
+        if len(began) == 2:
+            (out / "sft_seed1.jsonl").unlink()
+
+    assert compare_with([*SMALL, "--out", str(out)], delete) == 1
+    assert "run sft_seed1 failed: its record is gone" in capsys.readouterr().err
+
+
+def test_what_going_on_finds_is_told(cached_pairs, tmp_path, capsys):  # noqa: F811
+    """--resume where nothing is, as after a typing error, says so; so it does where students of finished runs are gone."""
+    argv = [*SMALL, "--variants", "sft", "--resume", "--out", str(tmp_path / "out")]
+    assert train_skd.main(argv) == 0
+    assert "nothing to go on with in" in capsys.readouterr().out
+    assert train_skd.main(argv) == 0
+    again = capsys.readouterr().out
+    assert "nothing to go on with" not in again and "no student" not in again
+    (tmp_path / "out" / "sft_seed1.pt").unlink()
+    assert train_skd.main(argv) == 0
+    assert "1 finished runs have no student here" in capsys.readouterr().out
+
+
+def test_a_folder_with_files_of_ones_own_is_refused(cached_pairs, tmp_path):  # noqa: F811
+    """What a run would write over is named, and nothing is written; other files are in nobody's way."""
+    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("teacher.pt", "sft_seed1.pt", "table.md", "summary.json", "curves.svg"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(ValueError, match=f"{name} in .* may be written over: add --resume"):
+            train_skd.main([*SMALL, "--variants", "sft", "--out", str(tmp_path)])
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+    assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(tmp_path)]) == 0
+
+
+def test_a_later_seed_finds_the_same_teacher(cached_pairs, tmp_path):  # noqa: F811
+    """Seeds 1 and 2 at once, or one after the other: the teacher is measured with the pair's seed, and its figures are the same."""
+    argv, found = [*SMALL, "--variants", "sft", "--out"], []
+    for name, more in (("both", [["--seeds", "2"]]), ("apart", [[], ["--seed", "2", "--resume"]])):
+        for words in more:
+            assert train_skd.main([*argv, str(tmp_path / name), *words]) == 0
+        found += [lines_of(tmp_path / name / f"sft_seed{seed}.jsonl")[0] for seed in (1, 2)]
+    assert all(header["teacher"] == found[0]["teacher"] and header["student_start"] == found[0]["student_start"] for header in found)
+
+
+def test_a_cached_model_under_another_name_is_not_taken(cached_pairs, tmp_path, capsys):  # noqa: F811
+    """A file that was copied to the place of another pair's: set aside, and the pair is made."""
+    argv = [*SMALL, "--variants", "sft", "--out"]
+    for seed in ("71", "72"):
+        assert train_skd.main([*argv, str(tmp_path / seed), "--pair-seed", seed]) == 0
+        if seed == "71":
+            before = {path: path.read_bytes() for path in cached_pairs.glob("math-teacher-*.pt")}
+    (path,) = set(cached_pairs.glob("math-teacher-*.pt")) - set(before)
+    path.write_bytes(next(iter(before.values())))
+    capsys.readouterr()
+    assert train_skd.main([*argv, str(tmp_path / "again"), "--pair-seed", "72"]) == 0
+    assert "under another name" in capsys.readouterr().out
+    one, other = (lines_of(tmp_path / name / "sft_seed1.jsonl")[0]["pair"] for name in ("72", "again"))
+    assert one == other and load_file(str(path))["name"] == path.name
+
+
+def test_another_users_pair_is_left_as_it_is(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """A cached pair that may not be read: another one is kept with the run. Where there is no other place, that is said."""
+    argv, load = [*SMALL, "--variants", "sft", "--out"], pairs.load_checkpoint
+    assert train_skd.main([*argv, str(tmp_path / "before")]) == 0
+    before = {path: path.read_bytes() for path in cached_pairs.iterdir()}
+
+    def refuses(path, *rest):
+        if os.path.samefile(os.path.dirname(path), cached_pairs):
+            raise PermissionError(13, "Permission denied", path)
+        return load(path, *rest)
+
+    monkeypatch.setattr(pairs, "load_checkpoint", refuses)
+    capsys.readouterr()
+    assert train_skd.main([*argv, str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().out.count("may not be read: it is left as it is") == 2  # teacher and student
+    assert {path: path.read_bytes() for path in cached_pairs.iterdir()} == before
+    assert len(list((tmp_path / "a" / "pairs").glob("*.pt"))) == 2
+    args, _ = train_skd.parse_flags([*argv, "x"])
+    with pytest.raises(PermissionError, match="may not be read: ask its owner"):
+        pairs.load_or_pretrain_pair(experiment.load_data(args), args.settings)
+
+
+def test_a_method_that_cannot_work_is_left_out_of_all(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """With main or all it is noted and left out of the comparison; by name, and where nothing else is left, it is refused."""
+    monkeypatch.setattr(train_skd, "MAIN", ("sft", "opd", "speckd"))
+    argv = [*SMALL, "--student-temperature", "0.5", "--out", str(tmp_path / "out"), "--variants"]
+    assert train_skd.main([*argv, "main"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("note: left out: opd weighs its samples") == 1
+    assert {path.stem for path in (tmp_path / "out").glob("*.jsonl")} == {"sft_seed1", "speckd_seed1"}
+    with pytest.raises(ValueError, match="opd weighs its samples as the student's own"):
+        train_skd.main([*argv, "sft,opd"])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_without_our_letters_ends_nothing(monkeypatch, encoding):
+    """What it cannot show becomes a question mark."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", None)  # closed
+    runs.use_any_terminal()
+    runs.say("\N{GREEK CAPITAL LETTER DELTA} score")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"? score\n"
+
+
+def test_only_the_projects_own_commit_is_recorded(tmp_path, monkeypatch):
+    """An archive that was unpacked inside another repository has no commit, whatever git or its variables say."""
+    project = tmp_path / "around" / "project"
+    project.mkdir(parents=True)
+    for folder in (tmp_path / "around", tmp_path / "other"):
+        git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(folder)]
+        folder.mkdir(exist_ok=True)
+        for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+            subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(runs, "ROOT", project)
+    assert runs.describe_machine(torch.device("cpu"))["commit"] is None
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    assert runs.describe_machine(torch.device("cpu"))["commit"] is None
+    monkeypatch.setattr(runs, "ROOT", tmp_path / "around")
+    about = runs.describe_machine(torch.device("cpu"))
+    assert len(about["commit"]) == 40 and about["modified"] is False
+
+
+def test_an_unfinished_run_of_other_flags_is_refused(cached_pairs, tmp_path):  # noqa: F811
+    """What is under way is not gone on with under another rate, nor begun anew over it: flag and both values are named."""
+    out = tmp_path / "out"
+    assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(out)]) == 0
+    path = out / "sft_seed1.jsonl"
+    path.write_text("\n".join(path.read_text().split("\n")[:3]) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="made with --lr .*, now it is 0.123: give another --out, or the same flags"):
+        train_skd.main([*SMALL, "--variants", "sft", "--lr", "0.123", "--out", str(out), "--resume"])
+    assert path.read_bytes() == before
+
+
+def test_leftovers_of_a_kill_are_cleared(cached_pairs, tmp_path):  # noqa: F811
+    """A half-written file beside its place, and states of a run that has its final line: gone with the next start."""
+    out = tmp_path / "out"
+    assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(out)]) == 0
+    before = {path.name for path in out.iterdir()}
+    for name in ("sft_seed1.state.pt", "sft_seed1.state.before.pt", "sft_seed1.pt.99.partial"):
+        (out / name).write_text("half")
+    assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(out), "--resume"]) == 0
+    assert {path.name for path in out.iterdir()} == before
+
+
+def test_no_clock_decides(monkeypatch):
+    """Nothing asks the wall clock but for the date of a record: a clock that jumps changes no run."""
+    sources = [path.read_text() for path in [*runs.ROOT.glob("*.py"), *runs.ROOT.glob("data/*.py")]]
+    assert not any("time.time(" in source or "datetime.now" in source for source in sources)
+    assert sum(source.count("time.strftime") for source in sources) == 1
+
+
+def interrupted(number):
+    """A run that a signal ends."""
+    with runs.saving_loop():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert runs.asked_to_stop()
+        runs.stop_if_asked()
+
+
+def test_a_stopped_worker_stops_its_parent():
+    """A worker that was sent a signal of its own ends the whole program as that signal would, and is no failed run."""
+    with pytest.raises(runs.Stopped, match="stopped by SIGTERM"):
+        runs.run_all(interrupted, [(1,), (2,), (3,)], 2, pytest.fail)
+
+
+def test_a_signal_waits_for_the_step_and_a_second_does_not():
+    """In a saving loop the first signal is kept until the loop asks; the second is raised where it comes; outside so is the first."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    runs.catch_signals()
+    try:
+        with pytest.raises(runs.Stopped) as stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stopped.value.number == signal.SIGINT
+        reached = []
+        with pytest.raises(runs.Stopped) as stopped, runs.saving_loop():
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append(1)
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(2)
+        assert reached == [1] and stopped.value.number == signal.SIGINT
+        with pytest.raises(runs.Stopped), runs.saving_loop():
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append(3)
+        assert reached == [1, 3] and not runs.asked_to_stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_signal_outlives_a_loop_that_fails():
+    """A signal that came in a step which then broke ends the program all the same: it was not meant for that run alone."""
+    before = signal.getsignal(signal.SIGTERM)
+    runs.catch_signals()
+    try:
+        with pytest.raises(runs.Stopped), runs.saving_loop():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ValueError("not finite")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_others_files_are_left_alone(cached_pairs, tmp_path):  # noqa: F811
+    """What only looks like a leftover of ours stays where it is."""
+    (tmp_path / "film.mkv.partial").write_text("")
+    (tmp_path / "skd_seed1.pt.12.partial").write_text("")
+    assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "film.mkv.partial").exists() and not (tmp_path / "skd_seed1.pt.12.partial").exists()
+
+
+def test_states_are_not_gone_on_with_unasked(cached_pairs, tmp_path):  # noqa: F811
+    """A folder with the state of a run but without its record is refused without --resume."""
+    (tmp_path / "skd_seed1.state.pt").write_text("")
+    with pytest.raises(ValueError, match="already holds records: add --resume"):
+        train_skd.main([*SMALL, "--variants", "skd", "--out", str(tmp_path)])
+
+
+def test_a_lock_makes_its_folder(tmp_path):
+    """A fresh checkout has no cache folder yet: two programs that need it still come one after the other."""
+    path = tmp_path / "cache" / "teacher" / "a.lock"
+    with runs.locked(path), runs.locked(path, wait=False) as second:
+        assert not second
