@@ -4,7 +4,7 @@
     python train_okd.py --quick                  the same path in under a minute, a smoke run
     python train_okd.py --device cuda --size small --seeds 5 --variants fixed_forward_kl,okd_no_feedback,okd
     python train_okd.py --resume                 goes on with the newest run, in the middle of what was under way
-    python train_okd.py --variants okd --alpha 0.9 --module-rank 16 --module-lr 0.2
+    python train_okd.py --variants okd --module-lr 1                 the paper's own: both players at one rate
 
 Two players and one batch. The teacher's own weights are frozen; a small online module beside them (LoRA on the queries
 and values, unless said otherwise) learns along with the student. Each step, from ONE forward of each model:
@@ -28,7 +28,7 @@ adapted one has its own columns, and its drift and its own score are part of the
 import dataclasses
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -78,7 +78,6 @@ class Variant:
     rank: int | None = None
     # in place of the teacher's loss: the gradient of an exam, "exact" or by "difference"
     exam: str | None = None
-    hyper: dict = field(default_factory=dict)  # of the student's divergence
     ours: str = ""  # what is not the paper's
 
 
@@ -111,19 +110,22 @@ VARIANTS = {
                           ours="the gate, so that it starts as the identity"),
     "okd_ptuning": Variant("2409.12512", "OKD with trainable virtual tokens", module="ptuning",
                            ours="the virtual tokens come out of a small network and have no positions"),
-    "okd_adapter": Variant("1902.00751", "OKD with bottleneck adapters behind every block", module="adapter"),
+    "okd_adapter": Variant("1902.00751", "OKD with bottleneck adapters behind every block", module="adapter",
+                           ours="one behind each block, where the paper has one behind either part of it"),
     "okd_full": Variant(None, "OKD with all of the teacher's weights trainable", module="full"),
     # relatives
     "dml": Variant("1706.00384", "two peers, both with cross-entropy and KL, all weights of both trainable", module="full",
                    student_divergence="forward_kl", student_kd=0.5, alpha=0.5, module_lr=1.0,
+                   teacher_divergence="forward_kl", update="simultaneous",
                    ours="starts from a pretrained teacher, not from two equal peers; both terms are halved, both move at once"),
     "prokt": Variant("2107.09305", "the whole teacher learns the references while kept near the student, then the student follows",
                      module="full", student_divergence="forward_kl", alpha=0.5, teacher_divergence="reverse_kl",
-                     update="alternating", ours="from the abstract; the direction of its KL is a reading"),
+                     update="alternating", ours="from the abstract: the direction of its KL and the teacher's rate are readings"),
     "pesf_kd": Variant("2205.15308", "an adapter on the last feature; both take squared error and cross-entropy",
                        module="last_adapter", student_divergence="squared_error", student_kd=0.5, alpha=0.5,
                        teacher_divergence="squared_error",
-                       ours="the loss of its language part, sum over the vocabulary in place of the mean; its feature term is left out"),
+                       ours="the loss of its language part, sum over the vocabulary in place of the mean; its feature term is left out;"
+                            " its code's rate for the adapter is --module-lr 0.2"),
     "promptkd": Variant("2402.12842", "a soft prompt learns reverse KL to student and original teacher on student samples",
                         writer="student", module="ptuning", rank=7, module_lr=1.0, student_divergence="reverse_kl", alpha=1.0,
                         teacher_divergence="reverse_kl", anchor=1.0, anchor_decay=True, update="alternating",
@@ -269,6 +271,7 @@ class Lesson:
         self.total, self.reference_total = (
             runs.across(weight_of(batch.response_mask[:, 1:], args.reduction)) for batch in (rollout, references)
         )
+        self.means = {"temperature": args.temperature, "reduction": args.reduction, "total": self.total}
 
     def reference_loss(self, part, forward, model, model_logits):
         """Cross-entropy: tokens themselves are learned from references only, never from what a model wrote."""
@@ -281,27 +284,25 @@ class Lesson:
         """The divergence that the student minimises, per token (rows, T)."""
         if self.row.student_divergence == "minillm":
             return minillm(student_logits, teacher_logits, self.targets[part], self.mask[part], self.args.teacher_mix)
-        divergence = functools.partial(DIVERGENCES[self.row.student_divergence], **self.row.hyper)
-        return by_chunks(divergence, student_logits, teacher_logits)
+        return by_chunks(DIVERGENCES[self.row.student_divergence], student_logits, teacher_logits)
 
     def student_loss(self, part, forward, student, student_logits, teacher_logits, compared):
-        """player_loss of the student, with forward KL at weight 1 Eq. 17. `compared`: what stands against the teacher's logits, the student's own or those in a cache's buckets."""
+        """player_loss of the student, with forward KL at weight 1 Eq. 17. `compared` stands against the teacher's logits: the
+        student's own, or those of a cache's buckets."""
         weight = self.row.student_kd
         learned = self.reference_loss(part, forward, student, student_logits) if weight < 1 else 0.0
         divergence = functools.partial(self.student_divergence, part)
-        scale = self.args.temperature, self.args.reduction, self.total
-        return player_loss(compared, teacher_logits, self.mask[part], learned, weight, divergence, *scale)
+        return player_loss(compared, teacher_logits, self.mask[part], learned, weight, divergence, **self.means)
 
-    def teacher_loss(self, part, forward, teacher, teacher_logits, student_logits, original):
+    def teacher_loss(self, part, forward, teacher, teacher_logits, student_logits, original_teacher):
         """player_loss of the teacher, with forward KL Eq. 16; and an anchor, KL(adapted || original), for a row that has one."""
         weight, anchor = self.row.alpha, self.row.anchor
         learned = self.reference_loss(part, forward, teacher, teacher_logits) if weight < 1 else 0.0
         divergence = functools.partial(by_chunks, DIVERGENCES[self.row.teacher_divergence])
-        scale = self.args.temperature, self.args.reduction, self.total
-        loss = player_loss(teacher_logits, student_logits, self.mask[part], learned, weight, divergence, *scale)
+        loss = player_loss(teacher_logits, student_logits, self.mask[part], learned, weight, divergence, **self.means)
         if anchor > 0:
             with torch.no_grad():
-                original_logits = self.passes.logits(original, self.inputs[part])
+                original_logits = self.passes.logits(original_teacher, self.inputs[part])
             distance = by_chunks(reverse_kl, teacher_logits, original_logits)
             anchor *= 1 - self.progress if self.row.anchor_decay else 1
             loss = loss + anchor * masked_mean(distance, self.mask[part], self.args.reduction, self.total)
@@ -400,10 +401,10 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
     buckets = cache is not None and cache.best > 0
     meter = Meter(device)
     meter.hold(student, teacher)
-    parts = {"student": student, "optimizer": optimizer, "sampling": sampling}
+    saved = {"student": student, "optimizer": optimizer, "sampling": sampling}
     if row.module:
-        parts |= {"module": teacher.module, "module_optimizer": module_optimizer}
-    done = keeper.restore(**parts, costs=costs, meter=meter, log=log)
+        saved |= {"module": teacher.module, "module_optimizer": module_optimizer}
+    done = keeper.restore(**saved, costs=costs, meter=meter, log=log)
     warn, finite = checks.warner(log, say), checks.Finite(order, keeper, f"--lr ({args.lr}) or --module-lr", device)
     with meter.paused():
         still = checks.Stillness(student, pair.teacher) if done == 0 else None
@@ -438,6 +439,7 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
                 )
         lesson = Lesson(row, args, passes, step / args.steps, rollout, references)
         inputs = lesson.inputs
+        student_losses, teacher_losses, per_token, columns = [], [], [], []
         clock.mark("sampling")
 
         def student_side(part, student_logits, teacher_logits, kept_tokens=None):
@@ -465,7 +467,6 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
         optimizer.zero_grad(set_to_none=True)
         if moving:
             module_optimizer.zero_grad(set_to_none=True)
-        student_losses, teacher_losses, per_token, columns = [], [], [], []
         parts = runs.parts(len(own), args.micro_batch)
         examined = moving and row.exam is not None
         if examined:
@@ -498,16 +499,16 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
                 # The teacher's loss, from the same pair of distributions as the student's.
                 if moving:
                     with passes.precision, meter:
-                        constant = student_logits.detach()
+                        student_constant = student_logits.detach()
                         teacher_loss = lesson.teacher_loss(
-                            part, follower, teacher, teacher_logits, constant, pair.teacher
+                            part, follower, teacher, teacher_logits, student_constant, pair.teacher
                         )
                     teacher_loss.backward()
                     teacher_losses.append(teacher_loss.detach())
                     clock.mark("teacher")
                 if not waits:
-                    constant = None if teacher_logits is None else teacher_logits.detach()
-                    student_side(part, student_logits, constant, stored[0] if buckets else None)
+                    teacher_constant = None if teacher_logits is None else teacher_logits.detach()
+                    student_side(part, student_logits, teacher_constant, stored[0] if buckets else None)
 
         # Both move. The other's distribution is a constant, so the order matters only where the student waits.
         if moving:
@@ -595,15 +596,21 @@ def count_step(costs, row, rollout, references, moving, cached=False):
 def check_row(name, args, examples):
     """ValueError for a method that cannot work with these flags, or with so many prompts: an exam is a fifth of them, a row
     per process."""
+    row = resolve(VARIANTS[name], args)
     softened = args.temperature != 1 or args.student_temperature != 1 or args.student_top_p is not None
-    if VARIANTS[name].student_divergence == "minillm" and softened:
+    if row.student_divergence == "minillm" and softened:
         raise ValueError(
             f"{name} weighs samples by who would have written them, at temperature 1: leave out --temperature,"
             " --student-temperature and --student-top-p, or leave it out of --variants"
         )
+    if row.exam and row.student_kd == 0:
+        raise ValueError(
+            f"the teacher of {name} learns from what it taught, which is nothing at --student-kd 0: give more, or leave it out of"
+            " --variants"
+        )
     processes = runs.processes()[1]
     fewest = 2 if processes == 1 else math.ceil((processes - 0.5) / EXAM_SHARE)  # one is always held out
-    if VARIANTS[name].exam and examples < fewest:
+    if row.exam and examples < fewest:
         raise ValueError(
             f"{examples} prompts are too few for the exam of {name}, a fifth of them: give at least {fewest} by --student-prompts"
         )
@@ -682,7 +689,8 @@ def parse_flags(argv=None):
     group.add_argument("--module-start", type=float, default=0.0, help="share of the steps before it starts to move")
     names = tuple(DIVERGENCES)
     group.add_argument("--student-divergence", default="forward_kl", choices=names, help="which the student minimises")
-    group.add_argument("--teacher-divergence", default="forward_kl", choices=names, help="which the teacher minimises")
+    group.add_argument("--teacher-divergence", default="forward_kl", choices=names, help="which the teacher minimises, its own side as the"
+                       " student's of that name: forward_kl is KL(student || teacher)")
     group.add_argument("--student-kd", type=float, default=1.0, help="weight of it; the rest is cross-entropy (Fig. 9)")
     group.add_argument("--temperature", type=float, default=1.0, help="of both divergences; cross-entropy stays at 1")
     group.add_argument(

@@ -142,7 +142,8 @@ VARIANTS = {
     "fdistill_tvd": Variant("mixed", "total_variation", "2307.15190", "total variation, half on student samples and half on teacher samples",
                             "one response per prompt, by a coin, in place of both", answers=1.0, student_share=(0.5, 0.5), coin="sequence"),
     "distillm": Variant("mixed", "skew_forward_kl", "2402.03898", "skew KL; references until validation worsens, then student samples, kept and replayed",
-                        "validation NLL; no language-model loss on a pretraining corpus", method="replay"),
+                        "validation NLL; no language-model loss on a pretraining corpus",
+                        method="replay"),  # which says from batch to batch who of the mixed writes
     "distillm2": Variant("mixed", "skew_by_writer", "2503.07067", "skew KL on teacher samples, skew reverse KL on student samples",
                          "one response per prompt, by a coin, in place of both, hence half the paper's sum; the student's is drawn now, not once"
                          " per epoch; mean over tokens; the curriculum for alpha is off, as in its code",

@@ -1093,17 +1093,35 @@ WRITERS = {  # a row's writer, as the table of methods says it
 }
 
 
+def _learning(row):
+    """What a row's teacher minimises, at which rate and in which order, as the table of methods says it."""
+    if row["module"] is None:
+        return "-"
+
+    def said(name):
+        flag, value = f"`--{name.replace('_', '-')}`", row[name]
+        return flag if value is None else f"`{value}`" if isinstance(value, str) else f"{value:g}"
+
+    parts = ["an exam"] if row["exam"] else [f"alpha {said('alpha')}"]
+    if not row["exam"] and row["alpha"] != 0:
+        parts.append(said("teacher_divergence"))
+    parts.append(f"rate {said('module_lr')}")
+    if row["anchor"] is not None:
+        parts.append(f"anchor {row['anchor']:g}" + (" to 0" if row["anchor_decay"] else ""))
+    return ", ".join([*parts, *([row["update"]] if row["update"] else [])])
+
+
 def methods_table(script, variants):
     """The README's table of a script's methods, from what its --list-variants prints: {name: row}."""
     with_module = any("module" in row for row in variants.values())
-    titles = ["method", "what it changes", "who writes", "loss", *(["teacher's module"] if with_module else []), "paper", "not the paper's"]
+    titles = ["method", "what it changes", "who writes", "loss", *(["teacher's module", "how it learns"] if with_module else []), "paper", "not the paper's"]
     lines = [f"| {' | '.join(titles)} | command |", "| --- " * (len(titles) + 1) + "|"]
     for name, row in variants.items():
         writer = WRITERS[row["writer"]]
         if row.get("answers") is not None and row["writer"] == "mixed":
             writer = "teacher, before training, or student"
         loss = row.get("loss") or row.get("student_divergence") or "--student-divergence"
-        hyper = ", ".join(f"{key} {value}" for key, value in row["hyper"].items() if value is not None)
+        hyper = ", ".join(f"{key} {value}" for key, value in row.get("hyper", {}).items() if value is not None)
         loss = f"`{loss}`" + (f" ({hyper})" if hyper else "")
         weight = row.get("kd_weight", row.get("student_kd"))
         loss = f"{weight:g} {loss} + {1 - weight:.2g} cross-entropy" if weight and weight < 1 else loss
@@ -1111,7 +1129,7 @@ def methods_table(script, variants):
         loss += f", T = {row['temperature']:g}" if row.get("temperature", 1) != 1 else ""
         loss += f", keeps `{row['method']}`" if row.get("method") else ""
         module = {None: "fixed", "flag": "lora (`--module`)"}.get(row.get("module"), row.get("module"))
-        cells = [f"`{name}`", row["note"], writer, loss, *([module] if with_module else []), row["paper"] or "-", row["ours"] or "-"]
+        cells = [f"`{name}`", row["note"], writer, loss, *([module, _learning(row)] if with_module else []), row["paper"] or "-", row["ours"] or "-"]
         lines.append(f"| {' | '.join(cells)} | `python {script}.py --variants {name}` |")
     return "\n".join(lines) + "\n"
 

@@ -445,8 +445,8 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_resume.py::test_going_on_changes_no_bit[train_okd-okd]",),
      "its moments begin anew"),
     ("okd: every part by its own tokens", "train_okd.py",
-     "        scale = self.args.temperature, self.args.reduction, self.total\n        loss = ",
-     "        scale = self.args.temperature, self.args.reduction, None\n        loss = ",
+     "student_logits, self.mask[part], learned, weight, divergence, **self.means)",
+     "student_logits, self.mask[part], learned, weight, divergence, **self.means | {\"total\": None})",
      ("test_train_okd.py::test_how_a_batch_is_computed_does_not_count[okd---micro-batch 3]",),
      "per-micro-batch normalisation of the teacher's loss"),
     # ------------------------------------------------------------------------------------------------------- data/

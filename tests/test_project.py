@@ -211,6 +211,13 @@ def test_readme_renders_the_rows(script, capsys):
     table = report.methods_table(script.__name__, json.loads(capsys.readouterr().out))
     section = f"methods-{script.__name__.removeprefix('train_')}"
     assert report.replace_section(readme(), section, table) == readme()
+    if script is train_okd:  # what each teacher does stands in its line, be it a row's or a flag's
+        lines = {line.split("`")[1]: line for line in table.splitlines()[2:]}
+        assert "| fixed | - |" in lines["gkd"]
+        assert "| alpha `--alpha`, `--teacher-divergence`, rate `--module-lr` |" in lines["okd"]
+        assert "| alpha 0, rate `--module-lr` |" in lines["okd_no_feedback"]
+        assert "| alpha 1, `reverse_kl`, rate 1, anchor 1 to 0, alternating |" in lines["promptkd"]
+        assert "| an exam, rate `--module-lr`, alternating |" in lines["ikd"]
     for name, row in script.VARIANTS.items():
         assert row.note, name
         assert row.paper is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d{4}/\S+", row.paper), name

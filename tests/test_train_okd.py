@@ -621,6 +621,15 @@ def test_too_few_prompts_for_an_exam(monkeypatch):
             train_okd.check_row("ikd", flags(), fewest - 1)
 
 
+@pytest.mark.parametrize("variant", ["metadistil", "ikd"])
+def test_an_exam_needs_a_course(variant):
+    """A student who takes nothing from the teacher leaves the exam's gradient at zero: refused before anything runs."""
+    train_okd.check_row(variant, flags("--student-kd", "0.1"), 100)
+    with pytest.raises(ValueError, match=f"teacher of {variant} learns from what it taught"):
+        train_okd.check_row(variant, flags("--student-kd", "0"), 100)
+    train_okd.check_row("okd", flags("--student-kd", "0"), 100)
+
+
 def test_the_course_of_the_docstring():
     """Eq. 17 and cross-entropy by half; the gradient reaches the teacher, which is no constant here."""
     student_logits, teacher_logits = (torch.tensor([[row]]).log().requires_grad_() for row in ((0.2, 0.5, 0.3), (0.6, 0.3, 0.1)))
