@@ -772,18 +772,17 @@ def _x_range(curves):
     return low, high, _nice_ticks(low, high)
 
 
-def _last_mean(seeds):
-    """Where a method's line ends; NaN where it has no value."""
-    means = _mean_and_band(seeds, log_y=False)[1]
-    means = means[np.isfinite(means)]
-    return float(means[-1]) if len(means) else math.nan
+def _end(xs, means):
+    """(x, y) of a line's end, its last finite mean; None where it has none."""
+    finite = np.flatnonzero(np.isfinite(means))
+    return (float(xs[finite[-1]]), float(means[finite[-1]])) if len(finite) else None
 
 
 def _named(series, always=()):
     """The methods that get a colour and a name in one panel: all, or of too many the outermost at the end and `always`."""
     if len(series) <= MOST_LINES:
         return list(series)
-    ends = {name: end for name, seeds in series.items() if math.isfinite(end := _last_mean(seeds))}
+    ends = {name: end[1] for name, seeds in series.items() if (end := _end(*_mean_and_band(seeds, log_y=False)[:2]))}
     ranked = sorted(ends, key=ends.get)
     chosen = {*ranked[:OUTERMOST], *ranked[-OUTERMOST:], *always}
     return [name for name in series if name in chosen]
@@ -870,11 +869,7 @@ def _short(name, longest=20):
 
 def _end_labels(drawn, indices, right, top, bottom):
     """Names right of the plot, each at the height of its line's end or as near as the other names allow."""
-    ends = {}
-    for name, (xs, means, _, _) in drawn.items():
-        finite = np.flatnonzero(np.isfinite(means))
-        if len(finite):
-            ends[name] = (float(xs[finite[-1]]), float(means[finite[-1]]))
+    ends = {name: end for name, (xs, means, _, _) in drawn.items() if (end := _end(xs, means))}
     places = _spread([y for _, y in ends.values()], LABEL_GAP, top, bottom)
     parts = []
     for (name, (x, y)), place in zip(ends.items(), places):
