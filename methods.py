@@ -425,10 +425,12 @@ class InputGradient(Method):
         # Guesses for this token, not the next; the first one, which nobody guesses, takes those of its successor.
         guesses = torch.cat([guesses[:, :1], guesses[:, :-1]], 1)
         ids = torch.cat([batch.inputs[..., None], guesses], -1)  # (B, T, 1 + k)
+        seen_twice = F.pad(guesses == batch.inputs[..., None], (1, 0))  # a right guess is the token itself: it counts once
         gradients = []
         for model, model_logits, seen in zip(batch.models, (batch.student_logits, batch.teacher_logits), batch.seen):
             model_loss = by_chunks(cross_entropy, model_logits, targets)
-            gradients.append(input_gradient(model_loss, seen.inputs, model.head, masked, ids, create_graph=model is batch.models[0]))
+            entries = input_gradient(model_loss, seen.inputs, model.head, masked, ids, create_graph=model is batch.models[0])
+            gradients.append(entries.masked_fill(seen_twice, 0.0))
         # The prompt's tokens are inputs too; what stands behind the last token that counts has no gradient.
         is_input = masked.flip(-1).cumsum(-1).flip(-1) > 0
         apart = input_gradient_alignment(*gradients, is_input).sum(-1) / is_input.sum(-1).clamp(min=1)  # (B,)
@@ -500,8 +502,9 @@ class Subclasses(Method):
             slot = self.slot[ids]  # (B, T, k)
             at = slot.clamp(min=0)
             offsets = others[:, :, None] - self.centres[at]
-            targets = torch.einsum("btksc,btkc->btks", self.directions[at], offsets).log_softmax(-1)
-        parts = torch.einsum("btksc,btc->btks", self.head[at], own).log_softmax(-1)
+            targets = torch.einsum("btksc,btkc->btks", self.directions[at], offsets)
+            targets = at_least_float32(targets).log_softmax(-1)
+        parts = at_least_float32(torch.einsum("btksc,btc->btks", self.head[at], own)).log_softmax(-1)
         conditional = kl(targets, parts)  # (B, T, k)
         return self.word_loss(batch) + (probs * conditional * (slot >= 0)).sum(-1)
 
@@ -605,7 +608,7 @@ class Branches(Method):
             for number, block in enumerate(blocks):
                 x = block(x, self.trunk + 1 + number)
             branches.append(like(Unprojected(norm(x), student.head), batch.student_logits))
-        gate = (trunk @ self.gate).softmax(-1)  # (B, T, branches)
+        gate = at_least_float32(trunk @ self.gate).softmax(-1)  # (B, T, branches)
 
         def all_of_them(gate, targets, *branches):
             ensemble = sum(share[..., None] * branch for share, branch in zip(gate.unbind(-1), branches))
@@ -642,7 +645,8 @@ class SoftLabels(Method):
     answers, for a noisy point of the reference token, with soft labels that vary from position to position; its
     temperature is set such that the token itself gets `gold` on average. Loss: cross-entropy + KL(soft label || student)
     + `adversarial` times -log D(student), where D, a small network on the sorted best probabilities, learns to tell
-    labels from students. With gold .8 the targets put .9 on the reference: `label_smoothing` is the control with as much.
+    labels from students. With gold .8 the two targets put .9 on the reference between them: `label_smoothing` is the
+    control with about as much (.9 and its share of the rest), in one term where here are two, hence half as strong a pull.
     """
 
     own_loss = True
@@ -690,7 +694,8 @@ class SoftLabels(Method):
     def soft_labels(self, targets, places):
         """(B, T) -> (B, T, tokens in use) log-probabilities."""
         points = self.points[self.slot[targets]]  # (B, T, width)
-        return (self.noisy(points, uniforms(self.step_seed, places, points)) @ self.weights.T).log_softmax(-1)
+        answers = self.noisy(points, uniforms(self.step_seed, places, points)) @ self.weights.T
+        return at_least_float32(answers).log_softmax(-1)
 
     def per_token(self, batch):
         """The student's loss; what the discriminator will learn from is kept for after_step."""

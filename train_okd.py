@@ -38,7 +38,6 @@ from data.resume import Keeper
 from features import second_order
 from losses import (
     DIVERGENCES,
-    at_least_float32,
     by_chunks,
     cross_entropy,
     kl,
@@ -98,7 +97,8 @@ VARIANTS = {
                        writer="teacher_mixed", student_divergence="minillm",
                        ours="no clipping of repeated updates, since each batch is used once; no loss on a pretraining corpus"),
     # the online teacher
-    "okd": Variant("2409.12512", "the teacher's LoRA learns from student and references", module="flag"),
+    "okd": Variant("2409.12512", "the teacher's LoRA learns from student and references", module="flag",
+                   ours="the module's rate, where the paper has one for both players (--module-lr 1); alpha; rank 8"),
     "okd_no_feedback": Variant(None, "control: the LoRA learns from the references alone", module="flag", alpha=0.0),
     "okd_collapse": Variant(None, "control: the LoRA learns from the student alone, at the student's rate", module="flag",
                             alpha=1.0, module_lr=1.0),
@@ -120,7 +120,7 @@ VARIANTS = {
                    ours="starts from a pretrained teacher, not from two equal peers; both terms are halved, both move at once"),
     "prokt": Variant("2107.09305", "the whole teacher learns the references while kept near the student, then the student follows",
                      module="full", student_divergence="forward_kl", alpha=0.5, teacher_divergence="reverse_kl",
-                     update="alternating", ours="from the abstract: the direction of its KL and the teacher's rate are readings"),
+                     update="alternating", ours="from the abstract: the direction of its KL and the teacher's rate are readings; both terms are halved"),
     "pesf_kd": Variant("2205.15308", "an adapter on the last feature; both take squared error and cross-entropy",
                        module="last_adapter", student_divergence="squared_error", student_kd=0.5, alpha=0.5,
                        teacher_divergence="squared_error",
@@ -186,7 +186,7 @@ def course_loss(student_logits, teacher_logits, targets, kd_weight, temperature=
     """
 
     def distance(student_logits, teacher_logits):
-        logprobs = [at_least_float32(x / temperature).log_softmax(-1) for x in (teacher_logits, student_logits)]
+        logprobs = [soften(x, temperature).log_softmax(-1) for x in (teacher_logits, student_logits)]
         return temperature**2 * kl(*logprobs)
 
     loss = kd_weight * by_chunks(distance, student_logits, teacher_logits)

@@ -138,11 +138,11 @@ VARIANTS = {
     "fdistill_kl": Variant("teacher", "forward_kl", "2307.15190", "KL on the teacher's samples", answers=1.0),
     "fdistill_rkl": Variant("student", "reverse_kl", "2307.15190", "reverse KL on the student's samples"),
     "fdistill_js": Variant("mixed", "jsd_by_writer", "2307.15190", "JSD: its student part on student samples, its teacher part on teacher samples",
-                           "one response per prompt, by a coin, in place of both", answers=1.0, student_share=(0.5, 0.5), coin="sequence"),
+                           "one response per prompt, by a coin, in place of both; mean over tokens", answers=1.0, student_share=(0.5, 0.5), coin="sequence"),
     "fdistill_tvd": Variant("mixed", "total_variation", "2307.15190", "total variation, half on student samples and half on teacher samples",
-                            "one response per prompt, by a coin, in place of both", answers=1.0, student_share=(0.5, 0.5), coin="sequence"),
+                            "one response per prompt, by a coin, in place of both; mean over tokens", answers=1.0, student_share=(0.5, 0.5), coin="sequence"),
     "distillm": Variant("mixed", "skew_forward_kl", "2402.03898", "skew KL; references until validation worsens, then student samples, kept and replayed",
-                        "validation NLL; no language-model loss on a pretraining corpus",
+                        "validation NLL, asked eight times a run; no language-model loss on a pretraining corpus",
                         method="replay"),  # which says from batch to batch who of the mixed writes
     "distillm2": Variant("mixed", "skew_by_writer", "2503.07067", "skew KL on teacher samples, skew reverse KL on student samples",
                          "one response per prompt, by a coin, in place of both, hence half the paper's sum; the student's is drawn now, not once"
@@ -181,18 +181,18 @@ VARIANTS = {
     "hidden_cosine": Variant("dataset", "forward_kl", "1910.01108", "+ 1 - cosine of the last block's output, behind a projector",
                              "the projector, since the widths differ", method="feature", knobs={"feature": "hidden_cosine", "at": "last"}),
     "at": Variant("dataset", "forward_kl", "1612.03928", "+ where along the sequence the activations are large",
-                  "position of a sequence = pixel", method="feature", knobs={"feature": "attention_transfer", "weight": 10.0}),
+                  "position of a sequence = pixel; the sum over positions, not their mean", method="feature", knobs={"feature": "attention_transfer", "weight": 10.0}),
     "sp": Variant("dataset", "forward_kl", "1907.09682", "+ which positions of a sequence resemble each other",
                   "position of a sequence = sample of a batch", method="feature",
                   knobs={"feature": "similarity_preserving", "at": "last", "weight": 10.0}),
     "rkd_distance": Variant("dataset", "forward_kl", "1904.05068", "+ distances between the positions of a sequence",
-                            "16 positions of a sequence = samples of a batch", method="feature",
+                            "16 positions of a sequence = samples of a batch; weight 1 in place of 25", method="feature",
                             knobs={"feature": "rkd_distance", "at": "last", "weight": 1.0, "most": 16}),
     "rkd_angle": Variant("dataset", "forward_kl", "1904.05068", "+ angles between the positions of a sequence",
-                         "16 positions of a sequence = samples of a batch", method="feature",
+                         "16 positions of a sequence = samples of a batch; weight 2 in place of 50", method="feature",
                          knobs={"feature": "rkd_angle", "at": "last", "weight": 2.0, "most": 16}),
     "rkd": Variant("dataset", "forward_kl", "1904.05068", "+ distances and angles between the positions of a sequence",
-                   "16 positions of a sequence = samples of a batch", method="feature",
+                   "16 positions of a sequence = samples of a batch; weights 1 and 2 in place of 25 and 50, in which the KL is lost here", method="feature",
                    knobs={"feature": "rkd", "at": "last", "weight": 0.04, "most": 16}),
     "fsp": Variant("dataset", "forward_kl", "10.1109/CVPR.2017.754", "+ how features go from the middle block to the last",
                    "positions = pixels; together with KD, behind projectors", method="flow"),
@@ -203,7 +203,8 @@ VARIANTS = {
 
     # papers of other fields
     "cmkd": Variant("dataset", "cmkd", "2410.06561", "Pearson and Spearman correlation with the teacher in place of KL",
-                    "restricted to the teacher's 32 best tokens; weights by entropy are a reconstruction; half cross-entropy", kd_weight=0.5),
+                    "restricted to the teacher's 32 best tokens, renormalised; ranks are soft (sigmoids of differences, .1); weights by the entropy's share of"
+                    " the log of the whole vocabulary are a reconstruction; half cross-entropy", kd_weight=0.5),
     "ckd": Variant("dataset", "comparative", "2311.02253", "differences between the logits of two positions are matched, not the logits",
                    "positions of one sequence = samples, all pairs in closed form; differences leave the mean logits free, which cross-entropy"
                    " fixes in place of the paper's labels' part", hyper={"label_weight": 0.0}, kd_weight=0.5),

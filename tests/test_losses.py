@@ -710,6 +710,9 @@ def test_minillm_is_the_gradient_of_the_sequences_reverse_kl():
         weight = sequence_logprob(rows).exp().detach()
         return (weight * losses.reverse_kl(rows, tabular(teacher_table, SEQUENCES)).sum(-1)).sum()
 
+    # The chain rule of the value: the whole sequences' reverse KL is the sum of the positions', each at the student's prefixes.
+    (whole, _), (by_position, _) = (value_and_grad(function, student_table) for function in (exact, single_step))
+    torch.testing.assert_close(by_position, whole, rtol=1e-12, atol=0)
     gradients = [value_and_grad(function, student_table)[1] for function in (exact, expected, single_step)]
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
     assert (gradients[2] - gradients[0]).abs().max() > 0.01

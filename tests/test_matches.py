@@ -408,7 +408,10 @@ def test_adaptive_kl_holds_its_weight_constant():
     assert value.item() == pytest.approx(0.159812, abs=1e-6)
     parts = [both(name, student_logits, teacher_logits)[1] for name in ("forward_kl", "reverse_kl")]
     torch.testing.assert_close(gradient, sum(parts) / 2)
-    _, gradient = both("adaptive_kl", student_logits, teacher_logits, mu=0.4)  # w = .4
+    ends = [losses.DIVERGENCES[name](student_logits, teacher_logits).item() for name in ("forward_kl", "reverse_kl")]
+    assert ends == pytest.approx([0.157925, 0.161699], abs=1e-6)
+    value, gradient = both("adaptive_kl", student_logits, teacher_logits, mu=0.4)  # w = .4
+    assert value.item() == pytest.approx(0.160189, abs=1e-6)
     torch.testing.assert_close(gradient, 0.4 * parts[0] + 0.6 * parts[1])
     student_logits, teacher_logits = random_logits(1, 1, 5, scale=1.0), random_logits(1, 1, 5, seed=1, scale=1.0)
     _, gradient = both("adaptive_kl", student_logits, teacher_logits)
@@ -565,6 +568,8 @@ def test_universal_logit():
         rows = random_logits(4, 5, 6, seed=seed), random_logits(4, 5, 6, seed=seed + 50)
         value = losses.universal_logit(*rows)
         assert (value <= 2 * losses.total_variation(*rows) + 1e-12).all() and (value > 0).all()
+    assert losses.total_variation(STUDENT, TEACHER).item() == pytest.approx(0.4)  # the bound is .8, the value .2
+    assert losses.universal_logit(STUDENT, TEACHER).item() == pytest.approx(0.2)
     wide = log_of(0.4, 0.1, 0.2, 0.3)  # sorted .4 .3 .2 .1 against .5 .3 .2 0
     assert losses.universal_logit(STUDENT, wide).item() == pytest.approx(0.2)
     assert losses.universal_logit(wide, STUDENT).item() == pytest.approx(0.2)

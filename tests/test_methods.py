@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import features
 import methods
 import train_skd
 from data import records
@@ -333,12 +334,13 @@ def in_use():
 
 
 def input_gradients(row):
-    """KDIGA: both losses by one-hot inputs, at the input token and at the four that the teacher expected there."""
+    """KDIGA: both losses by one-hot inputs, at the input token and at those of the teacher's four guesses that are another."""
     everywhere, gradients = list(range(len(row.inputs))), []
     with torch.no_grad():
         expected = row.teacher(row.inputs[None])[0]
     # Nobody expects a first token: there, what is expected behind it.
-    ids = [[int(token), *ranked(expected[max(t - 1, 0)].softmax(-1))[:4]] for t, token in enumerate(row.inputs)]
+    guesses = [ranked(expected[max(t - 1, 0)].softmax(-1))[:4] for t in everywhere]
+    ids = [[int(token), *(g for g in own if g != token)] for token, own in zip(row.inputs, guesses)]
     for model in (row.student, row.teacher):
         one_hot = F.one_hot(row.inputs, model.config.vocab_size).double().requires_grad_()
         x = (one_hot @ model.token_embedding.weight + model.position_embedding.weight[everywhere])[None]
@@ -348,7 +350,7 @@ def input_gradients(row):
             probs = (model.norm(x)[0] @ model.token_embedding.weight.T).softmax(-1)[list(row.at)]
             loss = sum(ce(probs[i], token) for i, token in enumerate(row.response)) / len(row.response)
             (gradient,) = torch.autograd.grad(loss, one_hot, create_graph=True)
-        picked = torch.stack([gradient[t, tokens] for t, tokens in enumerate(ids)])
+        picked = torch.cat([gradient[t, tokens] for t, tokens in enumerate(ids)])
         gradients.append(picked / picked.norm())
     return word_level(row) + 0.05 * (gradients[0] - gradients[1].detach()).square().sum()
 
@@ -918,6 +920,29 @@ def test_input_gradients_need_unfused_attention(monkeypatch):
     monkeypatch.setattr(methods, "second_order", methods.nullcontext)
     with pytest.raises(RuntimeError, match="derivative for aten::_scaled_dot_product"):
         Watched(VARIANTS["kdiga"], tiny_pair(2, 3), flags(steps=1))
+
+
+def test_a_right_guess_is_no_second_token(monkeypatch):
+    """With the whole vocabulary as guesses the input token is one of them: each position has every entry once."""
+    whole, picked, exact = [], [], methods.input_gradient
+
+    def told(per_token, inputs, head, masked, ids, create_graph):
+        whole.append(exact(per_token, inputs, head, masked, None, create_graph=True).detach())
+        assert ids.size(-1) == whole[-1].size(-1) + 1
+        return exact(per_token, inputs, head, masked, ids, create_graph=create_graph)
+
+    def compared(*gradients):
+        picked.extend(gradient.detach() for gradient in gradients[:2])
+        return features.input_gradient_alignment(*gradients)
+
+    monkeypatch.setattr(methods, "input_gradient", told)
+    monkeypatch.setattr(methods, "input_gradient_alignment", compared)
+    row = dataclasses.replace(VARIANTS["kdiga"], knobs={"weight": 0.05, "top_k": 10_000})
+    Watched(row, tiny_pair(2, 3), flags(steps=1))
+    assert len(whole) == len(picked) == 2
+    for every, some in zip(whole, picked):
+        assert every.abs().sum() > 0
+        torch.testing.assert_close(some.square().sum(-1), every.square().sum(-1))
 
 
 # LELP.

@@ -627,6 +627,19 @@ def test_bf16_is_close_and_its_losses_are_float32(pair, monkeypatch):
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_row_trains_in_bf16(name, monkeypatch):
+    """Whatever a row keeps, learns and compares, its losses, its gradients and its own weights are float32 and finite."""
+    seen, kept = [], []
+    monkeypatch.setattr(train_skd, "masked_mean", lambda per_token, *rest: seen.append(per_token.dtype) or masked_mean(per_token, *rest))
+    for module, divergence in ((losses, "kl"), (methods, "kl")):
+        inner = getattr(module, divergence)
+        monkeypatch.setattr(module, divergence, lambda *rows, inner=inner: kept.extend(x.dtype for x in rows) or inner(*rows))
+    ours = Watched(VARIANTS[name], tiny_pair(2, 3), flags("--precision", "bf16", steps=2))
+    assert all(math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"]) for line in ours.steps)
+    assert {*seen, *kept} == {torch.float32} and {weight.dtype for weight in ours.end.values()} == {torch.float32}
+
+
 def test_parts_cost_less_memory(pair):
     """The counted figure falls with smaller parts, with recomputation and with chunks, and says the same every time."""
 
