@@ -4,7 +4,7 @@
     python train_okd.py --quick                  the same path in under a minute, a smoke run
     python train_okd.py --device cuda --size small --seeds 5 --variants fixed_forward_kl,okd_no_feedback,okd
     python train_okd.py --resume                 goes on with the newest run, in the middle of what was under way
-    python train_okd.py --variants okd --module-lr 1                 the paper's own: both players at one rate
+    python train_okd.py --alpha 0.25 --module-lr 1                   both players at one rate, as in the paper
 
 Two players and one batch. The teacher's own weights are frozen; a small online module beside them (LoRA on the queries
 and values, unless said otherwise) learns along with the student. Each step, from ONE forward of each model:

@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -570,7 +571,12 @@ def _notes(runs, variants, control):
         notes.append(f"The runs were made with different flags ({_some(asked, '; ')}): a difference between methods may be theirs.")
     starts = [text for run in runs for text in run.header.get("start_warnings") or []]
     notes += [f"Warning: {text}." for text in dict.fromkeys(starts)]
-    warned = [f"{run.variant} seed {run.seed}: warning: {text}." for run in runs for text in run.final.get("warnings") or []]
+    told = {}  # seeds of one method differ in the numbers of a warning: said once, with those of the first
+    for run in runs:
+        for text in run.final.get("warnings") or []:
+            told.setdefault((run.variant + ", equal compute," * (run.budget == "compute"), re.sub(r"\d+(\.\d+)?", "", text)), []).append((run.seed, text))
+    warned = [f"{variant} seed {seeds[0]}" + f" (likewise {', '.join(map(str, seeds[1:]))})" * (len(seeds) > 1) + f": warning: {texts[0]}."
+              for (variant, _), entries in told.items() for seeds, texts in [[*zip(*entries)]]]
     notes += warned[:MOST_WARNINGS]
     if len(warned) > MOST_WARNINGS:
         notes.append(f"and {len(warned) - MOST_WARNINGS} more warnings in the records.")

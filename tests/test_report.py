@@ -341,6 +341,23 @@ def notes_of(headers, variants=("a", "b", "c")):
     return [line for line in report.render_table(runs).splitlines() if "versions of the code" in line or "different flags" in line]
 
 
+def test_a_warning_of_many_seeds_is_said_once():
+    """Seeds whose warnings differ in their numbers share a line; another text, method or budget has its own."""
+    runs = []
+    for variant, budget, seed, warnings in (
+        ("okd", "steps", 1, ["it drifted 0.052 nats"]), ("okd", "steps", 2, ["it drifted 0.31 nats", "no end in 4 of 8"]),
+        ("okd", "compute", 2, ["it drifted 1 nats"]), ("skd", "steps", 1, ["it drifted 0.05 nats"]), ("skd", "steps", 3, []),
+    ):
+        header, *_, final = make_lines(variant, seed, budget, warnings=warnings)
+        runs.append(report.Run(variant, seed, budget, header, [], [], final))
+    assert [line for line in report.render_table(runs).splitlines() if "warning" in line] == [
+        "- okd seed 1 (likewise 2): warning: it drifted 0.052 nats.",
+        "- okd seed 2: warning: no end in 4 of 8.",
+        "- okd, equal compute, seed 2: warning: it drifted 1 nats.",
+        "- skd seed 1: warning: it drifted 0.05 nats.",
+    ]
+
+
 def test_versions_of_the_code_are_counted():
     """Runs whose files had other contents: one note with the number of versions and the files; what a record lacks is no difference."""
     old, new = {"model.py": "12", "losses.py": "ab", "sample.py": "ff"}, {"model.py": "34", "losses.py": "cd", "sample.py": "ff"}
