@@ -870,6 +870,9 @@ def _line(curve, index=None):
 
 
 def _short(name, longest=20):
+    """A name for the end of a line. Of swept flags the first letters are kept and the whole value, which tells them apart."""
+    if len(name) > longest:
+        name = re.sub(r"(?<= )([^ =]+)=", lambda flag: "".join(word[0] for word in flag[1].split("-") if word) + "=", name)
     return name if len(name) <= longest else name[: longest // 2 - 1] + "…" + name[-(longest - longest // 2) :]
 
 

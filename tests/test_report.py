@@ -341,6 +341,16 @@ def notes_of(headers, variants=("a", "b", "c")):
     return [line for line in report.render_table(runs).splitlines() if "versions of the code" in line or "different flags" in line]
 
 
+def test_swept_values_stand_at_the_ends_of_the_lines():
+    """Names too long for the picture give up the words of their flags before their values."""
+    assert report._short("okd module-lr=0.02") == "okd module-lr=0.02"
+    assert report._short("okd alpha=0.25 module-lr=0.02") == "okd a=0.25 ml=0.02"
+    assert report._short("okd_no_feedback module-lr=0.2") == "okd_no_fe…ack ml=0.2"
+    ends = [report._short(f"okd alpha={alpha} module-lr={rate}") for alpha in (0.25, 0.5, 0.75) for rate in (0.02, 0.2, 1)]
+    assert len(set(ends)) == 9 and max(map(len, ends)) <= 20
+    assert report._short("a_method_with_quite_a_name") == "a_method_…ite_a_name"
+
+
 def test_a_warning_of_many_seeds_is_said_once():
     """Seeds whose warnings differ in their numbers share a line; another text, method or budget has its own."""
     runs = []
