@@ -600,7 +600,7 @@ def load_checkpoint(path, device="cpu"):
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} is not a whole checkpoint of this project ({_first_line(error)}): delete it and run again"
+            f"{path} is not a whole checkpoint of this project ({_first_line(error)}): give another, or let the run write it anew"
         ) from error
     return model.eval(), content
 
@@ -635,7 +635,7 @@ def load_online_module(path, base):
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is not a whole online module ({_first_line(error)}): delete it and run again") from error
+        raise ValueError(f"{path} is not a whole online module ({_first_line(error)}): give another, or let the run write it anew") from error
     if online is None:
         raise ValueError(f"{path} was trained beside another teacher: give the teacher.pt of the same run")
     return online.eval()
