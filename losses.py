@@ -695,7 +695,7 @@ def minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0.2, leng
     Rewards 1, 2, 3 give R_{t+1} = 5, 3, 0 as sums and 2.5, 3, 0 as means. The paper's clipping and its language-model
     loss on a pretraining corpus are left out: each batch is used for one update, and there is no such corpus here.
     """
-    columns = by_chunks(_chosen_and_single, student_logits, teacher_logits, targets)
+    columns = by_chunks(_chosen_and_single, _inside(student_logits, mask), _inside(teacher_logits, mask), targets)
     single, student_chosen, teacher_chosen = columns.unbind(-1)
     with torch.no_grad():
         reward = (teacher_chosen - student_chosen).masked_fill(~mask, 0.0)

@@ -718,6 +718,21 @@ def test_minillm_is_the_gradient_of_the_sequences_reverse_kl():
     assert (gradients[2] - gradients[0]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e30])
+def test_minillm_under_the_mask(garbage):
+    """Whatever either model says outside the mask, the loss and the whole gradient, of a head too, are the same bits."""
+    hidden, head = random_logits(2, 4, 3), random_logits(5, 3, seed=1)
+    teacher_logits, targets = random_logits(2, 4, 5, seed=2), torch.arange(8).view(2, 4) % 5
+
+    def loss(head, hidden, teacher_logits):
+        return losses.masked_mean(losses.minillm(hidden @ head.T, teacher_logits, targets, ROWS_MASK), ROWS_MASK)
+
+    value, gradient = value_and_grad(lambda head: loss(head, hidden, teacher_logits), head)
+    outside = ~ROWS_MASK[..., None]
+    dirty, dirty_gradient = value_and_grad(lambda head: loss(head, hidden, teacher_logits.masked_fill(outside, garbage)), head)
+    assert gradient.abs().sum() > 0 and torch.equal(value, dirty) and torch.equal(gradient, dirty_gradient)
+
+
 def test_minillm_looks_only_ahead():
     """Rewards 1, 2, 3 (and a fourth position outside the mask): 5, 3, 0 as sums of what comes later, 2.5, 3, 0 as means."""
     teacher_logprob = torch.tensor([1.0, 2.0, 3.0, 9.0]) - 12
