@@ -192,7 +192,7 @@ VARIANTS = {
                          "16 positions of a sequence = samples of a batch; weight 2 in place of 50", method="feature",
                          knobs={"feature": "rkd_angle", "at": "last", "weight": 2.0, "most": 16}),
     "rkd": Variant("dataset", "forward_kl", "1904.05068", "+ distances and angles between the positions of a sequence",
-                   "16 positions of a sequence = samples of a batch; weights 1 and 2 in place of 25 and 50, in which the KL is lost here", method="feature",
+                   "16 positions of a sequence = samples of a batch; weights 1 and 2 in place of 25 and 50", method="feature",
                    knobs={"feature": "rkd", "at": "last", "weight": 0.04, "most": 16}),
     "fsp": Variant("dataset", "forward_kl", "10.1109/CVPR.2017.754", "+ how features go from the middle block to the last",
                    "positions = pixels; together with KD, behind projectors", method="flow"),
