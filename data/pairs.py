@@ -36,6 +36,7 @@ from model import (
 from sample import DATASET, Rollout, pad_sequences, rollout_from_ids
 
 CACHE_DIR = Path(__file__).parent / "cache" / "pairs"  # git-ignored
+LONGEST = 16_384  # tokens of a block that --block-size did not ask for: one giant line would make all models as long
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def default_accept_top_k(vocabulary_in_use):
 def encode_task(task, settings):
     """Train the tokenizer on the task's text and encode every split -> TaskData.
 
-    Raises ValueError for an empty split, or when no example fits the block.
+    Raises ValueError for an empty split, when no example fits the block, or when one is longer than anybody means.
     """
     tokenizer = train_tokenizer(task.texts(), settings.vocab_size)
     in_use = vocabulary_in_use(tokenizer, task.texts())
@@ -238,6 +239,11 @@ def encode_task(task, settings):
     fed = [row for name in ("train", "val", "test") for row in zip(splits[name].prompts, splits[name].responses)]
     needed = max(len(prompt) + max(budget, len(response)) for prompt, response in fed)
     needed = max([needed] + [len(prompt) + budget for prompt in splits["ood"].prompts])
+    if settings.block_size is None and needed > LONGEST:
+        raise ValueError(
+            f"the longest example needs a block of {needed:,} tokens: give --block-size 1024 or so, which leaves out what is longer, or"
+            f" --block-size {needed} if it is meant"
+        )
     block_size = settings.block_size or needed
     if block_size >= needed:
         return TaskData(task, tokenizer, splits, block_size, budget, in_use, 0)

@@ -420,6 +420,21 @@ def test_every_example_fits_the_block(long_one):
     assert budget < data.max_new_tokens < data.block_size
 
 
+@pytest.mark.parametrize("giant", ["train", "val", "test"])
+def test_one_giant_line_does_not_decide_the_block(giant):
+    """An example of 20,000 tokens is refused in one line, before any model has as many positions; --block-size leaves it out."""
+    splits = {name: [(f"{name} {i} ?", "ok") for i in range(5)] for name in ("train", "val", "test")}
+    splits[giant][2] = ("long ?", "".join(random.Random(1).choices("abcdefghij", k=20_000)))
+    settings = replace(SETTINGS, vocab_size=257)
+    with pytest.raises(ValueError) as error:
+        encode_task(TextTask(**splits), settings)
+    assert "--block-size 1024" in one_line(error)
+    data = encode_task(TextTask(**splits), replace(settings, block_size=64))
+    assert data.dropped == 1 and data.block_size == 64
+    insisted = encode_task(TextTask(**splits), replace(settings, block_size=30_000))
+    assert insisted.dropped == 0
+
+
 @pytest.mark.parametrize("empty", ["train", "val", "test"])
 def test_no_split_that_is_used_is_empty(empty):
     """A split that a block size leaves without examples ends with one line that names it, before any training."""
