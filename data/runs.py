@@ -384,7 +384,7 @@ def make_run_folder(out, resume, default_name):
         number = taken[-1] + (not resume) if taken else 1
         out = ROOT / "runs" / f"{default_name}-{number}"
     folder = Path(out)
-    if len(folder.name.encode()) > 255:
+    if len(os.fsencode(folder.name)) > 255:
         raise ValueError(f"--out names a folder of {len(folder.name):,} letters: give a shorter name")
     if not resume and folder.is_dir():
         if any([*folder.glob("*.jsonl"), *folder.glob("*.state*.pt")]):
@@ -477,7 +477,9 @@ def let_wait(number):
 
 def _on_signal(number, frame):
     if not let_wait(number):
-        stop(number)
+        if _waiting["loops"]:
+            _waiting["signals"] = [number]  # waits in place of the first: in a destructor Python drops what is raised here
+        raise Stopped(number)
 
 
 def catch_signals(handler=_on_signal):

@@ -4,6 +4,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,27 @@ def saved_late(folder, number):
             os.sched_yield()
         Path(folder, f"stopped{number}").write_text("")
         runs.stop_if_asked()
+
+
+def test_a_second_signal_in_a_destructor_leaves_the_first(monkeypatch):
+    """Python drops what a destructor raises, a progress bar's among them: the signal that waits is asked for all the same."""
+    swallowed, before = [], signal.getsignal(signal.SIGINT)
+
+    class Bar:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: swallowed.append(dropped.exc_type))
+    runs.catch_signals()
+    try:
+        with pytest.raises(runs.Stopped), runs.saving_loop():
+            signal.raise_signal(signal.SIGINT)
+            Bar()
+            assert swallowed == [runs.Stopped] and runs.asked_to_stop() == signal.SIGINT
+        assert runs._waiting == {"loops": 0, "signals": [], "all": False}
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_a_signal_to_everybody_lets_all_runs_save(tmp_path, monkeypatch):
