@@ -6,10 +6,12 @@ The picture fits a student whose only parameter is where its bump stands to a te
 modes puts it between them, where the teacher says nothing; a loss that seeks one puts it on one of them.
 """
 
+import os
 from xml.sax.saxutils import escape
 
 import torch
 
+from data.records import write_whole
 from losses import (
     DIVERGENCES,
     MATCHES,
@@ -126,8 +128,25 @@ def picture(fits):
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+def check_place(path):
+    """OSError, before all fits, where the picture cannot be written, or where something lies that is no picture."""
+    why = None
+    if not path or os.path.isdir(path):
+        why = "a file's name is needed"
+    elif not os.path.isdir(os.path.dirname(path) or "."):
+        why = "there is no such folder"
+    elif os.path.lexists(path):
+        why = "something lies there that is no picture"
+        if os.path.isfile(path):  # a pipe would keep its reader waiting
+            with open(path, "rb") as file:
+                why = None if file.read(5) == b"<svg " else why
+    if why:
+        raise OSError(f"the picture cannot be written to {path or 'nothing'} ({why}): name another place by --svg")
+
+
 def tell(path):
     """Print table and fits, write the picture to `path`."""
+    check_place(path)
     print("Teacher (.6, .3, .1), student (.2, .5, .3); the target, where one is asked for, is token 0, written by the student.")
     print("equal: the student is the teacher; best/worst only: it says nothing but the teacher's best/worst token.\n")
     print("\n".join(table()))
@@ -138,8 +157,7 @@ def tell(path):
         flat = "; hardly cares" if spread < 1e-3 else ""
         print(f"  {name:<34}at {fits[name]:5.2f}   loss {loss:8.4f}   {verdict(fits[name])}{flat}")
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(picture(fits))
+        write_whole(path, picture(fits))
     except OSError as error:
         raise OSError(f"the picture cannot be written to {path} ({error.strerror}): name another place by --svg") from error
     print(f"\nthe picture lies in {path}")

@@ -105,6 +105,24 @@ def rounded(value):
     return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def write_whole(path, text):
+    """Write beside and rename: a reader sees the old file or the new one, never half of one. ValueError for a folder."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():  # a link would be replaced
+        raise ValueError(f"{path} is a folder, and a file is to be written there: move it away")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.unlink(missing_ok=True)
+    try:
+        # "x": folders come from elsewhere, and through a link that waits there another file would be written over.
+        with open(beside, "x", encoding="utf-8", newline="\n") as file:  # the same bytes on every system
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def set_aside(path):
     """Rename a damaged file, so that it is in nobody's way and can still be looked at -> its new path."""
     aside, number = Path(f"{path}.damaged"), 1

@@ -26,7 +26,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from data.records import is_sealed
+from data.records import is_sealed, write_whole
 
 # .975 quantiles of Student's t with 1, 2, .. 29 degrees of freedom: half width of a 95 % interval = t * s / sqrt(n).
 T_975 = (
@@ -765,7 +765,7 @@ def _y_range(curves, log_y):
     constant = high - low <= 1e-9 * max(abs(low), abs(high))
     air = (abs(low) / 10 or 0.5) if constant else 0.04 * (high - low)
     # With the smallest value near zero, an axis without zero would only exaggerate; and no rate is below zero.
-    low = 0.0 if 0 <= low < 0.4 * high else low - air
+    low = 0.0 if 0 <= low < 0.4 * high or low == high == 0 else low - air
     return low, high + air, _nice_ticks(low, high + air)
 
 
@@ -870,10 +870,12 @@ def _line(curve, index=None):
 
 
 def _short(name, longest=20):
-    """A name for the end of a line. Of swept flags the first letters are kept and the whole value, which tells them apart."""
+    """A name for the end of a line. Of swept flags the first letters are kept and every value, which tells them apart."""
     if len(name) > longest:
         name = re.sub(r"(?<= )([^ =]+)=", lambda flag: "".join(word[0] for word in flag[1].split("-") if word) + "=", name)
-    return name if len(name) <= longest else name[: longest // 2 - 1] + "…" + name[-(longest - longest // 2) :]
+    tail = max(longest - longest // 2, len(name.removeprefix(name.split(" ")[0])))
+    head = max(longest - tail - 1, 3)
+    return name if len(name) <= max(longest, head + 1 + tail) else f"{name[:head]}…{name[-tail:]}"
 
 
 def _end_labels(drawn, indices, right, top, bottom):
@@ -991,23 +993,6 @@ def curves_page(runs, order=None, always=()):
 # ------------------------------------------------------------------------------------------------------------ files
 
 
-def _write_atomically(path, text):
-    """Write beside and rename: a reader sees the old file or the new one, never half of one."""
-    if path.is_dir() and not path.is_symlink():  # a link would be replaced
-        raise ValueError(f"{path} is a folder, and a file is to be written there: move it away")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.unlink(missing_ok=True)
-    try:
-        # "x": folders come from elsewhere, and through a link that waits there another file would be written over.
-        with open(beside, "x", encoding="utf-8", newline="\n") as file:  # the same bytes on every system
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def render_report(folder, order=None, control=None, focus=None):
     """{"table.md": text, "curves.svg": text, "summary.json": text} of the records in folder; writes nothing.
 
@@ -1037,7 +1022,7 @@ def write_report(folder, order=None, control=None, focus=None):
     """Write table.md, curves.svg and summary.json of render_report into folder; returns the text of table.md."""
     texts = render_report(folder, order, control, focus)
     for name, text in texts.items():
-        _write_atomically(Path(folder) / name, text)
+        write_whole(Path(folder) / name, text)
     return texts["table.md"]
 
 
@@ -1072,7 +1057,7 @@ def _put_into(readme, name, new_body):
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{readme} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    _write_atomically(path, replace_section(text, name, new_body))
+    write_whole(path, replace_section(text, name, new_body))
 
 
 def _show(text):

@@ -65,3 +65,20 @@ def test_the_picture_and_the_command(tmp_path, capsys):
     assert all(name in printed for name in ALL)
     with pytest.raises(OSError, match="cannot be written to .*: name another place by --svg"):
         losses.main(["--svg", str(tmp_path)])
+
+
+def test_the_picture_takes_nobodys_place(tmp_path, monkeypatch):
+    """A file that is no picture stays, and nothing is worked out first; a picture is replaced, a link is not followed."""
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(laboratory, "fit", lambda name: pytest.fail("fitted before the place was looked at"))
+    for place in (str(tmp_path / "notes.txt"), str(tmp_path), str(tmp_path / "none" / "x.svg"), ""):
+        with pytest.raises(OSError, match="cannot be written to .*: name another place by --svg"):
+            losses.main(["--svg", place])
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    monkeypatch.setattr(laboratory, "fit", lambda name: (0.0, 0.0, 1.0))
+    (tmp_path / "old.svg").write_text("<svg >older</svg>")
+    (tmp_path / "link.svg").symlink_to(tmp_path / "old.svg")
+    losses.main(["--svg", str(tmp_path / "link.svg")])
+    assert (tmp_path / "old.svg").read_text() == "<svg >older</svg>" and not (tmp_path / "link.svg").is_symlink()
+    losses.main(["--svg", str(tmp_path / "old.svg")])
+    assert (tmp_path / "old.svg").read_bytes() == (tmp_path / "link.svg").read_bytes()

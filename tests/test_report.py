@@ -349,6 +349,16 @@ def test_swept_values_stand_at_the_ends_of_the_lines():
     ends = [report._short(f"okd alpha={alpha} module-lr={rate}") for alpha in (0.25, 0.5, 0.75) for rate in (0.02, 0.2, 1)]
     assert len(set(ends)) == 9 and max(map(len, ends)) <= 20
     assert report._short("a_method_with_quite_a_name") == "a_method_…ite_a_name"
+    ends = {report._short(f"okd module-start={start} module-lr=0.05 alpha={alpha}") for start in (0.25, 0.5) for alpha in (0.5, 0.9)}
+    assert len(ends) == 4 and "okd ms=0.25 ml=0.05 a=0.5" in ends
+    assert report._short("supervised lr=0.005 batch-size=16") == "super… l=0.005 bs=16"
+
+
+def test_a_score_of_nothing_stands_on_the_axis():
+    """Where every value is 0 the axis begins there: no share lies below it."""
+    zeros = np.zeros(3)
+    low, high, ticks = report._y_range([(np.arange(3), zeros, zeros, zeros)], log_y=False)
+    assert low == 0.0 < high and min(ticks) == 0.0
 
 
 def test_a_warning_of_many_seeds_is_said_once():
