@@ -1068,6 +1068,8 @@ def main(argv=None):
         if args.accept_top_k is not None and args.accept_top_k > vocabulary:
             raise ValueError(f"--accept-top-k must lie in 0..{vocabulary} (the vocabulary), found {args.accept_top_k}")
 
+    if args.checkpoint == "" or args.teacher == "":
+        raise ValueError("--checkpoint and --teacher want the name of a .pt file, and found nothing: leave them out, or name it")
     if args.teacher and not args.checkpoint:
         raise ValueError("--teacher goes with the --checkpoint of its student: give both, or none")
     if args.checkpoint:
@@ -1145,4 +1147,5 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:
         sys.exit(f"sample.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("sample.py: interrupted")
+        print("sample.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -14,6 +14,7 @@ from data import checks, pairs, report, runs, tasks
 from sample import ACCEPT_RULES, RANKED, REPLACE_RULES, check_rule
 
 TASK_FLAGS = ("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "measure")
+PAIR_FLAGS = ("teacher_steps", "start_steps", "teacher_prompts", "student_prompts", "student_start", "vocab_size", "block_size")
 YARDSTICK = ("accept_top_k", "gamma")  # flags that every final student is measured with, whoever it was trained by
 
 
@@ -87,8 +88,8 @@ def parse(parser, argv, variants, main_variants, script, unreached):
         args.swept = [
             (label, parse_once(parser, words, variants, main_variants, script)[0]) for label, words in args.swept
         ]
-        # log_every: what is logged, not what is trained
-        fixed = sorted(runs.NEUTRAL_FLAGS | {"quick", "size", "settings", "task_options", "log_every", *TASK_FLAGS})
+        # log_every: what is logged, not what is trained. What was typed before what it comes to.
+        fixed = sorted(runs.NEUTRAL_FLAGS | {"quick", "size", "log_every", *TASK_FLAGS, *PAIR_FLAGS}) + ["settings", "task_options"]
         for label, other in args.swept:
             for name in fixed:
                 if name != "swept" and getattr(other, name, None) != getattr(args, name, None):
@@ -204,18 +205,7 @@ def parse_once(parser, argv, variants, main_variants, script):
         size |= {name: getattr(pairs.QUICK, name) for name in ("teacher_steps", "start_steps", "student_prompts")}
         args.task_options = pairs.QUICK_TASK if args.task in tasks.FAMILIES else {}
     args.steps, args.lr = args.steps or default_steps, args.lr or default_lr
-    given = {
-        name: getattr(args, name)
-        for name in (
-            "teacher_steps",
-            "start_steps",
-            "teacher_prompts",
-            "student_prompts",
-            "student_start",
-            "vocab_size",
-            "block_size",
-        )
-    }
+    given = {name: getattr(args, name) for name in PAIR_FLAGS}
     size |= {name: value for name, value in given.items() if value is not None}
     args.settings = pairs.PairSettings(**size, seed=args.pair_seed)
     pretraining = max(args.settings.teacher_steps, args.settings.start_steps) * args.settings.batch_size
@@ -233,7 +223,11 @@ def parse_once(parser, argv, variants, main_variants, script):
 def parse_rule(text):
     """ "accept_min_prob=0.1" -> {"accept_min_prob": 0.1}; ValueError for anything else."""
     try:
-        return {knob: float(value) for knob, value in (part.split("=") for part in text.split(",") if part)}
+        pairs_of = [part.split("=") for part in text.split(",")] if text else []
+        knobs = {knob: float(value) for knob, value in pairs_of}
+        if len(knobs) < len(pairs_of):
+            raise ValueError("a knob stands twice")
+        return knobs
     except ValueError as error:
         raise ValueError(f"--rule takes KNOB=NUMBER, e.g. accept_min_prob=0.1; found {text!r}") from error
 

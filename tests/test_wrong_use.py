@@ -181,6 +181,12 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("sample", ["--gamma", "4.0"], "--gamma"),
     ("sample", ["--device", "gpu"], "--device"),
     # losses.py
+    ("skd", ["--sweep", "size=tiny,small"], "would change --size"),
+    ("okd", ["--sweep", "teacher-steps=5,6"], "would change --teacher-steps"),
+    ("skd", ["--accept-rule", "minprob", "--rule", "accept_min_prob=0.1,accept_min_prob=0.2"], "--rule"),
+    ("skd", ["--rule", ","], "--rule"),
+    ("sample", ["--checkpoint", ""], "--checkpoint"),
+    ("losses", ["--svg", ""], "nothing"),
     ("losses", ["--svg", "{folder}"], "folder"),
     ("losses", ["--svg", "{folder}/not/there.svg"], "there.svg"),
     ("losses", ["--svg"], "--svg"),
