@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.records import set_aside
+from data.records import set_aside, write_whole
 from data.runs import locked, write_error
 from losses import at_least_float32, with_tail
 from model import weights_hash
@@ -129,7 +129,7 @@ class TeacherCache:
                 array.flush()
             for path, final in zip(beside, self.paths):
                 os.replace(path, final)
-            self.seal.write_text(self._checksum(), encoding="ascii")
+            write_whole(self.seal, self._checksum())
         finally:
             for path in beside:
                 path.unlink(missing_ok=True)
