@@ -920,21 +920,9 @@ def entropy(model_logits):
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
-def main(argv=None):
-    """The loss laboratory: every loss on three tokens, and a picture of what each makes of a teacher with two modes."""
-    from data import (  # only here: a loss knows nothing of tables and pictures
-        laboratory,
-        runs,
-    )
-
-    runs.use_any_terminal()
-    parser = runs.Parser(prog="losses.py", description="Every loss on three tokens, and on a teacher with two modes.")
-    parser.add_argument("--svg", metavar="FILE", default="losses.svg", help="where the picture goes (default: losses.svg)")
-    laboratory.tell(parser.parse_args(argv).svg)
-    return 0
-
-
 if __name__ == "__main__":
+    from lab.gallery import main  # only here: a loss knows nothing of tables and pictures
+
     try:
         sys.exit(main())
     except OSError as error:

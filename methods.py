@@ -26,9 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import runs
-from data.evaluate import Meter
-from data.resume import Keeper
 from features import (
     FEATURES,
     NEEDS_PROJECTOR,
@@ -39,6 +36,9 @@ from features import (
     second_order,
     watch,
 )
+from lab import processes
+from lab.checkpoints import Keeper
+from lab.costs import Meter
 from losses import (
     Tokens,
     Unprojected,
@@ -122,7 +122,7 @@ class Method(nn.Module):
         """`loss` is the whole batch's, a scalar on the device."""
 
     def after_evaluation(self, figures):
-        """`figures` of data/evaluate.py, evaluate_quickly."""
+        """`figures` of lab/evaluate.py, evaluate_quickly."""
 
     def learn(self, rate):
         """One update of the method's own parameters by the gradients they have, clipped on their own."""
@@ -130,7 +130,7 @@ class Method(nn.Module):
             return
         for weight in self.parameters():
             if weight.grad is not None:
-                weight.grad = runs.across(weight.grad)
+                weight.grad = processes.across(weight.grad)
         move(self, self.optimizer, rate)
 
     def get_extra_state(self):
@@ -259,7 +259,7 @@ class Replay(Method):
         super().__init__(row, student, pair, args, seed)
         self.capacity, self.rise, self.tolerance, self.num_steps = max(capacity, args.batch_size), rise, tolerance, args.steps
         self.batch_size, self.threshold, self.reference, self.seen_rows, self.width = args.batch_size, 0.0, None, 0, 1
-        size = runs.processes()[1]
+        size = processes.rank_and_size()[1]
         own = -(-self.capacity // size)  # rows that this process keeps
         self.at_least = size * (args.batch_size // size)  # rows of a batch, as the process with the fewest counts them
         block = student.config.block_size
@@ -277,7 +277,7 @@ class Replay(Method):
         if uniform < self.threshold * (1 - self.progress):
             return "student"
         if uniform < self.threshold:
-            return "replay" if self.seen_rows >= len(self.lengths) * runs.processes()[1] else "student"
+            return "replay" if self.seen_rows >= len(self.lengths) * processes.rank_and_size()[1] else "student"
         return "dataset"
 
     def write(self, write):
@@ -715,7 +715,7 @@ class SoftLabels(Method):
 
     def after_step(self, loss):
         self.zero_grad(set_to_none=True)  # what the student's loss left here is not the discriminator's
-        count = runs.across(sum(masked.sum() for _, masked in self.real))
+        count = processes.across(sum(masked.sum() for _, masked in self.real))
         for probs, masked, sign in [(*rows, -1) for rows in self.real] + [(*rows, 1) for rows in self.made_up]:
             masked_mean(F.softplus(sign * self.looks_real(probs)), masked, total=count).backward()
 

@@ -1039,12 +1039,13 @@ def picture(rollout, row, decode, eos_token=None, color=True):
 
 def main(argv=None):
     """Show rollouts of SKD in the terminal; see --help."""
-    from data import pairs, runs, tasks  # only here: the samplers themselves know nothing of data
+    from data import tasks
     from data.tokenizer import Tokenizer
+    from lab import command_line, pairs, processes  # only here: the samplers themselves know nothing of data
     from model import load_checkpoint
 
-    runs.use_any_terminal()
-    parser = runs.Parser(prog="sample.py", description="The picture of an SKD rollout: who wrote which token.")
+    processes.use_any_terminal()
+    parser = command_line.Parser(prog="sample.py", description="The picture of an SKD rollout: who wrote which token.")
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="a student that train_skd.py left (default: pretrain the quick pair)"
     )
@@ -1055,14 +1056,14 @@ def main(argv=None):
     parser.add_argument("--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay")
     parser.add_argument("--accept-top-k", type=int, help="SKD's K (default: the checkpoint's)")
     parser.add_argument(
-        "--gamma", type=runs.block_length, metavar="N|auto", help="tokens drafted per block (default: auto)"
+        "--gamma", type=command_line.block_length, metavar="N|auto", help="tokens drafted per block (default: auto)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
-    device = runs.pick_device(args.device)
+    device = processes.pick_device(args.device)
     torch.set_num_threads(1)  # models this small gain nothing from more
-    runs.check_ranges(args)
+    command_line.check_ranges(args)
 
     def check_top_k(vocabulary):
         if args.accept_top_k is not None and args.accept_top_k > vocabulary:
@@ -1099,7 +1100,7 @@ def main(argv=None):
         data = pairs.encode_task(tasks.make_task("math", **pairs.QUICK_TASK), pairs.QUICK)
         check_top_k(data.tokenizer.n_vocab)
         with tempfile.TemporaryDirectory() as elsewhere:  # where the pair is kept, for now, if the checkout is read-only
-            kept = {"report": runs.say, "otherwise": [elsewhere]}
+            kept = {"report": processes.say, "otherwise": [elsewhere]}
             pair = pairs.load_or_pretrain_pair(data, pairs.QUICK, device, **kept)
         student, teacher, tokenizer = pair.new_student().eval(), pair.teacher, pair.tokenizer
         top_k, budget = pairs.default_accept_top_k(data.vocabulary_in_use), pair.max_new_tokens

@@ -32,10 +32,11 @@ from dataclasses import dataclass
 
 import torch
 
-from data import checks, cli, experiment, pairs, runs
-from data.evaluate import Clock, Costs, Meter, evaluate_quickly, step_figures
-from data.resume import Keeper
 from features import second_order
+from lab import checks, command_line, compare, pairs, processes
+from lab.checkpoints import Keeper
+from lab.costs import Clock, Costs, Meter
+from lab.evaluate import evaluate_quickly, step_figures
 from losses import (
     DIVERGENCES,
     by_chunks,
@@ -215,7 +216,7 @@ def exam_gradient(course, exam, weights, module_weights, rate=EXAM_STEP, exact=T
             value = part(at)
             loss = loss + value.detach()
             found = [total + own for total, own in zip(found, torch.autograd.grad(value, at))]
-        return [runs.across(total) for total in found], loss
+        return [processes.across(total) for total in found], loss
 
     after = [(weight - rate * own).detach().requires_grad_() for weight, own in zip(weights, gradient(course, weights)[0])]
     direction, exam_loss = gradient(exam, after)
@@ -234,7 +235,7 @@ def exam_gradient(course, exam, weights, module_weights, rate=EXAM_STEP, exact=T
         else:
             value = part(ahead) - part(behind)
         found = [total + scale * own for total, own in zip(found, torch.autograd.grad(value, module_weights))]
-    return [runs.across(total) for total in found], exam_loss
+    return [processes.across(total) for total in found], exam_loss
 
 
 class At:
@@ -269,7 +270,7 @@ class Lesson:
         self.references, self.written = references, rollout is not references  # written: by a model
         self.inputs, self.targets, self.mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
         self.total, self.reference_total = (
-            runs.across(weight_of(batch.response_mask[:, 1:], args.reduction)) for batch in (rollout, references)
+            processes.across(weight_of(batch.response_mask[:, 1:], args.reduction)) for batch in (rollout, references)
         )
         self.means = {"temperature": args.temperature, "reduction": args.reduction, "total": self.total}
 
@@ -310,7 +311,7 @@ class Lesson:
 
     def examine(self, exam, student, teacher):
         """In place of the teacher's loss: its module gets the gradient of an exam, a rollout; -> the exam's loss."""
-        exam_total = runs.across(weight_of(exam.response_mask[:, 1:], self.args.reduction))
+        exam_total = processes.across(weight_of(exam.response_mask[:, 1:], self.args.reduction))
 
         def course_of(part, weights):
             with self.passes.precision, second_order():
@@ -327,7 +328,7 @@ class Lesson:
                 return masked_mean(per_token, exam.response_mask[part, 1:], self.args.reduction, exam_total)
 
         course, questions = (
-            [functools.partial(loss_of, part) for part, _ in runs.parts(len(tokens), self.args.micro_batch)]
+            [functools.partial(loss_of, part) for part, _ in processes.parts(len(tokens), self.args.micro_batch)]
             for loss_of, tokens in ((course_of, self.inputs), (exam_of, exam.tokens))
         )
         module = [weight for weight in teacher.parameters() if weight.requires_grad]
@@ -367,23 +368,23 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
     device = next(student.parameters()).device
     teacher = pair.teacher
     optimizer, module_optimizer = make_optimizer(student, args.lr, weight_decay=args.weight_decay), None
-    passes = experiment.passes_of(args, pair)  # precision, chunks, who shares the batch: how it is computed, not what
+    passes = compare.passes_of(args, pair)  # precision, chunks, who shares the batch: how it is computed, not what
     # Also of a copy of the teacher, where that is the module. Not in an exam: a pass that is made again, in the backward
     # pass, would take the student's own weights and fused attention.
     student.recompute = teacher.recompute = args.recompute and row.exam is None
-    learner, follower = runs.learner(student, args.compile), None
+    learner, follower = processes.learner(student, args.compile), None
     if row.module:
         generator = torch.Generator().manual_seed(1_000_003 * seed + 2)
         teacher = OnlineTeacher(pair.teacher, row.module, row.rank, args.module_scale, generator)
         module_optimizer = make_optimizer(teacher, row.module_lr * args.lr, weight_decay=0.0)
-        follower = runs.learner(teacher)
+        follower = processes.learner(teacher)
     examples = len(pair.train.prompts)
     held_out = max(1, round(EXAM_SHARE * examples)) if row.exam else 0  # the last ones: no student learns from them
     order = pairs.batch_order(examples - held_out, args.batch_size, args.steps, torch.Generator().manual_seed(seed))
     if row.exam:
         exams = torch.Generator().manual_seed(1_000_003 * seed + 3)
         exams = examples - held_out + pairs.batch_order(held_out, min(held_out, args.batch_size), args.steps, exams)
-    sampling, sampled_with = torch.Generator().manual_seed(1_000_003 * seed + 1), cli.sampling_options(args)
+    sampling, sampled_with = torch.Generator().manual_seed(1_000_003 * seed + 1), command_line.sampling_options(args)
     start = round(args.module_start * args.steps)  # the step from which on the teacher moves
     costs = Costs(student, pair.teacher)
     initial_drift = cache = None
@@ -396,7 +397,7 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
         if initial_drift > 0:
             say(f"  the {row.module} module starts {initial_drift:.4f} nats away from the original teacher")
     elif args.cache_teacher is not None and asks_about_references(row):
-        cache = experiment.open_cache(pair, args, say)
+        cache = compare.open_cache(pair, args, say)
         costs.count_cache(pair.train.prompts, pair.train.responses)
     buckets = cache is not None and cache.best > 0
     meter = Meter(device)
@@ -461,13 +462,13 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
                         per_token.append(by_chunks(cross_entropy, student_logits, lesson.targets[part]))
                     else:
                         per_token.append(lesson.student_divergence(part, compared.detach(), teacher_logits))
-                columns.append(experiment.columns_of(student_logits, None if buckets else teacher_logits))
+                columns.append(compare.columns_of(student_logits, None if buckets else teacher_logits))
                 clock.mark("logging")
 
         optimizer.zero_grad(set_to_none=True)
         if moving:
             module_optimizer.zero_grad(set_to_none=True)
-        parts = runs.parts(len(own), args.micro_batch)
+        parts = processes.parts(len(own), args.micro_batch)
         examined = moving and row.exam is not None
         if examined:
             chosen = exams[step].tolist()
@@ -478,7 +479,7 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
             clock.mark("teacher")
         waits = moving and row.update == "alternating"  # the student learns from the teacher as it is after its move
         for part, final in [] if examined else parts:
-            with runs.averaging(final, learner, follower):
+            with processes.averaging(final, learner, follower):
                 # One forward of each. Row t of the logits predicts token t+1. The teacher's graph is kept for its module alone.
                 with passes.precision, meter:
                     teacher_logits = stored = None
@@ -515,7 +516,7 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
             module_norm = move(teacher, module_optimizer, row.module_lr * rate)
             clock.mark("update")
         for part, final in parts if waits else []:
-            with runs.averaging(final, learner):
+            with processes.averaging(final, learner):
                 with passes.precision, meter:
                     with torch.no_grad():
                         teacher_logits = passes.logits(teacher, inputs[part])
@@ -529,8 +530,8 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
                 warn(still.check())
             clock.mark("logging")
 
-        student_loss = runs.across(torch.stack(student_losses).sum())
-        teacher_loss = runs.across(torch.stack(teacher_losses).sum()) if moving else None
+        student_loss = processes.across(torch.stack(student_losses).sum())
+        teacher_loss = processes.across(torch.stack(teacher_losses).sum()) if moving else None
         finite.see(step, student_loss + student_norm + (teacher_loss + module_norm if moving else 0))
         count_step(costs, row, rollout, references, moving, cached=cache is not None)
 
@@ -575,7 +576,7 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
 
 
 def count_step(costs, row, rollout, references, moving, cached=False):
-    """What one step cost, in passes (data/evaluate.py, Costs); `cached`: the teacher was not asked."""
+    """What one step cost, in passes (lab/evaluate.py, Costs); `cached`: the teacher was not asked."""
     # A frozen base under a module: forward and gradients of activations; all weights: those of the weights as well.
     learning = (3 if row.module == "full" else 2) if moving else 1
     asked = (row.student_kd > 0 or moving) and not cached
@@ -608,8 +609,8 @@ def check_row(name, args, examples):
             f"the teacher of {name} learns from what it taught, which is nothing at --student-kd 0: give more, or leave it out of"
             " --variants"
         )
-    processes = runs.processes()[1]
-    fewest = 2 if processes == 1 else math.ceil((processes - 0.5) / EXAM_SHARE)  # one is always held out
+    size = processes.rank_and_size()[1]
+    fewest = 2 if size == 1 else math.ceil((size - 0.5) / EXAM_SHARE)  # one is always held out
     if row.exam and examples < fewest:
         raise ValueError(
             f"{examples} prompts are too few for the exam of {name}, a fifth of them: give at least {fewest} by --student-prompts"
@@ -659,23 +660,23 @@ def unreached(flag, name, args):
         (("cache_teacher",), not asks_about_references(row), "takes nothing from a cache"),
         (("recompute",), row.exam, "takes a second derivative"),
     )
-    return cli.first_reason(flag, table) or cli.unreached_tokens(flag, row.writer, {}, args)
+    return command_line.first_reason(flag, table) or command_line.unreached_tokens(flag, row.writer, {}, args)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 4. The script: what lies around the loop is data/experiment.py, the same for train_skd.py.
+# 4. The script: what lies around the loop is lab/compare.py, the same for train_skd.py.
 
 
 def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
     """One method with one seed -> a line about it."""
     row = resolve(VARIANTS[variant.split()[0]], args)
-    return experiment.run_one(distill, row, args, folder, shared, variant, seed, budget, steps)
+    return compare.run_one(distill, row, args, folder, shared, variant, seed, budget, steps)
 
 
 def parse_flags(argv=None):
     """Command line -> (args with everything resolved that needs no data, names of the methods)."""
     description = "Distil a student from a teacher that moves: OKD, its controls and its relatives."
-    parser = cli.make_parser("train_okd", description, VARIANTS, MAIN)
+    parser = command_line.make_parser("train_okd", description, VARIANTS, MAIN)
     group = parser.add_argument_group("the two players (a row's own value goes before a flag, which then is refused or noted)")
     group.add_argument(
         "--alpha", type=float, default=0.5, help="weight of the student's feedback in the teacher's loss"
@@ -698,16 +699,16 @@ def parse_flags(argv=None):
     )
     group.add_argument("--anchor", type=float, default=0.0, help="weight of KL(adapted || original teacher)")
     group.add_argument("--teacher-mix", type=float, default=0.2, help="minillm: the teacher's share in every draw")
-    args, names = cli.parse(parser, argv, VARIANTS, MAIN, "train_okd", unreached)
-    cli.check_cache(args)
+    args, names = command_line.parse(parser, argv, VARIANTS, MAIN, "train_okd", unreached)
+    command_line.check_cache(args)
     return args, names
 
 
 def main(argv=None):
     """Task, pair, every method with every seed, table. Returns 0 only when every run finished."""
     args, names = parse_flags(argv)
-    return experiment.compare("train_okd", args, names, VARIANTS, run_one, check_row)
+    return compare.compare("train_okd", args, names, VARIANTS, run_one, check_row)
 
 
 if __name__ == "__main__":
-    experiment.run_script("train_okd", main)
+    compare.run_script("train_okd", main)

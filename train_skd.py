@@ -34,16 +34,10 @@ from dataclasses import dataclass, field
 import torch
 
 import methods
-from data import checks, cli, experiment, pairs, records, runs
-from data.evaluate import (
-    Clock,
-    Costs,
-    Meter,
-    evaluate_quickly,
-    sample_responses,
-    step_figures,
-)
-from data.resume import Keeper
+from lab import checks, command_line, compare, pairs, processes, records
+from lab.checkpoints import Keeper
+from lab.costs import Clock, Costs, Meter
+from lab.evaluate import evaluate_quickly, sample_responses, step_figures
 from losses import (
     DIVERGENCES,
     NO_TEACHER,
@@ -251,7 +245,7 @@ def scheduled(value, progress):
 
 def sampling_now(row, args, progress):
     """The keywords of write_tokens at this point of the run: the flags, and before them what the row says."""
-    options = cli.sampling_options(args)
+    options = command_line.sampling_options(args)
     own = {knob: scheduled(value, progress) for knob, value in row.sampling.items()}
     if row.writer == "switching":
         return options | {"switching": own}
@@ -286,9 +280,9 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
     costs.count_preparation(**prepared)
     costs.count_preparation(**method.prepared)
     references, by_teacher = pair.train.responses, row.answers is not None
-    passes = experiment.passes_of(args, pair)  # precision, chunks, who shares the batch: how it is computed, not what
+    passes = compare.passes_of(args, pair)  # precision, chunks, who shares the batch: how it is computed, not what
     student.recompute = args.recompute and not method.plain_pass
-    learner = runs.learner(student, args.compile and not method.plain_pass)
+    learner = processes.learner(student, args.compile and not method.plain_pass)
     if by_teacher:
         # Greedy answers stand in for the beam search of Kim & Rush: both aim at the teacher's most likely response.
         question = (teacher, pair.train.prompts, pair.max_new_tokens, pair.tokenizer.eos_token)
@@ -296,7 +290,7 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
         costs.count_offline_teacher(pair.train.prompts, references)
     cache = None
     if args.cache_teacher is not None and asks_about_references(row):
-        cache = experiment.open_cache(pair, args, say)
+        cache = compare.open_cache(pair, args, say)
         costs.count_cache(pair.train.prompts, references)
     buckets = cache is not None and cache.best > 0
     asks = row.loss not in NO_TEACHER  # whether the loss wants to know the teacher's distribution
@@ -350,16 +344,16 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
         clock.mark("sampling")
         inputs, targets, source = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.source[:, 1:]
         target_mask = rollout.response_mask[:, 1:]
-        total = runs.across(weight_of(target_mask, args.reduction))  # what the loss of the whole batch is divided by
+        total = processes.across(weight_of(target_mask, args.reduction))  # what the loss of the whole batch is divided by
 
         optimizer.zero_grad(set_to_none=True)
         losses, columns = [], []
-        for part, final in runs.parts(len(own), args.micro_batch):
-            with runs.averaging(final, learner):
+        for part, final in processes.parts(len(own), args.micro_batch):
+            with processes.averaging(final, learner):
                 with passes.precision, meter:
                     # What is the student compared with? Row t of the teacher's logits predicts token t+1; SKD's
                     # verification has computed them already, and a cache holds what it said about references.
-                    kept = None if method.sees_teacher else experiment.kept_logits(rollout, teacher, part)
+                    kept = None if method.sees_teacher else compare.kept_logits(rollout, teacher, part)
                     stored = cache.batch(own[part], inputs.size(1), device) if cache else None
                     teacher_logits = seen_teacher = None
                     if stored:
@@ -390,12 +384,12 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
                 with meter.paused(), passes.precision:
                     warn(signal_of(row, method, batch))
             if logged:
-                columns.append(experiment.columns_of(student_logits, None if buckets else teacher_logits))
+                columns.append(compare.columns_of(student_logits, None if buckets else teacher_logits))
                 clock.mark("logging")
 
         rate = learning_rate(step, args.steps, args.lr)
         gradient_norm = move(student, optimizer, rate)
-        loss = runs.across(torch.stack([part for part, _ in losses]).sum())
+        loss = processes.across(torch.stack([part for part, _ in losses]).sum())
         method.after_step(loss)
         method.learn(rate)
         meter.stop()
@@ -469,7 +463,7 @@ def unreached(flag, name, args):
         return "takes nothing from a cache"
     if flag in ("recompute", "compile") and row.method and methods.METHODS[row.method].plain_pass:
         return "needs the student's pass as it is"
-    return cli.unreached_tokens(flag, row.writer, row.sampling, args)
+    return command_line.unreached_tokens(flag, row.writer, row.sampling, args)
 
 
 def check_row(name, args, examples):
@@ -533,28 +527,28 @@ TEACHERS = {"pair": pairs_teacher, "assistant": assistant, "friendly": friendly}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The script: what lies around the loop is data/experiment.py, the same for train_okd.py.
+# The script: what lies around the loop is lab/compare.py, the same for train_okd.py.
 
 
 def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
     """One method with one seed -> a line about it."""
-    return experiment.run_one(distill, VARIANTS[variant.split()[0]], args, folder, shared, variant, seed, budget, steps)
+    return compare.run_one(distill, VARIANTS[variant.split()[0]], args, folder, shared, variant, seed, budget, steps)
 
 
 def parse_flags(argv=None):
     """Command line -> (args with everything resolved that needs no data, names of the methods)."""
     description = "Distil a student from a fixed teacher: SKD and its baselines."
-    parser = cli.make_parser("train_skd", description, VARIANTS, MAIN)
-    args, names = cli.parse(parser, argv, VARIANTS, MAIN, "train_skd", unreached)
-    cli.check_cache(args)
+    parser = command_line.make_parser("train_skd", description, VARIANTS, MAIN)
+    args, names = command_line.parse(parser, argv, VARIANTS, MAIN, "train_skd", unreached)
+    command_line.check_cache(args)
     return args, names
 
 
 def main(argv=None):
     """Task, pair, every method with every seed, table. Returns 0 only when every run finished."""
     args, names = parse_flags(argv)
-    return experiment.compare("train_skd", args, names, VARIANTS, run_one, check_row)
+    return compare.compare("train_skd", args, names, VARIANTS, run_one, check_row)
 
 
 if __name__ == "__main__":
-    experiment.run_script("train_skd", main)
+    compare.run_script("train_skd", main)

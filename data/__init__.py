@@ -1,1 +1,1 @@
-"""What goes in, the starting pair, the yardstick, and what comes out: everything that is not the method."""
+"""What is learned: tokenizer, tasks, corpora, metrics of text."""

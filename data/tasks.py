@@ -893,3 +893,23 @@ def split_of(prompt):
 def encode_example(tokenizer, example):
     """(prompt_ids, response_ids), encoded apart, so that no token spans the border; the response ends with eos."""
     return tokenizer.encode(example.prompt), tokenizer.encode(example.response) + [tokenizer.eos_token]
+
+
+class Encoded(NamedTuple):
+    """A split as token ids: prompts and responses (lists of lists, responses end with the end token), and its examples."""
+
+    examples: list
+    prompts: list
+    responses: list
+
+
+def encode_split(tokenizer, examples):
+    """Tokenise examples -> Encoded."""
+    pairs = [encode_example(tokenizer, example) for example in examples]
+    return Encoded(list(examples), [prompt for prompt, _ in pairs], [response for _, response in pairs])
+
+
+def complete(tokenizer, responses):
+    """Responses (lists of ids, with or without the end token) -> texts."""
+    eos = tokenizer.eos_token
+    return [tokenizer.decode(response[:-1] if response and response[-1] == eos else response) for response in responses]

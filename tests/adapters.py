@@ -9,7 +9,8 @@ import torch
 import losses
 import sample
 import train_okd
-from data import exchange, tasks
+from data import tasks
+from lab import exchange
 from model import GPT, GPTConfig, OnlineTeacher
 
 

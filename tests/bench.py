@@ -34,8 +34,8 @@ import losses  # noqa: E402
 import sample  # noqa: E402
 import train_okd  # noqa: E402
 import train_skd  # noqa: E402
-from data import experiment, records, report, runs  # noqa: E402
-from data.evaluate import Encoded  # noqa: E402
+from data.tasks import Encoded  # noqa: E402
+from lab import command_line, compare, folders, processes, records, report  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 # name -> student and teacher as (n_layer, n_head, n_embd)
@@ -207,13 +207,13 @@ def train(script, variant, extra, pair, device, steps, folder, batch=64, length=
     log = types.SimpleNamespace(write=lambda kind, **figures: lines.append(figures) if kind == "step" else None)
     row = script.VARIANTS[variant] if script is train_skd else train_okd.resolve(script.VARIANTS[variant], args)
     row = dataclasses.replace(row, **changes)
-    quickly, cache = script.evaluate_quickly, experiment.TeacherCache
+    quickly, cache = script.evaluate_quickly, compare.TeacherCache
     script.evaluate_quickly = lambda *arguments: {"score": 0.0, "val_nll": 0.0, "drift": 0.0}  # training alone
-    experiment.TeacherCache = functools.partial(cache, folder=folder)
+    compare.TeacherCache = functools.partial(cache, folder=folder)
     try:
         costs, _ = script.distill(row, student.train(), random_pair, args, 1, log, lambda line: None)
     finally:
-        script.evaluate_quickly, experiment.TeacherCache = quickly, cache
+        script.evaluate_quickly, compare.TeacherCache = quickly, cache
     return lines[2:], costs["memory_mb"]
 
 
@@ -456,7 +456,7 @@ def render(record):
 
 def main(argv=None):
     """Run the sections, print their tables, write the JSON."""
-    parser = runs.Parser(prog="tests/bench.py", description="Benchmarks, each figure beside its floor.")
+    parser = command_line.Parser(prog="tests/bench.py", description="Benchmarks, each figure beside its floor.")
     parser.add_argument("--json", metavar="FILE", help="write all figures there, after each section")
     parser.add_argument("--show", metavar="FILE", help="print the tables of a file that --json wrote, and run nothing")
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"comma-separated, of {', '.join(SECTIONS)}")
@@ -476,14 +476,14 @@ def main(argv=None):
     if args.rounds < 1 or args.threads < 1:
         parser.error("--rounds and --threads must be at least 1")
     try:
-        device = runs.pick_device(args.device)
+        device = processes.pick_device(args.device)
     except ValueError as error:
         parser.error(str(error))
     if args.json and not Path(args.json).parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder")
     torch.set_num_threads(args.threads)
-    runs.use_precision("auto", device)
-    record = {"machine": runs.describe_machine(device), "rounds": args.rounds}
+    processes.use_precision("auto", device)
+    record = {"machine": folders.describe_machine(device), "rounds": args.rounds}
     for name in names:
         started = time.perf_counter()
         record[name] = SECTIONS[name](device, args.rounds)

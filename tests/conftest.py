@@ -45,7 +45,7 @@ def no_network(monkeypatch):
 def clone(tmp_path_factory):
     """A copy of the project's own files, without caches, runs or git: what a fresh download holds."""
     folder = tmp_path_factory.mktemp("clone")
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("lab/*.py")]:
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(exist_ok=True)
         shutil.copy(path, target)

@@ -6,7 +6,7 @@ import bench
 import pytest
 import torch
 
-from data import report
+from lab import report
 
 CPU = torch.device("cpu")
 
@@ -65,7 +65,7 @@ def test_losses_and_the_memory_that_they_take(monkeypatch):
     assert bench.peak_memory(lambda: [len(torch.ones(250_000)) for _ in range(3)], CPU) == 1e6
 
 
-@pytest.mark.parametrize("record", sorted((bench.ROOT / "data" / "results" / "bench").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("record", sorted((bench.ROOT / "results" / "bench").glob("*.json")), ids=lambda path: path.stem)
 def test_the_readme_shows_the_records(record):
     """The README's tables are rendered from the committed figures, which were made by one commit."""
     text, figures = (bench.ROOT / "README.md").read_text(encoding="utf-8"), json.loads(record.read_text())

@@ -1,4 +1,4 @@
-"""Laws of data/checks.py: planted faults are named before they cost a run, and sound runs are left in peace."""
+"""Laws of lab/checks.py: planted faults are named before they cost a run, and sound runs are left in peace."""
 
 import json
 import math
@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_train_skd import SMALL, cached_pairs, lines_of  # noqa: F401
 from tiny import Watched, flags, pair, tiny_pair  # noqa: F401
 
 import losses
 import train_okd
 import train_skd
-from data import checks
-from data.pairs import batch_order
-from data.records import RunLog
-from data.resume import Keeper
+from lab import checks
+from lab.checkpoints import Keeper
+from lab.pairs import batch_order
+from lab.records import RunLog
 from losses import Unprojected, masked_mean
 from model import load_file
-from test_train_skd import SMALL, cached_pairs, lines_of  # noqa: F401
 
 FINAL = {"eos_share": 1.0, "student_entropy": 0.2, "teacher_entropy": 0.2, "score": 0.5}
 
@@ -187,7 +187,7 @@ def test_warnings_about_the_start():
 def test_committed_runs_are_left_in_peace():
     """Of all records that are committed, okd_collapse is warned of, and nothing else: the thresholds stand where they should."""
     warned, seen = set(), 0
-    for path in (Path(train_skd.__file__).parent / "data" / "results").glob("*/*.jsonl"):
+    for path in (Path(train_skd.__file__).parent / "results").glob("*/*.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         final = FINAL | lines[-1]
         seen += 1

@@ -1,4 +1,4 @@
-"""Laws of data/exchange.py: weights come back bit for bit, GPT-2's own layout is met, and no file is believed."""
+"""Laws of lab/exchange.py: weights come back bit for bit, GPT-2's own layout is met, and no file is believed."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data import exchange
+from lab import exchange
 from model import GPT, GPTConfig, save_checkpoint
 
 SHAPE = (50, 12, 3, 2, 16)
@@ -249,7 +249,7 @@ def test_the_command_replaces_nothing(tmp_path, name):
     out.mkdir()
     for make in (lambda: (out / name).write_text("mine"), lambda: (out / name).symlink_to("nowhere")):
         make()
-        with pytest.raises(SystemExit, match=f"data.exchange: {out} holds {name} already: give another folder") as stop:
+        with pytest.raises(SystemExit, match=f"lab.exchange: {out} holds {name} already: give another folder") as stop:
             exchange.main([str(tmp_path / "a.pt"), str(out)])
         assert "\n" not in str(stop.value) and os.listdir(out) == [name]
         (out / name).unlink()

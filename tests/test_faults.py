@@ -17,12 +17,12 @@ import sys
 
 import pytest
 import torch
+from test_train_skd import SMALL, cached_pairs, lines_of, without_times  # noqa: F401
 
 import sample
 import train_skd
-from data import experiment, pairs, runs
+from lab import compare, folders, pairs, processes
 from model import load_file
-from test_train_skd import SMALL, cached_pairs, lines_of, without_times  # noqa: F401
 
 TINY = "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 16 --save-every 2 --log-every 2 --device cpu".split()
 KILLS = 25  # of each script
@@ -228,14 +228,14 @@ def test_two_programs_share_a_cache(clone, tmp_path, undisturbed):
 def test_a_lock_is_of_one(tmp_path):
     """While it is held another cannot have it; afterwards it can, and no file is left. A folder that cannot be made keeps nobody out."""
     path = tmp_path / ".lock"
-    with runs.locked(path) as first:
-        with runs.locked(path, wait=False) as second:
+    with folders.locked(path) as first:
+        with folders.locked(path, wait=False) as second:
             assert first and not second
-    with runs.locked(path, wait=False) as third:
+    with folders.locked(path, wait=False) as third:
         assert third and path.exists()
     assert not path.exists()
     (tmp_path / "file").write_text("")
-    with runs.locked(tmp_path / "file" / ".lock") as alone:
+    with folders.locked(tmp_path / "file" / ".lock") as alone:
         assert alone
 
 
@@ -246,11 +246,11 @@ def test_a_lock_waits(tmp_path):
         "from pathlib import Path; from data import runs\n"
         "number = Path(sys.argv[2])\n"
         "for _ in range(5):\n"
-        "    with runs.locked(str(number) + '.lock'):\n"
+        "    with folders.locked(str(number) + '.lock'):\n"
         "        number.write_text(str(int(number.read_text()) + 1))\n"
     )
     (tmp_path / "number").write_text("0")
-    arguments = [sys.executable, "-c", program, str(runs.ROOT), str(tmp_path / "number")]
+    arguments = [sys.executable, "-c", program, str(folders.ROOT), str(tmp_path / "number")]
     started = [subprocess.Popen(arguments) for _ in range(4)]
     assert [process.wait(60) for process in started] == [0] * 4
     assert (tmp_path / "number").read_text() == "20" and len(list(tmp_path.iterdir())) == 1
@@ -260,20 +260,20 @@ def test_a_folder_in_use_is_refused(cached_pairs, tmp_path):  # noqa: F811
     """One line before anything is trained or written."""
     out = tmp_path / "out"
     out.mkdir()
-    with runs.locked(out / ".lock"), pytest.raises(ValueError, match="another process is at work in .*: wait for it, or give another --out"):
+    with folders.locked(out / ".lock"), pytest.raises(ValueError, match="another process is at work in .*: wait for it, or give another --out"):
         train_skd.main([*SMALL, "--out", str(out)])
     assert list(out.iterdir()) == []
 
 
 def test_a_read_only_cache(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa: F811
     """A pair in a cache that may not be written to is used; one that has to be made is kept in the run's own folder."""
-    refuses = runs.write_error
+    refuses = folders.write_error
     assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(tmp_path / "before")]) == 0
 
     def read_only(folder):
         return OSError(30, "Read-only file system") if os.path.samefile(folder, cached_pairs) else refuses(folder)
 
-    monkeypatch.setattr(runs, "write_error", lambda folder: read_only(folder) if os.path.isdir(folder) else refuses(folder))
+    monkeypatch.setattr(folders, "write_error", lambda folder: read_only(folder) if os.path.isdir(folder) else refuses(folder))
     assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(tmp_path / "a")]) == 0
     before = sorted(cached_pairs.iterdir())
     capsys.readouterr()
@@ -301,7 +301,7 @@ def compare_with(argv, before_each):
         before_each()
         return train_skd.run_one(*task)
 
-    return experiment.compare("train_skd", *train_skd.parse_flags(argv), train_skd.VARIANTS, run_one, train_skd.check_row)
+    return compare.compare("train_skd", *train_skd.parse_flags(argv), train_skd.VARIANTS, run_one, train_skd.check_row)
 
 
 @pytest.mark.parametrize("what", ["data", "test split", "code", "pair"])
@@ -318,7 +318,7 @@ def test_what_changes_under_a_running_program_is_told(cached_pairs, tmp_path, mo
         elif what == "test split":  # of which the pair knows nothing
             (tmp_path / "data" / "test.jsonl").write_text((tmp_path / "data" / "val.jsonl").read_text())
         elif what == "code":
-            monkeypatch.setattr(experiment, "LOADED", experiment.LOADED | {"losses.py": "another"})
+            monkeypatch.setattr(compare, "LOADED", compare.LOADED | {"losses.py": "another"})
         else:
             monkeypatch.setattr(pairs, "SOURCES", [*pairs.SOURCES, "# more"])
             for path in cached_pairs.glob("jsonl-*.pt"):
@@ -415,7 +415,7 @@ def test_another_users_pair_is_left_as_it_is(cached_pairs, tmp_path, monkeypatch
     assert len(list((tmp_path / "a" / "pairs").glob("*.pt"))) == 2
     args, _ = train_skd.parse_flags([*argv, "x"])
     with pytest.raises(PermissionError, match="may not be read: ask its owner"):
-        pairs.load_or_pretrain_pair(experiment.load_data(args), args.settings)
+        pairs.load_or_pretrain_pair(compare.load_data(args), args.settings)
 
 
 def test_a_method_that_cannot_work_is_left_out_of_all(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa: F811
@@ -436,8 +436,8 @@ def test_a_terminal_without_our_letters_ends_nothing(monkeypatch, encoding):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", None)  # closed
-    runs.use_any_terminal()
-    runs.say("\N{GREEK CAPITAL LETTER DELTA} score")
+    processes.use_any_terminal()
+    processes.say("\N{GREEK CAPITAL LETTER DELTA} score")
     stream.flush()
     assert stream.buffer.getvalue() == b"? score\n"
 
@@ -451,12 +451,12 @@ def test_only_the_projects_own_commit_is_recorded(tmp_path, monkeypatch):
         folder.mkdir(exist_ok=True)
         for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
             subprocess.run([*git, *words], check=True)
-    monkeypatch.setattr(runs, "ROOT", project)
-    assert runs.describe_machine(torch.device("cpu"))["commit"] is None
+    monkeypatch.setattr(folders, "ROOT", project)
+    assert folders.describe_machine(torch.device("cpu"))["commit"] is None
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
-    assert runs.describe_machine(torch.device("cpu"))["commit"] is None
-    monkeypatch.setattr(runs, "ROOT", tmp_path / "around")
-    about = runs.describe_machine(torch.device("cpu"))
+    assert folders.describe_machine(torch.device("cpu"))["commit"] is None
+    monkeypatch.setattr(folders, "ROOT", tmp_path / "around")
+    about = folders.describe_machine(torch.device("cpu"))
     assert len(about["commit"]) == 40 and about["modified"] is False
 
 
@@ -485,44 +485,44 @@ def test_leftovers_of_a_kill_are_cleared(cached_pairs, tmp_path):  # noqa: F811
 
 def test_no_clock_decides(monkeypatch):
     """Nothing asks the wall clock but for the date of a record: a clock that jumps changes no run."""
-    sources = [path.read_text() for path in [*runs.ROOT.glob("*.py"), *runs.ROOT.glob("data/*.py")]]
+    sources = [path.read_text() for path in [*folders.ROOT.glob("*.py"), *folders.ROOT.glob("data/*.py")]]
     assert not any("time.time(" in source or "datetime.now" in source for source in sources)
     assert sum(source.count("time.strftime") for source in sources) == 1
 
 
 def interrupted(number):
     """A run that a signal ends."""
-    with runs.saving_loop():
+    with processes.saving_loop():
         os.kill(os.getpid(), signal.SIGTERM)
-        assert runs.asked_to_stop()
-        runs.stop_if_asked()
+        assert processes.asked_to_stop()
+        processes.stop_if_asked()
 
 
 def test_a_stopped_worker_stops_its_parent():
     """A worker that was sent a signal of its own ends the whole program as that signal would, and is no failed run."""
-    with pytest.raises(runs.Stopped, match="stopped by SIGTERM"):
-        runs.run_all(interrupted, [(1,), (2,), (3,)], 2, pytest.fail)
+    with pytest.raises(processes.Stopped, match="stopped by SIGTERM"):
+        processes.run_all(interrupted, [(1,), (2,), (3,)], 2, pytest.fail)
 
 
 def test_a_signal_waits_for_the_step_and_a_second_does_not():
     """In a saving loop the first signal is kept until the loop asks; the second is raised where it comes; outside so is the first."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    runs.catch_signals()
+    processes.catch_signals()
     try:
-        with pytest.raises(runs.Stopped) as stopped:
+        with pytest.raises(processes.Stopped) as stopped:
             os.kill(os.getpid(), signal.SIGINT)
         assert stopped.value.number == signal.SIGINT
         reached = []
-        with pytest.raises(runs.Stopped) as stopped, runs.saving_loop():
+        with pytest.raises(processes.Stopped) as stopped, processes.saving_loop():
             os.kill(os.getpid(), signal.SIGTERM)
             reached.append(1)
             os.kill(os.getpid(), signal.SIGINT)
             reached.append(2)
         assert reached == [1] and stopped.value.number == signal.SIGINT
-        with pytest.raises(runs.Stopped), runs.saving_loop():
+        with pytest.raises(processes.Stopped), processes.saving_loop():
             os.kill(os.getpid(), signal.SIGTERM)
             reached.append(3)
-        assert reached == [1, 3] and not runs.asked_to_stop()
+        assert reached == [1, 3] and not processes.asked_to_stop()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -531,9 +531,9 @@ def test_a_signal_waits_for_the_step_and_a_second_does_not():
 def test_a_signal_outlives_a_loop_that_fails():
     """A signal that came in a step which then broke ends the program all the same: it was not meant for that run alone."""
     before = signal.getsignal(signal.SIGTERM)
-    runs.catch_signals()
+    processes.catch_signals()
     try:
-        with pytest.raises(runs.Stopped), runs.saving_loop():
+        with pytest.raises(processes.Stopped), processes.saving_loop():
             os.kill(os.getpid(), signal.SIGTERM)
             raise ValueError("not finite")
     finally:
@@ -559,5 +559,5 @@ def test_states_are_not_gone_on_with_unasked(cached_pairs, tmp_path):  # noqa: F
 def test_a_lock_makes_its_folder(tmp_path):
     """A fresh checkout has no cache folder yet: two programs that need it still come one after the other."""
     path = tmp_path / "cache" / "teacher" / "a.lock"
-    with runs.locked(path), runs.locked(path, wait=False) as second:
+    with folders.locked(path), folders.locked(path, wait=False) as second:
         assert not second

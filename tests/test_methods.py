@@ -15,18 +15,18 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from test_sample import FALSE_ALARM, assert_follows
+from tiny import Watched, flags, generator, moved_apart, prompts_of, same_weights, tiny_pair, weights_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import features
 import methods
 import train_skd
-from data import records
-from data.resume import Keeper
+from lab import records
+from lab.checkpoints import Keeper
 from losses import Tokens
 from model import GPT, GPTConfig, learning_rate, make_optimizer
 from sample import DATASET, STUDENT, TEACHER, Noise, rollout_from_ids
-from test_sample import FALSE_ALARM, assert_follows
-from tiny import Watched, flags, generator, moved_apart, prompts_of, same_weights, tiny_pair, weights_of
 from train_skd import VARIANTS, distill
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from adapters import attach_online_module, make_gpt, model_logits
 
 import sample
 from losses import cross_entropy, forward_kl
@@ -16,8 +17,6 @@ from model import (
     save_online_module,
     weights_hash,
 )
-
-from adapters import attach_online_module, make_gpt, model_logits
 
 V, KINDS = 23, tuple(ONLINE_MODULES)
 IDENTITY = tuple(kind for kind in KINDS if kind != "ptuning")  # ptuning's virtual tokens are attended from the start

@@ -1,4 +1,4 @@
-"""Laws of the shared plumbing: the starting pair (data/pairs.py), the yardstick (data/evaluate.py), the runs (data/runs.py)."""
+"""Laws of the shared plumbing: the starting pair (lab/pairs.py), the yardstick (lab/evaluate.py), the runs (lab/processes.py)."""
 
 import argparse
 import copy
@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import sample
-from data import evaluate as yardstick
-from data import pairs, records, runs
-from data.evaluate import Encoded, acceptance, complete, distances, evaluate, evaluate_quickly, sample_responses
-from data.pairs import PairSettings, batch_order, encode_task, rollout_from_ids
-from data.tasks import Example, encode_example, make_task
+from data.tasks import Encoded, Example, complete, encode_example, make_task
 from data.tokenizer import train_tokenizer
+from lab import command_line, folders, pairs, processes, records
+from lab import evaluate as yardstick
+from lab.evaluate import acceptance, distances, evaluate, evaluate_quickly, sample_responses
+from lab.pairs import PairSettings, batch_order, encode_task, rollout_from_ids
 from model import save_file
 
 SETTINGS = PairSettings(
@@ -707,8 +707,8 @@ def test_encode_split_keeps_rows_together(data):
 
 
 def shared_parser():
-    parser = runs.Parser(prog="some.py")
-    runs.add_shared_flags(parser, {"one": 1, "two": 2}, ("one",), {"tiny": {}, "small": {}})
+    parser = command_line.Parser(prog="some.py")
+    command_line.add_shared_flags(parser, {"one": 1, "two": 2}, ("one",), {"tiny": {}, "small": {}})
     return parser
 
 
@@ -736,7 +736,7 @@ def test_variants_are_picked_by_name():
     parser = shared_parser()
 
     def picked(text):
-        return runs.check_shared_flags(parser.parse_args(["--variants", text]), {"one": 1, "two": 2}, ("one",))
+        return command_line.check_shared_flags(parser.parse_args(["--variants", text]), {"one": 1, "two": 2}, ("one",))
 
     assert picked("main") == ["one"] and picked("all") == ["one", "two"] and picked("two,one,two") == ["two", "one"]
     for wrong in ("three", "one,three", "", "one,"):
@@ -753,38 +753,38 @@ def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch):
     found = []
     for gone in (None, "cuda", "mps"):
         there.update({gone: False} if gone else {})
-        found.append(runs.pick_device("auto").type)
-    assert found == ["cuda", "mps", "cpu"] and runs.pick_device("cpu") == torch.device("cpu")
+        found.append(processes.pick_device("auto").type)
+    assert found == ["cuda", "mps", "cpu"] and processes.pick_device("cpu") == torch.device("cpu")
     for absent in ("cuda", "mps"):
         with pytest.raises(ValueError) as error:
-            runs.pick_device(absent)
+            processes.pick_device(absent)
         assert absent in one_line(error) and "cpu" in one_line(error)
 
 
 def test_run_folders_are_numbered(tmp_path, monkeypatch):
     """Without --out each run gets the next number (10 follows 9); --resume takes the last one."""
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    folders = []
+    monkeypatch.setattr(folders, "ROOT", tmp_path)
+    made = []
     for _ in range(11):
-        folders.append(runs.make_run_folder(None, False, "skd-math"))
-        (folders[-1] / "sft_seed1.jsonl").write_text("{}\n")
-    assert [folder.name for folder in folders] == [f"skd-math-{number}" for number in range(1, 12)]
-    assert runs.make_run_folder(None, True, "skd-math") == folders[-1]
-    assert runs.make_run_folder(None, True, "skd-scan").name == "skd-scan-1"  # nothing to resume: a new one
+        made.append(folders.make_run_folder(None, False, "skd-math"))
+        (made[-1] / "sft_seed1.jsonl").write_text("{}\n")
+    assert [folder.name for folder in made] == [f"skd-math-{number}" for number in range(1, 12)]
+    assert folders.make_run_folder(None, True, "skd-math") == made[-1]
+    assert folders.make_run_folder(None, True, "skd-scan").name == "skd-scan-1"  # nothing to resume: a new one
     (tmp_path / "runs" / "skd-math-2-my-notes").mkdir()  # not ours: it must not stop anybody
-    assert runs.make_run_folder(None, False, "skd-math").name == "skd-math-12"
+    assert folders.make_run_folder(None, False, "skd-math").name == "skd-math-12"
 
 
 def test_finished_records_are_not_mixed(tmp_path):
     """A folder with records is refused without --resume, taken with it; an empty or new one is fine and stays empty."""
     folder = tmp_path / "deep" / "out"
-    assert runs.make_run_folder(str(folder), False, "x") == folder == runs.make_run_folder(str(folder), False, "x")
+    assert folders.make_run_folder(str(folder), False, "x") == folder == folders.make_run_folder(str(folder), False, "x")
     assert list(folder.iterdir()) == []
     (folder / "skd_seed1.jsonl").write_text("{}\n")
     with pytest.raises(ValueError) as error:
-        runs.make_run_folder(str(folder), False, "x")
+        folders.make_run_folder(str(folder), False, "x")
     assert "--resume" in one_line(error) and "--out" in one_line(error)
-    assert runs.make_run_folder(str(folder), True, "x") == folder
+    assert folders.make_run_folder(str(folder), True, "x") == folder
 
 
 def test_unwritable_folder_is_one_line(tmp_path):
@@ -792,7 +792,7 @@ def test_unwritable_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError) as error:
-            runs.make_run_folder(str(out), False, "x")
+            folders.make_run_folder(str(out), False, "x")
         assert "--out" in one_line(error) and str(out) in one_line(error)
 
 
@@ -858,7 +858,7 @@ def test_rounding_is_to_significant_digits():
 def test_one_failed_run_leaves_the_others(jobs):
     """Every task is run and reported; the failed one comes back with one line."""
     lines = []
-    failures = runs.run_all(math.sqrt, [(4.0,), (-1.0,), (9.0,)], jobs, lines.append)
+    failures = processes.run_all(math.sqrt, [(4.0,), (-1.0,), (9.0,)], jobs, lines.append)
     assert [task for task, _ in failures] == [(-1.0,)] and "math domain error" in failures[0][1]
     assert sorted(map(str, lines))[:2] == ["2.0", "3.0"] and len(lines) == 3
     assert all("\n" not in str(line) for line in lines)
@@ -873,7 +873,7 @@ def test_no_kind_of_failure_takes_the_others_down():
 
     kinds = [None, ValueError, OSError, RuntimeError, AssertionError, KeyError, ZeroDivisionError, None]
     lines = []
-    failures = runs.run_all(task, [(kind,) for kind in kinds], 1, lines.append)
+    failures = processes.run_all(task, [(kind,) for kind in kinds], 1, lines.append)
     assert [task for task, _ in failures] == [(kind,) for kind in kinds if kind]
     assert len(lines) == len(kinds) and not any("\n" in str(line) for _, line in failures)
 
@@ -881,24 +881,24 @@ def test_no_kind_of_failure_takes_the_others_down():
 def test_flags_of_a_record_name_no_folder():
     """What is kept and compared decides results: no folder, no way of running, no choice of which runs; plain JSON."""
     argv = ["--out", "/somewhere/out", "--data-dir", "/somewhere/data", "--resume", "--jobs", "2", "--seeds", "3", "--seed", "7"]
-    one, other = (runs.result_flags(shared_parser().parse_args(more)) for more in ([], argv + ["--variants", "one"]))
+    one, other = (command_line.result_flags(shared_parser().parse_args(more)) for more in ([], argv + ["--variants", "one"]))
     assert one == other and "lr" in one and "steps" in one and "task" in one
-    assert runs.result_flags(argparse.Namespace(b=1, a=2, out="x")) == {"a": 2, "b": 1}
+    assert command_line.result_flags(argparse.Namespace(b=1, a=2, out="x")) == {"a": 2, "b": 1}
     json.dumps(one)
 
 
 def test_sources_and_machine_say_where_a_number_comes_from():
     """sha256 of the files as they are; the machine without host name or folder."""
-    names = ("model.py", "data/pairs.py")
-    hashes = runs.source_hashes(names)
+    names = ("model.py", "lab/pairs.py")
+    hashes = folders.source_hashes(names)
     assert set(hashes) == set(names) and all(len(value) == 64 for value in hashes.values())
     assert len(set(hashes.values())) == 2
-    text = json.dumps(runs.describe_machine(torch.device("cpu")))
-    assert json.loads(text)["device"] == "cpu" and str(runs.ROOT) not in text
+    text = json.dumps(folders.describe_machine(torch.device("cpu")))
+    assert json.loads(text)["device"] == "cpu" and str(folders.ROOT) not in text
 
 
 def test_exit_is_one_line_with_status():
     """What the scripts end with: the program's name and the line; sys.exit turns the text into status 1."""
     with pytest.raises(SystemExit) as stop:
-        runs.exit_with("some.py", ValueError("what was wrong"))
+        processes.exit_with("some.py", ValueError("what was wrong"))
     assert stop.value.code == "some.py: what was wrong"

@@ -11,19 +11,19 @@ import contextlib
 import copy
 import dataclasses
 
+import adapters
 import pytest
 import torch
+from test_train_skd import pair  # noqa: F401  (a fixture)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-import adapters
 import sample
 import train_okd
 import train_skd
-from data import runs
-from data.evaluate import Meter
+from lab import processes
+from lab.costs import Meter
 from model import OnlineTeacher
-from test_train_skd import pair  # noqa: F401  (a fixture)
 
 META = torch.device("meta")
 ANSWERS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "unique_dim", "_unique2", "is_nonzero"}
@@ -232,7 +232,7 @@ def on_device(pair, monkeypatch):  # noqa: F811
         )[0]
         args.chunk_loss = "no" if args.chunk_loss == "auto" else args.chunk_loss
         row = script.VARIANTS[variant] if script is train_skd else train_okd.resolve(train_okd.VARIANTS[variant], args)
-        attach, begin, learn, write = OnlineTeacher.__init__, script.Clock, runs.parts, script.write_tokens
+        attach, begin, learn, write = OnlineTeacher.__init__, script.Clock, processes.parts, script.write_tokens
         begins, learns, rollouts = [], [], []
 
         def at(marks, function):
@@ -254,7 +254,7 @@ def on_device(pair, monkeypatch):  # noqa: F811
                 learns.append(len(device.waits))
             return learn(*arguments)
 
-        monkeypatch.setattr(runs, "parts", parts)
+        monkeypatch.setattr(processes, "parts", parts)
         monkeypatch.setattr(script, "write_tokens", lambda *a, **k: (rollouts.append(write(*a, **k)), rollouts[-1])[1])
         monkeypatch.setattr(script, "evaluate_quickly", stop)
         monkeypatch.setattr(Meter, "__enter__", lambda self: None)  # it asks for addresses, which nothing here has

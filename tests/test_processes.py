@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_train_skd import lines_of, weight_differences, without_times
 
 import train_skd
-from data import runs
-from test_train_skd import lines_of, weight_differences, without_times
+from lab import processes
 
 TINY = "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 4 --device cpu --jobs 1".split()
 # Figures that differ: of the clock, of the memory that a share of the batch takes, and of what the samplers spent, as
@@ -20,7 +20,7 @@ OWN = {"kind", "seconds", "memory_mb", "teacher_forwards", "compute", "sha256", 
 SHARED_BY_STEP = {"step", "loss", "gradient_norm", "lr"}
 
 
-def start(clone, processes, script, *argv):
+def start(clone, size, script, *argv):
     """The running command, its output unbuffered lines."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.Popen(
@@ -47,9 +47,9 @@ CASES = {
 @pytest.mark.parametrize("script", CASES)
 def test_two_processes_train_as_one(clone, tmp_path, script):
     """Five rows here, four there, in parts of three, with unequal token counts: the losses, gradients and figures of one."""
-    for processes in (1, 2):
-        names, out = ["--variants", CASES[script]], ["--out", str(tmp_path / str(processes))]
-        running = start(clone, processes, script, *names, *out, *(["--micro-batch", "3"] if processes == 2 else []))
+    for size in (1, 2):
+        names, out = ["--variants", CASES[script]], ["--out", str(tmp_path / str(size))]
+        running = start(clone, size, script, *names, *out, *(["--micro-batch", "3"] if size == 2 else []))
         output, errors = running.communicate(timeout=600)
         assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
         assert output.count("score ") >= len(CASES[script].split(",")) and output.count("\n**Task") == 1  # one speaks
@@ -133,8 +133,8 @@ def test_what_several_processes_cannot_share_is_refused(monkeypatch, capsys, arg
     """Methods side by side and processes in one; a batch, swept or not, with less rows than processes: one line at once."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(runs, "join", lambda device: device)
-    monkeypatch.setattr(runs, "processes", lambda: (0, 2))
+    monkeypatch.setattr(processes, "join", lambda device: device)
+    monkeypatch.setattr(processes, "rank_and_size", lambda: (0, 2))
     with pytest.raises(ValueError, match=word):
         train_skd.main(["--quick", *argv])
 
@@ -146,7 +146,7 @@ def test_a_variable_that_was_left_is_no_start(monkeypatch, size, rank, shared):
     monkeypatch.delenv("RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
-    assert runs.started_by_torchrun() == shared
+    assert processes.started_by_torchrun() == shared
 
 
 def test_no_process_goes_on_alone(monkeypatch):
@@ -158,7 +158,7 @@ def test_no_process_goes_on_alone(monkeypatch):
         return "done"
 
     lines = []
-    assert len(runs.run_all(task, [(0,), (1,)], 1, lines.append)) == 1 and lines[1:] == ["done"]
-    monkeypatch.setattr(runs, "processes", lambda: (1, 2))
+    assert len(processes.run_all(task, [(0,), (1,)], 1, lines.append)) == 1 and lines[1:] == ["done"]
+    monkeypatch.setattr(processes, "rank_and_size", lambda: (1, 2))
     with pytest.raises(ValueError, match="only here"):
-        runs.run_all(task, [(0,), (1,)], 1, lines.append)
+        processes.run_all(task, [(0,), (1,)], 1, lines.append)

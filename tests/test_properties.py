@@ -14,17 +14,17 @@ from pathlib import Path
 import adapters
 import pytest
 import torch
-import train_okd
-import train_skd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import exchange, records, report
+import train_okd
+import train_skd
 from data.corpora import Example, hash_split
 from data.metrics import corpus_bleu, corpus_chrf, rouge_l
-from data.resume import Keeper
 from data.tasks import FAMILIES, SIZES, make_task
 from data.tokenizer import Tokenizer, train_tokenizer
+from lab import exchange, records, report
+from lab.checkpoints import Keeper
 from losses import MATCHES, SEQUENCE_LOSSES, TOKEN_LOSSES, Tokens, masked_mean, per_token_loss, weight_of
 from model import load_checkpoint, load_file, save_checkpoint, save_file
 from sample import DATASET, PROMPT, WRITERS, rollout_from_ids, write_tokens

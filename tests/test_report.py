@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import records, report
+from lab import records, report
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ["sft", "supervised", "seqkd", "on_policy", "imitkd", "gkd", "two_stage", "skd"]
@@ -408,7 +408,7 @@ def test_different_flags_are_said():
 @pytest.mark.parametrize("folder", ["okd-variants", "okd-sweep"])
 def test_runs_of_one_command_differ_in_no_flag(folder):
     """Equal steps and equal compute, and all values that were swept: the script records one set of flags, and nothing is said."""
-    runs = report.read_records(ROOT / "data" / "results" / folder)
+    runs = report.read_records(ROOT / "results" / folder)
     assert {run.budget for run in runs} == {"steps", "compute"} or len({run.variant for run in runs if "=" in run.variant}) > 20
     assert report._differences(runs, "flags") == {}
 
@@ -755,7 +755,7 @@ def test_swept_methods_stand_with_their_method():
 def test_an_empty_pipe_is_named(monkeypatch, piped):
     """--methods without the list: one line with the command that makes it."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
-    with pytest.raises(SystemExit, match=r"train_skd.py --list-variants \| python -m data.report") as stop:
+    with pytest.raises(SystemExit, match=r"train_skd.py --list-variants \| python -m lab.report") as stop:
         report.main(["--methods", "train_skd"])
     assert "\n" not in str(stop.value)
 
@@ -764,7 +764,7 @@ def stopped(argv):
     """The one line with which main ends."""
     with pytest.raises(SystemExit) as stop:
         report.main([str(word) for word in argv])
-    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code and stop.value.code.startswith("data.report: ")
+    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code and stop.value.code.startswith("lab.report: ")
     return stop.value.code
 
 
@@ -834,10 +834,10 @@ def test_a_readme_of_another_encoding_is_named(tmp_path):
 
 
 def test_a_closed_pipe_ends_it_quietly(tmp_path):
-    """As in `python -m data.report FOLDER | head -1`: the files are written, and nothing is said about the pipe."""
+    """As in `python -m lab.report FOLDER | head -1`: the files are written, and nothing is said about the pipe."""
     end, start = os.pipe()
     os.close(end)
-    command = [sys.executable, "-m", "data.report", str(write_records(tmp_path, ["sft"], 1))]
+    command = [sys.executable, "-m", "lab.report", str(write_records(tmp_path, ["sft"], 1))]
     done = subprocess.run(command, stdout=start, stderr=subprocess.PIPE, cwd=ROOT)
     os.close(start)
     assert done.stderr == b"" and done.returncode == 1 and (tmp_path / "summary.json").exists()
@@ -847,7 +847,7 @@ def test_a_closed_pipe_ends_it_quietly(tmp_path):
 def test_a_terminal_of_another_encoding_shows_what_it_can(tmp_path, encoding):
     """The characters that it lacks become question marks there, and stay what they are in the file."""
     environment = os.environ | {"PYTHONIOENCODING": encoding}
-    command = [sys.executable, "-m", "data.report", str(write_records(tmp_path, ["sft", "skd"], 2))]
+    command = [sys.executable, "-m", "lab.report", str(write_records(tmp_path, ["sft", "skd"], 2))]
     done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment)
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert done.returncode == 0 and done.stderr == b"" and done.stdout.decode(encoding) == text.encode(encoding, "replace").decode(encoding) + "\n"

@@ -11,8 +11,8 @@ from tiny import flags, pair, same_weights, tiny_pair, weights_of  # noqa: F401
 
 import train_okd
 import train_skd
-from data import pairs, records, resume, runs
-from data.resume import Keeper
+from lab import checkpoints, folders, pairs, processes, records
+from lab.checkpoints import Keeper
 from model import load_checkpoint, load_file, save_checkpoint, save_file
 
 SCRIPTS = {"train_skd": train_skd, "train_okd": train_okd}
@@ -23,9 +23,9 @@ EVERY = [("train_skd", name) for name in train_skd.VARIANTS] + [("train_okd", na
 def handlers():
     """Signals as a script has them, and afterwards as the tests have them."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    runs.catch_signals()
+    processes.catch_signals()
     yield
-    assert runs._waiting == {"loops": 0, "signals": [], "all": False}
+    assert processes._waiting == {"loops": 0, "signals": [], "all": False}
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -54,7 +54,7 @@ def go(script, variant, folder, stop=None, every=1000, steps=4, keeper=None, **h
     try:
         with keeper or Keeper(str(folder / "run_seed1"), every, {"steps": steps}) as keeper:
             costs, adapted = script.distill(row, student, pair, args, 1, log, lambda line: None, keeper)
-    except runs.Stopped as stopped:
+    except processes.Stopped as stopped:
         assert stopped.number == log.number
         return None
     finally:
@@ -140,7 +140,7 @@ def test_another_teacher_is_gone_on_with(variant, inner, stop, tmp_path, monkeyp
     def dies(self, step):
         save(self, step)
         if step == stop:
-            raise runs.Stopped(signal.SIGTERM)
+            raise processes.Stopped(signal.SIGTERM)
 
     monkeypatch.setattr(Keeper, "save", dies)
     assert go("train_skd", variant, tmp_path / "parts", every=1) is None
@@ -163,7 +163,7 @@ def test_pretraining_is_gone_on_with(tmp_path):
             if f"step {stop:>5}/10" in line and not (stop == 8 and any("student" in line for line in lines)):
                 os.kill(os.getpid(), signal.SIGINT)
 
-        with pytest.raises(runs.Stopped):
+        with pytest.raises(processes.Stopped):
             pairs.load_or_pretrain_pair(data, settings, cache_dir=tmp_path / "parts", report=said)
     lines = []
     found = pairs.load_or_pretrain_pair(data, settings, cache_dir=tmp_path / "parts", report=lines.append)
@@ -267,7 +267,7 @@ def test_forgetting_is_of_one_run(tmp_path):
     others += ["a_seed1.state.pt.damaged", "a_seed1.statement.txt", "a_seed1.state.pt.mine"]  # set aside, or somebody's
     for name in names + others:
         (tmp_path / name).write_text("")
-    resume.forget(tmp_path / "a_seed1")
+    checkpoints.forget(tmp_path / "a_seed1")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
@@ -355,7 +355,7 @@ def test_a_pipe_is_no_record(tmp_path):
     os.mkfifo(tmp_path / "b_seed1.state.pt")
     assert Keeper(str(tmp_path / "b_seed1"), 1, {}).step == 0
     os.mkfifo(tmp_path / ".lock")
-    with runs.locked(tmp_path / ".lock") as alone:
+    with folders.locked(tmp_path / ".lock") as alone:
         assert alone
 
 
@@ -408,7 +408,7 @@ def test_a_planted_link_is_not_written_through(tmp_path):
     save_file(str(tmp_path / "a.pt"), {"x": 1})
     finished_record(tmp_path)
     assert load_file(str(tmp_path / "a.pt")) == {"x": 1} and victim.read_text() == "precious"
-    assert runs.write_error(tmp_path) is None and runs.write_error(victim) is not None
+    assert folders.write_error(tmp_path) is None and folders.write_error(victim) is not None
 
 
 def test_a_record_goes_on_behind_its_text(tmp_path):

@@ -1,4 +1,4 @@
-"""Laws of data/runs.py: an interruption ends what is under way, and foreign files are named, not followed."""
+"""Laws of lab/processes.py: an interruption ends what is under way, and foreign files are named, not followed."""
 
 import concurrent.futures
 import multiprocessing
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data import experiment, records, runs
+from lab import compare, processes, records
 
 
 def touch(folder, number):
@@ -27,7 +27,7 @@ def test_an_interruption_starts_nothing_new(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runs.run_all(touch, [(str(tmp_path), number) for number in range(8)], 2, report)
+        processes.run_all(touch, [(str(tmp_path), number) for number in range(8)], 2, report)
     assert len(list(tmp_path.iterdir())) <= 4  # the first, two under way, and at most one that was handed over already
 
 
@@ -50,27 +50,27 @@ def test_a_signal_is_raised_between_two_looks_at_the_runs(tmp_path, monkeypatch,
     wait = interrupting(concurrent.futures.wait) if where == "wait" else concurrent.futures.wait
     monkeypatch.setattr(concurrent.futures, "wait", wait)
     report, watch = (interrupting(lambda *arguments: None) if where == name else lambda *arguments: None for name in ("report", "watch"))
-    runs.catch_signals()
+    processes.catch_signals()
     try:
-        with pytest.raises(runs.Stopped, match="SIGINT"):
-            runs.run_all(touch, [(str(tmp_path), number) for number in range(8)], 2, report, watch)
+        with pytest.raises(processes.Stopped, match="SIGINT"):
+            processes.run_all(touch, [(str(tmp_path), number) for number in range(8)], 2, report, watch)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert carried_through == [where] and not runs.asked_to_stop()
+    assert carried_through == [where] and not processes.asked_to_stop()
     assert len(list(tmp_path.iterdir())) <= 4
 
 
 def saved_late(folder, number):
     """A run that saves what it has when a signal comes: the first at once, the second when the parent has looked twice."""
-    with runs.saving_loop():
+    with processes.saving_loop():
         Path(folder, f"begun{number}").write_text("")
-        while not runs.asked_to_stop():
+        while not processes.asked_to_stop():
             os.sched_yield()
         while number and not Path(folder, "looked twice").exists():
             os.sched_yield()
         Path(folder, f"stopped{number}").write_text("")
-        runs.stop_if_asked()
+        processes.stop_if_asked()
 
 
 def test_a_second_signal_in_a_destructor_leaves_the_first(monkeypatch):
@@ -82,13 +82,13 @@ def test_a_second_signal_in_a_destructor_leaves_the_first(monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(sys, "unraisablehook", lambda dropped: swallowed.append(dropped.exc_type))
-    runs.catch_signals()
+    processes.catch_signals()
     try:
-        with pytest.raises(runs.Stopped), runs.saving_loop():
+        with pytest.raises(processes.Stopped), processes.saving_loop():
             signal.raise_signal(signal.SIGINT)
             Bar()
-            assert swallowed == [runs.Stopped] and runs.asked_to_stop() == signal.SIGINT
-        assert runs._waiting == {"loops": 0, "signals": [], "all": False}
+            assert swallowed == [processes.Stopped] and processes.asked_to_stop() == signal.SIGINT
+        assert processes._waiting == {"loops": 0, "signals": [], "all": False}
     finally:
         signal.signal(signal.SIGINT, before)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -114,10 +114,10 @@ def test_a_signal_to_everybody_lets_all_runs_save(tmp_path, monkeypatch):
                 os.kill(process.pid, signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    runs.catch_signals()
+    processes.catch_signals()
     try:
-        with pytest.raises(runs.Stopped, match="SIGTERM"):
-            runs.run_all(saved_late, [(str(tmp_path), 0), (str(tmp_path), 1)], 2, pytest.fail, watch)
+        with pytest.raises(processes.Stopped, match="SIGTERM"):
+            processes.run_all(saved_late, [(str(tmp_path), 0), (str(tmp_path), 1)], 2, pytest.fail, watch)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -127,7 +127,7 @@ def test_a_signal_to_everybody_lets_all_runs_save(tmp_path, monkeypatch):
 
 def never_through(folder, number):
     """A run that is asked to stop, and never comes to an end with it."""
-    with runs.saving_loop():
+    with processes.saving_loop():
         Path(folder, f"begun{number}").write_text("")
         while True:
             os.sched_yield()
@@ -145,14 +145,14 @@ def test_a_second_signal_does_not_wait(tmp_path, more):
                 os.kill(os.getpid(), signal.SIGINT)
             reached.append(more)
 
-    runs.catch_signals()
+    processes.catch_signals()
     try:
-        with pytest.raises(runs.Stopped, match="SIGINT"):
-            runs.run_all(never_through, [(str(tmp_path), n) for n in range(3)], 2, pytest.fail, watch, patience=1e6)
+        with pytest.raises(processes.Stopped, match="SIGINT"):
+            processes.run_all(never_through, [(str(tmp_path), n) for n in range(3)], 2, pytest.fail, watch, patience=1e6)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert reached == [more] and not runs.asked_to_stop() and not multiprocessing.active_children()
+    assert reached == [more] and not processes.asked_to_stop() and not multiprocessing.active_children()
     assert not (tmp_path / "begun2").exists()
 
 
@@ -166,7 +166,7 @@ def perhaps_killed(number):
 def test_a_killed_process_takes_no_other_run_down():
     """Two of five runs lose their process: those two failed, in one line each, and the other three came out."""
     lines, seen = [], []
-    failures = runs.run_all(
+    failures = processes.run_all(
         perhaps_killed, [(n,) for n in range(5)], 2, lines.append, lambda running, waiting: seen.append((len(running), waiting))
     )
     assert sorted(task for task, _ in failures) == [(1,), (2,)]
@@ -179,8 +179,8 @@ def test_progress_is_read_from_the_records(tmp_path, capsys, monkeypatch):
     """Without a terminal a line per minute: how many are done, and the step that each running one has recorded."""
     todo = [(None, tmp_path, {}, name, 1, "steps", 40) for name in ("sft", "skd", "okd alpha=0.9")]
     (tmp_path / "skd_seed1.jsonl").write_text('{"kind": "header"}\n{"kind": "step", "step": 21}\n{"kind": "step", "st')
-    monkeypatch.setattr(experiment.time, "monotonic", lambda now=iter((0.0, 59.0, 61.0, 61.0, 62.0)): next(now))
-    with experiment.Progress(tmp_path, todo, 2) as progress:
+    monkeypatch.setattr(compare.time, "monotonic", lambda now=iter((0.0, 59.0, 61.0, 61.0, 62.0)): next(now))
+    with compare.Progress(tmp_path, todo, 2) as progress:
         progress.watch(todo[:2], 1)
         assert capsys.readouterr().out == ""
         progress.say("sft done")

@@ -22,17 +22,26 @@ import adapters
 import numpy as np
 import pytest
 import torch
+from test_train_skd import SMALL, cached_pairs  # noqa: F401
 
 import model
 import sample
 import train_skd
-from data import corpora, exchange, pairs, records, report, runs
+from data import corpora
 from data.corpora import load_corpus
-from data.resume import Keeper
-from data.teacher_cache import TeacherCache
 from data.tokenizer import PATTERN, Tokenizer, train_tokenizer
-from model import checksum, load_checkpoint, load_file, load_online_module, save_checkpoint, save_file, save_online_module
-from test_train_skd import SMALL, cached_pairs  # noqa: F401
+from lab import exchange, folders, pairs, records, report
+from lab.checkpoints import Keeper
+from lab.teacher_cache import TeacherCache
+from model import (
+    checksum,
+    load_checkpoint,
+    load_file,
+    load_online_module,
+    save_checkpoint,
+    save_file,
+    save_online_module,
+)
 
 BASE = adapters.make_gpt(257, 26, 1, 2, 8)
 TOKENIZER = train_tokenizer(["abab abab"], 257)
@@ -669,7 +678,7 @@ def test_names_of_corpora_stay_in_their_folder(tmp_path, monkeypatch):
 def test_a_cached_pair_has_a_name_of_its_own():
     """Task and hash make the name: no text of the user's is in it."""
     assert not [part for part in (*corpora.CORPORA, "math", "translation", "summarisation", "instruction") if not part.isidentifier()]
-    assert pairs.CACHE_DIR.is_relative_to(runs.ROOT)
+    assert pairs.CACHE_DIR.is_relative_to(folders.ROOT)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Laws of data/teacher_cache.py: what is read back is what the teacher says, and nothing else is ever believed."""
+"""Laws of lab/teacher_cache.py: what is read back is what the teacher says, and nothing else is ever believed."""
 
 import shutil
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import losses
-from data.teacher_cache import TeacherCache
+from lab.teacher_cache import TeacherCache
 
 PROMPTS = [[1, 2, 3], [4], [5, 6], [1, 1, 1, 1], [2]]
 RESPONSES = [[7, 8], [1, 2, 3, 0], [], [0], [5, 4, 3, 2, 1]]

@@ -12,18 +12,18 @@ import adapters
 import pytest
 import torch
 import torch.nn.functional as F
+from test_train_skd import HOW, cached, moved_apart
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sample
 import train_okd
 import train_skd
-from data import cli, experiment, pairs, runs
-from data.evaluate import distances
-from data.pairs import Pair, PairSettings, encode_task
 from data.tasks import make_task
+from lab import command_line, compare, pairs, processes
+from lab.evaluate import distances
+from lab.pairs import Pair, PairSettings, encode_task
 from losses import DIVERGENCES, forward_kl
 from model import ONLINE_MODULES, OnlineTeacher, learning_rate, load_online_module, make_optimizer
-from test_train_skd import HOW, cached, moved_apart
 from train_okd import MAIN, VARIANTS, distill, main, parse_flags, player_loss, resolve
 
 TEACHER, STUDENT = torch.tensor([0.6, 0.3, 0.1]).log(), torch.tensor([0.2, 0.5, 0.3]).log()
@@ -120,7 +120,7 @@ def test_shared_flags_mean_the_same():
     """Every flag of train_skd.py is one of train_okd.py, with the same default, choices and (but for names) help."""
 
     def options(script, variants, main_variants):
-        parser = cli.make_parser(script, "", variants, main_variants)
+        parser = command_line.make_parser(script, "", variants, main_variants)
         return {action.dest: (action.default, action.choices, action.type) for action in parser._actions}
 
     assert options("train_skd", train_skd.VARIANTS, ()) == options("train_okd", VARIANTS, ())
@@ -313,9 +313,9 @@ def test_first_step_by_hand(pair, variant):
         per_token = divergence_by_hand(row.student_divergence, own, seen)
     update(row.student_kd * masked(per_token, mask) + (1 - row.student_kd) * on_references(student), student, rate, args.weight_decay)
     # Gradients after clipping, not weights: AdamW's first step is the sign of a gradient, rounding included.
-    compare(run.student, student)
+    same_gradients(run.student, student)
     if moving:
-        compare(run.adapted.module, teacher.module, rtol=3e-2 if row.exam == "difference" else 1e-3)
+        same_gradients(run.adapted.module, teacher.module, rtol=3e-2 if row.exam == "difference" else 1e-3)
         assert not same(run.modules[0], run.module_start)
 
 
@@ -333,7 +333,7 @@ def exam_unrolled(pair, student, teacher, inputs, mask, seed=1):
     return masked(-logprobs.gather(-1, exam.tokens[:, 1:, None])[..., 0], exam.response_mask[:, 1:])
 
 
-def compare(model, expected, rtol=1e-3):
+def same_gradients(model, expected, rtol=1e-3):
     """Both models hold the same gradients, up to rounding."""
     for (name, weight), other in zip(model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(weight.grad, other.grad, rtol=rtol, atol=2e-5, msg=lambda text: f"{name}: {text}")
@@ -612,10 +612,10 @@ def test_nobody_learns_the_exam(pair, variant, monkeypatch):
 def test_too_few_prompts_for_an_exam(monkeypatch):
     """One prompt cannot be both learned from and examined, and each process needs one of its own in the exam."""
     train_okd.check_row("okd", flags(), 1)
-    for processes, fewest in ((1, 2), (2, 8), (3, 13)):
-        monkeypatch.setattr(runs, "processes", lambda processes=processes: (0, processes))
+    for size, fewest in ((1, 2), (2, 8), (3, 13)):
+        monkeypatch.setattr(processes, "rank_and_size", lambda size=size: (0, size))
         held_out = [max(1, round(train_okd.EXAM_SHARE * examples)) for examples in (fewest - 1, fewest)]
-        assert min(held_out) < processes <= held_out[1] or fewest == 2
+        assert min(held_out) < size <= held_out[1] or fewest == 2
         train_okd.check_row("ikd", flags(), fewest)
         with pytest.raises(ValueError, match=f"too few for the exam of ikd.*at least {fewest} "):
             train_okd.check_row("ikd", flags(), fewest - 1)
@@ -754,7 +754,7 @@ def test_distances_are_to_the_original(finished, cache):
     from model import load_checkpoint
 
     args = parse_flags(TINY)[0]
-    pair = pairs.load_or_pretrain_pair(experiment.load_data(args), args.settings, report=lambda line: None)
+    pair = pairs.load_or_pretrain_pair(compare.load_data(args), args.settings, report=lambda line: None)
     student = load_checkpoint(str(finished / "okd_seed1.pt"))[0]
     adapted = load_online_module(str(finished / "okd_seed1.module.pt"), pair.teacher)
     final = records(finished, "okd_seed1")[1]
@@ -801,7 +801,7 @@ def test_wrong_flags_are_refused(argv, word, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(pairs, "load_or_pretrain_pair", None)
     monkeypatch.setattr(sys, "argv", ["train_okd.py", *argv, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as stop:
-        experiment.run_script("train_okd", main)
+        compare.run_script("train_okd", main)
     told = capsys.readouterr().err + str(stop.value.code if isinstance(stop.value.code, str) else "")
     assert stop.value.code not in (0, None) and word in told and len(told.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
@@ -827,7 +827,7 @@ def test_jobs_change_no_figure(clone, tmp_path):
         subprocess.run([*command, "--out", str(tmp_path / jobs)], cwd=clone, check=True, capture_output=True, timeout=600)
         finals.append([records(tmp_path / jobs, f"{name}_seed1")[1] | {"seconds": None, "sha256": None} for name in ("okd", "okd_skd")])
     assert finals[0] == finals[1]
-    assert runs.default_jobs("cuda") == 1
+    assert processes.default_jobs("cuda") == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

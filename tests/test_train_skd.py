@@ -22,21 +22,6 @@ from pathlib import Path
 import adapters
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-import losses
-import methods
-import sample
-import train_skd
-from data import cli, corpora, experiment, pairs, records, runs
-from data.evaluate import sample_responses, step_columns
-from data.pairs import PairSettings, encode_task
-from data.resume import Keeper
-from data.tasks import make_task
-from data.tokenizer import train_tokenizer
-from losses import forward_kl, masked_mean, with_tail
-from model import GPT, learning_rate, save_checkpoint
-from sample import DATASET, STUDENT, TEACHER
 from test_methods import plain_loss
 from tiny import (  # noqa: F401  (some are for other files)
     Watched,
@@ -58,6 +43,22 @@ from tiny import (  # noqa: F401  (some are for other files)
     weight_differences,
     weights_of,
 )
+from torch.utils.flop_counter import FlopCounterMode
+
+import losses
+import methods
+import sample
+import train_skd
+from data import corpora
+from data.tasks import make_task
+from data.tokenizer import train_tokenizer
+from lab import command_line, compare, folders, pairs, records
+from lab.checkpoints import Keeper
+from lab.evaluate import sample_responses, step_columns
+from lab.pairs import PairSettings, encode_task
+from losses import forward_kl, masked_mean, with_tail
+from model import GPT, learning_rate, save_checkpoint
+from sample import DATASET, STUDENT, TEACHER
 from train_skd import VARIANTS, main, parse_flags, resolve, sampling_now
 
 ROOT = Path(train_skd.__file__).parent
@@ -130,7 +131,7 @@ def test_flags_reach_what_they_decide():
     assert parse_flags(["--device", "cpu", "--student-prompts", "0"])[0].settings.student_prompts is None
     quick = parse_flags(["--device", "cpu", "--quick", "--teacher-steps", "7"])[0]
     assert quick.settings == dataclasses.replace(pairs.QUICK, teacher_steps=7) and quick.steps < usual.steps
-    task = experiment.load_task(parse_flags(["--device", "cpu", "--quick", "--difficulty", "3", "--entropy", "0", "--hard-share", "1"])[0])
+    task = compare.load_task(parse_flags(["--device", "cpu", "--quick", "--difficulty", "3", "--entropy", "0", "--hard-share", "1"])[0])
     assert {name: task.options[name] for name in ("difficulty", "entropy", "hard_share")} == {"difficulty": 3, "entropy": 0.0, "hard_share": 1.0}
     assert task.options["test_examples"] == pairs.QUICK_TASK["test_examples"]
 
@@ -304,7 +305,7 @@ def test_what_the_rows_ask_of_the_sampler():
     assert resolve(VARIANTS["speckd"], args).hyper == {"accept_top_k": 60} and VARIANTS["speckd"].hyper == {"accept_top_k": None}
     for name, row in VARIANTS.items():
         if not row.sampling:
-            assert options_of(name, args, 0.3) == cli.sampling_options(args), name
+            assert options_of(name, args, 0.3) == command_line.sampling_options(args), name
 
 
 def test_a_flags_rule_is_not_a_rows_rule():
@@ -316,7 +317,7 @@ def test_a_flags_rule_is_not_a_rows_rule():
         assert options["gamma"] == 3 and options["teacher_temperature"] == 0.7
     options = options_of("skd", args, 0.2)["interleaved"]
     assert options["accept_rule"] == "topp" and options["accept_top_p"] == 0.5
-    assert args.rule == {"accept_top_p": 0.5} and cli.sampling_options(args)["interleaved"]["accept_top_p"] == 0.5
+    assert args.rule == {"accept_top_p": 0.5} and command_line.sampling_options(args)["interleaved"]["accept_top_p"] == 0.5
     warped = flags("--accept-on", "warped", "--teacher-top-p", "0.9")  # which is for topk alone
     assert {options_of(name, warped, 0.2)["interleaved"]["accept_on"] for name in ("ca_opd", "skd_k_along", "skd_entropy")} == {"raw"}
     assert options_of("skd_k_steps", warped, 0.2)["interleaved"]["accept_on"] == "warped"
@@ -1048,7 +1049,7 @@ def test_records_tell_all(finished):
         assert {key: header[key] for key in wanted} == wanted
         assert header["row"] == json.loads(json.dumps(dataclasses.asdict(row)))
         assert header["flags"]["steps"] == 2 and header["flags"]["lr"] and header["flags"]["accept_top_k"] == header["accept_top_k"] > 0
-        assert {"train_skd.py", "sample.py", "losses.py", "model.py", "data/pairs.py"} <= set(header["sources"])
+        assert {"train_skd.py", "sample.py", "losses.py", "model.py", "lab/pairs.py"} <= set(header["sources"])
         assert header["torch"] == torch.__version__
         assert not any(os.sep in text and Path(text).is_absolute() for line in (header, *lines, final) for text in strings(line))
         assert str(ROOT) not in json.dumps(header) and str(finished) not in json.dumps(header)
@@ -1071,11 +1072,11 @@ def test_summary_is_of_the_promised_shape(finished):
 
 def test_final_figures_are_of_the_final_student(finished, cached_pairs):
     """Loading skd_seed1.pt and measuring it again gives the figures of the record: the final student, not another one."""
-    from data.evaluate import evaluate
+    from lab.evaluate import evaluate
     from model import load_checkpoint
 
     args, _ = parse_flags(SMALL)
-    data = encode_task(experiment.load_task(args), args.settings)
+    data = encode_task(compare.load_task(args), args.settings)
     pair = pairs.load_or_pretrain_pair(data, args.settings, report=pytest.fail)
     student, about = load_checkpoint(str(finished / "skd_seed1.pt"))
     final = lines_of(finished / "skd_seed1.jsonl")[-1]
@@ -1247,7 +1248,7 @@ def nothing_trained(monkeypatch, tmp_path):
     monkeypatch.setattr(pairs, "load_or_pretrain_pair", functools.partial(pairs.load_or_pretrain_pair, cache_dir=tmp_path / "pairs"))
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     monkeypatch.setattr(corpora, "CACHE_DIR", tmp_path / "no_cache")
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(folders, "ROOT", tmp_path)
 
 
 WRONG_FLAGS = [  # flags, a word that the line must hold

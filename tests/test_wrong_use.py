@@ -14,19 +14,21 @@ from types import SimpleNamespace
 import adapters
 import pytest
 import torch
+from test_train_skd import ROOT, SMALL, cached_pairs, finished, nothing_trained, refused  # noqa: F401
 
 import losses
 import sample
 import train_okd
 import train_skd
-from data import cli, corpora, exchange, pairs, records, report, runs, tasks
-from data.evaluate import Encoded, evaluate, token_columns
-from data.resume import Keeper
-from data.teacher_cache import TeacherCache
+from data import corpora, tasks
+from data.tasks import Encoded
 from data.tokenizer import Tokenizer, train_tokenizer
+from lab import command_line, exchange, gallery, pairs, processes, records, report
+from lab.checkpoints import Keeper
+from lab.evaluate import evaluate, token_columns
+from lab.teacher_cache import TeacherCache
 from losses import Tokens, masked_mean, per_token_loss, weight_of
 from model import GPTConfig, OnlineTeacher, load_checkpoint, load_online_module, save_checkpoint, save_online_module
-from test_train_skd import ROOT, SMALL, cached_pairs, finished, nothing_trained, refused  # noqa: F401
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command lines.
@@ -191,7 +193,7 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("losses", ["--svg", "{folder}/not/there.svg"], "there.svg"),
     ("losses", ["--svg"], "--svg"),
     ("losses", ["forward_kl"], "forward_kl"),
-    # python -m data.report
+    # python -m lab.report
     ("report", [], "folder"),
     ("report", ["{file}"], "is not a folder"),
     ("report", ["{folder}", "{folder}"], "unrecognized"),
@@ -212,14 +214,14 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("report", ["--methods", "train_skd", '< {"skd": 3}'], "--list-variants"),
     ("report", ["--methods", "train_skd", '< {"skd": {}}'], "--list-variants"),
     ("report", ["--methods", "train_skd", "< " + "[" * 100_000], "--list-variants"),
-    # python -m data.exchange
+    # python -m lab.exchange
     ("exchange", [], "checkpoint"),
     ("exchange", ["{folder}", "{folder}"], "no checkpoint at"),
     ("exchange", ["{finished}/table.md", "{folder}"], "table.md is not a whole checkpoint"),
     ("exchange", ["{finished}/teacher.pt", "{file}"], "file"),
 ]
 PROGRAMS = {
-    "skd": train_skd.main, "okd": train_okd.main, "sample": sample.main, "losses": losses.main, "report": report.main, "exchange": exchange.main,
+    "skd": train_skd.main, "okd": train_okd.main, "sample": sample.main, "losses": gallery.main, "report": report.main, "exchange": exchange.main,
 }  # fmt: skip
 
 
@@ -277,8 +279,8 @@ def test_wrong_commands_are_refused(nothing_trained, places, capsys, monkeypatch
 @pytest.mark.parametrize(
     "command,word",
     [(["train_okd.py", "--module-rank", "5000"], "--module-rank"), (["sample.py", "--teacher", "x.pt"], "--checkpoint"),
-     (["losses.py", "--svg"], "--svg"), (["-m", "data.report", "nowhere"], "not a folder"), (["-m", "data.report"], "folder"),
-     (["-m", "data.exchange", "x.pt"], "folder")],
+     (["losses.py", "--svg"], "--svg"), (["-m", "lab.report", "nowhere"], "not a folder"), (["-m", "lab.report"], "folder"),
+     (["-m", "lab.exchange", "x.pt"], "folder")],
 )  # fmt: skip
 def test_real_commands_write_one_line(command, word):
     """As a process: a status, one line on stderr, nothing on stdout."""
@@ -426,7 +428,7 @@ CALLS = {
     "responses of another length": (lambda: sample.rollout_from_ids([[1], [2]], [[3]], [3, 3], None), "1 responses"),
     "float ids to pad": (lambda: sample.pad_sequences([[1], [1.5]]), "whole numbers"),
     "a picture of no row": (lambda: sample.picture(interleaved(), 1, str), "row 1 of a rollout of 1"),
-    "an unknown device": (lambda: runs.pick_device("tpu"), "--device tpu"),
+    "an unknown device": (lambda: processes.pick_device("tpu"), "--device tpu"),
     # Models.
     "an empty vocabulary": (lambda: GPTConfig(0, 8, 1, 2, 8), "vocab_size"),
     "half a layer": (lambda: GPTConfig(11, 8, 1.5, 2, 8), "n_layer"),
@@ -523,7 +525,7 @@ CALLS = {
     "an interval of nan": (lambda: report.student_t_interval([0.5, NAN]), "nan"),
     "a table of nothing": (lambda: report.render_table([]), "no finished run"),
     "an unknown start": (lambda: pairs.load_or_pretrain_pair(None, pairs.PairSettings(student_start="cold")), "'cold'"),
-    "an unknown rule for numbers": (lambda: cli.parse_rule("a=1;b=2"), "KNOB=NUMBER"),
+    "an unknown rule for numbers": (lambda: command_line.parse_rule("a=1;b=2"), "KNOB=NUMBER"),
 }
 
 

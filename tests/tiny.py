@@ -14,9 +14,9 @@ import torch
 
 import methods
 import train_skd
-from data import experiment
-from data.pairs import Pair, PairSettings, encode_task
 from data.tasks import make_task
+from lab import compare
+from lab.pairs import Pair, PairSettings, encode_task
 from sample import PROMPT
 
 SIZES = {"train_examples": 24, "val_examples": 3, "test_examples": 3, "ood_examples": 2}
@@ -116,7 +116,7 @@ def greedy_by_loop(model, prompt, budget, eos):
 
 def cached(monkeypatch, folder):
     """Caches of a teacher's answers go to `folder`."""
-    monkeypatch.setattr(experiment, "TeacherCache", functools.partial(experiment.TeacherCache, folder=folder))
+    monkeypatch.setattr(compare, "TeacherCache", functools.partial(compare.TeacherCache, folder=folder))
 
 
 def padded(rollout, extra=5):

@@ -11,7 +11,7 @@ Uncertainty is over seeds: Student-t intervals, since a percentile bootstrap ove
 differences between two methods are paired by seed, since methods of one seed share the pair of models they start
 from. A score is of the final checkpoint, and rows keep the order of the methods: nothing is sorted by result.
 
-    python -m data.report FOLDER [--readme README.md --section NAME]      # render again, and into the README
+    python -m lab.report FOLDER [--readme README.md --section NAME]      # render again, and into the README
 """
 
 import argparse
@@ -26,7 +26,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from data.records import is_sealed, write_whole
+from lab.records import is_sealed, write_whole
 
 # .975 quantiles of Student's t with 1, 2, .. 29 degrees of freedom: half width of a 95 % interval = t * s / sqrt(n).
 T_975 = (
@@ -1027,8 +1027,8 @@ def write_report(folder, order=None, control=None, focus=None):
 
 
 def brief(table, folder_name):
-    """A table.md without its last part, every run on its own: what the README shows of data/results/FOLDER_NAME."""
-    link = f"data/results/{folder_name}"
+    """A table.md without its last part, every run on its own: what the README shows of results/FOLDER_NAME."""
+    link = f"results/{folder_name}"
     return (table.split("<details>")[0].rstrip()
             + f"\n\nEvery run on its own: [table]({link}/table.md), [curves]({link}/curves.svg).\n")
 
@@ -1134,7 +1134,7 @@ def main(argv=None):
     parser.add_argument("--order", help="names of methods in the order of the rows, joined by commas")
     parser.add_argument("--control", help="method that differences in the first table are taken to")
     parser.add_argument("--focus", help="method that the second table compares with all others")
-    parser.error = lambda message: parser.exit(2, f"data.report: {' '.join(message.split())} (see --help)\n")
+    parser.error = lambda message: parser.exit(2, f"lab.report: {' '.join(message.split())} (see --help)\n")
     args = parser.parse_args(argv)
     try:
         for name, value in vars(args).items():
@@ -1148,7 +1148,7 @@ def main(argv=None):
             try:
                 section = table = methods_table(args.methods, json.load(sys.stdin))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                hint = f"python {args.methods}.py --list-variants | python -m data.report --methods {args.methods}"
+                hint = f"python {args.methods}.py --list-variants | python -m lab.report --methods {args.methods}"
                 raise ValueError(f"what comes on the pipe is no list of methods: type {hint}") from error
         else:
             table = write_report(args.folder, args.order.split(",") if args.order else None, args.control, args.focus)
@@ -1157,7 +1157,7 @@ def main(argv=None):
             _put_into(args.readme, args.section, section)
         _show(table)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"data.report: {' '.join(str(error).split())}") from None
+        raise SystemExit(f"lab.report: {' '.join(str(error).split())}") from None
 
 
 if __name__ == "__main__":

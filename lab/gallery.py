@@ -11,7 +11,8 @@ from xml.sax.saxutils import escape
 
 import torch
 
-from data.records import write_whole
+from lab import command_line, processes
+from lab.records import write_whole
 from losses import (
     DIVERGENCES,
     MATCHES,
@@ -163,3 +164,11 @@ def tell(path):
     print(f"\nthe picture lies in {path}")
     return fits
 
+
+def main(argv=None):
+    """The gallery of losses: every loss on three tokens, and a picture of what each makes of a teacher with two modes."""
+    processes.use_any_terminal()
+    parser = command_line.Parser(prog="losses.py", description="Every loss on three tokens, and on a teacher with two modes.")
+    parser.add_argument("--svg", metavar="FILE", default="losses.svg", help="where the picture goes (default: losses.svg)")
+    tell(parser.parse_args(argv).svg)
+    return 0

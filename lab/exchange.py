@@ -189,9 +189,9 @@ def load_gpt2(folder):
 
 
 def main(argv=None):
-    """python -m data.exchange CHECKPOINT FOLDER: a student or teacher that a run left, for other programs."""
+    """python -m lab.exchange CHECKPOINT FOLDER: a student or teacher that a run left, for other programs."""
     parser = argparse.ArgumentParser(description="Write a checkpoint of this project in the Hugging Face layout of GPT-2.")
-    parser.error = lambda message: parser.exit(2, f"data.exchange: {' '.join(message.split())} (see --help)\n")
+    parser.error = lambda message: parser.exit(2, f"lab.exchange: {' '.join(message.split())} (see --help)\n")
     parser.add_argument("checkpoint", help="a .pt file that a run left")
     parser.add_argument("folder", help="where config.json and model.safetensors go")
     args = parser.parse_args(argv)
@@ -202,7 +202,7 @@ def main(argv=None):
             raise ValueError(f"{args.folder} holds {' and '.join(there)} already: give another folder, or move them away")
         export_gpt2(model, args.folder)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"data.exchange: {error}") from None
+        raise SystemExit(f"lab.exchange: {error}") from None
     print(f"{model.num_parameters():,} weights in {args.folder}: GPT2LMHeadModel.from_pretrained reads them")
 
 

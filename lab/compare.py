@@ -20,37 +20,24 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import checks, cli, corpora, pairs, records, report, resume, runs, tasks
-from data.evaluate import Encoded, evaluate, step_columns
-from data.records import run_name
-from data.tasks import make_task
-from data.teacher_cache import TeacherCache, check_best
+from data import corpora, tasks
+from data.tasks import Encoded, make_task
+from lab import checkpoints, checks, command_line, folders, pairs, processes, records, report
+from lab.evaluate import evaluate, step_columns
+from lab.records import run_name
+from lab.teacher_cache import TeacherCache, check_best
 from losses import Unprojected, by_chunks
 from model import OnlineTeacher, save_checkpoint, save_online_module
 
 LARGE_VOCABULARY = 2**14  # from here on --chunk-loss auto is yes
 SOURCES = (  # whose sha256 a record holds, beside the script's own
-    "model.py",
-    "losses.py",
-    "features.py",
-    "sample.py",
-    "methods.py",
-    "data/tokenizer.py",
-    "data/tasks.py",
-    "data/corpora.py",
-    "data/metrics.py",
-    "data/evaluate.py",
-    "data/pairs.py",
-    "data/teacher_cache.py",
-    "data/runs.py",
-    "data/records.py",
-    "data/resume.py",
-    "data/checks.py",
-    "data/cli.py",
-    "data/experiment.py",
+    *("model.py", "losses.py", "features.py", "sample.py", "methods.py"),
+    *(f"data/{name}.py" for name in ("tokenizer", "tasks", "corpora", "metrics")),
+    *(f"lab/{name}.py" for name in ("evaluate", "costs", "pairs", "teacher_cache", "processes", "folders", "records", "checkpoints",
+                                     "checks", "command_line", "compare")),
 )
 # As they run: a file may be edited while a program runs, and the processes that it starts later read the new one.
-LOADED = runs.source_hashes((*SOURCES, "train_skd.py", "train_okd.py"))
+LOADED = folders.source_hashes((*SOURCES, "train_skd.py", "train_okd.py"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -59,7 +46,7 @@ LOADED = runs.source_hashes((*SOURCES, "train_skd.py", "train_okd.py"))
 
 def load_task(args):
     """The task with the knobs that were given on the command line."""
-    knobs = {name: getattr(args, name) for name in cli.TASK_FLAGS[1:-1]}
+    knobs = {name: getattr(args, name) for name in command_line.TASK_FLAGS[1:-1]}
     options = args.task_options | {name: value for name, value in knobs.items() if value is not None}
     return make_task(args.task, data_dir=args.data_dir, **options)
 
@@ -89,7 +76,7 @@ class Passes:
 
     def share(self, batch_size):
         """Places in a batch of the rows that this process works on."""
-        rank, size = runs.processes()
+        rank, size = processes.rank_and_size()
         return range(rank, batch_size, size)
 
     def logits(self, forward, tokens, model=None):
@@ -103,7 +90,7 @@ class Passes:
 def passes_of(args, pair):
     """The Passes that the flags ask for; run_one has resolved --chunk-loss auto."""
     device = next(pair.teacher.parameters()).device
-    return Passes(runs.use_precision(args.precision, device), args.chunk_loss == "yes")
+    return Passes(processes.use_precision(args.precision, device), args.chunk_loss == "yes")
 
 
 def kept_logits(rollout, teacher, part):
@@ -124,7 +111,7 @@ def open_cache(pair, args, say):
     """The fixed teacher's answers on the student's references (--cache-teacher), made by the first process if need be."""
 
     def make():
-        with runs.use_precision(args.precision, next(pair.teacher.parameters()).device):
+        with processes.use_precision(args.precision, next(pair.teacher.parameters()).device):
             return TeacherCache(
                 pair.teacher,
                 pair.train.prompts,
@@ -132,10 +119,10 @@ def open_cache(pair, args, say):
                 args.cache_teacher,
                 args.precision,
                 report=say,
-                compare=runs.processes()[0] == 0,  # the others take its word: none may go on, or stop, alone
+                compare=processes.rank_and_size()[0] == 0,  # the others take its word: none may go on, or stop, alone
             )
 
-    return runs.first_then_others(make)
+    return processes.first_then_others(make)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -161,7 +148,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     teacher or None); everything around it is the same for every method.
     """
     torch.set_num_threads(1 if args.device_type == "cpu" else torch.get_num_threads())  # same numbers for every --jobs
-    device = runs.join(torch.device(args.device_type))
+    device = processes.join(torch.device(args.device_type))
     again = "the program was started: start it again, with another --out"
     for source, digest in shared["sources"].items():
         if LOADED[source] != digest:
@@ -184,8 +171,8 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
         "sets_budget": variant == report.COMPARISONS[shared["script"]][1],
         "row": dataclasses.asdict(row),
     }
-    first, machine = runs.processes()[0] == 0, runs.describe_machine(device)  # the first one writes
-    say = runs.say if args.jobs == 1 and first else lambda _: None
+    first, machine = processes.rank_and_size()[0] == 0, folders.describe_machine(device)  # the first one writes
+    say = processes.say if args.jobs == 1 and first else lambda _: None
     say(f"{name}: {here.steps} steps")
     # What a state must have in common with this run, to be gone on with.
     identity = shared["flags"] | {name: shared[name] for name in ("pair", "inputs", "accept_top_k", "processes")}
@@ -194,7 +181,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     every = args.save_every or max(1, here.steps // 8)
     stem, log = str(Path(folder) / name), records.NoLog()
     sources = shared["sources"]
-    keeper = resume.Keeper(stem, every, identity, runs.say, machine | {"sources": sources}, sources)
+    keeper = checkpoints.Keeper(stem, every, identity, processes.say, machine | {"sources": sources}, sources)
     try:
         if first:
             log = records.RunLog(folder, name, shared | header | machine)
@@ -262,7 +249,7 @@ def without_unfit(methods, args, data, check_row):
         except ValueError as error:
             if args.variants not in ("main", "all"):
                 raise
-            runs.say(f"note: left out: {error}")
+            processes.say(f"note: left out: {error}")
             left_out.add(label)
     return [(label, own) for label, own in methods if label not in left_out]
 
@@ -270,16 +257,16 @@ def without_unfit(methods, args, data, check_row):
 def say_data(args, data):
     """What is learned, in how many examples and tokens."""
     sizes = {name: len(split.prompts) for name, split in data.splits.items()}
-    runs.say(
+    processes.say(
         f"task {args.task}: {sizes['train']} train, {sizes['val']} val, {sizes['test']} test, {sizes['ood']} ood examples"
         + (f" ({data.dropped} longer than the block left out)" if data.dropped else "")
     )
-    runs.say(
+    processes.say(
         f"tokenizer: {data.tokenizer.n_vocab} tokens, {data.vocabulary_in_use} in use; block of {data.block_size}, at most "
         f"{data.max_new_tokens} new tokens; K = {args.accept_top_k}, gamma = {args.gamma or 'auto'}"
     )
     if args.task in corpora.CORPORA:
-        runs.say(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
+        processes.say(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
 
 
 def open_folder(held, script, args, flags, inputs):
@@ -288,15 +275,15 @@ def open_folder(held, script, args, flags, inputs):
     ValueError where another process is at work in it, or where its records are of other flags or data: a table must not mix them.
     """
     default_name = f"{script.removeprefix('train_')}-{args.task}{'-quick' if args.quick else ''}"
-    folder = runs.make_run_folder(args.out, args.resume, default_name)
-    if not held.enter_context(runs.locked(folder / ".lock", wait=False)):
+    folder = folders.make_run_folder(args.out, args.resume, default_name)
+    if not held.enter_context(folders.locked(folder / ".lock", wait=False)):
         raise ValueError(f"another process is at work in {args.out or folder.name}: wait for it, or give another --out")
     for path in folder.glob("*.pt.*.partial"):  # of a process that was killed while it wrote
         if re.search(r"\.pt\.\d+\.partial$", path.name):
             path.unlink()
     kept = sorted(folder.glob("*.jsonl"))
     if args.resume and not [*kept, *folder.glob("*.state*.pt")]:
-        runs.say(f"nothing to go on with in {args.out or folder.name}: begins anew")
+        processes.say(f"nothing to go on with in {args.out or folder.name}: begins anew")
     for path in kept:
         records.read_finished(folder, path.stem, flags, inputs, script)
     return folder
@@ -309,10 +296,10 @@ def measure_start(pair, args, folder):
     for label, model, judge in (("teacher", pair.teacher, None), ("student_start", start, pair.teacher)):
         figures = {"parameters": model.num_parameters()}
         figures |= evaluate(model, judge, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, **measure)
-        if runs.processes()[0] == 0:
+        if processes.rank_and_size()[0] == 0:
             path, tokenizer = str(folder / f"{label}.pt"), pair.tokenizer.state_dict()
             save_checkpoint(path, model, tokenizer, score=figures["score"], **about(pair, args))
-        runs.say(
+        processes.say(
             f"{label:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  "
             f"{figures['parameters']:,} parameters"
         )
@@ -329,7 +316,7 @@ def missing_runs(folder, args, methods, shared, budget):
                 continue  # it sets the budget: its equal-steps run is its equal-compute run
             name, steps = run_name(label, seed, budget), own.steps
             if records.read_finished(folder, name, shared["flags"]) is not None:
-                resume.forget(folder / name)  # it may have been ended before it did so itself
+                checkpoints.forget(folder / name)  # it may have been ended before it did so itself
                 without_student += not (folder / f"{name}.pt").exists()
                 continue
             if budget == "compute":
@@ -337,7 +324,7 @@ def missing_runs(folder, args, methods, shared, budget):
             if steps:
                 todo.append((own, folder, shared, label, seed, budget, steps))
     if without_student:
-        runs.say(f"{without_student} finished runs have no student here any more; without its record a run is run again")
+        processes.say(f"{without_student} finished runs have no student here any more; without its record a run is run again")
     return todo
 
 
@@ -360,8 +347,8 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     # What is run: (label, flags), the label being the method's name and the values that were swept for it.
     methods = [(f"{name}{label}", own) for name in names for label, own in args.swept]
     started = time.perf_counter()
-    device = runs.join(torch.device(args.device_type))
-    rank, size = runs.processes()
+    device = processes.join(torch.device(args.device_type))
+    rank, size = processes.rank_and_size()
     smallest = min(own.batch_size for own in [args, *(own for _, own in methods)])
     if smallest < size:
         raise ValueError(f"--batch-size {smallest} leaves some of {size} processes without a row: raise it")
@@ -370,29 +357,29 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
         if len(run_name(label, args.seed + args.seeds, "compute").encode()) > 200:  # 255 with what states are called
             raise ValueError(f"a run would be called {label[:60]}...: too long for the name of a file, sweep less at a time")
     for note in args.notes:
-        runs.say(note)
+        processes.say(note)
 
     # 1. Task, tokenizer, pair. All that can be refused is refused before anything is written or trained.
     data = load_data(args)
     resolve_vocabulary(data, [args, *(own for _, own in methods)])
     methods = without_unfit(methods, args, data, check_row)
     say_data(args, data)
-    flags = runs.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
+    flags = command_line.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
     inputs = inputs_of(args)
-    folder = runs.first_decides(lambda: open_folder(held, script, args, flags, inputs))
+    folder = processes.first_decides(lambda: open_folder(held, script, args, flags, inputs))
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
 
     def load_pair():
-        return pairs.load_or_pretrain_pair(data, args.settings, device, report=runs.say, otherwise=[folder / "pairs"])
+        return pairs.load_or_pretrain_pair(data, args.settings, device, report=processes.say, otherwise=[folder / "pairs"])
 
-    pair = runs.first_then_others(load_pair)  # pretrained once
-    runs.use_precision(args.precision, device)  # what the students will be measured with
+    pair = processes.first_then_others(load_pair)  # pretrained once
+    processes.use_precision(args.precision, device)  # what the students will be measured with
 
     # 2. Where the comparison starts: the teacher and the untouched student.
     teacher_figures, start_figures = measure_start(pair, args, folder)
     start_warnings = [] if args.quick else checks.about_start(teacher_figures, start_figures, args.task in tasks.FAMILIES)
     for text in start_warnings:
-        runs.say(f"  warning: {text}")
+        processes.say(f"  warning: {text}")
     shared = {  # what the header of every record says
         "script": script,
         "task": args.task,
@@ -415,10 +402,10 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     # 3. Every method with every seed.
     failed, asked = {}, []  # name of a run -> what it failed with
     for budget in ("steps", "compute") if args.equal_compute else ("steps",):
-        todo = runs.first_decides(lambda budget=budget: missing_runs(folder, args, methods, shared, budget))
+        todo = processes.first_decides(lambda budget=budget: missing_runs(folder, args, methods, shared, budget))
         asked += todo
         with Progress(folder, todo, args.jobs) as progress:
-            failures = runs.run_all(run_one, todo, args.jobs, progress.say, progress.watch)
+            failures = processes.run_all(run_one, todo, args.jobs, progress.say, progress.watch)
         failed |= {run_name(*task[3:6]): line for task, line in failures}
 
     # 4. What came out.
@@ -429,12 +416,12 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
         for name, line in failed.items():
             print(f"{script}.py: run {name} failed: {line}", file=sys.stderr)
         print("\n" + report.write_report(folder))
-    runs.say(
+    processes.say(
         f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, summary.json and the students lie in {folder}"
     )
     if args.quick:
-        runs.say("This was --quick, a smoke run: its numbers mean nothing.")
-    runs.leave()
+        processes.say("This was --quick, a smoke run: its numbers mean nothing.")
+    processes.leave()
     return 1 if failed else 0
 
 
@@ -458,7 +445,7 @@ class Progress:
         """A line that stays: a run has ended."""
         self.finished += 1
         if self.bar.disable:
-            runs.say(line)
+            processes.say(line)
         else:
             self.bar.write(line)  # above the bar
             sys.stdout.flush()
@@ -476,7 +463,7 @@ class Progress:
         self.bar.set_postfix_str(", ".join(words))
         if self.bar.disable and running and time.monotonic() - self.spoken > 60:
             self.spoken = time.monotonic()
-            runs.say("  " + ", ".join(words))
+            processes.say("  " + ", ".join(words))
 
 
 def last_step(path):
@@ -524,41 +511,41 @@ def catch_shared_signals(script):
 
     def on_signal(number, frame):
         why = f"stopped by {signal.Signals(number).name}"
-        if runs.let_wait(number):
+        if processes.let_wait(number):
             patience = threading.Timer(GRACE, end_process, (script, why))
             patience.daemon = True
             patience.start()
-        elif not runs.asked_to_stop():  # a terminal sends it to all processes, and torchrun passes it on
+        elif not processes.asked_to_stop():  # a terminal sends it to all processes, and torchrun passes it on
             end_process(script, why)
 
-    runs.catch_signals(on_signal)
+    processes.catch_signals(on_signal)
 
 
 def run_script(script, main):
     """Call main() as a program: wrong use ends with one line and a non-zero status, never with a traceback."""
-    runs.use_any_terminal()
-    if runs.started_by_torchrun():
+    processes.use_any_terminal()
+    if processes.started_by_torchrun():
         catch_shared_signals(script)
     else:
-        runs.catch_signals()
+        processes.catch_signals()
     try:
         status = main()
-        runs.catch_signals(signal.SIG_IGN)  # all is written: one that comes while Python takes itself apart has nothing to stop
-        if runs.started_by_torchrun():  # all is written; what torch's threads do while Python takes itself apart can abort it
+        processes.catch_signals(signal.SIG_IGN)  # all is written: one that comes while Python takes itself apart has nothing to stop
+        if processes.started_by_torchrun():  # all is written; what torch's threads do while Python takes itself apart can abort it
             print(end="", flush=True)
             os._exit(status)
         sys.exit(status)
     except (ValueError, OSError) as error:
-        runs.exit_with(f"{script}.py", error)
-    except runs.Stopped as stop:
-        if runs.processes()[0] == 0:
+        processes.exit_with(f"{script}.py", error)
+    except processes.Stopped as stop:
+        if processes.rank_and_size()[0] == 0:
             print(f"{script}.py: {stop}: {GO_ON}", file=sys.stderr)
-        runs.leave()
+        processes.leave()
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:
-        runs.exit_with(f"{script}.py", f"interrupted: {GO_ON}")
+        processes.exit_with(f"{script}.py", f"interrupted: {GO_ON}")
     except RuntimeError as error:
-        if not runs.started_by_torchrun():
+        if not processes.started_by_torchrun():
             raise
         first_line = str(error).strip().split("\n")[0][:160]
         end_process(script, f"lost the others or failed ({first_line})")

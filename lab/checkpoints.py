@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from data import runs
-from data.records import refuse_difference, rounded, set_aside
+from lab import processes
+from lab.records import refuse_difference, rounded, set_aside
 from model import load_file, save_file
 
 
@@ -40,7 +40,7 @@ class Keeper:
         self.sources, self.warnings = sources or {}, []
         self.step, self.made, self.parts, self.state = 0, {}, {}, None
         self.loop, self.stop = contextlib.ExitStack(), None
-        rank, size = (0, 1) if alone else runs.processes()
+        rank, size = (0, 1) if alone else processes.rank_and_size()
         self.shared = size > 1
         if stem is None:
             return
@@ -59,7 +59,7 @@ class Keeper:
         for state in states.values():
             refuse_difference(self.paths()[0].name, state["identity"], self.identity)
         # Of several processes one may have died while it saved.
-        step = runs.newest_of_all(states) if self.shared else max(states, default=None)
+        step = processes.newest_of_all(states) if self.shared else max(states, default=None)
         if step is not None:
             self.state = states[step]
             self.step, self.made = step, self.state["made"]
@@ -87,7 +87,7 @@ class Keeper:
         """Put every part into its saved state, if there is one -> the number of steps that are done. A part `log` is told."""
         self.parts = parts
         if self.stem is not None:
-            self.loop.enter_context(runs.saving_loop())
+            self.loop.enter_context(processes.saving_loop())
         if self.state is not None:
             saved, self.state = self.state["parts"], None
             try:
@@ -111,7 +111,7 @@ class Keeper:
         one that shares the run."""
         if self.stem is None:
             return False
-        self.stop = runs.any_asked_to_stop() if self.shared else runs.asked_to_stop()
+        self.stop = processes.any_asked_to_stop() if self.shared else processes.asked_to_stop()
         return last or step % self.every == 0 or self.stop is not None
 
     def save(self, step):
@@ -127,8 +127,8 @@ class Keeper:
         self.step = step
         if self.stop is not None:
             if self.shared:
-                runs.wait_for_all()  # whoever ends first takes the others with it
-            runs.stop(self.stop)
+                processes.wait_for_all()  # whoever ends first takes the others with it
+            processes.stop(self.stop)
 
     def forget(self):
         """The run has its final line: delete the states, those of runs within it too."""

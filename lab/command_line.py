@@ -4,14 +4,192 @@
     parse          words -> args and names of methods, one set of args per combination of swept values
     unreached_tokens, and `unreached` of each script: why a flag changes nothing about how a method is trained
 
-The flags that decide pair and run stand in runs.py (add_shared_flags), with their ranges.
+Every number has a range (RANGES), which is checked before anything is run.
 """
 
+import argparse
 import dataclasses
 import sys
 
-from data import checks, pairs, report, runs, tasks
+from data import tasks
+from lab import checks, pairs, processes, report
 from sample import ACCEPT_RULES, RANKED, REPLACE_RULES, check_rule
+
+# Flags that decide where and how a run is done, but not what comes out of it.
+NEUTRAL_FLAGS = {
+    "device",
+    "out",
+    "data_dir",
+    "resume",
+    "jobs",
+    "seeds",
+    "seed",
+    "variants",
+    "list_variants",
+    "equal_compute",
+    "sweep",  # a swept value is part of the run's name
+    "swept",
+    "notes",
+    "save_every",
+}
+
+# What a number on the command line may be; a script that has no such flag is not asked.
+MOST = 10**9
+
+RANGES = {
+    "seeds": (1, 10**4),
+    **dict.fromkeys(
+        ("steps", "batch_size", "jobs", "teacher_steps", "start_steps", "teacher_prompts"), (1, MOST)
+    ),
+    **dict.fromkeys(("train_examples", "measure", "log_every", "save_every", "rows"), (1, MOST)),
+    **dict.fromkeys(("seed", "pair_seed", "student_prompts", "accept_top_k"), (0, MOST)),
+    "micro_batch": (1, MOST),
+    "gamma": (1, 64),  # longer drafts are thrown away at the first rejection
+    "block_size": (2, 2**20),
+    "lr": (1e-12, 100),
+    "weight_decay": (0, 100),
+    **dict.fromkeys(("student_temperature", "teacher_temperature"), (0, 1000)),  # 0 is greedy
+    **dict.fromkeys(("student_top_p", "teacher_top_p"), (1e-6, 1)),
+    **dict.fromkeys(("alpha", "student_kd", "module_start"), (0, 1)),
+    **dict.fromkeys(("module_scale", "module_lr", "anchor"), (0, 1000)),  # a rate of 0: the teacher stands still
+    "module_rank": (1, 4096),
+    "temperature": (1e-3, 1000),
+    "teacher_mix": (1e-6, 1 - 1e-6),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors in one line instead of a screen of usage, and without abbreviations: a flag has one name."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message):
+        message = " ".join(message.split())  # what was typed may hold new lines
+        self.exit(2, f"{self.prog}: {message} (see python {self.prog} --help)\n")
+
+
+def add_shared_flags(parser, variants, main_variants, sizes):
+    """The flags that mean the same in train_skd.py and train_okd.py, with the same defaults."""
+    group = parser.add_argument_group("what to run")
+    group.add_argument(
+        "--variants", default="main", help=f"comma-separated methods, main ({','.join(main_variants)}) or all"
+    )
+    group.add_argument("--list-variants", action="store_true", help="print the table of methods as JSON and exit")
+    group.add_argument(
+        "--seeds", type=int, default=1, help="runs per method, from --seed on (one seed is a demonstration)"
+    )
+    group.add_argument("--seed", type=int, default=1, help="first seed: order of the prompts, sampling noise, coins")
+    group.add_argument(
+        "--quick", action="store_true", help="smoke run: every stage in under a minute; its numbers mean nothing"
+    )
+    group = parser.add_argument_group("where")
+    group.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto takes cuda, mps, cpu"
+    )
+    group.add_argument(
+        "--out", metavar="DIR", help="folder of the records and final students (default: a new one in runs/)"
+    )
+    group.add_argument(
+        "--resume", action="store_true", help="continue in the same folder: finished runs are not run again"
+    )
+    group.add_argument("--jobs", type=int, help="runs side by side, one thread each (default: CPU cores; 1 on a GPU)")
+    group = parser.add_argument_group("task and pair")
+    group.add_argument("--task", default="math", help="what is learned (default: math)")
+    group.add_argument(
+        "--data-dir", metavar="DIR", help="where files of real data sets lie (default: download to data/cache)"
+    )
+    group.add_argument(
+        "--size", default="tiny", choices=tuple(sizes), help="one dial: both models and the number of steps"
+    )
+    group.add_argument("--pair-seed", type=int, default=1, help="seed of the teacher and of the starting student")
+    group.add_argument(
+        "--student-start", default="sft", choices=("sft", "raw"), help="start from a short SFT, or untuned"
+    )
+    group.add_argument("--student-prompts", type=int, help="prompts that the student may use (default: 500; 0: all)")
+    group.add_argument("--teacher-prompts", type=int, help="prompts that the teacher learns from (default: all)")
+    group.add_argument(
+        "--teacher-steps", type=int, help="teacher's pretraining steps: its quality (default: by --size)"
+    )
+    group.add_argument("--start-steps", type=int, help="student's pretraining steps (default: by --size)")
+    group.add_argument("--vocab-size", type=int, help="upper bound for the tokenizer (default: by --size)")
+    group.add_argument(
+        "--block-size", type=int, help="longest sequence; longer examples are left out (default: none is)"
+    )
+    for knob, kind, meaning in (
+        ("difficulty", int, "steps, clauses, turns or operators of an example"),
+        ("train-examples", int, "size of the train split"),
+        ("entropy", float, "surface choice in the references, 0..1: how soft the teacher's targets are"),
+        ("hard-share", float, "share of references in the harder mode, 0..1"),
+    ):
+        group.add_argument(f"--{knob}", type=kind, help=f"{meaning} (synthetic tasks; default: the task's own)")
+    group.add_argument("--stories", action="store_true", default=None, help="math as word problems with numbers 0..99")
+    group.add_argument("--measure", type=int, metavar="N", help="measure on the first N test examples (default: all)")
+    group = parser.add_argument_group("distillation")
+    group.add_argument("--steps", type=int, help="student updates (default: by --size)")
+    group.add_argument("--batch-size", type=int, default=64, help="prompts per update")
+    group.add_argument("--lr", type=float, help="peak learning rate, cosine with 5%% warm-up (default: by --size)")
+    group.add_argument(
+        "--gamma",
+        type=block_length,
+        metavar="N|auto",
+        help="tokens that the student drafts per block: costs, not results (default: auto, by the acceptance so far)",
+    )
+    group.add_argument(
+        "--accept-top-k",
+        type=int,
+        help="SKD's K: the teacher rank within which a proposal stays (default: scales with the vocabulary"
+        " in use, 25 at 256,000 ids, 3 at 19)",
+    )
+    group.add_argument(
+        "--reduction", default="token", choices=("token", "sequence"), help="mean over all tokens, or rows first"
+    )
+    group = parser.add_argument_group("memory and speed (results are the same, to rounding)")
+    group.add_argument(
+        "--micro-batch", type=int, metavar="N", help="rows per forward and backward pass (default: the whole batch)"
+    )
+    group.add_argument(
+        "--chunk-loss",
+        default="auto",
+        choices=("auto", "yes", "no"),
+        help="never hold the logits of a whole batch (auto: from a vocabulary of 16,384 tokens on)",
+    )
+    group.add_argument(
+        "--recompute", action="store_true", help="activation checkpointing: less memory, a third more arithmetic"
+    )
+    group.add_argument(
+        "--cache-teacher",
+        type=cache_kind,
+        metavar="dense|K",
+        help="what a fixed teacher says about the references is worked out once and kept on disk, whole or as its K best"
+        " tokens and one bucket for all others (the loss then is one of K + 1 buckets)",
+    )
+    group.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "tf32", "bf16"),
+        help="of matrix products; losses are float32 (auto: tf32 on CUDA, fp32 elsewhere)",
+    )
+    group.add_argument("--compile", action="store_true", help="torch.compile the training passes (needs a C++ compiler)")
+
+
+def block_length(text):
+    """What --gamma takes: a number, or auto, which is None (sample.best_gamma)."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"takes a number of tokens or auto, found {text!r}")
+    return int(text)
+
+
+def cache_kind(text):
+    """What --cache-teacher takes: dense, which is 0, or a number of tokens."""
+    if text == "dense":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes dense or a number of tokens, found {text!r}")
+    return int(text)
+
 
 TASK_FLAGS = ("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "measure")
 PAIR_FLAGS = ("teacher_steps", "start_steps", "teacher_prompts", "student_prompts", "student_start", "vocab_size", "block_size")
@@ -20,8 +198,8 @@ YARDSTICK = ("accept_top_k", "gamma")  # flags that every final student is measu
 
 def make_parser(script, description, variants, main_variants):
     """The parser of a script with all flags that both scripts share; the script adds its own."""
-    parser = runs.Parser(prog=f"{script}.py", description=description)
-    runs.add_shared_flags(parser, variants, main_variants, pairs.SIZES)
+    parser = Parser(prog=f"{script}.py", description=description)
+    add_shared_flags(parser, variants, main_variants, pairs.SIZES)
     group = parser.add_argument_group("sampling (methods whose tokens a model writes)")
     group.add_argument(
         "--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay (default: topk)"
@@ -89,7 +267,7 @@ def parse(parser, argv, variants, main_variants, script, unreached):
             (label, parse_once(parser, words, variants, main_variants, script)[0]) for label, words in args.swept
         ]
         # log_every: what is logged, not what is trained. What was typed before what it comes to.
-        fixed = sorted(runs.NEUTRAL_FLAGS | {"quick", "size", "log_every", *TASK_FLAGS, *PAIR_FLAGS}) + ["settings", "task_options"]
+        fixed = sorted(NEUTRAL_FLAGS | {"quick", "size", "log_every", *TASK_FLAGS, *PAIR_FLAGS}) + ["settings", "task_options"]
         for label, other in args.swept:
             for name in fixed:
                 if name != "swept" and getattr(other, name, None) != getattr(args, name, None):
@@ -187,17 +365,17 @@ def unreached_tokens(flag, writer, own, args):
 def parse_once(parser, argv, variants, main_variants, script):
     """The words of one command line -> (args, names of the methods); see parse."""
     args = parser.parse_args(argv)
-    names, focus = runs.check_shared_flags(args, variants, main_variants), report.COMPARISONS[script][1]
+    names, focus = check_shared_flags(args, variants, main_variants), report.COMPARISONS[script][1]
     args.rule = parse_rule(args.rule)
     if args.equal_compute and focus not in names:
         raise ValueError(f"--equal-compute measures in units of {focus}: add it to --variants")
     if args.accept_on == "warped" and args.teacher_temperature == 0:
         raise ValueError("--accept-on warped divides by --teacher-temperature: give one above 0, or --replace argmax")
     check_rule(args.accept_rule, args.replace, args.accept_on, args.gamma, args.accept_top_k or 0, args.rule)
-    args.device_type = runs.pick_device(args.device).type
-    if runs.started_by_torchrun() and args.jobs not in (None, 1):
+    args.device_type = processes.pick_device(args.device).type
+    if processes.started_by_torchrun() and args.jobs not in (None, 1):
         raise ValueError("--jobs runs methods side by side, torchrun lets processes share each: leave one of them out")
-    args.jobs = args.jobs or runs.default_jobs(args.device_type)
+    args.jobs = args.jobs or processes.default_jobs(args.device_type)
     size = dict(pairs.SIZES[args.size])
     default_steps, default_lr, args.task_options = size.pop("steps"), size.pop("lr"), {}
     if args.quick:  # every stage, as short as it can be
@@ -210,10 +388,10 @@ def parse_once(parser, argv, variants, main_variants, script):
     args.settings = pairs.PairSettings(**size, seed=args.pair_seed)
     pretraining = max(args.settings.teacher_steps, args.settings.start_steps) * args.settings.batch_size
     prompts = max(args.steps * args.batch_size, pretraining)
-    if prompts > runs.MOST:  # their order is drawn before the first step, and held in memory
+    if prompts > MOST:  # their order is drawn before the first step, and held in memory
         raise ValueError(
             "--steps (or --teacher-steps, --start-steps) times the batch size must be at most "
-            f"{runs.MOST:,}, found {prompts:,}"
+            f"{MOST:,}, found {prompts:,}"
         )
     if args.settings.student_prompts == 0:
         args.settings = dataclasses.replace(args.settings, student_prompts=None)
@@ -261,3 +439,29 @@ def check_cache(args):
                 f"--cache-teacher {own.cache_teacher} keeps the tail as one bucket, which no --temperature can soften "
                 "(its tokens are gone): use --cache-teacher dense, or --temperature 1"
             )
+
+
+def check_shared_flags(args, variants, main_variants):
+    """The list of methods asked for; raises ValueError with one line for the first flag out of range."""
+    names = {"main": list(main_variants), "all": list(variants)}.get(args.variants) or args.variants.split(",")
+    for name in names:
+        if name not in variants:
+            raise ValueError(f"unknown variant {name!r}: choose from {', '.join(variants)}, main or all")
+    check_ranges(args)
+    for flag in ("out", "data_dir"):
+        if getattr(args, flag) == "":  # an empty variable of the shell; it would mean the folder that one is in
+            raise ValueError(f"--{flag.replace('_', '-')} must name a folder, found nothing: use . for this one")
+    return list(dict.fromkeys(names))
+
+
+def check_ranges(args):
+    """Raise ValueError with one line for the first number of `args` that lies outside RANGES."""
+    for flag, (low, high) in RANGES.items():
+        value = getattr(args, flag, None)
+        if value is not None and not low <= value <= high:  # nan is in no range
+            raise ValueError(f"--{flag.replace('_', '-')} must lie in {low:g}..{high:g}, found {value}")
+
+
+def result_flags(args):
+    """The flags that decide a result, without folders: what --resume compares and a record keeps."""
+    return {name: value for name, value in sorted(vars(args).items()) if name not in NEUTRAL_FLAGS}

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.records import set_aside, write_whole
-from data.runs import locked, write_error
+from lab.folders import ROOT, locked, write_error
+from lab.records import set_aside, write_whole
 from losses import at_least_float32, with_tail
 from model import weights_hash
 from sample import pad_sequences, to_device
 
-CACHE_DIR = Path(__file__).parent / "cache" / "teacher"  # git-ignored
+CACHE_DIR = ROOT / "data" / "cache" / "teacher"  # git-ignored
 TOLERANCE = 0.05  # mean difference between two ways to batch the same forward, in nats; bf16 is the loosest
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from data import resume, runs
-from data.evaluate import Encoded, encode_split
-from data.records import set_aside
+from data.tasks import Encoded, encode_split
 from data.tokenizer import train_tokenizer, vocabulary_in_use
+from lab import checkpoints, folders
+from lab.records import set_aside
 from losses import at_least_float32, cross_entropy, masked_mean, weight_of
 from model import (
     GPT,
@@ -35,7 +35,7 @@ from model import (
 )
 from sample import DATASET, Rollout, pad_sequences, rollout_from_ids
 
-CACHE_DIR = Path(__file__).parent / "cache" / "pairs"  # git-ignored
+CACHE_DIR = folders.ROOT / "data" / "cache" / "pairs"  # git-ignored
 LONGEST = 16_384  # tokens of a block that --block-size did not ask for: one giant line would make all models as long
 
 
@@ -114,7 +114,7 @@ def batch_order(num_examples, batch_size, num_steps, generator):
 
 def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report, keeper=None):
     """Plain cross-entropy on the responses, AdamW, cosine, gradient norm clipped at 1. The model is trained in place."""
-    keeper = keeper or resume.Keeper()
+    keeper = keeper or checkpoints.Keeper()
     device = next(model.parameters()).device
     optimizer = make_optimizer(model, peak_lr)
     order = batch_order(len(prompts), batch_size, num_steps, generator)
@@ -154,7 +154,7 @@ def _hash(*parts):
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _cached(name, folders, device, build, tokenizer_state, report):
+def _cached(name, candidates, device, build, tokenizer_state, report):
     """The model `name` from the first folder that holds it whole; if none does, build(path without suffix) makes it, and it
     is saved in the first folder that may be written to.
 
@@ -163,7 +163,7 @@ def _cached(name, folders, device, build, tokenizer_state, report):
     """
 
     def load(mend):
-        for path in (Path(folder) / name for folder in folders):
+        for path in (Path(folder) / name for folder in candidates):
             if path.exists():
                 try:
                     model, content = load_checkpoint(str(path), device)
@@ -175,30 +175,30 @@ def _cached(name, folders, device, build, tokenizer_state, report):
                 except ValueError as error:
                     if not mend:  # nobody moves a file that another process may have made anew
                         continue
-                    aside = "nothing (read-only)" if runs.write_error(path.parent) else set_aside(path).name
+                    aside = "nothing (read-only)" if folders.write_error(path.parent) else set_aside(path).name
                     report(f"  {error}; set aside as {aside}, building it again")
         return None
 
     closed = set()
     model = load(mend=False)
     if model is None:
-        places = [Path(folder) for folder in folders if Path(folder) not in closed]
+        places = [Path(folder) for folder in candidates if Path(folder) not in closed]
         if not places:
-            raise PermissionError(f"{folders[0]}/{name} may not be read: ask its owner, or take another checkout")
-        folder = next((place for place in places if not runs.write_error(place)), places[0])
+            raise PermissionError(f"{candidates[0]}/{name} may not be read: ask its owner, or take another checkout")
+        folder = next((place for place in places if not folders.write_error(place)), places[0])
         if closed:
             report(f"{', '.join(sorted(place.name for place in closed))}/{name} may not be read: it is left as it is")
-        elif folder != Path(folders[0]):
-            report(f"{folders[0]} is read-only: models are kept in {folder}")
+        elif folder != Path(candidates[0]):
+            report(f"{candidates[0]} is read-only: models are kept in {folder}")
         path, stem = folder / name, (folder / name).with_suffix("")
-        with runs.locked(stem.with_suffix(".lock"), say=report):
+        with folders.locked(stem.with_suffix(".lock"), say=report):
             for left in folder.glob(f"{stem.name}*.partial"):  # by a process that was killed
                 left.unlink(missing_ok=True)
             model = load(mend=True)  # another process may have been faster
             if model is None:
                 model = build(stem)
                 save_checkpoint(str(path), model, tokenizer_state, name=name)
-                resume.forget(stem)
+                checkpoints.forget(stem)
     return model
 
 
@@ -269,7 +269,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
     assert settings.student_start in ("sft", "raw"), (
         f"student_start must be sft or raw, found {settings.student_start!r}"
     )
-    folders, device = (cache_dir, *otherwise), torch.device(device)
+    candidates, device = (cache_dir, *otherwise), torch.device(device)
     task, tokenizer, splits, block_size = data.task, data.tokenizer, data.splits, data.block_size
     everything = splits["train"]
     teacher_data = Encoded(*(column[: settings.teacher_prompts] for column in everything))
@@ -310,7 +310,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         generator = torch.Generator().manual_seed(seed)  # initial weights first, then the order of the batches
         model = GPT(GPTConfig(tokenizer.n_vocab, block_size, *shape), generator).to(device)
         # The stem names all that decides. One process pretrains, the others wait.
-        with resume.Keeper(str(stem), max(1, num_steps // 5), say=report, alone=True) as keeper:
+        with checkpoints.Keeper(str(stem), max(1, num_steps // 5), say=report, alone=True) as keeper:
             pretrain(model, prompts, responses, num_steps, settings.batch_size, peak_lr, generator, report, keeper)
         return model
 
@@ -345,8 +345,8 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
             1000 * settings.seed + 1,
         )
 
-    teacher = _cached(f"{task.name}-teacher-{teacher_key[:16]}.pt", folders, device, build_teacher, state, report)
-    student = _cached(f"{task.name}-student-{student_key[:16]}.pt", folders, device, build_student, state, report)
+    teacher = _cached(f"{task.name}-teacher-{teacher_key[:16]}.pt", candidates, device, build_teacher, state, report)
+    student = _cached(f"{task.name}-student-{student_key[:16]}.pt", candidates, device, build_student, state, report)
     for weight in teacher.parameters():
         weight.requires_grad_(False)  # the teacher never moves
     return Pair(

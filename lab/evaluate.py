@@ -10,21 +10,15 @@ Where several processes share a run, each measures its share of the examples and
 example, not to the process, so the figures are those of one process, to rounding.
 """
 
-import collections
-import contextlib
 import math
-import time
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from data.tasks import encode_example
+from data.tasks import Encoded, complete
 from losses import cross_entropy, entropy, forward_kl, masked_mean
 from sample import (
     SOURCE_NAMES,
-    STUDENT,
-    TEACHER,
     generate,
     interleaved_generate,
     pad_sequences,
@@ -33,26 +27,6 @@ from sample import (
 )
 
 MOST_LOGITS = 2**28  # of one model at a time, while measuring: 1 GiB in float32
-
-
-class Encoded(NamedTuple):
-    """A split as token ids: prompts and responses (lists of lists, responses end with the end token), and its examples."""
-
-    examples: list
-    prompts: list
-    responses: list
-
-
-def encode_split(tokenizer, examples):
-    """Tokenise examples -> Encoded."""
-    pairs = [encode_example(tokenizer, example) for example in examples]
-    return Encoded(list(examples), [prompt for prompt, _ in pairs], [response for _, response in pairs])
-
-
-def complete(tokenizer, responses):
-    """Responses (lists of ids, with or without the end token) -> texts."""
-    eos = tokenizer.eos_token
-    return [tokenizer.decode(response[:-1] if response and response[-1] == eos else response) for response in responses]
 
 
 def _chunks(items, size):
@@ -310,7 +284,7 @@ def evaluate(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What happens inside a run: one training batch, and what it costs.
+# What happens inside a run: one training batch.
 
 
 @torch.no_grad()
@@ -354,200 +328,3 @@ def step_figures(rollout, columns, per_token, budget, bins=8):
             "student_steps_per_token": counts["student_steps"] / max(1, int(total)),
         }
     return figures
-
-
-class Costs:
-    """What a run used, counted on the device and read once: tokens that each model processed, forwards, model TFLOP.
-
-    FLOPs are 2 x parameters per token and pass (position table left out: it is only looked up); attention's own products
-    are neglected. A training step is 3 passes of the model that learns: forward, gradients of activations, gradients of
-    weights. A frozen teacher with an online module needs the first two. The same rule for every method, so that "equal
-    compute" has a meaning that does not depend on the machine.
-    """
-
-    def __init__(self, student, teacher):
-        self.weights = [
-            model.num_parameters() - model.position_embedding.weight.numel() for model in (student, teacher)
-        ]
-        # processed by the student, processed by the teacher, generated, batched forwards of the teacher, products of others
-        self.counts = torch.zeros(5, dtype=torch.long, device=next(student.parameters()).device)
-        self.once = torch.zeros(5, dtype=torch.long)  # the same, before training
-        self.longer = torch.zeros(5, dtype=torch.long)  # before training as well, but longer where the run is longer
-        self.others = 0.0  # TFLOP of models that are neither of the two; longer where the run is longer
-
-    def count_writing(self, rollout, writer):
-        """Add what it took to write a batch of training tokens."""
-        student, teacher, forwards = (torch.zeros_like(self.counts[0]) for _ in range(3))
-        by_student, by_teacher = (rollout.source == STUDENT), (rollout.source == TEACHER)
-        if writer in ("teacher", "replay"):  # written, and counted, before
-            by_student, by_teacher = torch.zeros_like(by_student), torch.zeros_like(by_teacher)
-        elif rollout.counters is not None:
-            student = teacher = rollout.prompt_len.sum() + rollout.counters[6]  # the teacher is fed what was drafted
-            forwards += 1 + len(rollout.blocks)
-        elif writer in ("teacher_mixed", "switching"):  # both models, one forward per token, and one for the prompts
-            student = teacher = rollout.lengths.sum()
-            forwards += 1 + (rollout.lengths - rollout.prompt_len).max()
-        else:  # rows that stand among the student's, if any, were known before
-            by_teacher = torch.zeros_like(by_teacher)
-            student = (rollout.lengths * by_student.any(1)).sum()
-        written = ((by_student | by_teacher) & rollout.response_mask).sum()
-        self.counts[:4] += torch.stack([student, teacher, written, forwards])
-
-    def count_learning(self, rollout, student_passes, teacher_passes, teacher_forwards=None, products=0):
-        """Add passes over a batch; of the teacher's, `teacher_forwards` are forwards (default: all). `products` is what a
-        token costs beyond both models, in weights times passes."""
-        fed = (rollout.lengths - 1).sum()  # tokens that a training forward processes
-        self.counts[0] += student_passes * fed
-        self.counts[1] += teacher_passes * fed
-        self.counts[3] += teacher_passes if teacher_forwards is None else teacher_forwards
-        self.counts[4] += products * fed
-
-    def count_cache(self, prompts, responses, batch_size=64):
-        """Add the one pass over all references that fills a cache of the teacher's answers."""
-        tokens = sum(map(len, prompts)) + sum(map(len, responses)) - len(prompts)
-        self.once += torch.tensor([0, tokens, 0, -(-len(prompts) // batch_size), 0])
-
-    def count_offline_teacher(self, prompts, answers, batch_size=256):
-        """Add the answers that a teacher wrote before training, batch by batch."""
-        tokens, written = sum(map(len, prompts)) + sum(map(len, answers)), sum(map(len, answers))
-        forwards = sum(max(map(len, chunk)) for chunk in _chunks(answers, batch_size))
-        self.once += torch.tensor([0, tokens, written, forwards, 0])
-
-    def count_preparation(self, tflop=0.0, student_tokens=0, teacher_tokens=0, teacher_forwards=0, grows=False):
-        """Add what was prepared before training: passes over so many tokens, and the TFLOP of other models. Where it takes
-        longer for a longer run (`grows`, and all other models), it is no part of compute_once."""
-        spent = torch.tensor([student_tokens, teacher_tokens, 0, teacher_forwards, 0])
-        self.longer, self.once = (self.longer + spent, self.once) if grows else (self.longer, self.once + spent)
-        self.others += tflop
-
-    def state_dict(self):
-        """What the steps so far took; what was counted before training is counted again."""
-        return {"counts": self.counts}
-
-    def load_state_dict(self, state):
-        self.counts.copy_(state["counts"])
-
-    def figures(self):
-        """The record's figures, of all processes that share the run; a forward of theirs counts once."""
-        counts = self.counts.clone()
-        if dist.is_initialized():
-            dist.all_reduce(counts)
-            counts[3] //= dist.get_world_size()
-        student, teacher, generated, forwards, products = (counts.cpu() + self.once + self.longer).tolist()
-        flops = 2 * (self.weights[0] * student + self.weights[1] * teacher + products)
-        figures = {"tokens_generated": generated, "teacher_forwards": forwards, "compute": flops / 1e12 + self.others}
-        once = 2 * (self.weights[0] * int(self.once[0]) + self.weights[1] * int(self.once[1])) / 1e12
-        return figures | ({"compute_once": once} if once else {})
-
-
-class Clock:
-    """Milliseconds of a step by what they were spent on. `exact` waits for the device at each mark: only where the step is
-    written down, since waiting costs time."""
-
-    def __init__(self, device, exact):
-        self.device, self.spans = device, {}
-        self.exact = exact and device.type == "cuda"
-        self.last = time.perf_counter()
-
-    def mark(self, name):
-        """What happened since the last mark was `name`."""
-        if self.exact:
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.spans[name] = self.spans.get(name, 0.0) + 1000 * (now - self.last)
-        self.last = now
-
-    def figures(self, *names):
-        """{name_ms: milliseconds}, 0 for what did not happen."""
-        return {f"{name}_ms": self.spans.get(name, 0.0) for name in names}
-
-
-class Meter:
-    """Time and memory of training; what happens in a `with meter.paused()` block is left out.
-
-    Memory is the allocator's peak on CUDA; elsewhere it is counted, which no other program can disturb: weights, gradients
-    and AdamW's two moments of what learns, the frozen teacher's weights, and the most that the first step's `with` blocks
-    keep at one time for backward passes. What a sampler uses is only in CUDA's figure.
-    """
-
-    def __init__(self, device):
-        self.device, self.weights = device, {}
-        self.graphs, self.now, self.most = collections.Counter(), 0, 0
-        self.counting, self.seconds = self.device.type != "cuda", 0.0
-        self._go()
-
-    def hold(self, *models):
-        """These models' weights are held in memory."""
-        self.weights |= {weight.data_ptr(): weight for model in models for weight in model.parameters()}
-
-    def _halt(self):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # what is queued is training
-        self.seconds += time.perf_counter() - self.since
-        if self.device.type == "cuda":
-            self.most = max(self.most, torch.cuda.max_memory_allocated(self.device))
-
-    def _go(self):
-        self.since = time.perf_counter()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-    @contextlib.contextmanager
-    def paused(self):
-        """What comes now is no training."""
-        self._halt()
-        try:
-            yield
-        finally:
-            self._go()
-
-    def __enter__(self):
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor)
-        if self.counting:
-            self.hooks.__enter__()
-
-    def __exit__(self, *error):
-        if self.counting:
-            self.hooks.__exit__(*error)
-
-    def count(self, address, size, change):
-        """A graph takes hold of a storage (+1) or lets it go (-1): what is kept twice lies there once."""
-        held = self.graphs[address]
-        self.graphs[address] += change
-        if address not in self.weights and (held == 0 or held + change == 0):
-            self.now += size * change
-            self.most = max(self.most, self.now)
-
-    def stop(self):
-        """The first step is over, the others are like it."""
-        self.counting = False
-
-    def figures(self):
-        """{"seconds", "memory_mb"}, the latter in units of 1e6 bytes."""
-        self._halt()
-        self._go()
-        held = 0
-        if self.device.type != "cuda":
-            held = sum(weight.nbytes * (4 if weight.requires_grad else 1) for weight in self.weights.values())
-        return {"seconds": self.seconds, "memory_mb": (held + self.most) / 1e6}
-
-    def state_dict(self):
-        """The figures so far, for a process that goes on."""
-        return {"seconds": self.seconds, "most": self.most}
-
-    def load_state_dict(self, state):
-        """Go on counting; what has passed since this meter was made is the time of going on, not of training."""
-        self.seconds, self.most, self.counting = state["seconds"], state["most"], False
-        self._go()
-
-
-class _Kept:
-    """A tensor kept for a backward pass; counted until its graph lets it go."""
-
-    def __init__(self, tensor, memory):
-        storage = tensor.untyped_storage()
-        self.tensor, self.memory, self.place = tensor, memory, (storage.data_ptr(), storage.nbytes())
-        memory.count(*self.place, +1)
-
-    def __del__(self):
-        self.memory.count(*self.place, -1)

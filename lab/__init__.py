@@ -1,0 +1,1 @@
+"""How it is run, measured, kept and shown."""

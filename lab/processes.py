@@ -1,0 +1,364 @@
+"""Processes: devices, several processes that share one run (torchrun), signals, and runs side by side."""
+
+import concurrent.futures.process
+import contextlib
+import datetime
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+
+
+def pick_device(name):
+    """auto, cpu, cuda or mps -> torch.device; ValueError if it is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available.get(name):
+        there = ", ".join(device for device, present in available.items() if present)
+        raise ValueError(
+            f"--device {name} is not present (torch {torch.__version__} sees: {there}): use --device auto, "
+            "or install a build of torch for it"
+        )
+    return torch.device(name)
+
+
+def use_precision(name, device):
+    """Set how matrix products are computed -> the context in which a model's passes run. Losses are float32 in any."""
+    name = {"cuda": "tf32"}.get(device.type, "fp32") if name == "auto" else name
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else contextlib.nullcontext()
+
+
+def default_jobs(device_type):
+    """One run per core on a CPU: tiny models leave cores idle. One on an accelerator, or where processes share a run."""
+    if started_by_torchrun():
+        return 1
+    return len(os.sched_getaffinity(0)) if device_type == "cpu" and hasattr(os, "sched_getaffinity") else 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run by several processes: torchrun --nproc_per_node N train_skd.py ...
+# Every process walks the same path: the same flags, the same order of batches, its own rows of each. What may differ
+# between them is either averaged (across) or decided by the first one (first_decides), never left to chance.
+
+
+def started_by_torchrun():
+    """Whether several processes are to share this run. A variable that something else has left is nobody's start."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return size.isdecimal() and int(size) > 1 and os.environ.get("RANK", "").isdecimal()
+
+
+def rank_and_size():
+    """(number of this process, how many share the run); (0, 1) without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def join(device):
+    """Join the processes that torchrun started, if it did; -> this process' own device."""
+    if started_by_torchrun() and not dist.is_initialized():
+        # The first process pretrains while the others wait; one that dies is noticed by torchrun, not by a timeout.
+        wait = datetime.timedelta(days=1)
+        # What is decided on the CPU is told from CPU to CPU: no process waits for its device to hear of it.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=wait)
+    if device.type == "cuda" and dist.is_initialized():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
+
+
+def leave():
+    """Take leave of the other processes; nothing happens where there are none."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def across(tensor):
+    """Mean over the processes, as float; the tensor itself where there is one."""
+    if rank_and_size()[1] == 1:
+        return tensor
+    tensor = tensor.detach().float().clone()
+    dist.all_reduce(tensor)
+    return tensor / rank_and_size()[1]
+
+
+def wait_for_all():
+    """Until every process is here."""
+    if rank_and_size()[1] > 1:
+        dist.barrier()
+
+
+def first_decides(function):
+    """The value of function() in the first process, which alone calls it; the others wait for it. Errors reach all."""
+    rank, size = rank_and_size()
+    if size == 1:
+        return function()
+    outcome = [None, None]
+    if rank == 0:
+        try:
+            outcome = [function(), None]
+        except (ValueError, OSError) as error:
+            outcome = [None, str(error)]
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise ValueError(outcome[1])
+    return outcome[0]
+
+
+def newest_of_all(steps):
+    """The largest of `steps` that every process has, or None."""
+    _, size = rank_and_size()
+    everybody = [list(steps)]
+    if size > 1:
+        everybody = [None] * size
+        dist.all_gather_object(everybody, list(steps))
+    return max(set.intersection(*map(set, everybody)), default=None)
+
+
+def first_then_others(function):
+    """function() in every process, in the first one before the others: what it leaves in a cache, they find there."""
+    made = []
+    first_decides(lambda: made.append(function()))
+    return made[0] if made else function()
+
+
+def learner(model, compiled=False):
+    """What a training pass calls in place of `model`: compiled if asked for, and averaging gradients over processes."""
+    if rank_and_size()[1] == 1:
+        return torch.compile(model, dynamic=True) if compiled else model
+    shared = torch.nn.parallel.DistributedDataParallel(model)
+    # After its first backward pass it gathers gradients in the order in which they came, and from three processes on
+    # that order decides how sums round: one pass is spent on it, so that a run that goes on adds as the one before did.
+    shared(torch.zeros(2, 2, dtype=torch.long, device=next(model.parameters()).device)).sum().backward()
+    model.zero_grad(set_to_none=True)
+    if compiled:  # only now: that pass has a shape of its own
+        shared.module = torch.compile(model, dynamic=True)
+    return shared
+
+
+def parts(num_rows, micro_batch):
+    """Slices of a batch's rows, at most micro_batch each, and whether it is the last: [(slice, bool)]."""
+    size = micro_batch or num_rows
+    return [(slice(first, first + size), first + size >= num_rows) for first in range(0, num_rows, size)]
+
+
+def averaging(last, *models):
+    """The context of a part's passes: gradients add up locally and are averaged over processes in the last part only."""
+    context = contextlib.ExitStack()
+    for model in models:
+        if not last and isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            context.enter_context(model.no_sync())
+    return context
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signals: SIGINT (Ctrl-C) and SIGTERM (a cluster that wants its machine back) end a program with status 130 and 143. A
+# loop that can save what it has asks for the time to do so; a second signal ends it at once.
+
+
+class Stopped(BaseException):
+    """A signal ends the program. No Exception: what looks after failed runs must not take it for one."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
+
+    def __str__(self):
+        return f"stopped by {signal.Signals(self.number).name}"
+
+
+# Loops that will look; the signals that wait for them; whether a second one waits as well, in place of being raised at once.
+_waiting = {"loops": 0, "signals": [], "all": False}
+
+
+def let_wait(number):
+    """Whether a loop will look for this signal, and has been told of it; False where none will, or where one is enough."""
+    waits = bool(_waiting["loops"]) and (_waiting["all"] or not _waiting["signals"])
+    if waits:
+        _waiting["signals"].append(number)
+    return waits
+
+
+def _on_signal(number, frame):
+    if not let_wait(number):
+        if _waiting["loops"]:
+            _waiting["signals"] = [number]  # waits in place of the first: in a destructor Python drops what is raised here
+        raise Stopped(number)
+
+
+def catch_signals(handler=_on_signal):
+    """From now on a signal is a Stopped, raised where the program is or, in a `saving_loop`, where that asks; or what
+    another `handler` makes of it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def saving_loop(all_wait=False):
+    """A `with` block whose signals wait until it asks for them by `stop_if_asked`, or until its end. A second one is raised at
+    once, unless `all_wait`: then the block asks for it as well (`asked_again`)."""
+    before = _waiting["all"]
+    _waiting["loops"], _waiting["all"] = _waiting["loops"] + 1, all_wait
+    try:
+        yield
+    finally:  # also of a loop that ended with an error: the signal was meant for the program
+        _waiting["loops"], _waiting["all"] = _waiting["loops"] - 1, before
+        if not _waiting["loops"]:
+            stop_if_asked()
+
+
+def asked_to_stop():
+    """The number of the first signal that waits, or None."""
+    return next(iter(_waiting["signals"]), None)
+
+
+def asked_again():
+    """Whether more than one signal waits: no more patience."""
+    return len(_waiting["signals"]) > 1
+
+
+def any_asked_to_stop():
+    """The signal that waits in any of the processes that share the run, or None: they all ask, and get one answer."""
+    if rank_and_size()[1] == 1:
+        return asked_to_stop()
+    number = torch.tensor(asked_to_stop() or 0)  # on the CPU
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number) or None
+
+
+def stop(number):
+    """End the program by this signal, of which nobody needs to be told any more."""
+    _waiting["signals"].clear()
+    raise Stopped(number)
+
+
+def stop_if_asked():
+    """Raise Stopped if a signal waits."""
+    if asked_to_stop():
+        stop(asked_to_stop())
+
+
+def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None, patience=60.0):
+    """Call function(*task) for every task, `jobs` at a time in processes of their own; -> list of (task, error line).
+
+    A failed run does not take the others down, not even one whose process dies: each process works on one task at a
+    time. With one job everything happens in this process, in order; with more, watch(running tasks, number of waiting
+    ones) is called about once a second.
+    """
+    failures = []
+
+    def settle(task, outcome):
+        try:
+            report(outcome())
+        except Exception as error:  # whatever it was, the other runs go on; the line says what
+            if rank_and_size()[1] > 1:
+                raise  # the others may know nothing of it: going on alone, this process would wait for them forever
+            broken = isinstance(error, concurrent.futures.process.BrokenProcessPool)
+            line = "its process was killed (out of memory?)" if broken else f"{type(error).__name__}: {error}"
+            failures.append((task, line.split("\n")[0]))
+            report(f"FAILED {failures[-1][1]}")
+
+    if jobs == 1:
+        for task in tasks:
+            settle(task, lambda task=task: function(*task))
+        return failures
+    # spawn: a forked child would inherit torch's thread pool in an undefined state
+    spawn = multiprocessing.get_context("spawn")
+    waiting, workers, free, busy = list(tasks), [], [], {}
+    # A signal raised inside the executor could leave one of its locks held, and its threads waiting for ever.
+    with saving_loop(all_wait=True):
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < jobs and not asked_to_stop():
+                    if not free:
+                        workers.append(concurrent.futures.ProcessPoolExecutor(1, spawn, _begin_worker))
+                        free.append(workers[-1])
+                    worker = free.pop()
+                    try:
+                        with _interrupts_wait():  # until a new process has learned to ignore them
+                            busy[worker.submit(_in_worker, function, *waiting[0])] = worker, waiting[0]
+                    except concurrent.futures.process.BrokenProcessPool:
+                        continue  # killed while it had nothing to do: take another one
+                    waiting.pop(0)
+                done, _ = concurrent.futures.wait(busy, 1.0, concurrent.futures.FIRST_COMPLETED)
+                if asked_to_stop():  # before what it did to the workers is taken for their own failure
+                    raise Stopped(asked_to_stop())
+                for future in done:
+                    worker, task = busy.pop(future)
+                    settle(task, future.result)
+                    if not isinstance(future.exception(), concurrent.futures.process.BrokenProcessPool):
+                        free.append(worker)
+                watch([task for _, task in busy.values()], len(waiting))
+        except BaseException:  # a signal: nothing new is started, and what is under way saves itself and ends
+            under_way = [process for worker, _ in busy.values() for process in list(worker._processes.values())]
+            latest = time.monotonic() + patience
+            try:
+                for process in under_way:
+                    process.terminate()
+                while concurrent.futures.wait(busy, 0.2).not_done and time.monotonic() < latest and not asked_again():
+                    pass
+            finally:
+                for process in under_way:
+                    process.kill()
+            raise
+        finally:
+            # Idle or killed: soon over. A thread of theirs that outlives this one would quarrel with Python's own end about a pipe.
+            for worker in workers:
+                worker.shutdown(cancel_futures=True)
+    return failures
+
+
+@contextlib.contextmanager
+def _interrupts_wait():
+    """A `with` block in which SIGINT waits; so it does in a process that is started there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker():
+    """Ctrl-C reaches every process of a terminal; the parent ends the workers, without a traceback from each. If the parent
+    is killed they end at once: a run that nobody looks after would write into the files of the one that goes on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _in_worker(function, *task):
+    """function(*task), which SIGTERM ends with what it has saved; a worker without a run it ends at once."""
+    # Once is enough: a cluster may send it to all processes, and the parent sends it to its workers as well.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked_to_stop() or _on_signal(number, frame))
+    try:
+        return function(*task)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def use_any_terminal():
+    """What a terminal or a pipe has no letter for is printed as a question mark, and ends no program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None where it was closed
+            stream.reconfigure(errors="replace")
+
+
+def say(line):
+    """Print at once, also into a pipe or a log file; of processes that share a run, the first one speaks."""
+    if rank_and_size()[0] == 0:
+        print(line, flush=True)
+
+
+def exit_with(program, error):
+    """End the program with one line on stderr and status 1."""
+    sys.exit(f"{program}: {str(error).strip()}")
