@@ -921,7 +921,9 @@ def entropy(model_logits):
 
 
 if __name__ == "__main__":
-    from lab.gallery import main  # only here: a loss knows nothing of tables and pictures
+    from lab.gallery import (
+        main,  # only here: a loss knows nothing of tables and pictures
+    )
 
     try:
         sys.exit(main())

@@ -1,4 +1,7 @@
-"""What a method keeps beside its student, and what it makes of a batch: the state objects of train_skd.py's rows.
+"""Rows and what they keep: a row says how a method trains, a state object what it remembers from step to step.
+
+Two kinds of rows: `Variant` (fixed teacher, train_skd.py) and `OnlineVariant` (a teacher that learns along, train_okd.py). The
+papers' own comparisons stand in the scripts, all other rows in catalogue.py.
 
 Most methods keep nothing: who writes and which per-token loss says it all, and `Method` below is all they need. The
 others keep a schedule (Interpolation), a buffer (Replay), a projector (Feature, Flow, DualSpace), heads or branches (Subclasses,
@@ -7,8 +10,8 @@ Regions, Branches), a teacher of their own with a discriminator (SoftLabels), or
     __init__       what is prepared before training
     before_step    what changes with the step
     write          who writes the batch
-    watching       what of the models' insides it wants to see
-    per_token      batch -> (B, T), what the student minimises
+    capture        what of the models' insides it wants to see
+    per_token      both models' logits on a part of a batch -> (rows, T), what the student minimises
     after_step     what it learns from the step
     after_evaluation
 
@@ -17,10 +20,11 @@ trained by their own AdamW at the student's rate, without decay. Small layers of
 """
 
 import copy
+import dataclasses
 import functools
 import math
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +40,10 @@ from features import (
     second_order,
     watch,
 )
-from lab import processes
-from lab.checkpoints import Keeper
-from lab.costs import Meter
+from lab.training import all_reduce_mean
 from losses import (
-    Tokens,
+    DIVERGENCES,
+    NO_TEACHER,
     Unprojected,
     at_least_float32,
     by_chunks,
@@ -55,83 +58,205 @@ from losses import (
     taid_target,
     whole,
 )
-from model import learning_rate, make_optimizer, move
+from model import GPT, GPTConfig, clip_and_step, learning_rate, make_optimizer
 from sample import DATASET, Noise, Rollout, rollout_from_ids, to_device
 
+# ---------------------------------------------------------------------------------------------------------------------
+# 1. Rows.
 
-class Batch(NamedTuple):
-    """What one part of a batch offers to a loss: row t of the logits predicts `tokens.targets[:, t]`."""
 
-    student_logits: torch.Tensor  # (B, T, V), or Unprojected
-    teacher_logits: torch.Tensor | None  # None where the row's loss asks no teacher
-    tokens: Tokens
-    inputs: torch.Tensor  # (B, T) long: what the models were fed
-    places: list  # of its rows in the whole batch: the keys of noise
-    models: tuple  # (student, teacher)
-    seen: tuple = (None, None)  # what `watching` saw of each
+@dataclass(frozen=True)
+class Variant:
+    """One method with a fixed teacher. A new one is a new row of a table; flags, tests and docs/methods.md follow.
+
+    A None in `hyper` is what the flag of the same name says. In `sampling`, (shape, first, last) moves over the run,
+    shape being "linear" or "cosine".
+    """
+
+    writer: str  # dataset | teacher | student | mixed | interleaved | switching
+    loss: str  # "cross_entropy", or a name in one of the tables of losses.py
+    paper: str | None  # arXiv id
+    note: str  # what it changes
+    ours: str = ""  # what is not the paper's: analogy, restriction, reconstruction
+    hyper: dict = field(default_factory=dict)  # of the loss
+    kd_weight: float = 1.0  # of the loss; the rest is cross-entropy on the tokens
+    temperature: float = 1.0  # of both sides of the loss
+    # mixed: chance that the student writes, in the first and in the second half of the run
+    student_share: tuple = (0.0, 0.0)
+    coin: str = "batch"  # mixed: one coin per "batch" or per "sequence"
+    answers: float | None = None  # the teacher's answers at this temperature take the place of the references
+    sampling: dict = field(default_factory=dict)  # goes before the sampling flags; accept_top_k is in units of the flag
+    method: str | None = None  # a name in METHODS: what is kept from step to step
+    knobs: dict = field(default_factory=dict)  # keywords of the method
+    teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made from it before training
+
+    def __post_init__(self):
+        assert self.coin in ("batch", "sequence"), f"a coin is thrown per batch or per sequence, not per {self.coin}"
+        assert not self.sampling or self.writer in ("interleaved", "switching"), f"{self.writer} has no use for {self.sampling}"
+        shapes = {value[0] for value in self.sampling.values() if isinstance(value, tuple)}
+        assert shapes <= {"linear", "cosine"}, f"a schedule is linear or cosine, found {shapes}"
+        fixed = self.loss in NO_TEACHER and self.loss != "label_smoothing"
+        assert not fixed or (self.kd_weight == 1 and not self.hyper), f"{self.loss} has neither hyper nor another loss beside it"
+
+
+@dataclass(frozen=True)
+class OnlineVariant:
+    """One method whose teacher learns along, or a control. None means: what the flag of the same name says (train_okd.DEFAULTS)."""
+
+    paper: str | None  # arXiv id
+    note: str
+    writer: str = "dataset"  # of the tokens that divergences are taken on (sample.write_tokens)
+    student_share: tuple = (0.0, 0.0)  # mixed: in the first and in the second half
+    coin: str = "batch"
+    # the student's side
+    student_divergence: str | None = None  # a name in losses.DIVERGENCES, or "minillm"
+    student_kd: float | None = None  # weight of the divergence; the rest is cross-entropy on the references
+    # the teacher's side; without a module it is fixed
+    module: str | None = None  # a name in model.ONLINE_MODULES; "flag": the one of --module
+    module_lr: float | None = None  # as a share of the student's
+    alpha: float | None = None  # weight of the student's feedback; the rest is cross-entropy on the references
+    teacher_divergence: str | None = None
+    anchor: float | None = None  # weight of KL(adapted || original)
+    anchor_decay: bool = False  # the anchor falls linearly to 0
+    update: str | None = None  # "simultaneous", or "alternating": the student learns from the teacher after its update
+    rank: int | None = None
+    # in place of the teacher's loss: a meta-gradient, "exact" or by "difference"
+    meta_gradient: str | None = None
+    ours: str = ""  # what is not the paper's
+    temperature: float | None = None  # of both divergences
+    module_scale: float | None = None  # factor on what the module adds
+    module_start: float | None = None  # share of the steps before the module starts to move
+    teacher_mix: float | None = None  # minillm: the teacher's share in every draw
+
+
+def resolve(row, accept_top_k):
+    """The row with the flag's K in place of None."""
+    return dataclasses.replace(row, hyper={k: accept_top_k if v is None else v for k, v in row.hyper.items()})
+
+
+def scheduled(value, progress):
+    """A number, or (shape, first, last) at `progress` in [0, 1): ("linear", 1, 3) at .5 is 2, so is ("cosine", 1, 3)."""
+    if not isinstance(value, (tuple, list)):
+        return value
+    shape, first, last = value
+    share = progress if shape == "linear" else (1 - math.cos(math.pi * progress)) / 2
+    return first + (last - first) * share
+
+
+def sampling_now(row, run, progress):
+    """The keywords of sample.write_tokens at this point of a run: the run's own, and before them what the row says."""
+    options = run.sampling | {"student_share": row.student_share[int(progress >= 0.5)], "coin": row.coin}
+    rule = options.pop("rule", {})
+    own = {knob: scheduled(value, progress) for knob, value in row.sampling.items()}
+    if row.writer == "switching":
+        return options | {"switching": own}
+    if "accept_top_k" in own:
+        own["accept_top_k"] *= run.accept_top_k
+    if "accept_rule" not in own:  # else the knobs of the flag's rule are none of this one's
+        own = rule | own
+    return options | {"interleaved": options["interleaved"] | own}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2. What every method does, and all that most of them need.
 
 
 class Method(nn.Module):
     """Nothing is kept: the row's loss is (1 - kd_weight) cross-entropy + kd_weight T^2 loss(teacher^T, student^T)."""
 
-    student_passes = teacher_passes = 0  # per step, beyond the three of training and the one of judging
+    student_passes = teacher_passes = 0  # per step, beyond the three of training and the one of the teacher's answer
     products = 0  # per token, of large layers that are neither model's: weights times passes
-    asks_start = False  # whether after_evaluation is to be called once before the first step
-    plain_pass = False  # whether the student's pass may neither be made again (--recompute) nor compiled
-    sees_teacher = False  # whether it looks into the teacher's pass: what a sampler has kept of one will not do
-    own_loss = False  # whether the row's loss and what belongs to it are not asked
+    plain_forward = False  # whether the student's forward may neither be made again (--recompute) nor compiled
+    captures_teacher = False  # whether it looks into the teacher's forward: logits that a sampler has kept will not do
+    replaces_loss = False  # whether the row's loss and what belongs to it are not asked
 
-    def __init__(self, row, student, pair, args, seed):
+    def __init__(self, row, student, teacher, run):
         super().__init__()
-        self.row, self.writer, self.optimizer = row, row.writer, None
-        self.generator = torch.Generator().manual_seed(1_000_003 * seed + 3)
-        self.prepared = {}  # what preparing cost: keywords of Costs.count_preparation
+        self.row, self.run, self.models, self.writer, self.optimizer = row, run, (student, teacher), row.writer, None
+        self.generator = run.generator(3)
 
-    def before_step(self, step, places):
-        """`places` are those of this process' rows in the batch."""
+    def before_step(self, step):
+        """`step` is the run's: its number, progress, and the places of this process' rows in the batch."""
         self.zero_grad(set_to_none=True)
 
-    def write(self, write):
-        """write(writer) -> the batch's Rollout."""
-        return write(self.writer)
+    def write(self, step):
+        """Who writes: one batch of training tokens -> Rollout."""
+        self.before_step(step)
+        return self.write_by(self.row.writer, step)
 
-    def watching(self, model, is_student):
-        """The context of a model's pass over the batch; what it yields comes back in Batch.seen."""
+    def write_by(self, writer, step):
+        """The batch, written by a name in sample.WRITERS."""
+        return step.write(writer, *self.models, **sampling_now(self.row, self.run, step.progress))
+
+    def capture(self, model, is_student):
+        """The context of a model's forward over a part; what it yields is found again by `captured`."""
         return nullcontext()
+
+    def captured(self, part):
+        """What was captured of the student and of the teacher."""
+        return [part.captured[id(model)] for model in self.models]
+
+    def extra_passes(self, is_student):
+        """Passes of a model beyond those that every method takes."""
+        return self.student_passes if is_student else self.teacher_passes
 
     @property
     def hyper(self):
         """Of the row's own loss."""
         return self.row.hyper
 
-    def word_loss(self, batch):
+    def word_loss(self, student_logits, teacher_logits, part):
         """The row's own loss, at every position."""
         row, hyper = self.row, self.hyper
 
         def distance(student_logits, teacher_logits):
-            return per_token_loss(row.loss, student_logits, teacher_logits, batch.tokens, **hyper)
+            return per_token_loss(row.loss, student_logits, teacher_logits, part.tokens, **hyper)
 
-        both, targets = (batch.student_logits, batch.teacher_logits), batch.tokens.targets
-        return hinton_mixture(*both, targets, row.kd_weight, row.temperature, distance)
+        return hinton_mixture(student_logits, teacher_logits, part.tokens.targets, row.kd_weight, row.temperature, distance)
 
-    def per_token(self, batch):
-        """What the student minimises at every position of a Batch, (B, T); what lies outside its mask is not looked at."""
-        return self.word_loss(batch)
+    def per_token(self, student_logits, teacher_logits, part):
+        """What the student minimises at every position of a training.Part, (rows, T); what lies outside its mask is not looked at.
+
+        Row t of the logits predicts part.tokens.targets[:, t]; teacher_logits are None where the row's loss asks no teacher.
+        """
+        return self.word_loss(student_logits, teacher_logits, part)
 
     def after_step(self, loss):
         """`loss` is the whole batch's, a scalar on the device."""
 
     def after_evaluation(self, figures):
-        """`figures` of lab/evaluate.py, evaluate_quickly."""
+        """`figures` of the run's validation."""
 
-    def learn(self, rate):
-        """One update of the method's own parameters by the gradients they have, clipped on their own."""
+    def learn(self, loss, rate):
+        """What the method itself learns from a step: after_step, and one update of its own parameters, clipped on their own."""
+        self.after_step(loss)
         if self.optimizer is None:
             return
         for weight in self.parameters():
             if weight.grad is not None:
-                weight.grad = processes.across(weight.grad)
-        move(self, self.optimizer, rate)
+                weight.grad = all_reduce_mean(weight.grad)
+        clip_and_step(self, self.optimizer, rate)
+
+    def check_signal(self, part):
+        """Whether the teacher reaches the student's loss on a run's first part: a warning, or None; see lab/checks.py."""
+        row = self.row
+        if part.teacher_logits is None or row.kd_weight == 0:
+            return None
+        take, few = self.per_token if self.replaces_loss else self.word_loss, part.first_rows()
+
+        def loss_of(student_logits, teacher_logits):
+            return masked_mean(take(student_logits, teacher_logits, few), few.tokens.mask)
+
+        def distance_of(student_logits, teacher_logits):
+            per_token = per_token_loss(row.loss, student_logits, teacher_logits, few.tokens, **row.hyper)
+            return masked_mean(per_token, few.tokens.mask)
+
+        if row.loss in DIVERGENCES and not self.replaces_loss:  # whatever stands beside it
+            found = few.check_signal(distance_of, is_divergence=True)
+            if row.kd_weight == row.temperature == 1:  # nothing does
+                return found
+        has_gate = row.loss in ("gated_forward_kl", "confidence_gated")
+        return few.check_signal(loss_of, is_divergence=False, has_gate=has_gate)
 
     def get_extra_state(self):
         """What is no tensor of this module's own: generator, optimizer, and the plain values named in `plain`."""
@@ -150,34 +275,65 @@ class Method(nn.Module):
     plain = ()  # names of attributes
 
 
-def begin(row, student, pair, args, seed):
+def begin(row, student, teacher, run):
     """The state object of one run, on the student's device."""
     kind = METHODS[row.method] if row.method else Method
-    if kind.own_loss and (row.hyper or row.kd_weight != 1 or row.temperature != 1):
+    if kind.replaces_loss and (row.hyper or row.kd_weight != 1 or row.temperature != 1):
         raise ValueError(f"{row.method} has a loss of its own: hyper, kd_weight and temperature of the row would do nothing")
-    method = kind(row, student, pair, args, seed, **row.knobs)
-    method.to(next(student.parameters()).device)
+    method = kind(row, student, teacher, run, **row.knobs)
+    method.to(run.device)
     if any(True for _ in method.parameters()):
-        method.optimizer = make_optimizer(method, args.lr, weight_decay=0.0)
+        method.optimizer = make_optimizer(method, run.lr, weight_decay=0.0)
     return method
 
 
-def references_of(pair, device, batch_size=64):
+def prepare(row, student, teacher, run, distill):
+    """Everything that a row wants before its first step -> (the teacher that the student learns from, the state object).
+
+    Another teacher than the one given (TEACHERS; `distill` trains an assistant), its answers in place of the references, a
+    cache of its logits, and what the method keeps.
+    """
+    teacher = TEACHERS[row.teacher](distill, student, teacher, run)
+    if row.answers is not None:  # greedy ones stand in for the beam search of Kim & Rush: both aim at the likeliest response
+        run.use_answers(teacher, row.answers)
+    if run.cache_teacher is not None and asks_about_references(row):
+        run.use_cache(teacher)
+    run.require_references(row.writer)
+    method = begin(row, student, teacher, run)
+    run.start(
+        teacher,
+        method,
+        plain_forward=method.plain_forward,
+        held=(method,),
+        asks_teacher=row.loss not in NO_TEACHER,
+        keeps_logits=not method.captures_teacher,
+        method=method,
+    )
+    return teacher, method
+
+
+def asks_about_references(row):
+    """Whether a method's teacher says the same in every epoch, and nothing else, so that --cache-teacher can keep it."""
+    plain = row.method is None and row.teacher == "pair" and row.temperature == row.kd_weight == 1
+    return row.writer == "dataset" and plain and row.loss in DIVERGENCES
+
+
+def references_of(run, batch_size=64):
     """The student's references as Rollouts, in order."""
-    prompts, responses = pair.train.prompts, pair.train.responses
+    prompts, responses = run.prompts, run.required_responses()
     for first in range(0, len(prompts), batch_size):
         some = slice(first, first + batch_size)
-        yield rollout_from_ids(prompts[some], responses[some], [DATASET] * len(prompts[some]), device)
+        yield rollout_from_ids(prompts[some], responses[some], [DATASET] * len(prompts[some]), run.device)
 
 
-def once_over(pair, passes):
-    """Costs.count_preparation for `passes` of the teacher over all references."""
-    tokens = sum(map(len, pair.train.prompts)) + sum(map(len, pair.train.responses)) - len(pair.train.prompts)
-    return {"teacher_tokens": passes * tokens, "teacher_forwards": -(-len(pair.train.prompts) // 64)}
+def count_pass(run, passes):
+    """Note `passes` of the teacher over all references."""
+    tokens = sum(map(len, run.prompts)) + sum(map(len, run.responses)) - len(run.prompts)
+    run.prepare(teacher_tokens=passes * tokens, teacher_forwards=-(-len(run.prompts) // 64))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Targets that move or are drawn.
+# 3. Targets that move or are drawn.
 
 
 class Interpolation(Method):
@@ -187,23 +343,23 @@ class Interpolation(Method):
     with losses 2.0, 1.0 at share .4 the momentum becomes .005 and the step 1.503750e-4. The first loss is only stored.
     """
 
-    own_loss = True
+    replaces_loss = True
 
-    def __init__(self, row, student, pair, args, seed, start=0.4, rate=5e-4, decay=0.99):
-        super().__init__(row, student, pair, args, seed)
-        self.start, self.rate, self.decay, self.num_steps = start, rate, decay, args.steps
+    def __init__(self, row, student, teacher, run, start=0.4, rate=5e-4, decay=0.99):
+        super().__init__(row, student, teacher, run)
+        self.start, self.rate, self.decay, self.num_steps = start, rate, decay, run.steps_in_all
         for name, value in (("share", start), ("momentum", 0.0), ("before", float("nan"))):
             self.register_buffer(name, torch.tensor(value))
 
-    def per_token(self, batch):
+    def per_token(self, student_logits, teacher_logits, part):
         def towards_target(student_logits, teacher_logits):
             return forward_kl(student_logits, taid_target(student_logits, teacher_logits, self.share))
 
-        return by_chunks(towards_target, batch.student_logits, batch.teacher_logits)
+        return by_chunks(towards_target, student_logits, teacher_logits)
 
-    def before_step(self, step, places):
-        super().before_step(step, places)
-        linear = self.start + (1 - self.start) * step / self.num_steps
+    def before_step(self, step):
+        super().before_step(step)
+        linear = self.start + (1 - self.start) * step.number / self.num_steps
         self.share = self.share.clamp(min=linear, max=1.0)
 
     def after_step(self, loss):
@@ -218,30 +374,30 @@ class Interpolation(Method):
 class SampledTargets(Method):
     """Random-sampling KD (arXiv 2503.16870): cross-entropy with `draws` tokens drawn from the teacher at every position."""
 
-    own_loss = True
+    replaces_loss = True
 
-    def __init__(self, row, student, pair, args, seed, draws=12):
-        super().__init__(row, student, pair, args, seed)
+    def __init__(self, row, student, teacher, run, draws=12):
+        super().__init__(row, student, teacher, run)
         self.draws = draws
 
-    def before_step(self, step, places):
-        super().before_step(step, places)
+    def before_step(self, step):
+        super().before_step(step)
         self.step_seed = draw_seed(self.generator)
 
-    def per_token(self, batch):
-        (B, T), N = batch.inputs.shape, self.draws
-        uniform = uniforms(self.step_seed, batch.places, batch.inputs[..., None].expand(B, T, N))
+    def per_token(self, student_logits, teacher_logits, part):
+        (B, T), N = part.inputs.shape, self.draws
+        uniform = uniforms(self.step_seed, part.places, part.inputs[..., None].expand(B, T, N))
 
         def sampled(student_logits, teacher_logits, uniform):
             cumulative = at_least_float32(teacher_logits).softmax(-1).cumsum(-1)
             ids = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True)
             return random_sampling_kd(student_logits, ids, torch.full_like(uniform, 1 / N))
 
-        return by_chunks(sampled, batch.student_logits, batch.teacher_logits, uniform)
+        return by_chunks(sampled, student_logits, teacher_logits, uniform)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Who writes depends on how it goes.
+# 4. Who writes depends on how it goes.
 
 
 class Replay(Method):
@@ -252,41 +408,43 @@ class Replay(Method):
     the batch is kept; with the rest of threshold a batch is drawn from what was kept; otherwise it is the references.
     """
 
-    asks_start = True
     plain = ("threshold", "reference", "seen_rows", "width")
 
-    def __init__(self, row, student, pair, args, seed, capacity=1000, rise=0.1, tolerance=0.1):
-        super().__init__(row, student, pair, args, seed)
-        self.capacity, self.rise, self.tolerance, self.num_steps = max(capacity, args.batch_size), rise, tolerance, args.steps
-        self.batch_size, self.threshold, self.reference, self.seen_rows, self.width = args.batch_size, 0.0, None, 0, 1
-        size = processes.rank_and_size()[1]
+    def __init__(self, row, student, teacher, run, capacity=1000, rise=0.1, tolerance=0.1):
+        super().__init__(row, student, teacher, run)
+        self.capacity, self.rise, self.tolerance, self.num_steps = max(capacity, run.batch_size), rise, tolerance, run.steps_in_all
+        self.batch_size, self.threshold, self.reference, self.seen_rows, self.width = run.batch_size, 0.0, None, 0, 1
+        size = self.size = run.num_processes
         own = -(-self.capacity // size)  # rows that this process keeps
-        self.at_least = size * (args.batch_size // size)  # rows of a batch, as the process with the fewest counts them
+        self.at_least = size * (run.batch_size // size)  # rows of a batch, as the process with the fewest counts them
         block = student.config.block_size
         for name, shape in (("tokens", (own, block)), ("prompt_len", (own,)), ("lengths", (own,)), ("finished", (own,))):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.bool if name == "finished" else torch.long))
         self.register_buffer("source", torch.zeros(own, block, dtype=torch.int8))
         self.register_buffer("next_slot", torch.zeros((), dtype=torch.long))
+        run.require_evaluation("replay")
+        self.after_evaluation(run.evaluation())
 
-    def before_step(self, step, places):
-        super().before_step(step, places)
-        self.progress, self.rows = step / self.num_steps, len(places)
+    def before_step(self, step):
+        super().before_step(step)
+        self.progress, self.rows = step.progress, len(step.places)
 
     def choose(self, uniform):
         """A number in [0, 1) -> student, replay or dataset."""
         if uniform < self.threshold * (1 - self.progress):
             return "student"
         if uniform < self.threshold:
-            return "replay" if self.seen_rows >= len(self.lengths) * processes.rank_and_size()[1] else "student"
+            return "replay" if self.seen_rows >= len(self.lengths) * self.size else "student"
         return "dataset"
 
-    def write(self, write):
+    def write(self, step):
+        self.before_step(step)
         self.writer = self.choose(torch.rand((), generator=self.generator).item())
         if self.writer == "replay":
             rows = to_device(torch.randperm(len(self.lengths), generator=self.generator)[: self.rows], self.lengths.device)
             kept = (self.tokens[rows, : self.width], self.prompt_len[rows], self.lengths[rows], self.source[rows, : self.width])
             return Rollout(*kept, self.finished[rows])
-        rollout = write(self.writer)
+        rollout = self.write_by(self.writer, step)
         if self.writer == "student":
             n, T = rollout.tokens.shape
             slots = (self.next_slot + torch.arange(n, device=self.next_slot.device)) % len(self.lengths)
@@ -306,7 +464,7 @@ class Replay(Method):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Features: a loss of hidden states, or of gradients, added to the row's own.
+# 5. Features: a loss of hidden states, or of gradients, added to the row's own.
 
 
 def block_at(model, where):
@@ -318,22 +476,22 @@ def block_at(model, where):
 class Feature(Method):
     """The row's loss + `weight` times a loss of hidden states (a name in features.FEATURES), behind one block of each model."""
 
-    sees_teacher = True
+    captures_teacher = True
 
-    def __init__(self, row, student, pair, args, seed, feature, weight=1.0, at="middle", **hyper):
-        super().__init__(row, student, pair, args, seed)
+    def __init__(self, row, student, teacher, run, feature, weight=1.0, at="middle", **hyper):
+        super().__init__(row, student, teacher, run)
         self.feature, self.weight, self.at = functools.partial(FEATURES[feature], **hyper), weight, at
         if feature in NEEDS_PROJECTOR:
-            self.projector = Projector(student.config.n_embd, pair.teacher.config.n_embd, self.generator)
+            self.projector = Projector(student.config.n_embd, teacher.config.n_embd, self.generator)
 
-    def watching(self, model, is_student):
+    def capture(self, model, is_student):
         return watch(model, [block_at(model, self.at)])
 
-    def per_token(self, batch):
-        student_hidden, teacher_hidden = (seen.hidden[0] for seen in batch.seen)
+    def per_token(self, student_logits, teacher_logits, part):
+        student_hidden, teacher_hidden = (seen.hidden[0] for seen in self.captured(part))
         if hasattr(self, "projector"):
             student_hidden = self.projector(student_hidden)
-        return self.word_loss(batch) + self.weight * self.feature(student_hidden, teacher_hidden, batch.tokens.mask)
+        return self.word_loss(student_logits, teacher_logits, part) + self.weight * self.feature(student_hidden, teacher_hidden, part.tokens.mask)
 
 
 def like(model_logits, as_these):
@@ -344,20 +502,20 @@ def like(model_logits, as_these):
 class Flow(Method):
     """The row's loss + `weight` times FSP's (CVPR 2017): how features change from the middle block to the last."""
 
-    sees_teacher = True
+    captures_teacher = True
 
-    def __init__(self, row, student, pair, args, seed, weight=1.0):
-        super().__init__(row, student, pair, args, seed)
-        self.weight, widths = weight, (student.config.n_embd, pair.teacher.config.n_embd)
+    def __init__(self, row, student, teacher, run, weight=1.0):
+        super().__init__(row, student, teacher, run)
+        self.weight, widths = weight, (student.config.n_embd, teacher.config.n_embd)
         self.first, self.second = (Projector(*widths, self.generator) for _ in range(2))
 
-    def watching(self, model, is_student):
+    def capture(self, model, is_student):
         return watch(model, [block_at(model, "middle"), block_at(model, "last")])
 
-    def per_token(self, batch):
-        student_hidden, teacher_hidden = (seen.hidden for seen in batch.seen)
+    def per_token(self, student_logits, teacher_logits, part):
+        student_hidden, teacher_hidden = (seen.hidden for seen in self.captured(part))
         own = self.first(student_hidden[0]), self.second(student_hidden[1])
-        return self.word_loss(batch) + self.weight * flow(*own, *teacher_hidden, batch.tokens.mask)
+        return self.word_loss(student_logits, teacher_logits, part) + self.weight * flow(*own, *teacher_hidden, part.tokens.mask)
 
 
 class DualSpace(Method):
@@ -370,28 +528,28 @@ class DualSpace(Method):
         KL(teacher || projected student)            in the teacher's space, to the student and the second map
     """
 
-    sees_teacher = True
+    captures_teacher = True
 
-    def __init__(self, row, student, pair, args, seed):
-        super().__init__(row, student, pair, args, seed)
-        widths = student.config.n_embd, pair.teacher.config.n_embd
+    def __init__(self, row, student, teacher, run):
+        super().__init__(row, student, teacher, run)
+        widths = student.config.n_embd, teacher.config.n_embd
         self.to_teacher, self.to_student = Projector(*widths, self.generator), Projector(*widths[::-1], self.generator)
         # The heads stand still, and so does what goes into to_student: two passes each in place of three.
-        heads = student.head.numel() + pair.teacher.head.numel()
+        heads = student.head.numel() + teacher.head.numel()
         self.products = 2 * heads + 3 * self.to_teacher.weight.numel() + 2 * self.to_student.weight.numel()
 
-    def watching(self, model, is_student):
+    def capture(self, model, is_student):
         return watch(model, [block_at(model, "last")])
 
-    def per_token(self, batch):
+    def per_token(self, student_logits, teacher_logits, part):
         """Both spaces' losses, (B, T)."""
-        student, teacher = batch.models
-        own, other = (model.norm(seen.hidden[0]) for model, seen in zip(batch.models, batch.seen))  # (B, T, C) each
-        projected_teacher = like(Unprojected(self.to_student(other), student.head.detach()), batch.student_logits)
-        projected_student = like(Unprojected(self.to_teacher(own), teacher.head), batch.student_logits)
-        of_map = by_chunks(cross_entropy, projected_teacher, batch.tokens.targets)
-        teachers_space = by_chunks(forward_kl, projected_student, batch.teacher_logits)
-        students_space = self.word_loss(batch._replace(teacher_logits=projected_teacher.detach()))
+        student, teacher = self.models
+        own, other = (model.norm(seen.hidden[0]) for model, seen in zip(self.models, self.captured(part)))  # (B, T, C) each
+        projected_teacher = like(Unprojected(self.to_student(other), student.head.detach()), student_logits)
+        projected_student = like(Unprojected(self.to_teacher(own), teacher.head), student_logits)
+        of_map = by_chunks(cross_entropy, projected_teacher, part.tokens.targets)
+        teachers_space = by_chunks(forward_kl, projected_student, teacher_logits)
+        students_space = self.word_loss(student_logits, projected_teacher.detach(), part)
         return students_space + self.row.kd_weight * (of_map + teachers_space)
 
 
@@ -405,40 +563,40 @@ class InputGradient(Method):
 
     # Gradients in the inputs are one pass of either model, their derivative two of the student's.
     student_passes, teacher_passes = 3, 1
-    plain_pass = True  # made again in the backward pass it would take fused attention; compiled it has no second derivative
-    sees_teacher = True
+    plain_forward = True  # made again in the backward pass it would take fused attention; compiled it has no second derivative
+    captures_teacher = True
 
-    def __init__(self, row, student, pair, args, seed, weight=1.0, top_k=4):
-        super().__init__(row, student, pair, args, seed)
+    def __init__(self, row, student, teacher, run, weight=1.0, top_k=4):
+        super().__init__(row, student, teacher, run)
         self.weight, self.top_k = weight, top_k
 
     @contextmanager
-    def watching(self, model, is_student):
+    def capture(self, model, is_student):
         with watch(model, inputs=True) as seen, second_order() if is_student else torch.enable_grad():
             yield seen
 
-    def per_token(self, batch):
+    def per_token(self, student_logits, teacher_logits, part):
         """The row's loss, and one distance of gradients per sequence at all of its positions."""
-        masked, targets = batch.tokens.mask, batch.tokens.targets
+        masked, targets = part.tokens.mask, part.tokens.targets
         with torch.no_grad():
-            guesses = by_chunks(lambda rows: rows.topk(min(self.top_k, rows.size(-1))).indices, batch.teacher_logits)
+            guesses = by_chunks(lambda rows: rows.topk(min(self.top_k, rows.size(-1))).indices, teacher_logits)
         # Guesses for this token, not the next; the first one, which nobody guesses, takes those of its successor.
         guesses = torch.cat([guesses[:, :1], guesses[:, :-1]], 1)
-        ids = torch.cat([batch.inputs[..., None], guesses], -1)  # (B, T, 1 + k)
-        seen_twice = F.pad(guesses == batch.inputs[..., None], (1, 0))  # a right guess is the token itself: it counts once
+        ids = torch.cat([part.inputs[..., None], guesses], -1)  # (B, T, 1 + k)
+        seen_twice = F.pad(guesses == part.inputs[..., None], (1, 0))  # a right guess is the token itself: it counts once
         gradients = []
-        for model, model_logits, seen in zip(batch.models, (batch.student_logits, batch.teacher_logits), batch.seen):
+        for model, model_logits, seen in zip(self.models, (student_logits, teacher_logits), self.captured(part)):
             model_loss = by_chunks(cross_entropy, model_logits, targets)
-            entries = input_gradient(model_loss, seen.inputs, model.head, masked, ids, create_graph=model is batch.models[0])
+            entries = input_gradient(model_loss, seen.inputs, model.head, masked, ids, create_graph=model is self.models[0])
             gradients.append(entries.masked_fill(seen_twice, 0.0))
         # The prompt's tokens are inputs too; what stands behind the last token that counts has no gradient.
         is_input = masked.flip(-1).cumsum(-1).flip(-1) > 0
         apart = input_gradient_alignment(*gradients, is_input).sum(-1) / is_input.sum(-1).clamp(min=1)  # (B,)
-        return self.word_loss(batch) + self.weight * apart[:, None]
+        return self.word_loss(student_logits, teacher_logits, part) + self.weight * apart[:, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Targets of another kind.
+# 6. Targets of another kind.
 
 
 class Subclasses(Method):
@@ -454,21 +612,21 @@ class Subclasses(Method):
     least as many tokens as dimensions that space is {0}.
     """
 
-    sees_teacher = True
+    captures_teacher = True
 
     def __init__(
-        self, row, student, pair, args, seed, subclasses=4, sharpness=1.0, top_k=2, most_classes=256, least=16
+        self, row, student, teacher, run, subclasses=4, sharpness=1.0, top_k=2, most_classes=256, least=16
     ):
-        super().__init__(row, student, pair, args, seed)
+        super().__init__(row, student, teacher, run)
         self.top_k, device, vocab_size = top_k, next(student.parameters()).device, student.config.vocab_size
         hidden, gold = [], []
         with torch.no_grad():
-            for batch in references_of(pair, device):
+            for batch in references_of(run):
                 masked = batch.response_mask[:, 1:]
-                hidden.append(pair.teacher(batch.tokens[:, :-1], features=True)[masked].float())
+                hidden.append(teacher(batch.tokens[:, :-1], features=True)[masked].float())
                 gold.append(batch.tokens[:, 1:][masked])
         hidden, gold = torch.cat(hidden), torch.cat(gold)
-        self.prepared = once_over(pair, 1)
+        count_pass(run, 1)
         counts = torch.bincount(gold, minlength=vocab_size)
         order = counts.argsort(descending=True, stable=True)[:most_classes].tolist()
         classes = [token for token in order if counts[token] >= max(least, subclasses)]
@@ -491,14 +649,14 @@ class Subclasses(Method):
         head = torch.empty(len(self.centres), subclasses, width).normal_(0.0, width**-0.5, generator=self.generator)
         self.head = nn.Parameter(head)
 
-    def watching(self, model, is_student):
+    def capture(self, model, is_student):
         return watch(model, [block_at(model, "last")])
 
-    def per_token(self, batch):
-        own, others = (model.norm(seen.hidden[0]) for model, seen in zip(batch.models, batch.seen))  # (B, T, C)
+    def per_token(self, student_logits, teacher_logits, part):
+        own, others = (model.norm(seen.hidden[0]) for model, seen in zip(self.models, self.captured(part)))  # (B, T, C)
         with torch.no_grad():
-            ids = by_chunks(lambda rows: rows.topk(self.top_k).indices, batch.teacher_logits)
-            probs = by_chunks(lambda rows: at_least_float32(rows).softmax(-1).topk(self.top_k).values, batch.teacher_logits)
+            ids = by_chunks(lambda rows: rows.topk(self.top_k).indices, teacher_logits)
+            probs = by_chunks(lambda rows: at_least_float32(rows).softmax(-1).topk(self.top_k).values, teacher_logits)
             slot = self.slot[ids]  # (B, T, k)
             at = slot.clamp(min=0)
             offsets = others[:, :, None] - self.centres[at]
@@ -506,7 +664,7 @@ class Subclasses(Method):
             targets = at_least_float32(targets).log_softmax(-1)
         parts = at_least_float32(torch.einsum("btksc,btc->btks", self.head[at], own)).log_softmax(-1)
         conditional = kl(targets, parts)  # (B, T, k)
-        return self.word_loss(batch) + (probs * conditional * (slot >= 0)).sum(-1)
+        return self.word_loss(student_logits, teacher_logits, part) + (probs * conditional * (slot >= 0)).sum(-1)
 
 
 class Regions(Method):
@@ -520,16 +678,15 @@ class Regions(Method):
     of its own). The mean is over all tokens, not over those that count.
     """
 
-    sees_teacher = True
+    captures_teacher = True
 
-    def __init__(self, row, student, pair, args, seed, warmup=0.1, lens_steps=50, lens_rate=1e-2):
-        super().__init__(row, student, pair, args, seed)
-        device, teacher = next(student.parameters()).device, pair.teacher
-        self.warmup, middle = warmup * args.steps, block_at(pair.teacher, "middle")
-        lens = nn.Parameter(torch.eye(teacher.config.n_embd, device=device))
+    def __init__(self, row, student, teacher, run, warmup=0.1, lens_steps=50, lens_rate=1e-2):
+        super().__init__(row, student, teacher, run)
+        self.warmup, middle = warmup * run.steps_in_all, block_at(teacher, "middle")
+        lens = nn.Parameter(torch.eye(teacher.config.n_embd, device=run.device))
         optimizer = torch.optim.Adam([lens], lr=lens_rate)
-        batches = list(references_of(pair, device))
-        lengths = [len(prompt) + len(response) - 1 for prompt, response in zip(pair.train.prompts, pair.train.responses)]
+        batches = list(references_of(run))
+        lengths = [len(prompt) + len(response) - 1 for prompt, response in zip(run.prompts, run.responses)]
         kept, fed = [], 0
         for step in range(lens_steps):
             batch = batches[step % len(batches)]
@@ -547,30 +704,30 @@ class Regions(Method):
             optimizer.step()
         self.register_buffer("lens", lens.detach())
         self.register_buffer("threshold", torch.cat(kept).median())
-        self.prepared = {"teacher_tokens": 2 * fed, "teacher_forwards": lens_steps}
+        run.prepare(teacher_tokens=2 * fed, teacher_forwards=lens_steps)
 
     @staticmethod
     def early(teacher, hidden, lens):
         return F.linear(teacher.norm(hidden @ lens), teacher.head)
 
-    def before_step(self, step, places):
-        super().before_step(step, places)
-        self.warm = step < self.warmup
+    def before_step(self, step):
+        super().before_step(step)
+        self.warm = step.number < self.warmup
 
-    def watching(self, model, is_student):
+    def capture(self, model, is_student):
         return nullcontext() if is_student or not self.warm else watch(model, [block_at(model, "middle")])
 
-    def per_token(self, batch):
-        teacher, targets = batch.models[1], batch.tokens.targets
-        own = by_chunks(cross_entropy, batch.student_logits, targets)
+    def per_token(self, student_logits, teacher_logits, part):
+        teacher, targets = self.models[1], part.tokens.targets
+        own = by_chunks(cross_entropy, student_logits, targets)
         with torch.no_grad():
             if self.warm:
-                early = Unprojected(teacher.norm(batch.seen[1].hidden[0] @ self.lens), teacher.head)
-                weight = (-by_chunks(forward_kl, batch.teacher_logits, early)).exp()  # KL(early || teacher)
+                early = Unprojected(teacher.norm(self.captured(part)[1].hidden[0] @ self.lens), teacher.head)
+                weight = (-by_chunks(forward_kl, teacher_logits, early)).exp()  # KL(early || teacher)
             else:
-                others = by_chunks(cross_entropy, batch.teacher_logits, targets)
+                others = by_chunks(cross_entropy, teacher_logits, targets)
                 weight = ((-own).exp() <= self.threshold) ^ ((-others).exp() <= self.threshold)
-        return self.word_loss(batch) + weight * own
+        return self.word_loss(student_logits, teacher_logits, part) + weight * own
 
 
 class Branches(Method):
@@ -581,10 +738,10 @@ class Branches(Method):
     every branch. The first branch is the student, which is kept.
     """
 
-    own_loss = True
+    replaces_loss = True
 
-    def __init__(self, row, student, pair, args, seed, branches=3, temperature=3.0):
-        super().__init__(row, student, pair, args, seed)
+    def __init__(self, row, student, teacher, run, branches=3, temperature=3.0):
+        super().__init__(row, student, teacher, run)
         self.trunk, self.temperature = block_at(student, "middle"), temperature
         upper = nn.ModuleList([*student.blocks[self.trunk + 1 :], student.norm])
         self.others = nn.ModuleList(copy.deepcopy(upper) for _ in range(branches - 1))
@@ -597,17 +754,17 @@ class Branches(Method):
         extra = sum(weight.numel() for weight in self.others.parameters()) + (branches - 1) * student.head.numel()
         self.products = 3 * extra
 
-    def watching(self, model, is_student):
+    def capture(self, model, is_student):
         return watch(model, [self.trunk]) if is_student else nullcontext()
 
-    def per_token(self, batch):
-        student, trunk = batch.models[0], batch.seen[0].hidden[0]
-        branches = [batch.student_logits]
+    def per_token(self, student_logits, teacher_logits, part):
+        student, trunk = self.models[0], self.captured(part)[0].hidden[0]
+        branches = [student_logits]
         for *blocks, norm in self.others:
             x = trunk
             for number, block in enumerate(blocks):
                 x = block(x, self.trunk + 1 + number)
-            branches.append(like(Unprojected(norm(x), student.head), batch.student_logits))
+            branches.append(like(Unprojected(norm(x), student.head), student_logits))
         gate = at_least_float32(trunk @ self.gate).softmax(-1)  # (B, T, branches)
 
         def all_of_them(gate, targets, *branches):
@@ -618,20 +775,20 @@ class Branches(Method):
                 loss = loss + cross_entropy(branch, targets) + self.temperature**2 * soft
             return loss
 
-        return by_chunks(all_of_them, gate, batch.tokens.targets, *branches)
+        return by_chunks(all_of_them, gate, part.tokens.targets, *branches)
 
 
-def tokens_in_use(pair):
+def tokens_in_use(run):
     """The ids that occur in the student's references, in order."""
-    return sorted({token for response in pair.train.responses for token in response})
+    return sorted({token for response in run.required_responses() for token in response})
 
 
 class Smoothing(Method):
     """Label smoothing over the tokens in use: on ids that never occur it would only teach what is wrong."""
 
-    def __init__(self, row, student, pair, args, seed):
-        super().__init__(row, student, pair, args, seed)
-        self.register_buffer("among", torch.tensor(tokens_in_use(pair)), persistent=False)
+    def __init__(self, row, student, teacher, run):
+        super().__init__(row, student, teacher, run)
+        self.register_buffer("among", torch.tensor(tokens_in_use(run)), persistent=False)
 
     @property
     def hyper(self):
@@ -649,12 +806,12 @@ class SoftLabels(Method):
     control with about as much (.9 and its share of the rest), in one term where here are two, hence half as strong a pull.
     """
 
-    own_loss = True
+    replaces_loss = True
 
-    def __init__(self, row, student, pair, args, seed, gold=0.8, adversarial=0.1, width=16, noise=0.2, best=8):
-        super().__init__(row, student, pair, args, seed)
+    def __init__(self, row, student, teacher, run, gold=0.8, adversarial=0.1, width=16, noise=0.2, best=8):
+        super().__init__(row, student, teacher, run)
         device = next(student.parameters()).device
-        used = tokens_in_use(pair)
+        used = tokens_in_use(run)
         self.adversarial, self.noise, self.best = adversarial, noise, min(best, len(used), student.config.vocab_size)
         slot = torch.zeros(student.config.vocab_size, dtype=torch.long)
         slot[used] = torch.arange(len(used))
@@ -687,8 +844,8 @@ class SoftLabels(Method):
         """The discriminator: sorted best probabilities (..., best) -> log-odds that they are a label's."""
         return (F.gelu(probs @ self.hidden) @ self.last)[..., 0]
 
-    def before_step(self, step, places):
-        super().before_step(step, places)
+    def before_step(self, step):
+        super().before_step(step)
         self.step_seed, self.real, self.made_up = draw_seed(self.generator), [], []
 
     def soft_labels(self, targets, places):
@@ -697,9 +854,9 @@ class SoftLabels(Method):
         answers = self.noisy(points, uniforms(self.step_seed, places, points)) @ self.weights.T
         return at_least_float32(answers).log_softmax(-1)
 
-    def per_token(self, batch):
+    def per_token(self, student_logits, teacher_logits, part):
         """The student's loss; what the discriminator will learn from is kept for after_step."""
-        labels = self.soft_labels(batch.tokens.targets, batch.places)
+        labels = self.soft_labels(part.tokens.targets, part.places)
 
         def columns(student_logits, labels, targets):
             logprobs = at_least_float32(student_logits).log_softmax(-1)
@@ -707,15 +864,15 @@ class SoftLabels(Method):
             best = logprobs.topk(self.best).values.exp()
             return torch.cat([(cross_entropy(student_logits, targets) + distance)[..., None], best], -1)
 
-        found = by_chunks(columns, batch.student_logits, labels, batch.tokens.targets)
-        masked = batch.tokens.mask
+        found = by_chunks(columns, student_logits, labels, part.tokens.targets)
+        masked = part.tokens.mask
         self.real.append((labels.topk(self.best).values.exp(), masked))
         self.made_up.append((found[..., 1:].detach().float(), masked))
         return found[..., 0] + self.adversarial * F.softplus(-self.looks_real(found[..., 1:]))
 
     def after_step(self, loss):
         self.zero_grad(set_to_none=True)  # what the student's loss left here is not the discriminator's
-        count = processes.across(sum(masked.sum() for _, masked in self.real))
+        count = all_reduce_mean(sum(masked.sum() for _, masked in self.real))
         for probs, masked, sign in [(*rows, -1) for rows in self.real] + [(*rows, 1) for rows in self.made_up]:
             masked_mean(F.softplus(sign * self.looks_real(probs)), masked, total=count).backward()
 
@@ -751,49 +908,73 @@ METHODS = {
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Another teacher than the pair's.
+# 7. Another teacher than the one given: (distill, student, teacher, run) -> teacher.
 
 
-def friendly_teacher(pair, args, seed, keeper=None, rate=0.1):
-    """SFTN (arXiv 2102.07650): the teacher learns on, together with a student's upper half on top of its own lower half.
+def given_teacher(distill, student, teacher, run):
+    """The teacher as it is."""
+    return teacher
 
-    -> (a copy of the teacher, keywords of Costs.count_preparation). Both learn the references, and the KL from teacher
-    to branch reaches both: what a student cannot follow becomes costly. args.steps updates at `rate` times the teacher's
-    rate.
+
+def assistant(distill, student, teacher, run):
+    """TAKD (arXiv 1902.03393): a model between the two in depth and width, drawn anew, and distilled from the teacher.
+
+    The link is a run of supervised KD of its own, three times as long as the student's; a chain of more links would be more
+    of these.
     """
-    keeper = keeper or Keeper()
-    device, generator = next(pair.teacher.parameters()).device, torch.Generator().manual_seed(1_000_003 * seed + 4)
-    teacher, student = copy.deepcopy(pair.teacher).requires_grad_(True), pair.new_student()
-    below, above = block_at(teacher, "middle"), student.blocks[block_at(student, "middle") + 1 :]
-    bridge = Projector(teacher.config.n_embd, student.config.n_embd, generator).to(device)
-    both = nn.ModuleList([teacher, bridge, above, student.norm])
-    head = nn.Parameter(student.head.detach().clone())
+    shapes = [(config.n_layer, config.n_head, config.n_embd) for config in (student.config, teacher.config)]
+    n_layer, n_head, n_embd = (round(math.sqrt(small * large)) for small, large in zip(*shapes))
+    n_embd = n_head * round(n_embd / n_head)
+    config = GPTConfig(student.config.vocab_size, student.config.block_size, n_layer, n_head, n_embd)
+    between = GPT(config, run.generator(5)).to(run.device)
+    row = Variant("dataset", "forward_kl", None, "the link of TAKD")
+    with run.inner("assistant", steps=3 * run.steps_in_all) as inner:
+        spent = distill(row, between.train(), teacher, run.prompts, run.required_responses(), inner).costs
+    between.zero_grad(set_to_none=True)
+    run.prepare(spent["seconds"], tflop=spent["compute"], teacher_forwards=spent["teacher_forwards"], grows=True)
+    return between.requires_grad_(False)
+
+
+def sftn_teacher(distill, student, teacher, run, rate=0.1):
+    """SFTN (arXiv 2102.07650): a copy of the teacher learns on, together with a student's upper half on top of its lower half.
+
+    Both learn the references, and the KL from teacher to branch reaches both: what a student cannot follow becomes costly.
+    As many updates as the student's, at `rate` times the rate that the teacher was pretrained with.
+    """
+    if run.pretraining_lr is None:
+        raise ValueError("sftn goes on with the teacher's pretraining: give Run(pretraining_lr=...), the rate that it had")
+    generator, lr = run.generator(4), rate * run.pretraining_lr
+    teacher, branch = copy.deepcopy(teacher).requires_grad_(True), copy.deepcopy(student)
+    below, above = block_at(teacher, "middle"), branch.blocks[block_at(branch, "middle") + 1 :]
+    bridge = Projector(teacher.config.n_embd, branch.config.n_embd, generator).to(run.device)
+    both = nn.ModuleList([teacher, bridge, above, branch.norm])
+    head = nn.Parameter(branch.head.detach().clone())
     both.register_parameter("head", head)
-    optimizer = make_optimizer(both, rate * args.settings.teacher_lr)
-    prompts, responses = pair.train.prompts, pair.train.responses
-    order = [torch.randperm(len(prompts), generator=generator)[: args.batch_size].tolist() for _ in range(args.steps)]
+    prompts, responses = run.prompts, run.required_responses()
+    order = [torch.randperm(len(prompts), generator=generator)[: run.batch_size].tolist() for _ in range(run.steps_in_all)]
+    optimizer = make_optimizer(both, lr)
+    with run.inner("sftn") as inner:
+        for step, rows in inner.plain_steps(order, both=both, optimizer=optimizer):
+            batch = rollout_from_ids([prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), run.device)
+            inputs, targets, masked = batch.tokens[:, :-1], batch.tokens[:, 1:], batch.response_mask[:, 1:]
+            with watch(teacher, [below]) as seen:
+                teacher_logits = teacher(inputs)
+            x = bridge(seen.hidden[0])
+            for number, block in enumerate(above):
+                x = block(x, number)
+            branch_logits = F.linear(branch.norm(x), head)
+            teacher_logprobs, branch_logprobs = (logits.float().log_softmax(-1) for logits in (teacher_logits, branch_logits))
+            distance = kl(teacher_logprobs, branch_logprobs)  # gradients to both
+            per_token = cross_entropy(teacher_logits, targets) + cross_entropy(branch_logits, targets) + distance
+            optimizer.zero_grad(set_to_none=True)
+            masked_mean(per_token, masked).backward()
+            clip_and_step(both, optimizer, learning_rate(step, run.steps_in_all, lr))
+        seconds = inner.meter.figures()["seconds"]
     fed = sum(len(prompts[i]) + len(responses[i]) - 1 for rows in order for i in rows)
-    meter = Meter(device)
-    for step in range(keeper.restore(both=both, optimizer=optimizer, meter=meter), args.steps):
-        rows = order[step]
-        batch = rollout_from_ids([prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), device)
-        inputs, targets, masked = batch.tokens[:, :-1], batch.tokens[:, 1:], batch.response_mask[:, 1:]
-        with watch(teacher, [below]) as seen:
-            teacher_logits = teacher(inputs)
-        x = bridge(seen.hidden[0])
-        for number, block in enumerate(above):
-            x = block(x, number)
-        branch_logits = F.linear(student.norm(x), head)
-        teacher_logprobs, branch_logprobs = (rows.float().log_softmax(-1) for rows in (teacher_logits, branch_logits))
-        distance = kl(teacher_logprobs, branch_logprobs)  # gradients to both
-        per_token = cross_entropy(teacher_logits, targets) + cross_entropy(branch_logits, targets) + distance
-        optimizer.zero_grad(set_to_none=True)
-        masked_mean(per_token, masked).backward()
-        move(both, optimizer, learning_rate(step, args.steps, rate * args.settings.teacher_lr))
-        if keeper.due(step + 1, step + 1 == args.steps):
-            with meter.paused():
-                keeper.save(step + 1)
-    branch = sum(weight.numel() for weight in both.parameters()) - sum(weight.numel() for weight in teacher.parameters())
-    spent = {"tflop": 6e-12 * fed * branch, "teacher_tokens": 3 * fed, "teacher_forwards": args.steps, "grows": True}
-    spent["seconds"] = meter.figures()["seconds"]
-    return teacher.requires_grad_(False).eval(), spent
+    others = sum(weight.numel() for weight in both.parameters()) - sum(weight.numel() for weight in teacher.parameters())
+    run.prepare(seconds, tflop=6e-12 * fed * others, teacher_tokens=3 * fed, teacher_forwards=run.steps_in_all, grows=True)
+    return teacher.requires_grad_(False).eval()
+
+
+# Another way to make a teacher is one function above and one row here.
+TEACHERS = {"pair": given_teacher, "assistant": assistant, "sftn": sftn_teacher}

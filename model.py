@@ -466,7 +466,7 @@ def learning_rate(step, num_steps, peak, warmup=0.05, floor=0.0):
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def move(model, optimizer, rate):
+def clip_and_step(model, optimizer, rate):
     """One update of what is trainable in a model by the gradients it has, clipped at 1 -> their norm before clipping."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for group in optimizer.param_groups:

@@ -1041,7 +1041,11 @@ def main(argv=None):
     """Show rollouts of SKD in the terminal; see --help."""
     from data import tasks
     from data.tokenizer import Tokenizer
-    from lab import command_line, pairs, processes  # only here: the samplers themselves know nothing of data
+    from lab import (  # only here: the samplers themselves know nothing of data
+        command_line,
+        pairs,
+        processes,
+    )
     from model import load_checkpoint
 
     processes.use_any_terminal()

@@ -411,7 +411,7 @@ def parse_rule(text):
 
 
 def sampling_options(args):
-    """The flags of the sampling group as keywords of sample.write_tokens."""
+    """The flags of the sampling group as training.Run takes them: keywords of sample.write_tokens, and the accept rule's knobs."""
     return {
         "temperature": args.student_temperature,
         "top_p": args.student_top_p,
@@ -426,8 +426,8 @@ def sampling_options(args):
             "accept_on": args.accept_on,
             "judge_fresh": args.judge_fresh,
             "keep_features": args.chunk_loss == "yes",
-            **args.rule,
         },
+        "rule": args.rule,
     }
 
 

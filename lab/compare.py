@@ -8,6 +8,7 @@ What a method does is not here: a script hands over its table of variants and a 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -22,18 +23,27 @@ from tqdm import tqdm
 
 from data import corpora, tasks
 from data.tasks import Encoded, make_task
-from lab import checkpoints, checks, command_line, folders, pairs, processes, records, report
-from lab.evaluate import evaluate, step_columns
+from lab import (
+    checkpoints,
+    checks,
+    command_line,
+    folders,
+    pairs,
+    processes,
+    records,
+    report,
+)
+from lab.evaluate import evaluate, evaluate_quickly
 from lab.records import run_name
-from lab.teacher_cache import TeacherCache, check_best
-from losses import Unprojected, by_chunks
+from lab.teacher_cache import check_best
+from lab.training import Run
 from model import OnlineTeacher, save_checkpoint, save_online_module
 
 LARGE_VOCABULARY = 2**14  # from here on --chunk-loss auto is yes
 SOURCES = (  # whose sha256 a record holds, beside the script's own
-    *("model.py", "losses.py", "features.py", "sample.py", "methods.py"),
+    *("model.py", "losses.py", "features.py", "sample.py", "methods.py", "catalogue.py"),
     *(f"data/{name}.py" for name in ("tokenizer", "tasks", "corpora", "metrics")),
-    *(f"lab/{name}.py" for name in ("evaluate", "costs", "pairs", "teacher_cache", "processes", "folders", "records", "checkpoints",
+    *(f"lab/{name}.py" for name in ("training", "evaluate", "costs", "pairs", "teacher_cache", "processes", "folders", "records", "checkpoints",
                                      "checks", "command_line", "compare")),
 )
 # As they run: a file may be edited while a program runs, and the processes that it starts later read the new one.
@@ -64,69 +74,7 @@ def load_data(args):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 2. How a batch is computed: the same for every method, and no method differs by it.
-
-
-@dataclasses.dataclass
-class Passes:
-    """Precision and memory of a run's passes, and which rows of a batch are this process' own."""
-
-    precision: object  # the context of all passes
-    chunked: bool  # logits of a whole batch never exist
-
-    def share(self, batch_size):
-        """Places in a batch of the rows that this process works on."""
-        rank, size = processes.rank_and_size()
-        return range(rank, batch_size, size)
-
-    def logits(self, forward, tokens, model=None):
-        """forward(tokens), as logits (B, T, V) or Unprojected; `model` owns the head if `forward` is a wrapped one."""
-        if not self.chunked:
-            return forward(tokens)
-        features = forward(tokens, features=True)
-        return Unprojected(features, (model or forward).head)
-
-
-def passes_of(args, pair):
-    """The Passes that the flags ask for; run_one has resolved --chunk-loss auto."""
-    device = next(pair.teacher.parameters()).device
-    return Passes(processes.use_precision(args.precision, device), args.chunk_loss == "yes")
-
-
-def kept_logits(rollout, teacher, part):
-    """What the verification of a rollout left of the teacher's logits for these rows, or None."""
-    if rollout.teacher_features is not None:
-        return Unprojected(rollout.teacher_features[part], teacher.head)
-    return None if rollout.teacher_logits is None else rollout.teacher_logits[part]
-
-
-@torch.no_grad()
-def columns_of(student_logits, teacher_logits):
-    """step_columns of a part of a batch; either model's logits may be Unprojected, and the teacher's may be missing."""
-    both = [student_logits.detach()] + ([] if teacher_logits is None else [teacher_logits.detach()])
-    return by_chunks(step_columns, *both)
-
-
-def open_cache(pair, args, say):
-    """The fixed teacher's answers on the student's references (--cache-teacher), made by the first process if need be."""
-
-    def make():
-        with processes.use_precision(args.precision, next(pair.teacher.parameters()).device):
-            return TeacherCache(
-                pair.teacher,
-                pair.train.prompts,
-                pair.train.responses,
-                args.cache_teacher,
-                args.precision,
-                report=say,
-                compare=processes.rank_and_size()[0] == 0,  # the others take its word: none may go on, or stop, alone
-            )
-
-    return processes.first_then_others(make)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 3. One run.
+# 2. One run.
 
 
 def about(pair, args):
@@ -139,13 +87,36 @@ def about(pair, args):
     }
 
 
+def validation(pair, student, adapted=None):
+    """The figures of a learning curve."""
+    return evaluate_quickly(student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens, adapted)
+
+
+def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=None):
+    """What the flags say of one student's training, as a training.Run."""
+    same = "steps batch_size lr weight_decay reduction accept_top_k micro_batch recompute compile precision cache_teacher log_every"
+    return Run(
+        **{name: getattr(args, name) for name in same.split()},
+        seed=seed,
+        max_new_tokens=pair.max_new_tokens,
+        eos_token=pair.tokenizer.eos_token,
+        sampling=command_line.sampling_options(args),
+        chunk_loss=args.chunk_loss == "yes",
+        validate=functools.partial(validation, pair),
+        pretraining_lr=args.settings.teacher_lr,
+        log=log,
+        report=report,
+        checkpointer=checkpointer,
+    )
+
+
 def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     """One method with one seed, from the pair in the cache to its record and final student; -> a line about it.
 
     `variant` is its label: the method's name and, after blanks, the values that were swept.
 
-    distill(row, student, pair, args, seed, log, say, keeper) trains the student in place and returns (costs, adapted
-    teacher or None); everything around it is the same for every method.
+    distill(row, student, teacher, prompts, responses, run) trains the student in place and returns (costs, adapted teacher
+    or None); everything around it is the same for every method.
     """
     torch.set_num_threads(1 if args.device_type == "cpu" else torch.get_num_threads())  # same numbers for every --jobs
     device = processes.join(torch.device(args.device_type))
@@ -187,7 +158,8 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
             log = records.RunLog(folder, name, shared | header | machine)
         student = pair.new_student()
         with keeper:
-            costs, adapted = distill(row, student, pair, here, seed, log, say, keeper)
+            run = make_run(pair, here, seed, log, say, keeper)
+            costs, adapted = distill(row, student, pair.teacher, pair.train.prompts, pair.train.responses, run)
         figures = evaluate(
             student,
             pair.teacher,
@@ -223,7 +195,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 4. All of them.
+# 3. All of them.
 
 
 def resolve_vocabulary(data, every):

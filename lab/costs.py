@@ -20,6 +20,7 @@ class Costs:
     """
 
     def __init__(self, student, teacher):
+        self.student = student
         self.weights = [
             model.num_parameters() - model.position_embedding.weight.numel() for model in (student, teacher)
         ]
@@ -47,14 +48,17 @@ class Costs:
         written = ((by_student | by_teacher) & rollout.response_mask).sum()
         self.counts[:4] += torch.stack([student, teacher, written, forwards])
 
-    def count_learning(self, rollout, student_passes, teacher_passes, teacher_forwards=None, products=0):
-        """Add passes over a batch; of the teacher's, `teacher_forwards` are forwards (default: all). `products` is what a
-        token costs beyond both models, in weights times passes."""
-        fed = (rollout.lengths - 1).sum()  # tokens that a training forward processes
-        self.counts[0] += student_passes * fed
-        self.counts[1] += teacher_passes * fed
-        self.counts[3] += teacher_passes if teacher_forwards is None else teacher_forwards
-        self.counts[4] += products * fed
+    def count_forward(self, model, fed, passes):
+        """Add `passes` of a model over `fed` tokens (a scalar on the device): 1 forward, 3 with the backward pass to all weights."""
+        self.counts[0 if model is self.student else 1] += passes * fed
+
+    def count_teacher_call(self, calls=1):
+        """Add batched forwards of the teacher; those of the parts of one batch count once."""
+        self.counts[3] += calls
+
+    def count_products(self, products):
+        """Add what layers beyond both models cost: weights times passes times tokens."""
+        self.counts[4] += products
 
     def count_cache(self, prompts, responses, batch_size=64):
         """Add the one pass over all references that fills a cache of the teacher's answers."""

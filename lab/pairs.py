@@ -21,6 +21,7 @@ from data.tasks import Encoded, encode_split
 from data.tokenizer import train_tokenizer, vocabulary_in_use
 from lab import checkpoints, folders
 from lab.records import set_aside
+from lab.training import batch_order
 from losses import at_least_float32, cross_entropy, masked_mean, weight_of
 from model import (
     GPT,
@@ -99,17 +100,6 @@ class Pair:
         student = GPT(self.student_config).to(next(self.teacher.parameters()).device)
         student.load_state_dict(self.student_weights)
         return student
-
-
-def batch_order(num_examples, batch_size, num_steps, generator):
-    """Indices of num_steps batches, (num_steps, batch_size) long: one random permutation after another.
-
-    Drawn before the run, so that every method sees the same prompts in the same order.
-    """
-    needed = num_steps * batch_size
-    epochs = -(-needed // num_examples)
-    order = torch.cat([torch.randperm(num_examples, generator=generator) for _ in range(max(1, epochs))])
-    return order[:needed].view(num_steps, batch_size)
 
 
 def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report, keeper=None):

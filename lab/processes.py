@@ -3,6 +3,7 @@
 import concurrent.futures.process
 import contextlib
 import datetime
+import functools
 import multiprocessing
 import os
 import signal
@@ -29,10 +30,10 @@ def pick_device(name):
 
 
 def use_precision(name, device):
-    """Set how matrix products are computed -> the context in which a model's passes run. Losses are float32 in any."""
+    """Set how matrix products are computed -> a maker of the context in which forwards run. Losses are float32 in any."""
     name = {"cuda": "tf32"}.get(device.type, "fp32") if name == "auto" else name
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else contextlib.nullcontext()
+    return functools.partial(torch.autocast, device.type, torch.bfloat16) if name == "bf16" else contextlib.nullcontext
 
 
 def default_jobs(device_type):
@@ -45,7 +46,7 @@ def default_jobs(device_type):
 # ---------------------------------------------------------------------------------------------------------------------
 # One run by several processes: torchrun --nproc_per_node N train_skd.py ...
 # Every process walks the same path: the same flags, the same order of batches, its own rows of each. What may differ
-# between them is either averaged (across) or decided by the first one (first_decides), never left to chance.
+# between them is either averaged (all_reduce_mean) or decided by the first one (first_decides), never left to chance.
 
 
 def started_by_torchrun():
@@ -78,7 +79,7 @@ def leave():
         dist.destroy_process_group()
 
 
-def across(tensor):
+def all_reduce_mean(tensor):
     """Mean over the processes, as float; the tensor itself where there is one."""
     if rank_and_size()[1] == 1:
         return tensor
@@ -127,7 +128,7 @@ def first_then_others(function):
     return made[0] if made else function()
 
 
-def learner(model, compiled=False):
+def wrapped(model, compiled=False):
     """What a training pass calls in place of `model`: compiled if asked for, and averaging gradients over processes."""
     if rank_and_size()[1] == 1:
         return torch.compile(model, dynamic=True) if compiled else model
@@ -139,21 +140,6 @@ def learner(model, compiled=False):
     if compiled:  # only now: that pass has a shape of its own
         shared.module = torch.compile(model, dynamic=True)
     return shared
-
-
-def parts(num_rows, micro_batch):
-    """Slices of a batch's rows, at most micro_batch each, and whether it is the last: [(slice, bool)]."""
-    size = micro_batch or num_rows
-    return [(slice(first, first + size), first + size >= num_rows) for first in range(0, num_rows, size)]
-
-
-def averaging(last, *models):
-    """The context of a part's passes: gradients add up locally and are averaged over processes in the last part only."""
-    context = contextlib.ExitStack()
-    for model in models:
-        if not last and isinstance(model, torch.nn.parallel.DistributedDataParallel):
-            context.enter_context(model.no_sync())
-    return context
 
 
 # ---------------------------------------------------------------------------------------------------------------------

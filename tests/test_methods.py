@@ -16,7 +16,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_sample import FALSE_ALARM, assert_follows
-from tiny import Watched, flags, generator, moved_apart, prompts_of, same_weights, tiny_pair, weights_of
+from tiny import (
+    Watched,
+    flags,
+    generator,
+    moved_apart,
+    prompts_of,
+    same_weights,
+    tiny_pair,
+    weights_of,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import features

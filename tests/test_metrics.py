@@ -9,7 +9,15 @@ import random
 
 import pytest
 
-from data.metrics import SlotScore, corpus_bleu, corpus_chrf, corpus_slot_f1, exact_match, rouge_l, slot_f1
+from data.metrics import (
+    SlotScore,
+    corpus_bleu,
+    corpus_chrf,
+    corpus_slot_f1,
+    exact_match,
+    rouge_l,
+    slot_f1,
+)
 
 CAT = "the cat sat on a mat"
 CASES = {  # name: (completions, references of each, BLEU in percent, chrF in percent, ROUGE-L of each completion)

@@ -9,7 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, GPTConfig, KVCache, learning_rate, load_checkpoint, make_optimizer, save_checkpoint
+from model import (
+    GPT,
+    GPTConfig,
+    KVCache,
+    learning_rate,
+    load_checkpoint,
+    make_optimizer,
+    save_checkpoint,
+)
 
 
 def wide_gpt(seed=0, vocab_size=11, block_size=24, n_layer=2, n_head=2, n_embd=12, gelu="erf"):

@@ -17,7 +17,13 @@ from data.tasks import Encoded, Example, complete, encode_example, make_task
 from data.tokenizer import train_tokenizer
 from lab import command_line, folders, pairs, processes, records
 from lab import evaluate as yardstick
-from lab.evaluate import acceptance, distances, evaluate, evaluate_quickly, sample_responses
+from lab.evaluate import (
+    acceptance,
+    distances,
+    evaluate,
+    evaluate_quickly,
+    sample_responses,
+)
 from lab.pairs import PairSettings, batch_order, encode_task, rollout_from_ids
 from model import save_file
 

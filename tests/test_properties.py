@@ -25,7 +25,15 @@ from data.tasks import FAMILIES, SIZES, make_task
 from data.tokenizer import Tokenizer, train_tokenizer
 from lab import exchange, records, report
 from lab.checkpoints import Keeper
-from losses import MATCHES, SEQUENCE_LOSSES, TOKEN_LOSSES, Tokens, masked_mean, per_token_loss, weight_of
+from losses import (
+    MATCHES,
+    SEQUENCE_LOSSES,
+    TOKEN_LOSSES,
+    Tokens,
+    masked_mean,
+    per_token_loss,
+    weight_of,
+)
 from model import load_checkpoint, load_file, save_checkpoint, save_file
 from sample import DATASET, PROMPT, WRITERS, rollout_from_ids, write_tokens
 

@@ -8,7 +8,14 @@ import pytest
 import regex
 import torch
 
-from data.tokenizer import END_OF_TEXT, PATTERN, Tokenizer, count_pieces, train_tokenizer, vocabulary_in_use
+from data.tokenizer import (
+    END_OF_TEXT,
+    PATTERN,
+    Tokenizer,
+    count_pieces,
+    train_tokenizer,
+    vocabulary_in_use,
+)
 
 TEXTS = [
     "Take e h d d: double each, then reverse.\n3+4=7;7+17=24\n",

@@ -23,7 +23,13 @@ from lab import command_line, compare, pairs, processes
 from lab.evaluate import distances
 from lab.pairs import Pair, PairSettings, encode_task
 from losses import DIVERGENCES, forward_kl
-from model import ONLINE_MODULES, OnlineTeacher, learning_rate, load_online_module, make_optimizer
+from model import (
+    ONLINE_MODULES,
+    OnlineTeacher,
+    learning_rate,
+    load_online_module,
+    make_optimizer,
+)
 from train_okd import MAIN, VARIANTS, distill, main, parse_flags, player_loss, resolve
 
 TEACHER, STUDENT = torch.tensor([0.6, 0.3, 0.1]).log(), torch.tensor([0.2, 0.5, 0.3]).log()

@@ -28,7 +28,14 @@ from lab.checkpoints import Keeper
 from lab.evaluate import evaluate, token_columns
 from lab.teacher_cache import TeacherCache
 from losses import Tokens, masked_mean, per_token_loss, weight_of
-from model import GPTConfig, OnlineTeacher, load_checkpoint, load_online_module, save_checkpoint, save_online_module
+from model import (
+    GPTConfig,
+    OnlineTeacher,
+    load_checkpoint,
+    load_online_module,
+    save_checkpoint,
+    save_online_module,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command lines.
