@@ -577,7 +577,7 @@ def distill(row, student, pair, args, seed, log, say, keeper=None):
 def count_step(costs, row, rollout, references, moving, cached=False):
     """What one step cost, in passes (data/evaluate.py, Costs); `cached`: the teacher was not asked."""
     # A frozen base under a module: forward and gradients of activations; all weights: those of the weights as well.
-    learning = (3 if row.module == "full" else 2) if moving else 1
+    learning = (3 if ONLINE_MODULES[row.module].trains_base else 2) if moving else 1
     asked = (row.student_kd > 0 or moving) and not cached
     waits = moving and row.update == "alternating"  # both models are asked again after the teacher's move
     repeated = int(waits) + int(moving and row.anchor > 0)
@@ -653,8 +653,8 @@ def unreached(flag, name, args):
         (("teacher_divergence",), row.alpha == 0, "gives the student no say (alpha 0)"),
         (("student_divergence", "update"), row.student_kd == 0, "gives the teacher no say (student-kd 0)"),
         (("temperature",), row.student_kd == 0 and not listens, "takes no divergence"),
-        (("module_rank",), row.module == "full", "has a module without a rank"),
-        (("module_scale",), row.module in ("full", "ptuning"), "has a module without a scale"),
+        (("module_rank",), row.module and not ONLINE_MODULES[row.module].has_rank, "has a module without a rank"),
+        (("module_scale",), row.module and not ONLINE_MODULES[row.module].has_scale, "has a module without a scale"),
         (("teacher_mix",), row.writer != "teacher_mixed", "draws nothing from a mixture"),
         (("cache_teacher",), not asks_about_references(row), "takes nothing from a cache"),
         (("recompute",), row.exam, "takes a second derivative"),
