@@ -16,7 +16,7 @@ The online teacher (OKD, arXiv 2409.12512) is a frozen GPT with a small trainabl
 
     tokens (B, T)  ->  OnlineTeacher(base, kind)  ->  logits (B, T, V)      the call signature of GPT, cache included
 
-A kind of module is one class of `Hooks`: four places on the way through the base where it may change what flows.
+A kind of module is one class of `Hooks`: what it says of itself, and where it changes what flows through the base.
 """
 
 import contextlib
@@ -124,9 +124,7 @@ class Attention(nn.Module):
     def forward(self, x, layer, cache=None, positions=None, bias=None, online=None):
         """(B, T, C) -> (B, T, C); causal, unless a `bias` on the scores says who sees whom, as it must with a cache."""
         B, T, C = x.shape
-        qkv = self.qkv(x)
-        if online is not None:
-            qkv = online.project(layer, x, qkv)
+        qkv = self.qkv(x) if online is None else online.project(layer, "qkv", self.qkv, x)
         query, key, value = self.split_heads(qkv)
         if cache is not None:
             key, value = cache.write(layer, positions, qkv[..., C:].view(B, T, 2, self.n_head, C // self.n_head))
@@ -136,7 +134,8 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=bias is None)
         if online is not None:
             y = online.attend(layer, query, y)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.out(y) if online is None else online.project(layer, "out", self.out, y)
 
     def split_heads(self, qkv):
         """(B, T, 3C) -> queries, keys and values, each (B, H, T, D)."""
@@ -158,7 +157,11 @@ class Block(nn.Module):
 
     def forward(self, x, layer, cache=None, positions=None, bias=None, online=None):
         x = x + self.attention(self.norm_1(x), layer, cache, positions, bias, online)
-        x = x + self.down(F.gelu(self.up(self.norm_2(x)), approximate=self.gelu))
+        y = self.norm_2(x)
+        y = self.up(y) if online is None else online.project(layer, "up", self.up, y)  # (B, T, 4C)
+        y = F.gelu(y, approximate=self.gelu)
+        y = self.down(y) if online is None else online.project(layer, "down", self.down, y)
+        x = x + y
         return x if online is None else online.output(layer, x)
 
 
@@ -251,15 +254,26 @@ class GPT(nn.Module):
 
 
 class Hooks:
-    """Where an online module may act while tokens pass through the frozen base; by default nothing changes anywhere."""
+    """What a kind of online module says of itself, and where it may act while tokens pass through the frozen base.
+
+    By default nothing changes anywhere. Flags, costs and files ask these attributes and never compare the kind's name.
+    """
+
+    has_rank = True  # `rank` decides its size: it holds at least `rank` rows as wide as the base
+    has_scale = True  # `scale` is a factor on what it adds
+    trains_base = False  # it trains a copy of the base's own weights, of all or of some
+
+    def attach(self, base):
+        """The GPT that runs in place of `base`, and the hooks that it runs with."""
+        return base, self
 
     def begin(self, base):
         """Called once per forward; returns the hooks of that forward."""
         return self
 
-    def project(self, layer, x, qkv):
-        """x (B, T, C), the normed input of attention, and its fused projection (B, T, 3C) -> (B, T, 3C)."""
-        return qkv
+    def project(self, layer, name, linear, x):
+        """A linear layer of a block, its `name` is "qkv", "out", "up" or "down", and its input x -> its output."""
+        return linear(x)
 
     def widen(self, layer, key, value, bias):
         """Keys and values (B, H, S, D) and the bias on their scores (None: causal) -> what the queries really see."""
@@ -293,8 +307,10 @@ class LoRA(Hooks, nn.Module):
         self.down_query, self.down_value = (_drawn(generator, L, C, rank, std=C**-0.5) for _ in range(2))
         self.up_query, self.up_value = (nn.Parameter(torch.zeros(L, rank, C)) for _ in range(2))
 
-    def project(self, layer, x, qkv):
-        query, key, value = qkv.chunk(3, dim=-1)
+    def project(self, layer, name, linear, x):
+        if name != "qkv":
+            return linear(x)
+        query, key, value = linear(x).chunk(3, dim=-1)
         query = query + self.scale * (x @ self.down_query[layer] @ self.up_query[layer])
         value = value + self.scale * (x @ self.down_value[layer] @ self.up_value[layer])
         return torch.cat([query, key, value], dim=-1)
@@ -327,6 +343,8 @@ class PTuning(Hooks, nn.Module):
     They have no position and see only each other, so their keys and values are worked out once per forward, and a cache
     keeps its law that a slot is a position. They are attended from the start: this kind does NOT begin as the identity.
     """
+
+    has_scale = False
 
     def __init__(self, base, rank, scale, generator):
         super().__init__()
@@ -362,12 +380,12 @@ class VirtualTokens(Hooks):
 class Adapter(Hooks, nn.Module):
     """x + scale * gelu(x W_down) W_up behind every block, `rank` wide inside (arXiv 1902.00751). W_up starts at 0."""
 
-    def __init__(self, base, rank, scale, generator, only_last=False):
+    def __init__(self, base, rank, scale, generator, first=0):
         super().__init__()
         L, C = base.config.n_layer, base.config.n_embd
-        self.scale, self.first = scale, L - 1 if only_last else 0
-        self.down = _drawn(generator, L - self.first, C, rank, std=C**-0.5)
-        self.up = nn.Parameter(torch.zeros(L - self.first, rank, C))
+        self.scale, self.first = scale, first  # the first layer that has one
+        self.down = _drawn(generator, L - first, C, rank, std=C**-0.5)
+        self.up = nn.Parameter(torch.zeros(L - first, rank, C))
 
     def output(self, layer, x):
         if layer < self.first:
@@ -376,14 +394,27 @@ class Adapter(Hooks, nn.Module):
         return x + self.scale * (F.gelu(x @ self.down[at]) @ self.up[at])
 
 
-def last_adapter(base, rank, scale, generator):
+class LastAdapter(Adapter):
     """An Adapter on the last feature alone, behind the last block (where PESF-KD, arXiv 2205.15308, puts its own)."""
-    return Adapter(base, rank, scale, generator, only_last=True)
+
+    def __init__(self, base, rank, scale, generator):
+        super().__init__(base, rank, scale, generator, first=base.config.n_layer - 1)
 
 
-def full_copy(base, rank, scale, generator):
-    """No small module at all: a trainable copy of the whole base (rank and scale have no meaning here)."""
-    return copy.deepcopy(base).requires_grad_(True)
+class FullCopy(Hooks, GPT):
+    """A trainable copy of the whole base, which runs in its place; rank and scale have no meaning here."""
+
+    has_rank, has_scale, trains_base = False, False, True
+
+    def __init__(self, base, rank, scale, generator):
+        nn.Module.__init__(self)  # GPT's own would draw weights
+        self.config, self.recompute = base.config, base.recompute
+        for name, part in copy.deepcopy(base).named_children():
+            self.add_module(name, part)
+        self.train(base.training).requires_grad_(True)
+
+    def attach(self, base):
+        return self, None
 
 
 # A new kind of module is one class of Hooks above and one row here.
@@ -392,9 +423,16 @@ ONLINE_MODULES = {
     "prefix": Prefix,
     "ptuning": PTuning,
     "adapter": Adapter,
-    "last_adapter": last_adapter,
-    "full": full_copy,
+    "last_adapter": LastAdapter,
+    "full": FullCopy,
 }
+
+
+def online_module_kind(name):
+    """The class of a kind of module. Raises ValueError for a name that is not in ONLINE_MODULES."""
+    if name not in ONLINE_MODULES:
+        raise ValueError(f"unknown online module {name!r}: choose from {', '.join(ONLINE_MODULES)}")
+    return ONLINE_MODULES[name]
 
 
 class OnlineTeacher(nn.Module):
@@ -408,8 +446,7 @@ class OnlineTeacher(nn.Module):
 
     def __init__(self, base, kind="lora", rank=8, scale=1.0, generator=None):
         super().__init__()
-        if kind not in ONLINE_MODULES:
-            raise ValueError(f"unknown online module {kind!r}: choose from {', '.join(ONLINE_MODULES)}")
+        module_kind = online_module_kind(kind)
         if not isinstance(rank, int) or rank < 1:
             raise ValueError(f"the online module's rank must be a whole number of at least 1, found {rank}")
         if not isinstance(scale, int | float) or not math.isfinite(scale):
@@ -418,26 +455,34 @@ class OnlineTeacher(nn.Module):
         self.base, self.config, self.enabled = base.requires_grad_(False), base.config, True
         self.about = {"kind": kind, "rank": rank, "scale": scale}
         generator = generator or torch.Generator().manual_seed(0)
-        self.module = ONLINE_MODULES[kind](base, rank, scale, generator).to(base.token_embedding.weight.device)
+        self.module = module_kind(base, rank, scale, generator).to(base.token_embedding.weight.device)
 
     def forward(self, tokens, cache=None, features=False):
         """(B, T) long -> (B, T, V), or the features before the head; with gradients to the module alone."""
-        if isinstance(self.module, GPT) and self.enabled:
-            return self.module(tokens, cache, features=features)
-        return self.base(tokens, cache, self.module if self.enabled else None, features)
+        model, hooks = self._running()
+        return model(tokens, cache, hooks, features)
+
+    def _running(self):
+        """The GPT that runs now and its hooks: the base alone where the module is switched off."""
+        return self.module.attach(self.base) if self.enabled else (self.base, None)
 
     @property
     def head(self):
         """(V, C): what turns its features into logits."""
-        return self.module.head if isinstance(self.module, GPT) and self.enabled else self.base.head
+        return self._running()[0].head
 
     def new_cache(self, batch_size, capacity):
         """An empty KVCache, as GPT.new_cache."""
         return self.base.new_cache(batch_size, capacity)
 
     def num_parameters(self):
-        """Number of trainable numbers: the module's."""
-        return sum(weight.numel() for weight in self.module.parameters())
+        """Number of trainable numbers: the module's, without those that it keeps frozen."""
+        return sum(weight.numel() for weight in self.module.parameters() if weight.requires_grad)
+
+    @property
+    def training_passes(self):
+        """Cost of one training pass, in forwards: forward, gradients of activations, and those of a copy's weights."""
+        return 3 if self.module.trains_base else 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -626,8 +671,9 @@ def load_online_module(path, base):
     try:
         content = load_file(path, base.token_embedding.weight.device)
         about, trained_beside, weights = content["module"], content["base"], content["weights"]
-        # Before a module of that size is made: all kinds but a whole copy hold `rank` rows as wide as the base.
-        if about["kind"] != "full" and about["rank"] * base.config.n_embd > sum(weight.numel() for weight in weights.values()):
+        # Before a module of that size is made: a kind with a rank holds as many rows as wide as the base.
+        size = sum(weight.numel() for weight in weights.values())
+        if online_module_kind(about["kind"]).has_rank and about["rank"] * base.config.n_embd > size:
             raise ValueError("its weights do not fit its rank")
         online = None if trained_beside != weights_hash(base) else OnlineTeacher(base, **about)
         if online is not None:

@@ -5,13 +5,15 @@
                                        "raw", a language model of the task's texts that never saw a prompt answered
 
 A pair is an input of an experiment, like a data file: every method, every seed and both scripts start from the same
-weights, so it is cached under a hash of everything that matters (text, shapes, steps, seed, and the source of every
-function that pretraining runs through). What is distilled afterwards uses the student's prompts alone.
+weights, so it is cached under a hash of everything that matters (text, shapes, steps, seed, and the syntax tree of
+every function that pretraining runs through). What is distilled afterwards uses the student's prompts alone.
 """
 
+import ast
 import hashlib
 import inspect
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +139,30 @@ PRETRAINING = (
     *(GPTConfig, Attention, Block, GPT, learning_rate, make_optimizer),
     *(at_least_float32, cross_entropy, weight_of, masked_mean, pad_sequences, rollout_from_ids, Rollout, batch_order, pretrain),
 )
-SOURCES = [inspect.getsource(part) for part in PRETRAINING]  # as they run: the files may be edited while a program runs
+
+
+def syntax_trees(parts):
+    """The syntax trees of functions and classes as texts, without docstrings and without types of arguments.
+
+    Comments and line breaks are in no tree. Another Python may write a tree otherwise: pairs are then pretrained anew.
+    """
+    return [ast.dump(_bare(ast.parse(textwrap.dedent(inspect.getsource(part))))) for part in parts]
+
+
+def _bare(tree):
+    """A syntax tree, changed in place: no docstring of a class or function, no type of an argument or result."""
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+    return tree
+
+
+SYNTAX_TREES = syntax_trees(PRETRAINING)  # as they run: the files may be edited while a program runs
 
 
 def _hash(*parts):
@@ -271,7 +296,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         block_size,
         settings.batch_size,
         settings.seed,
-        SOURCES,
+        SYNTAX_TREES,
         device.type,
         torch.__version__,
     ]

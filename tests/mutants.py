@@ -299,7 +299,7 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_online.py::test_only_the_module_moves[lora]",),
      "the teacher's own weights in the module's optimizer"),
     ("online: a full module is the base itself", "model.py",
-     "return copy.deepcopy(base).requires_grad_(True)", "return base.requires_grad_(True)",
+     "in copy.deepcopy(base).named_children()", "in base.named_children()",
      ("test_train_okd.py::test_the_base_never_moves[okd_full]",),
      "what the distances are measured to is trained"),
     ("file: checksum not compared", "model.py",

@@ -320,7 +320,7 @@ def test_what_changes_under_a_running_program_is_told(cached_pairs, tmp_path, mo
         elif what == "code":
             monkeypatch.setattr(compare, "LOADED", compare.LOADED | {"losses.py": "another"})
         else:
-            monkeypatch.setattr(pairs, "SOURCES", [*pairs.SOURCES, "# more"])
+            monkeypatch.setattr(pairs, "SYNTAX_TREES", [*pairs.SYNTAX_TREES, "more"])
             for path in cached_pairs.glob("jsonl-*.pt"):
                 path.unlink()
             monkeypatch.setattr(pairs, "make_optimizer", lambda model, lr: torch.optim.SGD(model.parameters(), lr=lr))

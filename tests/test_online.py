@@ -8,8 +8,11 @@ from adapters import attach_online_module, make_gpt, model_logits
 
 import sample
 from losses import cross_entropy, forward_kl
+import train_okd
 from model import (
     ONLINE_MODULES,
+    FullCopy,
+    Hooks,
     OnlineTeacher,
     load_online_module,
     make_optimizer,
@@ -211,7 +214,7 @@ def test_the_seed_decides(base, kind):
     modules = [attach_online_module(base, kind, seed=seed).module.state_dict() for seed in (0, 0, 1)]
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(modules[0][name], modules[1][name]) for name in modules[0])
-    if kind != "full":
+    if not ONLINE_MODULES[kind].trains_base:
         assert any(not torch.equal(modules[0][name], modules[2][name]) for name in modules[0])
 
 
@@ -236,7 +239,7 @@ def test_saved_and_loaded_apart(base, tokens, kind, tmp_path):
     assert loaded.about == {"kind": kind, "rank": 4, "scale": 1.5}
     assert torch.equal(model_logits(loaded, tokens), model_logits(online, tokens))
     assert [file.name for file in tmp_path.iterdir()] == ["x.module.pt"]
-    if kind != "full":
+    if not ONLINE_MODULES[kind].trains_base:
         assert not any("token_embedding" in name for name in torch.load(path, weights_only=True)["weights"])
 
 
@@ -271,6 +274,99 @@ def test_what_is_no_module(base, tmp_path):
         load_online_module(str(path), base)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# A new kind is one class and one row: biases alone, and a copy of which only a part is trained.
+
+
+class Biases(Hooks, torch.nn.Module):
+    """An addition to the bias of every linear layer of every block (BitFit, arXiv 2106.10199); all start at 0."""
+
+    has_rank = has_scale = False
+
+    def __init__(self, base, rank, scale, generator):
+        super().__init__()
+        L, C = base.config.n_layer, base.config.n_embd
+        widths = {"qkv": 3 * C, "out": C, "up": 4 * C, "down": C}
+        self.added = torch.nn.ParameterDict({name: torch.zeros(L, width) for name, width in widths.items()})
+
+    def project(self, layer, name, linear, x):
+        return linear(x) + self.added[name][layer]
+
+
+class LastBlockCopy(FullCopy):
+    """A copy of the base of which only the last block is trained."""
+
+    def __init__(self, base, rank, scale, generator):
+        super().__init__(base, rank, scale, generator)
+        self.requires_grad_(False).blocks[-1].requires_grad_(True)
+
+
+NEW_KINDS = {"biases": Biases, "last_block": LastBlockCopy}
+
+
+@pytest.fixture(params=NEW_KINDS)
+def new_kind(request, monkeypatch):
+    """The name of a kind that is in the table for one test."""
+    monkeypatch.setitem(ONLINE_MODULES, request.param, NEW_KINDS[request.param])
+    return request.param
+
+
+def test_a_new_kind_keeps_the_laws(base, tokens, new_kind, tmp_path):
+    """It starts as the base, trains its own numbers alone, works with a cache, can be switched off and saved."""
+    test_attached_changes_nothing(base, tokens, new_kind)
+    test_cache_and_rows_do_not_matter(base, tokens, new_kind)
+    test_switched_off_it_is_the_original(base, tokens, new_kind)
+    test_recomputed_gradients_are_the_gradients(base, tokens, new_kind)
+    test_saved_and_loaded_apart(base, tokens, new_kind, tmp_path)
+    online = attach_online_module(base, new_kind)
+    learns = {name for name, weight in online.named_parameters() if weight.requires_grad}
+    before = copy.deepcopy(online.state_dict())
+    optimizer = make_optimizer(online, 1e-2)
+    cross_entropy(online(tokens[:, :-1]), tokens[:, 1:]).mean().backward()
+    optimizer.step()
+    moved = {name for name, weight in online.state_dict().items() if not torch.equal(weight, before[name])}
+    assert moved == learns and all(name.startswith("module.") for name in learns)
+
+
+def test_added_biases_are_the_biases_sum(base, tokens, monkeypatch):
+    """Logits are those of a base whose biases were raised by the same numbers: every linear layer is reached, once."""
+    monkeypatch.setitem(ONLINE_MODULES, "biases", Biases)
+    online = stirred(attach_online_module(base, "biases"))
+    merged, added = copy.deepcopy(base), online.module.added
+    with torch.no_grad():
+        for layer, block in enumerate(merged.blocks):
+            linears = {"qkv": block.attention.qkv, "out": block.attention.out, "up": block.up, "down": block.down}
+            for name, linear in linears.items():
+                linear.bias += added[name][layer]
+    assert len(linears) * 2 == sum(isinstance(part, torch.nn.Linear) for part in base.modules())
+    torch.testing.assert_close(model_logits(online, tokens), model_logits(merged, tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_a_partial_copy_reports_its_own_size(base, monkeypatch):
+    """Only what is trained counts: one block of the two, all of a full copy."""
+    monkeypatch.setitem(ONLINE_MODULES, "last_block", LastBlockCopy)
+    block = sum(weight.numel() for weight in base.blocks[-1].parameters())
+    assert attach_online_module(base, "last_block").num_parameters() == block
+    assert attach_online_module(base, "full").num_parameters() == base.num_parameters() > 2 * block
+
+
+def test_a_kind_says_what_it_costs(base, monkeypatch):
+    """Gradients of weights are a third pass, which only a copy of the base's weights takes."""
+    monkeypatch.setitem(ONLINE_MODULES, "last_block", LastBlockCopy)
+    passes = {kind: attach_online_module(base, kind).training_passes for kind in ONLINE_MODULES}
+    assert passes == dict.fromkeys(ONLINE_MODULES, 2) | {"full": 3, "last_block": 3}
+
+
+def test_flags_ask_the_kind(monkeypatch):
+    """--module-rank and --module-scale do not reach a kind without them, be it one that nobody has heard of."""
+    monkeypatch.setitem(ONLINE_MODULES, "biases", Biases)
+    for kind in ONLINE_MODULES:
+        args = train_okd.parse_flags(["--module", kind])[0]
+        for flag, has in (("module_rank", "has_rank"), ("module_scale", "has_scale")):
+            reason = train_okd.unreached(flag, "okd", args)
+            assert (reason is None) == getattr(ONLINE_MODULES[kind], has), (kind, flag)
+    with pytest.raises(ValueError, match="has a module without a rank"):
+        train_okd.parse_flags(["--module", "biases", "--module-rank", "3", "--variants", "okd"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -295,11 +295,96 @@ def test_other_text_is_another_pair(data, tmp_path, untrained):
 def test_other_code_is_another_pair(data, tmp_path, untrained, monkeypatch, number):
     """An edit of any function that pretraining runs through makes a new pair."""
     load(data, SETTINGS, tmp_path)
-    assert re.search(rf"^(class|def) {pairs.PRETRAINING[number].__name__}\b", pairs.SOURCES[number], re.M)
-    texts = [text + "# an edit" * (place == number) for place, text in enumerate(pairs.SOURCES)]
-    monkeypatch.setattr(pairs, "SOURCES", texts)
+    name = pairs.PRETRAINING[number].__name__
+    assert re.match(rf"Module\(body=\[(Class|Function)Def\(name='{name}'", pairs.SYNTAX_TREES[number])
+    trees = [tree + "an edit" * (place == number) for place, tree in enumerate(pairs.SYNTAX_TREES)]
+    monkeypatch.setattr(pairs, "SYNTAX_TREES", trees)
     load(data, SETTINGS, tmp_path)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+CODE = '''
+@register
+class Mean:
+    """A mean."""
+
+    floor: float = 1e-6
+
+    def of(self, values, weights, floor=2, *, power=1):
+        """What it is."""
+        total = sum(value**power for value in values)  # a comment
+        text = "no docstring"
+
+        def inner(value):
+            "Inside."
+            return value - floor
+
+        return inner(total / len(weights)), text
+'''
+
+
+def tree_of(code, monkeypatch):
+    """The tree of a class whose source is `code`."""
+    monkeypatch.setattr(pairs.inspect, "getsource", lambda part: code)
+    return pairs.syntax_trees([None])
+
+
+SAME = [
+    ('"""A mean."""', '"""Another\n    mean."""'),
+    ('    """A mean."""\n', ""),
+    ('"""What it is."""', "'What?'"),
+    ('"Inside."', '"Or not."'),
+    ("  # a comment", ""),
+    ("a comment", "another"),
+    ("\n        def inner", "\n\n        # more\n        def inner"),
+    ("values, weights, floor=2", "values,\n        weights,\n        floor=2"),
+    ("total / len(weights)", "(total / len(weights))"),
+    ("values, weights", "values: list, weights: 'a list'"),
+    ("power=1)", "power: int = 1) -> float"),
+    ('"no docstring"', "'no docstring'"),
+    ("\n", "\n    "),
+]
+
+
+@pytest.mark.parametrize("old, new", SAME)
+def test_what_is_only_written_differently_is_the_same_pair(monkeypatch, old, new):
+    """Docstrings, comments, line breaks, blank lines, brackets, quotes, types of arguments, indent: the same tree."""
+    assert old in CODE
+    assert tree_of(CODE.replace(old, new), monkeypatch) == tree_of(CODE, monkeypatch)
+
+
+OTHER = [
+    ("1e-6", "1e-7"),
+    ("floor=2", "floor=3"),
+    ("power=1", "power=1.0"),
+    ("value**power", "value*power"),
+    ("value - floor", "value + floor"),
+    ("value - floor", "floor - value"),
+    ("values, weights", "weights, values"),
+    ("*, power", "power"),
+    ("float =", "int ="),
+    ("no docstring", "no  docstring"),
+    ("@register\n", ""),
+    ("inner(total", "inner(-total"),
+    ("def of", "def mean"),
+    ("        text = ", "        text = total = "),
+    ('"Inside."', 'f"Inside."'),
+    ("class Mean", "class Mean(list)"),
+]
+
+
+@pytest.mark.parametrize("old, new", OTHER)
+def test_what_is_done_differently_is_another_pair(monkeypatch, old, new):
+    """A number, an operator, a default, arguments that swap places, a decorator, a field, a text: another tree."""
+    assert CODE.count(old) == 1
+    assert tree_of(CODE.replace(old, new), monkeypatch) != tree_of(CODE, monkeypatch)
+
+
+def test_the_code_is_read_as_it_is_imported():
+    """The key holds the trees of PRETRAINING, in its order, without the docstrings that the files hold."""
+    assert pairs.syntax_trees(pairs.PRETRAINING) == pairs.SYNTAX_TREES
+    said = pairs.cross_entropy.__doc__[:40]
+    assert said and not any(said in tree for tree in pairs.SYNTAX_TREES)
 
 
 def test_what_pretraining_calls_is_in_the_key():
