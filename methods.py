@@ -127,6 +127,7 @@ class OnlineVariant:
     module_scale: float | None = None  # factor on what the module adds
     module_start: float | None = None  # share of the steps before the module starts to move
     teacher_mix: float | None = None  # minillm: the teacher's share in every draw
+    sampling = {}  # no row of this kind has sampling settings of its own
 
 
 def resolve(row, accept_top_k):
@@ -194,7 +195,7 @@ class Method(nn.Module):
 
     def captured(self, part):
         """What was captured of the student and of the teacher."""
-        return [part.captured[id(model)] for model in self.models]
+        return [part.captured.get(id(model)) for model in self.models]
 
     def extra_passes(self, is_student):
         """Passes of a model beyond those that every method takes."""
@@ -307,7 +308,7 @@ def prepare(row, student, teacher, run, distill):
         held=(method,),
         asks_teacher=row.loss not in NO_TEACHER,
         keeps_logits=not method.captures_teacher,
-        method=method,
+        saved={"method": method},
     )
     return teacher, method
 

@@ -197,12 +197,12 @@ class Run:
         """`model` is trained by `optimizer` at `ratio` times the run's rate, from step `first_step` on."""
         self.learners[name] = Learner(name, model, optimizer, ratio, first_step)
 
-    def start(self, teacher, method, advice=None, plain_forward=False, held=(), asks_teacher=True, keeps_logits=True, **parts):
+    def start(self, teacher, method, advice=None, plain_forward=False, held=(), asks_teacher=True, keeps_logits=True, saved=None):
         """Everything between the data and the first step.
 
         `method` is asked for: capture(model) (a context around a model's forward over a part), check_signal(part, ...),
-        columns, after_evaluation(figures). plain_forward: neither compiled nor made again in the backward pass. parts: what
-        else a saved state holds, by name. keeps_logits: whether what a sampler's verification said of the tokens will do.
+        columns, after_evaluation(figures). plain_forward: neither compiled nor made again in the backward pass. saved: what
+        else a state holds, by name. keeps_logits: whether what a sampler's verification said of the tokens will do.
         """
         self.method, self.asks_teacher, self.keeps_logits = method, asks_teacher, keeps_logits
         student = self.student
@@ -221,10 +221,10 @@ class Run:
             self.costs.count_cache(self.prompts, self.references)
         self.meter.hold(student, teacher, *held)
         self.meter.seconds += self.preparation_seconds
-        saved = {"sampling": self.noise} | parts
+        parts = {"sampling": self.noise} | (saved or {})
         for learner in self.learners.values():
-            saved |= {learner.name: learner.saved, f"{learner.name}_optimizer": learner.optimizer}
-        self.done = self.checkpointer.restore(**saved, costs=self.costs, meter=self.meter, log=self.log)
+            parts |= {learner.name: learner.saved, f"{learner.name}_optimizer": learner.optimizer}
+        self.done = self.checkpointer.restore(**parts, costs=self.costs, meter=self.meter, log=self.log)
         self.warn = checks.warner(self.log, self.report)
         self.finite = checks.Finite(self.order, self.checkpointer, advice or f"--lr ({self.lr})", self.device)
         with self.meter.paused():
