@@ -306,7 +306,7 @@ def prepare(row, student, teacher, run, distill):
         method,
         plain_forward=method.plain_forward,
         held=(method,),
-        asks_teacher=row.loss not in NO_TEACHER,
+        uses_teacher=row.loss not in NO_TEACHER,
         keeps_logits=not method.captures_teacher,
         saved={"method": method},
     )
@@ -348,7 +348,7 @@ class Interpolation(Method):
 
     def __init__(self, row, student, teacher, run, start=0.4, rate=5e-4, decay=0.99):
         super().__init__(row, student, teacher, run)
-        self.start, self.rate, self.decay, self.num_steps = start, rate, decay, run.steps_in_all
+        self.start, self.rate, self.decay, self.num_steps = start, rate, decay, run.num_steps
         for name, value in (("share", start), ("momentum", 0.0), ("before", float("nan"))):
             self.register_buffer(name, torch.tensor(value))
 
@@ -413,7 +413,7 @@ class Replay(Method):
 
     def __init__(self, row, student, teacher, run, capacity=1000, rise=0.1, tolerance=0.1):
         super().__init__(row, student, teacher, run)
-        self.capacity, self.rise, self.tolerance, self.num_steps = max(capacity, run.batch_size), rise, tolerance, run.steps_in_all
+        self.capacity, self.rise, self.tolerance, self.num_steps = max(capacity, run.batch_size), rise, tolerance, run.num_steps
         self.batch_size, self.threshold, self.reference, self.seen_rows, self.width = run.batch_size, 0.0, None, 0, 1
         size = self.size = run.num_processes
         own = -(-self.capacity // size)  # rows that this process keeps
@@ -683,7 +683,7 @@ class Regions(Method):
 
     def __init__(self, row, student, teacher, run, warmup=0.1, lens_steps=50, lens_rate=1e-2):
         super().__init__(row, student, teacher, run)
-        self.warmup, middle = warmup * run.steps_in_all, block_at(teacher, "middle")
+        self.warmup, middle = warmup * run.num_steps, block_at(teacher, "middle")
         lens = nn.Parameter(torch.eye(teacher.config.n_embd, device=run.device))
         optimizer = torch.optim.Adam([lens], lr=lens_rate)
         batches = list(references_of(run))
@@ -929,7 +929,7 @@ def assistant(distill, student, teacher, run):
     config = GPTConfig(student.config.vocab_size, student.config.block_size, n_layer, n_head, n_embd)
     between = GPT(config, run.generator(5)).to(run.device)
     row = Variant("dataset", "forward_kl", None, "the link of TAKD")
-    with run.inner("assistant", steps=3 * run.steps_in_all) as inner:
+    with run.inner("assistant", steps=3 * run.num_steps) as inner:
         spent = distill(row, between.train(), teacher, run.prompts, run.required_responses(), inner).costs
     between.zero_grad(set_to_none=True)
     run.prepare(spent["seconds"], tflop=spent["compute"], teacher_forwards=spent["teacher_forwards"], grows=True)
@@ -952,7 +952,7 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
     head = nn.Parameter(branch.head.detach().clone())
     both.register_parameter("head", head)
     prompts, responses = run.prompts, run.required_responses()
-    order = [torch.randperm(len(prompts), generator=generator)[: run.batch_size].tolist() for _ in range(run.steps_in_all)]
+    order = [torch.randperm(len(prompts), generator=generator)[: run.batch_size].tolist() for _ in range(run.num_steps)]
     optimizer = make_optimizer(both, lr)
     with run.inner("sftn") as inner:
         for step, rows in inner.plain_steps(order, both=both, optimizer=optimizer):
@@ -969,11 +969,11 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
             per_token = cross_entropy(teacher_logits, targets) + cross_entropy(branch_logits, targets) + distance
             optimizer.zero_grad(set_to_none=True)
             masked_mean(per_token, masked).backward()
-            clip_and_step(both, optimizer, learning_rate(step, run.steps_in_all, lr))
+            clip_and_step(both, optimizer, learning_rate(step, run.num_steps, lr))
         seconds = inner.meter.figures()["seconds"]
     fed = sum(len(prompts[i]) + len(responses[i]) - 1 for rows in order for i in rows)
     others = sum(weight.numel() for weight in both.parameters()) - sum(weight.numel() for weight in teacher.parameters())
-    run.prepare(seconds, tflop=6e-12 * fed * others, teacher_tokens=3 * fed, teacher_forwards=run.steps_in_all, grows=True)
+    run.prepare(seconds, tflop=6e-12 * fed * others, teacher_tokens=3 * fed, teacher_forwards=run.num_steps, grows=True)
     return teacher.requires_grad_(False).eval()
 
 

@@ -280,7 +280,7 @@ def attach(row, teacher, run):
     teacher.recompute = run.recompute and row.meta_gradient is None
     run.adapted = OnlineTeacher(teacher, row.module, row.rank, row.module_scale, run.generator(2))
     optimizer = make_optimizer(run.adapted, row.module_lr * run.lr, weight_decay=0.0)
-    run.add_learner("module", run.adapted, optimizer, row.module_lr, first_step=round(row.module_start * run.steps_in_all))
+    run.add_trained("module", run.adapted, optimizer, row.module_lr, first_step=round(row.module_start * run.num_steps))
     return run.adapted
 
 
@@ -301,7 +301,7 @@ def begin(row, run, teacher, losses):
         advice=f"--lr ({run.lr}) or --module-lr",
         plain_forward=row.meta_gradient is not None,
         held=(teacher,),
-        asks_teacher=row.student_kd > 0 or row.module is not None,
+        uses_teacher=row.student_kd > 0 or row.module is not None,
         keeps_logits=False,  # the teacher has moved since, or is to have gradients
     )
     return found
@@ -355,7 +355,7 @@ def by_meta_gradient(row, run, losses):
     student, teacher = losses.models
     exact, examples = row.meta_gradient == "exact", len(run.prompts)
     held_out = held_out_prompts(row, examples)
-    outer_order = batch_order(held_out, min(held_out, run.batch_size), run.steps_in_all, run.generator(3))
+    outer_order = batch_order(held_out, min(held_out, run.batch_size), run.num_steps, run.generator(3))
 
     def teacher_moves(step, rollout):
         if not step.learns(teacher):

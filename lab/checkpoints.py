@@ -1,12 +1,12 @@
-"""How a run goes on where it stopped: a Keeper saves its state now and then, and finds it again.
+"""How a run goes on where it stopped: a Checkpointer saves its state now and then, and finds it again.
 
-    with Keeper("out/skd_seed1", every=25, identity={...}) as keeper:     what lies on disk is read, and checked
-        answers = keeper.found("answers", make)                           made once, before the loop
-        done = keeper.restore(student=student, optimizer=optimizer, ...)  from here on a signal waits for a step's end
+    with Checkpointer("out/skd_seed1", every=25, identity={...}) as checkpointer:     what lies on disk is read, and checked
+        answers = checkpointer.found("answers", make)                           made once, before the loop
+        done = checkpointer.restore(student=student, optimizer=optimizer, ...)  from here on a signal waits for a step's end
         for step in range(done, steps):
             ...
-            if keeper.due(step + 1, last):
-                keeper.save(step + 1)
+            if checkpointer.due(step + 1, last):
+                checkpointer.save(step + 1)
 
 The state is complete: whoever stopped and went on ends with the very bits of whoever never stopped. A part is anything
 with `state_dict` and `load_state_dict`, or a torch.Generator. What is drawn from the seed before the loop (the order of
@@ -25,7 +25,7 @@ from lab.records import refuse_difference, rounded, set_aside
 from model import load_file, save_file
 
 
-class Keeper:
+class Checkpointer:
     """The state of one run on disk, of this process. Without a `stem` nothing is kept, and nothing waits.
 
     `every` so many steps it is time to save; `identity` is a dict of plain values that decide the run: ValueError names
@@ -71,11 +71,11 @@ class Keeper:
         return Path(f"{self.stem}{self.suffix}.pt"), Path(f"{self.stem}{self.suffix}.before.pt")
 
     def inner(self, name):
-        """A Keeper for a run within this one."""
+        """A Checkpointer for a run within this one."""
         stem = None if self.stem is None else f"{self.stem}.{name}"
-        keeper = Keeper(stem, self.every, self.identity | {"inner": name}, self.say, sources=self.sources)
-        self.warnings += keeper.warnings
-        return keeper
+        checkpointer = Checkpointer(stem, self.every, self.identity | {"inner": name}, self.say, sources=self.sources)
+        self.warnings += checkpointer.warnings
+        return checkpointer
 
     def found(self, name, make):
         """The plain value that an earlier process made before its loop, or make() now."""

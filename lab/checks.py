@@ -80,11 +80,11 @@ def check_signal(loss_of, student_logits, teacher_logits, is_divergence, has_gat
 class Finite:
     """Whether all numbers of a run are finite: looked at in every step on the device, which is asked only now and then.
 
-    `order`: examples of every step's batch; `keeper`: knows the step that a state was saved after; `advice`: what to lower.
+    `order`: examples of every step's batch; `checkpointer`: knows the step that a state was saved after; `advice`: what to lower.
     """
 
-    def __init__(self, order, keeper, advice, device):
-        self.order, self.keeper, self.advice = order, keeper, advice
+    def __init__(self, order, checkpointer, advice, device):
+        self.order, self.checkpointer, self.advice = order, checkpointer, advice
         self.first_bad = torch.full((), -1, device=device)  # the first step with a loss or gradient that was not finite
 
     def see(self, step, number):
@@ -96,7 +96,7 @@ class Finite:
         if self.first_bad >= 0:
             raise ValueError(
                 f"loss or gradient is not finite at step {self.first_bad + 1} (train examples {self.order[self.first_bad].tolist()}): "
-                f"lower {self.advice}; the records so far are kept, and the state after {self.keeper.step} steps"
+                f"lower {self.advice}; the records so far are kept, and the state after {self.checkpointer.step} steps"
             )
 
     @contextlib.contextmanager
@@ -109,7 +109,7 @@ class Finite:
             self.check()  # where it began
             raise ValueError(
                 f"{error}; it was met at step {step + 1} (train examples {self.order[step].tolist()}); the records so far are "
-                f"kept, and the state after {self.keeper.step} steps"
+                f"kept, and the state after {self.checkpointer.step} steps"
             ) from error
 
 
@@ -133,7 +133,7 @@ def weight_sums(model):
     return torch.stack(sums)
 
 
-class Stillness:
+class FrozenCheck:
     """What must not move in a step, and what must: taken before a run's first step, asked after it."""
 
     def __init__(self, student, frozen):

@@ -193,7 +193,7 @@ def cache_kind(text):
 
 TASK_FLAGS = ("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "measure")
 PAIR_FLAGS = ("teacher_steps", "start_steps", "teacher_prompts", "student_prompts", "student_start", "vocab_size", "block_size")
-YARDSTICK = ("accept_top_k", "gamma")  # flags that every final student is measured with, whoever it was trained by
+EVALUATION_FLAGS = ("accept_top_k", "gamma")  # flags that every final student is measured with, whoever it was trained by
 
 
 def make_parser(script, description, variants, main_variants):
@@ -305,7 +305,7 @@ def check_typed(args, typed, names, variants, unreached):
     """ValueError where a flag that was typed (name -> value) reaches no method -> lines about those that reach some only."""
     notes = []
     for flag, value in typed.items():
-        if flag in YARDSTICK:
+        if flag in EVALUATION_FLAGS:
             continue
         missed = {name: [unreached(flag, name, own) for _, own in args.swept] for name in names}
         missed = {name: reasons[0] for name, reasons in missed.items() if all(reasons)}
@@ -329,7 +329,7 @@ def check_typed(args, typed, names, variants, unreached):
 # Flags that decide tokens: of whatever the student writes, of the teacher's replacements, and of the interleaved writer alone.
 STUDENT_DRAWS = ("student_temperature", "student_top_p")
 TEACHER_DRAWS = ("replace", "teacher_temperature", "teacher_top_p")
-INTERLEAVED = ("accept_rule", "rule", "no_write_back", "accept_on", "judge_fresh", *TEACHER_DRAWS, *YARDSTICK)
+INTERLEAVED = ("accept_rule", "rule", "no_write_back", "accept_on", "judge_fresh", *TEACHER_DRAWS, *EVALUATION_FLAGS)
 
 
 def first_reason(flag, table):

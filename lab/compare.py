@@ -152,13 +152,13 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     every = args.save_every or max(1, here.steps // 8)
     stem, log = str(Path(folder) / name), records.NoLog()
     sources = shared["sources"]
-    keeper = checkpoints.Keeper(stem, every, identity, processes.say, machine | {"sources": sources}, sources)
+    checkpointer = checkpoints.Checkpointer(stem, every, identity, processes.say, machine | {"sources": sources}, sources)
     try:
         if first:
             log = records.RunLog(folder, name, shared | header | machine)
         student = pair.new_student()
-        with keeper:
-            run = make_run(pair, here, seed, log, say, keeper)
+        with checkpointer:
+            run = make_run(pair, here, seed, log, say, checkpointer)
             costs, adapted = distill(row, student, pair.teacher, pair.train.prompts, pair.train.responses, run)
         figures = evaluate(
             student,
@@ -182,10 +182,10 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
         before = [line["text"] for line in told if line["kind"] == "warning"]
         rule = getattr(row, "sampling", {}).get("accept_rule", args.accept_rule)
         steps = [line for line in told if line["kind"] == "step"]
-        warnings = keeper.warnings + checks.about_run(row.writer, rule, steps, figures)
+        warnings = checkpointer.warnings + checks.about_run(row.writer, rule, steps, figures)
         log.write("final", **figures, **costs, warnings=before + warnings)
         if first:  # the states of all processes: none may go before the final line is there
-            keeper.forget()
+            checkpointer.forget()
     finally:
         log.close()
     line = f"{name:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  {costs['seconds']:.0f} s"

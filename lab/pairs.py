@@ -104,13 +104,13 @@ class Pair:
         return student
 
 
-def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report, keeper=None):
+def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report, checkpointer=None):
     """Plain cross-entropy on the responses, AdamW, cosine, gradient norm clipped at 1. The model is trained in place."""
-    keeper = keeper or checkpoints.Keeper()
+    checkpointer = checkpointer or checkpoints.Checkpointer()
     device = next(model.parameters()).device
     optimizer = make_optimizer(model, peak_lr)
     order = batch_order(len(prompts), batch_size, num_steps, generator)
-    done = keeper.restore(model=model, optimizer=optimizer)
+    done = checkpointer.restore(model=model, optimizer=optimizer)
     model.train()
     for step, rows in enumerate(order[done:].tolist(), done):
         batch = rollout_from_ids(
@@ -129,8 +129,8 @@ def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generato
             if figure != figure:
                 raise ValueError(f"pretraining became nan before step {step + 1}: lower the learning rate ({peak_lr})")
             report(f"  step {step + 1:>5}/{num_steps}  loss {figure:.4f}")
-        if keeper.due(step + 1, step + 1 == num_steps):
-            keeper.save(step + 1)
+        if checkpointer.due(step + 1, step + 1 == num_steps):
+            checkpointer.save(step + 1)
     return model.eval()
 
 
@@ -325,8 +325,8 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         generator = torch.Generator().manual_seed(seed)  # initial weights first, then the order of the batches
         model = GPT(GPTConfig(tokenizer.n_vocab, block_size, *shape), generator).to(device)
         # The stem names all that decides. One process pretrains, the others wait.
-        with checkpoints.Keeper(str(stem), max(1, num_steps // 5), say=report, alone=True) as keeper:
-            pretrain(model, prompts, responses, num_steps, settings.batch_size, peak_lr, generator, report, keeper)
+        with checkpoints.Checkpointer(str(stem), max(1, num_steps // 5), say=report, alone=True) as checkpointer:
+            pretrain(model, prompts, responses, num_steps, settings.batch_size, peak_lr, generator, report, checkpointer)
         return model
 
     def build_teacher(stem):

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 from lab import checks, processes
-from lab.checkpoints import Keeper
+from lab.checkpoints import Checkpointer
 from lab.checks import first_rows
 from lab.costs import Clock, Costs, Meter
 from lab.evaluate import sample_responses, step_columns, step_figures
@@ -100,15 +100,15 @@ class Run:
                 raise ValueError(f"{name} must be a whole number of at least 1, found {self.settings[name]!r}")
         if not lr > 0:
             raise ValueError(f"lr must be above 0, found {lr!r}")
-        self.steps_in_all, self.batch_size, self.lr, self.weight_decay = steps, batch_size, lr, weight_decay
+        self.num_steps, self.batch_size, self.lr, self.weight_decay = steps, batch_size, lr, weight_decay
         self.reduction, self.seed, self.max_new_tokens, self.eos_token = reduction, seed, max_new_tokens, eos_token
         self.accept_top_k, self.sampling = accept_top_k, sampling or {"interleaved": {"accept_top_k": accept_top_k}}
         self.micro_batch, self.chunked, self.recompute, self.compile = micro_batch, chunk_loss, recompute, compile
         self.cache_teacher, self.log_every = cache_teacher, log_every
         self.validate, self.pretraining_lr = validate, pretraining_lr
-        self.log, self.report, self.checkpointer = log or NoLog(), report, checkpointer or Keeper()
+        self.log, self.report, self.checkpointer = log or NoLog(), report, checkpointer or Checkpointer()
         self.rank, self.num_processes = processes.rank_and_size()
-        self.learners, self.reference_source, self.cache = {}, DATASET, None
+        self.trained, self.reference_source, self.cache = {}, DATASET, None
         self.prepared, self.preparation_seconds, self.adapted = [], 0.0, None
 
     def generator(self, number):
@@ -133,7 +133,7 @@ class Run:
         self.prompts, self.responses = prompts, responses
         self.references = responses
         if order is None:
-            order = batch_order(len(prompts) - held_out, self.batch_size, self.steps_in_all, torch.Generator().manual_seed(self.seed))
+            order = batch_order(len(prompts) - held_out, self.batch_size, self.num_steps, torch.Generator().manual_seed(self.seed))
         self.order, self.noise = order, self.generator(1)
         self.meter = Meter(self.device)
         self.precision = processes.use_precision(self.settings["precision"], self.device)
@@ -193,25 +193,25 @@ class Run:
 
         self.cache = processes.first_then_others(make)
 
-    def add_learner(self, name, model, optimizer, ratio=1.0, first_step=0):
+    def add_trained(self, name, model, optimizer, ratio=1.0, first_step=0):
         """`model` is trained by `optimizer` at `ratio` times the run's rate, from step `first_step` on."""
-        self.learners[name] = Learner(name, model, optimizer, ratio, first_step)
+        self.trained[name] = TrainedModel(name, model, optimizer, ratio, first_step)
 
-    def start(self, teacher, method, advice=None, plain_forward=False, held=(), asks_teacher=True, keeps_logits=True, saved=None):
+    def start(self, teacher, method, advice=None, plain_forward=False, held=(), uses_teacher=True, keeps_logits=True, saved=None):
         """Everything between the data and the first step.
 
         `method` is asked for: capture(model) (a context around a model's forward over a part), check_signal(part, ...),
         columns, after_evaluation(figures). plain_forward: neither compiled nor made again in the backward pass. saved: what
         else a state holds, by name. keeps_logits: whether what a sampler's verification said of the tokens will do.
         """
-        self.method, self.asks_teacher, self.keeps_logits = method, asks_teacher, keeps_logits
+        self.method, self.uses_teacher, self.keeps_logits = method, uses_teacher, keeps_logits
         student = self.student
         student.recompute = self.recompute and not plain_forward
-        self.add_learner("student", student, make_optimizer(student, self.lr, self.weight_decay))
+        self.add_trained("student", student, make_optimizer(student, self.lr, self.weight_decay))
         self.wrapped = {id(student): processes.wrapped(student, self.compile and not plain_forward)}
-        for learner in self.learners.values():
-            if learner.model is not student:
-                self.wrapped[id(learner.model)] = processes.wrapped(learner.model)
+        for one in self.trained.values():
+            if one.model is not student:
+                self.wrapped[id(one.model)] = processes.wrapped(one.model)
         self.costs = Costs(student, teacher)
         for spent in self.prepared:
             self.costs.count_preparation(**spent)
@@ -222,13 +222,13 @@ class Run:
         self.meter.hold(student, teacher, *held)
         self.meter.seconds += self.preparation_seconds
         parts = {"sampling": self.noise} | (saved or {})
-        for learner in self.learners.values():
-            parts |= {learner.name: learner.saved, f"{learner.name}_optimizer": learner.optimizer}
+        for one in self.trained.values():
+            parts |= {one.name: one.saved, f"{one.name}_optimizer": one.optimizer}
         self.done = self.checkpointer.restore(**parts, costs=self.costs, meter=self.meter, log=self.log)
         self.warn = checks.warner(self.log, self.report)
         self.finite = checks.Finite(self.order, self.checkpointer, advice or f"--lr ({self.lr})", self.device)
         with self.meter.paused():
-            self.frozen = checks.Stillness(student, getattr(teacher, "base", teacher)) if self.done == 0 else None
+            self.frozen = checks.FrozenCheck(student, getattr(teacher, "base", teacher)) if self.done == 0 else None
 
     # -----------------------------------------------------------------------------------------------------------------
     # 2. Steps.
@@ -248,9 +248,9 @@ class Run:
         step = self.step
         step.rollout = rollout
         step.clock.mark("sampling")
-        for learner in self.learners.values():
-            if learner.name not in step.norms:
-                learner.optimizer.zero_grad(set_to_none=True)
+        for one in self.trained.values():
+            if one.name not in step.norms:
+                one.optimizer.zero_grad(set_to_none=True)
         total = all_reduce_mean(weight_of(rollout.response_mask[:, 1:], self.reduction))  # of the whole batch
         num_rows = len(rollout.tokens)
         for rows in cuts(num_rows, self.micro_batch):
@@ -265,16 +265,16 @@ class Run:
     def update(self, *models):
         """Clip the gradients and step, for each of `models` that learns and has not moved in this step."""
         for model in models:
-            learner = self.learner_of(model)
-            if learner is None or learner.name in self.step.norms or not self.step.learns(model):
+            one = self.trained_model(model)
+            if one is None or one.name in self.step.norms or not self.step.learns(model):
                 continue
-            self.step.norms[learner.name] = clip_and_step(model, learner.optimizer, learner.ratio * self.step.rate)
-            self.step.losses[learner.name] = all_reduce_mean(torch.stack(self.step.parts_of_loss[learner.name]).sum())
+            self.step.norms[one.name] = clip_and_step(model, one.optimizer, one.ratio * self.step.rate)
+            self.step.losses[one.name] = all_reduce_mean(torch.stack(self.step.parts_of_loss[one.name]).sum())
         self.step.clock.mark("update")
 
-    def learner_of(self, model):
-        """The Learner of a model, or None for one that stands still."""
-        return next((learner for learner in self.learners.values() if learner.model is model), None)
+    def trained_model(self, model):
+        """The TrainedModel of a model, or None for one that stands still."""
+        return next((one for one in self.trained.values() if one.model is model), None)
 
     @property
     def loss(self):
@@ -305,7 +305,7 @@ class Run:
         self.finite.see(step.number, sum(step.losses.values()) + sum(step.norms.values()))
         if step.logged:
             self._log(step)
-        if (step.number + 1) % max(1, self.steps_in_all // 8) == 0 or step.last:
+        if (step.number + 1) % max(1, self.num_steps // 8) == 0 or step.last:
             with self.finite.naming(step.number):
                 figures = self.evaluation()
                 if figures:
@@ -342,16 +342,16 @@ class Run:
         named = {"score": "val score", "val_nll": "val nll"}
         told = "".join(f"  {named[name]} {figures[name]:.3f}" for name in named if name in figures)
         told += f"  drift {figures['drift']:.4f}" if "drift" in figures else ""
-        self.report(f"  step {step.number + 1:>5}/{self.steps_in_all}  loss {step.losses['student'].item():.4f}{told}")
+        self.report(f"  step {step.number + 1:>5}/{self.num_steps}  loss {step.losses['student'].item():.4f}{told}")
 
     def finish(self, **more):
         """The costs of the run (with `more` of the record's figures) and the teacher that has learned along, if any."""
         self.student.eval()
-        costs = {"steps": self.steps_in_all} | self.meter.figures() | self.costs.figures() | more
+        costs = {"steps": self.num_steps} | self.meter.figures() | self.costs.figures() | more
         return Result(costs, self.adapted)
 
 
-class Learner(NamedTuple):
+class TrainedModel(NamedTuple):
     """A model that a run trains."""
 
     name: str
@@ -380,15 +380,15 @@ class Step:
 
     def __init__(self, run, number, rows):
         self.run, self.number, self.batch_size = run, number, len(rows)
-        self.last = number + 1 == run.steps_in_all
+        self.last = number + 1 == run.num_steps
         self.logged = number % run.log_every == 0 or self.last
-        self.progress = number / run.steps_in_all  # in [0, 1)
-        self.rate = learning_rate(number, run.steps_in_all, run.lr)
+        self.progress = number / run.num_steps  # in [0, 1)
+        self.rate = learning_rate(number, run.num_steps, run.lr)
         self.places = range(run.rank, len(rows), run.num_processes)
         self.rows = [rows[place] for place in self.places]
         self.prompts = [run.prompts[row] for row in self.rows]
         self.clock = Clock(run.device, exact=self.logged)
-        self.parts_of_loss = {name: [] for name in run.learners}
+        self.parts_of_loss = {name: [] for name in run.trained}
         self.references, self.rollout = None, None
         self.losses, self.norms, self.columns = {}, {}, []  # of the models that have moved; of the parts, if logged
 
@@ -421,8 +421,8 @@ class Step:
 
     def learns(self, model):
         """Whether a model is still to move in this step."""
-        learner = self.run.learner_of(model)
-        return learner is not None and learner.name not in self.norms and self.number >= learner.first_step
+        one = self.run.trained_model(model)
+        return one is not None and one.name not in self.norms and self.number >= one.first_step
 
 
 class Part:
@@ -505,7 +505,7 @@ class Part:
                 self.teacher_logits = self.stored[-1]
             elif run.keeps_logits and (kept := kept_logits(self.rollout, teacher, self.rows)) is not None:
                 self.teacher_logits = kept
-            elif run.asks_teacher:
+            elif run.uses_teacher:
                 self.teacher_logits = self.forward(teacher)
         self.step.clock.mark("teacher")
         return self.teacher_logits
@@ -519,7 +519,7 @@ class Part:
         if loss is None:
             return
         run, per_token = self.run, loss
-        role = "student" if of is None else run.learner_of(of).name
+        role = "student" if of is None else run.trained_model(of).name
         if loss.dim():
             loss = masked_mean(per_token, self.tokens.mask, run.reduction, self.total)
         self.contexts.close()  # backward passes take the precision that the forward took

@@ -13,7 +13,7 @@ import losses
 import train_okd
 import train_skd
 from lab import checks
-from lab.checkpoints import Keeper
+from lab.checkpoints import Checkpointer
 from lab.pairs import batch_order
 from lab.records import RunLog
 from losses import Unprojected, masked_mean
@@ -213,8 +213,8 @@ def test_a_sum_that_is_not_finite_is_never_saved(pair, tmp_path):  # noqa: F811
     """Logged or not: before a state is written its run is asked, and a broken one keeps the state before."""
     args = flags("--steps", "6", "--log-every", "1000", "--lr", "0.05")
     saved, student = [], pair.new_student()
-    keeper = Keeper(str(tmp_path / "run_seed1"), 2, {})
-    save = keeper.save
+    checkpointer = Checkpointer(str(tmp_path / "run_seed1"), 2, {})
+    save = checkpointer.save
 
     def save_and_break(step):
         save(step)
@@ -225,9 +225,9 @@ def test_a_sum_that_is_not_finite_is_never_saved(pair, tmp_path):  # noqa: F811
     class Quiet(Told):
         state_dict = load_state_dict = lambda self, *state: {}
 
-    keeper.save = save_and_break
-    with pytest.raises(ValueError, match="not finite at step 3 .*the state after 2 steps"), keeper:
-        train_skd.distill(train_skd.VARIANTS["supervised"], student, pair, args, 1, Quiet(), lambda line: None, keeper)
+    checkpointer.save = save_and_break
+    with pytest.raises(ValueError, match="not finite at step 3 .*the state after 2 steps"), checkpointer:
+        train_skd.distill(train_skd.VARIANTS["supervised"], student, pair, args, 1, Quiet(), lambda line: None, checkpointer)
     assert saved == [2] and all(bool(w.isfinite().all()) for w in load_file(str(tmp_path / "run_seed1.state.pt"))["parts"]["student"].values())
 
 

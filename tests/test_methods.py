@@ -32,7 +32,7 @@ import features
 import methods
 import train_skd
 from lab import records
-from lab.checkpoints import Keeper
+from lab.checkpoints import Checkpointer
 from losses import Tokens
 from model import GPT, GPTConfig, learning_rate, make_optimizer
 from sample import DATASET, STUDENT, TEACHER, Noise, rollout_from_ids
@@ -1254,7 +1254,7 @@ def test_an_assistant_is_of_middle_size(student, teacher, wanted):
     V, block = pair.tokenizer.n_vocab, pair.student_config.block_size
     small, large = (GPT(GPTConfig(V, block, *shape)) for shape in (student, teacher))
     pair = dataclasses.replace(pair, teacher=large.requires_grad_(False), student_config=small.config, student_weights=small.state_dict())
-    taught, _ = train_skd.assistant(pair, flags(steps=1), 1, Keeper())
+    taught, _ = train_skd.assistant(pair, flags(steps=1), 1, Checkpointer())
     between, config = taught.teacher, taught.teacher.config
     assert (config.n_layer, config.n_head, config.n_embd) == wanted and (config.vocab_size, config.block_size) == (V, block)
     assert small.num_parameters() < between.num_parameters() < large.num_parameters()

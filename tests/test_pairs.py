@@ -100,7 +100,7 @@ def untrained(monkeypatch):
     """pretrain does nothing but note what it was given: for tests of what is built when, and from what."""
     calls = []
 
-    def note(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report, keeper):
+    def note(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report, checkpointer):
         calls.append((model.config.n_embd, prompts, responses))
         return model.eval()
 

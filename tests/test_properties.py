@@ -24,7 +24,7 @@ from data.metrics import corpus_bleu, corpus_chrf, rouge_l
 from data.tasks import FAMILIES, SIZES, make_task
 from data.tokenizer import Tokenizer, train_tokenizer
 from lab import exchange, records, report
-from lab.checkpoints import Keeper
+from lab.checkpoints import Checkpointer
 from losses import (
     MATCHES,
     SEQUENCE_LOSSES,
@@ -380,18 +380,18 @@ def test_any_state_is_gone_on_with(parts, made, drawn, step, identity):
     noise = torch.Generator().manual_seed(1)
     torch.rand(drawn, generator=noise)
     with tempfile.TemporaryDirectory() as folder:
-        with Keeper(f"{folder}/a_seed1", 1, identity) as keeper:
-            assert keeper.found("made", lambda: made) == made
-            assert keeper.restore(noise=noise, **{name: Part(value) for name, value in parts.items()}) == 0
-            keeper.save(step)
+        with Checkpointer(f"{folder}/a_seed1", 1, identity) as checkpointer:
+            assert checkpointer.found("made", lambda: made) == made
+            assert checkpointer.restore(noise=noise, **{name: Part(value) for name, value in parts.items()}) == 0
+            checkpointer.save(step)
         other, found = torch.Generator(), {name: Part() for name in parts}
-        with Keeper(f"{folder}/a_seed1", 1, identity) as keeper:
-            assert keeper.found("made", lambda: pytest.fail("made again")) == made
-            assert keeper.restore(noise=other, **found) == step
+        with Checkpointer(f"{folder}/a_seed1", 1, identity) as checkpointer:
+            assert checkpointer.found("made", lambda: pytest.fail("made again")) == made
+            assert checkpointer.restore(noise=other, **found) == step
         assert {name: part.state for name, part in found.items()} == parts
         assert torch.equal(torch.rand(3, generator=noise), torch.rand(3, generator=other))
         with pytest.raises(ValueError, match="was made with --another not given, now it is 1"):
-            Keeper(f"{folder}/a_seed1", 1, identity | {"another": 1})
+            Checkpointer(f"{folder}/a_seed1", 1, identity | {"another": 1})
 
 
 @law("files", place=st.integers(0, 10**6), value=st.integers(0, 255), count=st.integers(1, 4))

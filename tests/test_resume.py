@@ -12,7 +12,7 @@ from tiny import flags, pair, same_weights, tiny_pair, weights_of  # noqa: F401
 import train_okd
 import train_skd
 from lab import checkpoints, folders, pairs, processes, records
-from lab.checkpoints import Keeper
+from lab.checkpoints import Checkpointer
 from model import load_checkpoint, load_file, save_checkpoint, save_file
 
 SCRIPTS = {"train_skd": train_skd, "train_okd": train_okd}
@@ -43,7 +43,7 @@ class Signalled(records.RunLog):
             os.kill(os.getpid(), self.number)
 
 
-def go(script, variant, folder, stop=None, every=1000, steps=4, keeper=None, **how):
+def go(script, variant, folder, stop=None, every=1000, steps=4, checkpointer=None, **how):
     """A run in `folder`, stopped by a signal in step `stop`, or gone on with -> what it came to; None if it was stopped."""
     script, pair = SCRIPTS[script], tiny_pair()
     args = flags("--steps", str(steps), "--lr", "0.05", script=script)
@@ -52,8 +52,8 @@ def go(script, variant, folder, stop=None, every=1000, steps=4, keeper=None, **h
     folder.mkdir(exist_ok=True)
     student, log = pair.new_student(), Signalled(folder, stop, **how)
     try:
-        with keeper or Keeper(str(folder / "run_seed1"), every, {"steps": steps}) as keeper:
-            costs, adapted = script.distill(row, student, pair, args, 1, log, lambda line: None, keeper)
+        with checkpointer or Checkpointer(str(folder / "run_seed1"), every, {"steps": steps}) as checkpointer:
+            costs, adapted = script.distill(row, student, pair, args, 1, log, lambda line: None, checkpointer)
     except processes.Stopped as stopped:
         assert stopped.number == log.number
         return None
@@ -99,8 +99,8 @@ def test_every_part_of_a_state_counts(script, variant, part, tmp_path, monkeypat
     """Who leaves one part out when going on ends elsewhere."""
     whole = go(script, variant, tmp_path / "whole")
     go(script, variant, tmp_path / "parts", stop=2)
-    restore = Keeper.restore
-    monkeypatch.setattr(Keeper, "restore", lambda self, **parts: restore(self, **{name: x for name, x in parts.items() if name != part}))
+    restore = Checkpointer.restore
+    monkeypatch.setattr(Checkpointer, "restore", lambda self, **parts: restore(self, **{name: x for name, x in parts.items() if name != part}))
     assert not same_run(whole, go(script, variant, tmp_path / "parts"))
 
 
@@ -135,16 +135,16 @@ def test_what_was_made_before_training_is_found(variant, tmp_path, monkeypatch):
 def test_another_teacher_is_gone_on_with(variant, inner, stop, tmp_path, monkeypatch):
     """A run that ends while it makes its teacher goes on in the middle of that."""
     whole = go("train_skd", variant, tmp_path / "whole")
-    save = Keeper.save
+    save = Checkpointer.save
 
     def dies(self, step):
         save(self, step)
         if step == stop:
             raise processes.Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr(Keeper, "save", dies)
+    monkeypatch.setattr(Checkpointer, "save", dies)
     assert go("train_skd", variant, tmp_path / "parts", every=1) is None
-    monkeypatch.setattr(Keeper, "save", save)
+    monkeypatch.setattr(Checkpointer, "save", save)
     assert not (tmp_path / "parts" / "run_seed1.state.pt").exists()
     assert load_file(str(tmp_path / "parts" / f"run_seed1.{inner}.state.pt"))["step"] == stop
     assert same_run(whole, go("train_skd", variant, tmp_path / "parts"))
@@ -195,15 +195,15 @@ def test_a_damaged_state_is_set_aside(damage, both, tmp_path):
     whole = go("train_skd", "on_policy", tmp_path / "whole")
     go("train_skd", "on_policy", tmp_path / "parts", stop=3, every=2)
     stem = tmp_path / "parts" / "run_seed1"
-    newest, before = Keeper(str(stem), 2, {"steps": 4}).paths()
+    newest, before = Checkpointer(str(stem), 2, {"steps": 4}).paths()
     assert (load_file(str(newest))["step"], load_file(str(before))["step"]) == (3, 2)
     for path in (newest, before) if both else (newest,):
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
     said = []
-    keeper = Keeper(str(stem), 1000, {"steps": 4}, said.append)
-    assert keeper.step == (0 if both else 2) and [line.split()[0] for line in said] == [newest.name, before.name][: 1 + both]
+    checkpointer = Checkpointer(str(stem), 1000, {"steps": 4}, said.append)
+    assert checkpointer.step == (0 if both else 2) and [line.split()[0] for line in said] == [newest.name, before.name][: 1 + both]
     assert not newest.exists() and newest.with_name(f"{newest.name}.damaged").exists() and all("\n" not in line for line in said)
-    assert same_run(whole, go("train_skd", "on_policy", tmp_path / "parts", keeper=keeper))
+    assert same_run(whole, go("train_skd", "on_policy", tmp_path / "parts", checkpointer=checkpointer))
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):
@@ -232,16 +232,16 @@ def test_another_runs_state_is_refused(tmp_path):
     go("train_skd", "sft", tmp_path / "run", stop=2)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
     with pytest.raises(ValueError, match="--steps 4, now it is 5") as error:
-        Keeper(str(tmp_path / "run" / "run_seed1"), 2, {"steps": 5})
+        Checkpointer(str(tmp_path / "run" / "run_seed1"), 2, {"steps": 5})
     assert "\n" not in str(error.value) and before == {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
 
 
 def test_changed_code_is_said_and_a_state_that_does_not_fit_is_named(tmp_path):
     """Other sources than those that saved: a warning, of a run within the run too; other parts: one line that says what to do."""
-    go("train_skd", "sft", tmp_path / "run", keeper=Keeper(str(tmp_path / "run" / "run_seed1"), 1, {"steps": 4}, sources={"losses.py": "1"}))
+    go("train_skd", "sft", tmp_path / "run", checkpointer=Checkpointer(str(tmp_path / "run" / "run_seed1"), 1, {"steps": 4}, sources={"losses.py": "1"}))
     stem = str(tmp_path / "run" / "run_seed1")
-    assert Keeper(stem, 1, {"steps": 4}, sources={"losses.py": "1"}).warnings == []
-    changed = Keeper(stem, 1, {"steps": 4}, sources={"losses.py": "2"})
+    assert Checkpointer(stem, 1, {"steps": 4}, sources={"losses.py": "1"}).warnings == []
+    changed = Checkpointer(stem, 1, {"steps": 4}, sources={"losses.py": "2"})
     assert ["the code has changed" in text for text in changed.warnings] == [True]
     with pytest.raises(ValueError, match="does not fit this code .*: delete the run's states") as error:
         changed.restore(another=torch.Generator())
@@ -353,7 +353,7 @@ def test_a_pipe_is_no_record(tmp_path):
     with pytest.raises(ValueError, match="a_seed1.jsonl is no file"):
         records.read_finished(tmp_path, "a_seed1", {"lr": 0.1})
     os.mkfifo(tmp_path / "b_seed1.state.pt")
-    assert Keeper(str(tmp_path / "b_seed1"), 1, {}).step == 0
+    assert Checkpointer(str(tmp_path / "b_seed1"), 1, {}).step == 0
     os.mkfifo(tmp_path / ".lock")
     with folders.locked(tmp_path / ".lock") as alone:
         assert alone
@@ -391,7 +391,7 @@ def test_a_file_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, reason
         raise OSError(reason, os.strerror(reason))
 
     monkeypatch.setattr(torch, "load", refuses)
-    for read in (lambda: Keeper(str(tmp_path / "run" / "run_seed1"), 1, {"steps": 4}), lambda: load_checkpoint(str(tmp_path / "model.pt"))):
+    for read in (lambda: Checkpointer(str(tmp_path / "run" / "run_seed1"), 1, {"steps": 4}), lambda: load_checkpoint(str(tmp_path / "model.pt"))):
         with pytest.raises(OSError) as error:
             read()
         assert error.value.errno == reason

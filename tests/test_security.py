@@ -31,7 +31,7 @@ from data import corpora
 from data.corpora import load_corpus
 from data.tokenizer import PATTERN, Tokenizer, train_tokenizer
 from lab import exchange, folders, pairs, records, report
-from lab.checkpoints import Keeper
+from lab.checkpoints import Checkpointer
 from lab.teacher_cache import TeacherCache
 from model import (
     checksum,
@@ -126,8 +126,8 @@ def test_no_payload_of_a_state_runs(tmp_path, way):
     marker, said = tmp_path / "ran", []
     for path in (tmp_path / "a_seed1.state.pt", tmp_path / "a_seed1.state.before.pt"):
         write_payload(path, payloads(marker)[way], "zip")
-    with Keeper(str(tmp_path / "a_seed1"), 1, {"lr": 0.1}, said.append) as keeper:
-        assert keeper.restore(student=BASE) == 0
+    with Checkpointer(str(tmp_path / "a_seed1"), 1, {"lr": 0.1}, said.append) as checkpointer:
+        assert checkpointer.restore(student=BASE) == 0
     assert len(said) == 2 and all("set aside" in line for line in said) and not marker.exists()
 
 
@@ -317,8 +317,8 @@ def test_a_state_that_is_none_is_set_aside(tmp_path, name):
     """Whole by its checksum, but no state of a run: told, set aside, begun anew."""
     said = []
     save_file(str(tmp_path / "a_seed1.state.pt"), STATES[name])
-    with Keeper(str(tmp_path / "a_seed1"), 1, {}, said.append) as keeper:
-        assert keeper.restore(student=BASE) == 0
+    with Checkpointer(str(tmp_path / "a_seed1"), 1, {}, said.append) as checkpointer:
+        assert checkpointer.restore(student=BASE) == 0
     assert len(said) == 1 and "set aside as a_seed1.state.pt.damaged" in said[0]
 
 

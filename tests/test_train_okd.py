@@ -571,7 +571,7 @@ def test_an_exam_of_one_number(exact):
         return 0.5 * (weights[0] - 2) ** 2
 
     for pieces in (1, 2):  # a loss in two parts is the same loss
-        found, loss = train_okd.exam_gradient([lambda weights: 0.5 * (weights[0] - m) ** 2 / pieces] * pieces, [exam], [w], [m], exact=exact)
+        found, loss = train_okd.meta_gradient([lambda weights: 0.5 * (weights[0] - m) ** 2 / pieces] * pieces, [exam], [w], [m], exact=exact)
         assert found[0].item() == pytest.approx(-0.08, abs=1e-9) and loss.item() == pytest.approx(0.32)
     assert seen == pytest.approx([1.2, 1.2]) and w.grad is None and m.grad is None
 
@@ -596,7 +596,7 @@ def test_an_exam_of_a_curved_course():
             m.sub_(shift)
             return exam([w - 0.1 * step]).item()
 
-    exact, approximate = (train_okd.exam_gradient([course], [exam], [w], [m], exact=kind)[0][0] for kind in (True, False))
+    exact, approximate = (train_okd.meta_gradient([course], [exam], [w], [m], exact=kind)[0][0] for kind in (True, False))
     for place in range(6):
         shift = torch.zeros(6, dtype=torch.float64).index_fill(0, torch.tensor(place), 1e-6).view(3, 2)
         assert exact.flatten()[place].item() == pytest.approx((after(shift) - after(-shift)) / 2e-6, rel=1e-5)
@@ -620,7 +620,7 @@ def test_too_few_prompts_for_an_exam(monkeypatch):
     train_okd.check_row("okd", flags(), 1)
     for size, fewest in ((1, 2), (2, 8), (3, 13)):
         monkeypatch.setattr(processes, "rank_and_size", lambda size=size: (0, size))
-        held_out = [max(1, round(train_okd.EXAM_SHARE * examples)) for examples in (fewest - 1, fewest)]
+        held_out = [max(1, round(train_okd.HELD_OUT_SHARE * examples)) for examples in (fewest - 1, fewest)]
         assert min(held_out) < size <= held_out[1] or fewest == 2
         train_okd.check_row("ikd", flags(), fewest)
         with pytest.raises(ValueError, match=f"too few for the exam of ikd.*at least {fewest} "):
@@ -639,7 +639,7 @@ def test_an_exam_needs_a_course(variant):
 def test_the_course_of_the_docstring():
     """Eq. 17 and cross-entropy by half; the gradient reaches the teacher, which is no constant here."""
     student_logits, teacher_logits = (torch.tensor([[row]]).log().requires_grad_() for row in ((0.2, 0.5, 0.3), (0.6, 0.3, 0.1)))
-    loss = train_okd.course_loss(student_logits, teacher_logits, torch.tensor([[0]]), 0.5)
+    loss = train_okd.inner_loss(student_logits, teacher_logits, torch.tensor([[0]]), 0.5)
     assert loss.item() == pytest.approx(1.002748, abs=1e-6)
     (moved,) = torch.autograd.grad(loss.sum(), teacher_logits)
     assert moved.abs().min() > 0.01

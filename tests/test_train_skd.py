@@ -53,7 +53,7 @@ from data import corpora
 from data.tasks import make_task
 from data.tokenizer import train_tokenizer
 from lab import command_line, compare, folders, pairs, records
-from lab.checkpoints import Keeper
+from lab.checkpoints import Checkpointer
 from lab.evaluate import sample_responses, step_columns
 from lab.pairs import PairSettings, encode_task
 from losses import forward_kl, masked_mean, with_tail
@@ -913,7 +913,7 @@ def test_another_teacher_is_counted(pair):
     passes of the teacher and of the branch (bridge, norm and head: a student of one block has no upper one) before."""
     args = flags(steps=3)
     for variant in ("takd", "sftn"):
-        taught, _ = train_skd.TEACHERS[VARIANTS[variant].teacher](pair, args, 1, Keeper())
+        taught, _ = train_skd.TEACHERS[VARIANTS[variant].teacher](pair, args, 1, Checkpointer())
         found = Watched(VARIANTS[variant], pair, args).costs["compute"]
         plain = Watched(VARIANTS["supervised"], dataclasses.replace(pair, teacher=taught.teacher), args).costs["compute"]
         if variant == "takd":

@@ -24,7 +24,7 @@ from data import corpora, tasks
 from data.tasks import Encoded
 from data.tokenizer import Tokenizer, train_tokenizer
 from lab import command_line, exchange, gallery, pairs, processes, records, report
-from lab.checkpoints import Keeper
+from lab.checkpoints import Checkpointer
 from lab.evaluate import evaluate, token_columns
 from lab.teacher_cache import TeacherCache
 from losses import Tokens, masked_mean, per_token_loss, weight_of
@@ -248,9 +248,9 @@ def places(finished, tmp_path_factory):  # noqa: F811
     base = adapters.make_gpt(257, 26, 1, 2, 8)
     found["module"], found["state"] = folder / "okd_seed1.module.pt", folder / "skd_seed1.state.pt"
     save_online_module(str(found["module"]), OnlineTeacher(base), score=0.5)
-    with Keeper(str(folder / "skd_seed1"), 1, {"lr": 0.1}) as keeper:
-        keeper.restore(student=base)
-        keeper.save(1)
+    with Checkpointer(str(folder / "skd_seed1"), 1, {"lr": 0.1}) as checkpointer:
+        checkpointer.restore(student=base)
+        checkpointer.save(1)
     return found | {"finished": finished}
 
 

@@ -138,6 +138,13 @@ def state_of(method):
     return tensors | {name: x for name, x in vars(method).items() if isinstance(x, int | float | str | None)}
 
 
+def distilled(script, row, student, pair, args, seed=1, log=None, report=lambda line: None, checkpointer=None):
+    """`distill` of a script, as the laboratory calls it: everything around it as the flags say -> (costs, adapted teacher)."""
+    run = compare.make_run(pair, args, seed, log, report, checkpointer)
+    row = train_okd.resolve(row, args) if script is train_okd else row
+    return script.distill(row, student, pair.teacher, pair.train.prompts, pair.train.responses, run)
+
+
 class Watched:
     """One run of `distill` with everything that can be seen of it: rollouts, log lines, weights, costs; and of its method.
 
