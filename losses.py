@@ -789,6 +789,21 @@ SEQUENCE_LOSSES = {"policy_gradient": policy_gradient, "comparative": comparativ
 NO_TEACHER = ("cross_entropy", "label_smoothing")  # names of per_token_loss that ask nobody
 
 
+def loss_names():
+    """Every name that per_token_loss knows."""
+    return ["cross_entropy", *DIVERGENCES, *MATCHES, *TOKEN_LOSSES, *SEQUENCE_LOSSES]
+
+
+def check_loss(name, hyper):
+    """ValueError with one line for a keyword or a value that the loss `name` does not take: it is tried on two tokens."""
+    student_logits, teacher_logits = torch.tensor([[[0.0, 1, 2], [1, 0, 2]]]), torch.tensor([[[1.0, 0, 0], [0, 2, 0]]])
+    tokens = Tokens(torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool))
+    try:
+        per_token_loss(name, student_logits, teacher_logits, tokens, **hyper)
+    except (TypeError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"{name} does not take {hyper}: {str(error).splitlines()[0]}") from error
+
+
 def per_token_loss(name, student_logits, teacher_logits, tokens, **hyper):
     """The loss called `name`, from whichever table has it, at every position -> per_token (B, T).
 
@@ -803,10 +818,7 @@ def per_token_loss(name, student_logits, teacher_logits, tokens, **hyper):
     pairs = DIVERGENCES | MATCHES
     if name in pairs:
         return by_chunks(functools.partial(pairs[name], **hyper), student_logits, teacher_logits)
-    _require(
-        name in TOKEN_LOSSES,
-        f"no loss {name!r}: choose from {', '.join(['cross_entropy', *pairs, *TOKEN_LOSSES, *SEQUENCE_LOSSES])}",
-    )
+    _require(name in TOKEN_LOSSES, f"no loss {name!r}: choose from {', '.join(loss_names())}")
     models = [student_logits] if teacher_logits is None else [student_logits, teacher_logits]
 
     def pointwise(*parts):

@@ -170,6 +170,7 @@ class Method(nn.Module):
     plain_forward = False  # whether the student's forward may neither be made again (--recompute) nor compiled
     captures_teacher = False  # whether it looks into the teacher's forward: logits that a sampler has kept will not do
     replaces_loss = False  # whether the row's loss and what belongs to it are not asked
+    needs_its_loss = False  # whether it goes with the row's own loss only
 
     def __init__(self, row, student, teacher, run):
         super().__init__()
@@ -311,6 +312,12 @@ def prepare(row, student, teacher, run, distill):
         saved={"method": method},
     )
     return teacher, method
+
+
+def keeps_its_loss(row):
+    """Whether no other loss can take the place of the row's."""
+    kind = METHODS.get(row.method, Method)
+    return kind.replaces_loss or kind.needs_its_loss
 
 
 def asks_about_references(row):
@@ -786,6 +793,8 @@ def tokens_in_use(run):
 
 class Smoothing(Method):
     """Label smoothing over the tokens in use: on ids that never occur it would only teach what is wrong."""
+
+    needs_its_loss = True
 
     def __init__(self, row, student, teacher, run):
         super().__init__(row, student, teacher, run)

@@ -262,7 +262,7 @@ def distill(row, student, teacher, prompts, responses, run=None):
 
     for step in run.steps():
         rollout = losses.write(step)  # who writes: the data set, or a model
-        teacher_first(step, rollout)  # nothing in OKD: alternating rows move the teacher here, before the student learns
+        teacher_first(step, rollout)  # nothing in OKD; in other rows the teacher moves here, before the student
         for part in run.parts(rollout):
             teacher_logits = part.teacher(teacher)  # one forward of each model, before either moves
             student_logits = part.forward(student)  # (B, T, V), row t predicts token t+1

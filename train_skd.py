@@ -3,33 +3,50 @@
     python train_skd.py                          all methods on the default task, with a table and curves at the end
     python train_skd.py --quick                  the same path in under a minute, a smoke run
     python train_skd.py --device cuda --size small --seeds 5
-    python train_skd.py --resume                 goes on with the newest run, in the middle of what was under way
+    python train_skd.py --resume                 resumes the newest run, in the middle of what was under way
+    python train_skd.py --variants skd,on_policy --loss reverse_kl           another loss in these methods
     python train_skd.py --task multi30k --data-dir DIR --size small --variants supervised,on_policy,skd
 
-All methods are one loop, `distill`. They differ in what the row of VARIANTS says:
+All methods are one loop, `distill`. They differ in what a row of VARIANTS says:
 
-    WHO WRITES the response tokens that the student is trained on (write_tokens in sample.py):
+    WHO WRITES the response tokens that the student is trained on (WRITERS in sample.py):
         dataset      the references                                           (sft, supervised, hinton, and many more)
         teacher      the teacher, once, before training                       (seqkd, fdistill_kl)
         student      the student itself, now                                  (on_policy, opd)
-        mixed        a coin decides between references, or the teacher's answers, and student    (imitkd, gkd)
+        mixed        references, or the teacher's answers, or the student, by a draw per batch or sequence    (imitkd, gkd)
         interleaved  the student proposes, the teacher replaces what it ranks poorly      (skd)
         switching    the student begins, the teacher ends                     (adaswitch)
     WHICH LOSS is taken on them: cross-entropy with the tokens, or a comparison with the teacher (losses.py).
     WHAT IS KEPT from step to step, if anything: a schedule, a buffer, a projector, a head (methods.py).
-    WHICH TEACHER: the pair's, or one that is made from it first (takd, sftn).
+    WHICH TEACHER: the given one, or one that is made from it first (takd, sftn).
+
+From a notebook, with two models of one vocabulary and a list of prompts:
+
+    import torch
+    from lab.training import Run
+    from model import GPT, GPTConfig
+    from train_skd import VARIANTS, distill
+    noise = torch.Generator().manual_seed(1)
+    teacher = GPT(GPTConfig(vocab_size=50, block_size=24, n_layer=2, n_head=2, n_embd=32), noise)
+    student = GPT(GPTConfig(vocab_size=50, block_size=24, n_layer=1, n_head=2, n_embd=16), noise)
+    prompts = [[1, 2, 3], [4, 5], [6, 7, 8, 9]] * 10
+    run = Run(steps=100, batch_size=8, lr=1e-3, max_new_tokens=12, eos_token=0, accept_top_k=5)
+    costs, adapted = distill(VARIANTS["skd"], student, teacher.requires_grad_(False), prompts, run=run)
 
 Where this differs from the SKD paper: models of 30 k to 100 M parameters pretrained here, not 0.5 to 7 B; K scales with
 the vocabulary in use; the loss is the mean over all response tokens of a batch (--reduction sequence gives Eq. 1's mean
 over each response first); gamma follows the acceptance, which costs less and changes no token; the learning rate is of
-tiny models. Where the paper differs from its released code, the paper is followed (README, "Paper and released code";
-switches reproduce the code's way).
+tiny models. Where the paper differs from its released code, the paper is followed (docs/papers.md; switches reproduce the
+code's way).
 """
+
+import dataclasses
 
 import methods
 from catalogue import FIXED_TEACHER
 from lab import command_line, compare
 from lab.training import Run
+from losses import NO_TEACHER, check_loss, loss_names
 from methods import Variant
 
 # fmt: off
@@ -58,11 +75,6 @@ def distill(row, student, teacher, prompts, responses=None, run=None):
 
     prompts, responses: lists of token ids (responses end with the end token); methods whose tokens a model writes need no
     responses. `run` (lab/training.py) holds steps, rates and everything that is no method; Run() keeps nothing on disk.
-    From a notebook, with two GPTs of one vocabulary:
-
-        run = Run(steps=100, batch_size=16, lr=1e-3, max_new_tokens=20, eos_token=0, accept_top_k=5)
-        distill(VARIANTS["skd"], student, teacher, prompts, run=run)
-
     Raises ValueError where the row needs something that is not there: references, a validation, a pretraining rate.
     """
     run = run or Run()
@@ -86,11 +98,22 @@ def distill(row, student, teacher, prompts, responses=None, run=None):
 # The command line.
 
 
+def resolve(row, args):
+    """The row with what the flags say of it: --loss on a row that takes one, --accept-top-k where its loss wants it."""
+    if args.loss and not methods.keeps_its_loss(row):
+        kd_weight = 1.0 if args.loss in NO_TEACHER else row.kd_weight
+        row = dataclasses.replace(row, loss=args.loss, hyper=args.loss_args, kd_weight=kd_weight)
+    return methods.resolve(row, args.accept_top_k)
+
+
 def unreached(flag, name, args):
     """Why a flag does not reach the training of a method, as what follows "which"; None where it does."""
     row = VARIANTS[name]
+    if flag in ("loss", "loss_args") and methods.keeps_its_loss(row):
+        return "has a loss of its own"
     if flag in row.hyper and row.hyper[flag] is None:
         return None
+    row = resolve(row, args)
     if flag == "cache_teacher" and not methods.asks_about_references(row):
         return "takes nothing from a cache"
     if flag in ("recompute", "compile") and row.method and methods.METHODS[row.method].plain_forward:
@@ -100,27 +123,37 @@ def unreached(flag, name, args):
 
 def check_row(name, args, examples):
     """ValueError for a method that cannot work with these flags, whatever the pair."""
+    row = resolve(VARIANTS[name], args)
     warped = args.student_temperature != 1 or args.student_top_p is not None
-    if VARIANTS[name].loss == "policy_gradient" and warped:
+    if row.loss == "policy_gradient" and warped:
         raise ValueError(
             f"{name} weighs its samples as the student's own, without an importance ratio: leave out --student-temperature"
             " and --student-top-p, or leave it out of --variants"
         )
-    if methods.resolve(VARIANTS[name], args.accept_top_k).hyper.get("accept_top_k") == 0:
+    if row.hyper.get("accept_top_k") == 0:
         raise ValueError(f"--accept-top-k 0 leaves {name} without a loss: give at least 1, or leave it out of --variants")
 
 
 def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
     """One method with one seed -> a line about it."""
-    return compare.run_one(distill, VARIANTS[variant.split()[0]], args, folder, shared, variant, seed, budget, steps)
+    row = resolve(VARIANTS[variant.split()[0]], args)
+    return compare.run_one(distill, row, args, folder, shared, variant, seed, budget, steps)
 
 
 def parse_flags(argv=None):
     """Command line -> (args with everything resolved that needs no data, names of the methods)."""
     description = "Distil a student from a fixed teacher: SKD and its baselines."
     parser = command_line.make_parser("train_skd", description, VARIANTS, MAIN)
+    group = parser.add_argument_group("loss")
+    group.add_argument("--loss", choices=loss_names(), metavar="NAME", help="in place of each method's own: a name of losses.py")
+    group.add_argument("--loss-args", default="", metavar="K=V,..", help="its keywords, e.g. beta=0.3")
     args, names = command_line.parse(parser, argv, VARIANTS, MAIN, "train_skd", unreached)
     command_line.check_cache(args)
+    for own in [args, *(own for _, own in args.swept)]:
+        if own.loss_args and not own.loss:
+            raise ValueError("--loss-args goes with --loss: give both, or none")
+        if own.loss:
+            check_loss(own.loss, own.loss_args)
     return args, names
 
 

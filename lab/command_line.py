@@ -8,6 +8,7 @@ Every number has a range (RANGES), which is checked before anything is run.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 
@@ -367,6 +368,8 @@ def parse_once(parser, argv, variants, main_variants, script):
     args = parser.parse_args(argv)
     names, focus = check_shared_flags(args, variants, main_variants), report.COMPARISONS[script][1]
     args.rule = parse_rule(args.rule)
+    if hasattr(args, "loss_args"):
+        args.loss_args = parse_keywords(args.loss_args)
     if args.equal_compute and focus not in names:
         raise ValueError(f"--equal-compute measures in units of {focus}: add it to --variants")
     if args.accept_on == "warped" and args.teacher_temperature == 0:
@@ -408,6 +411,21 @@ def parse_rule(text):
         return knobs
     except ValueError as error:
         raise ValueError(f"--rule takes KNOB=NUMBER, e.g. accept_min_prob=0.1; found {text!r}") from error
+
+
+def parse_keywords(text):
+    """ "beta=0.3,baseline=true" -> {"beta": 0.3, "baseline": True}: numbers, true, false and names; ValueError for anything else."""
+    words = [part.partition("=") for part in text.split(",")] if text else []
+    if not all(key.isidentifier() and value for key, _, value in words) or len({key for key, *_ in words}) < len(words):
+        raise ValueError(f"--loss-args takes K=V,K=V, e.g. beta=0.3, each once; found {text!r}")
+
+    def plain(value):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+        return {"true": True, "false": False}.get(value, value)
+
+    return {key: plain(value) for key, _, value in words}
 
 
 def sampling_options(args):
