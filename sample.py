@@ -1,14 +1,17 @@
-"""Generation: plain, interleaved (SKD, arXiv 2410.11325) and lossless speculative; who writes; the picture of a rollout.
+"""Generation: plain, interleaved (SKD, arXiv 2410.11325) and lossless speculative; who writes; the picture.
 
     generate               one model writes                                     (on-policy KD, SeqKD, evaluation)
-    interleaved_generate   the student proposes, the teacher replaces what it ranks poorly             (SKD, Alg. 1)
-    interleaved_reference  the same, one row, one token at a time, no cache: slow and obviously right
+    interleaved_reference  the student proposes, the teacher replaces what it ranks poorly (SKD, Algorithm 1): one
+                           sequence, one token at a time, no cache: slow and obviously right
+    interleaved_plain      the same in blocks, batched and cached: the loop to read
+    interleaved_generate   the same, fast: the one that training uses
     speculative_generate   the draft proposes, the result is distributed exactly as the target's own samples
-    write_tokens           one batch of training tokens, by whoever a method lets write
+    write_tokens           one batch of training tokens, by one of WRITERS
 
-The two speculative samplers share one loop, `_draft_and_verify`, and differ in two small functions: which proposals stay,
-and what replaces the first that does not. In it the student drafts a block of gamma tokens, one teacher forward judges
-them all, the leading run of accepted ones stays, the first rejected one is replaced and the rest is thrown away.
+The samplers that draft share four functions of one block: `draft` (the student proposes gamma tokens), `countable`
+(which of them count), `verify` (after one teacher forward over all of them: the leading accepted ones stay) and
+`commit` (the first rejected one is replaced, the rest is thrown away). InterleavedRules and SpeculativeRules say which
+proposals stay and what replaces one.
 
 Two decisions make all of this testable token for token:
 
@@ -16,19 +19,21 @@ Two decisions make all of this testable token for token:
    output is the same for every gamma, batch, padding and cache. A position that is drafted twice gets the same uniform
    twice, without bias: whatever discarded the first draft depends on earlier positions only.
 2. No bonus token. Textbook speculative decoding appends a teacher token after a fully accepted block; then every
-   (gamma+1)-th token would come from the teacher and the law of an SKD rollout would depend on gamma.
+   (gamma+1)-th token would come from the teacher and the distribution of an SKD rollout would depend on gamma.
 
 Symbols: gamma = block length (paper: gamma); accept_top_k = teacher rank within which a proposal stays (paper: K);
 accepted / replaced / discarded = kept, redrawn, thrown away after a replacement; judged = accepted + replaced.
-Shapes: B rows, T positions, V vocabulary, G = gamma. Every cache holds len-1 valid slots: one token is always pending.
+Shapes: B sequences, n of them still running, T positions, V vocabulary, G = gamma. Every cache holds length - 1 valid
+slots: one token is always pending.
 """
 
-import functools
+import inspect
 import itertools
 import math
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -38,6 +43,7 @@ import torch.nn.functional as F
 PROMPT, STUDENT, TEACHER, DATASET = 0, 1, 2, 3  # Rollout.source: who wrote a token
 SOURCE_NAMES = ("prompt", "student", "teacher", "dataset")
 COUNTERS = ("proposed", "judged", "accepted", "replaced", "discarded", "teacher_calls", "student_steps")
+FED = ("student_tokens", "teacher_tokens", "generated_tokens", "teacher_forwards")  # Rollout.fed
 
 
 class Block(NamedTuple):
@@ -61,14 +67,15 @@ class Rollout:
     source: torch.Tensor  # (B, T) int8: PROMPT, STUDENT, TEACHER or DATASET
     finished: torch.Tensor  # (B,) bool: ended by the end token, not by the budget
     teacher_logits: torch.Tensor | None = None  # (B, T-1, V), row t judged token t+1; defined on response rows only
-    teacher_features: torch.Tensor | None = None  # (B, T-1, C) in their place, if asked for: what the head makes them of
+    teacher_features: torch.Tensor | None = None  # (B, T-1, C) in their place, if asked for
     unwritten: torch.Tensor | None = None  # (B, T) long: the token NOT written where a proposal was rejected, else -1
     counters: torch.Tensor | None = None  # (7,) long, named by COUNTERS, summed over rows
     blocks: list = field(default_factory=list)  # of Block
+    fed: torch.Tensor | None = None  # (4,) long, named by FED: what writing it took; None where nobody wrote it now
 
     @property
     def response_mask(self):
-        """(B, T) bool, True on response tokens: made from lengths, never from token ids (padding may equal the end token)."""
+        """(B, T) bool, True on response tokens. From lengths, not from token ids: padding may equal the end token."""
         slots = torch.arange(self.tokens.size(1), device=self.tokens.device)
         return (slots >= self.prompt_len[:, None]) & (slots < self.lengths[:, None])
 
@@ -95,12 +102,13 @@ def _mix(x):
 
 
 class Noise:
-    """Uniform numbers in (0, 1), a function of (one draw of the generator, row key, position, role) and of nothing else.
+    """Uniform numbers in (0, 1), a function of (one draw of the generator, row key, position, role) and nothing else.
 
     A counter-based generator instead of a stream: row 3 alone, with key 3, gets what row 3 of a batch got.
     """
 
-    ROLES = {"student": 1, "teacher": 2, "coin": 3, "fresh": 4, "target": 5}  # a role = one independent number at a position
+    # A role is one independent number at a position.
+    ROLES = {"student": 1, "teacher": 2, "coin": 3, "fresh": 4, "target": 5}
 
     def __init__(self, generator, row_keys):
         assert isinstance(generator, torch.Generator), "draws take a torch.Generator of their own, none was given"
@@ -114,10 +122,9 @@ class Noise:
         # 22 bits and a half step: never 0, and never so close to 1 that u * total rounds up to the total in float32.
         return (bits.float() + 0.5) * 2.0**-22
 
-    def tables(self, width):
-        """role -> (B, width) uniforms of all positions below `width`, worked out when a role is first asked for."""
-        slots = torch.arange(width, device=self.row_seeds.device).expand(len(self.row_seeds), -1)
-        return functools.cache(lambda role: self(slots, role))
+    def table(self, width, role):
+        """(B, width) uniforms of all positions below `width`: a sampler looks its numbers up in it."""
+        return self(torch.arange(width, device=self.row_seeds.device).expand(len(self.row_seeds), -1), role)
 
 
 def warp(model_logits, temperature=1.0, top_k=None, top_p=None):
@@ -155,9 +162,28 @@ def draw(model_logits, uniform, temperature=1.0, top_k=None, top_p=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Which proposals stay. Every rule: (teacher_logits (..., V), proposed (...,) long, coin (...,) uniform, place (...,) long:
-# tokens of the response before it) -> (...,) bool.
+# Which proposals stay. An accept rule is one function and one row of ACCEPT_RULES: (teacher_logits (..., V), proposed
+# (...,) long, coin (...,) uniform, place (...,) long: tokens of the response before it) -> (...,) bool. Its own numbers
+# are keyword-only arguments, each annotated with the Range of its legal values.
 # Rules judge the drafted token on the teacher's raw logits (T = 1, nothing cut off), as Algorithm 1 does.
+
+
+class Range(NamedTuple):
+    """The legal values of a rule's number."""
+
+    says: str  # what an error message says about them
+    allows: Callable  # number -> bool
+
+    def check(self, name, value):
+        """Raise a one-line ValueError for a value outside."""
+        if not isinstance(value, int | float) or not self.allows(value):
+            raise ValueError(f"{name} {self.says}, found {value}")
+
+
+RANK = Range("must be at least 0", lambda value: value >= 0)
+SHARE = Range("is a share or a probability, 0..1", lambda value: 0 <= value <= 1)
+FACTOR = Range("must be a finite number of at least 0", lambda value: 0 <= value < math.inf)
+LENGTH = Range("must be a finite number above 0", lambda value: 0 < value < math.inf)
 
 
 def rank(model_logits, tokens):
@@ -165,18 +191,21 @@ def rank(model_logits, tokens):
     return (model_logits > model_logits.gather(-1, tokens[..., None])).sum(-1)
 
 
-def _accept_topk(teacher_logits, proposed, coin, place, accept_top_k=25):
+def _accept_topk(teacher_logits, proposed, coin, place, *, accept_top_k: RANK = 25):
     """SKD: among the teacher's accept_top_k largest logits (0 accepts none, V accepts all)."""
     return rank(teacher_logits, proposed) < accept_top_k
 
 
-def _accept_topk_along(teacher_logits, proposed, coin, place, accept_top_k=25, first=1.0, last=0.2, along=32):
-    """topk with a K that moves along the response: first * accept_top_k at its start, last * accept_top_k from token `along` on."""
+def _accept_topk_along(
+    teacher_logits, proposed, coin, place, *, accept_top_k: RANK = 25, first: FACTOR = 1.0, last: FACTOR = 0.2,
+    along: LENGTH = 32,
+):  # fmt: skip
+    """topk with a K that moves in a straight line: from first * accept_top_k to last * accept_top_k at `along`."""
     share = (place / along).clamp(max=1.0)
     return rank(teacher_logits, proposed) < accept_top_k * (first + (last - first) * share)
 
 
-def _accept_topp(teacher_logits, proposed, coin, place, accept_top_p=0.9):
+def _accept_topp(teacher_logits, proposed, coin, place, *, accept_top_p: SHARE = 0.9):
     """In the teacher's nucleus: the tokens that are strictly likelier hold less than accept_top_p of the mass."""
     larger = teacher_logits > teacher_logits.gather(-1, proposed[..., None])
     return (teacher_logits.float().softmax(-1) * larger).sum(-1) < accept_top_p
@@ -186,12 +215,12 @@ def _teacher_prob(teacher_logits, proposed):
     return teacher_logits.float().log_softmax(-1).gather(-1, proposed[..., None])[..., 0].exp()
 
 
-def _accept_minprob(teacher_logits, proposed, coin, place, accept_min_prob=0.05):
+def _accept_minprob(teacher_logits, proposed, coin, place, *, accept_min_prob: SHARE = 0.05):
     """The teacher gives it at least accept_min_prob: rank is not confidence (CA-OPD's gate)."""
     return _teacher_prob(teacher_logits, proposed) >= accept_min_prob
 
 
-def _accept_typical(teacher_logits, proposed, coin, place, accept_epsilon=0.3):
+def _accept_typical(teacher_logits, proposed, coin, place, *, accept_epsilon: SHARE = 0.3):
     """Typical acceptance: teacher prob > min(eps^2, eps exp(-H)); the bar falls where the teacher itself is unsure."""
     logprobs = teacher_logits.float().log_softmax(-1)
     teacher_entropy = -(logprobs.exp() * logprobs).sum(-1)
@@ -214,7 +243,7 @@ def _accept_none(teacher_logits, proposed, coin, place):
     return torch.zeros_like(proposed, dtype=torch.bool)
 
 
-def _accept_random(teacher_logits, proposed, coin, place, replace_rate=0.05):
+def _accept_random(teacher_logits, proposed, coin, place, *, replace_rate: SHARE = 0.05):
     """Control: replace blindly at a given rate. What SKD gains over this at the same rate, the judging gained."""
     return coin >= replace_rate
 
@@ -231,14 +260,58 @@ ACCEPT_RULES = {
     "random": _accept_random,
 }
 
-RANKED = ("topk", "topk_along")  # the rules that know accept_top_k
+
+def knobs_of(accept_rule):
+    """The numbers that an accept rule takes: name -> Range."""
+    arguments = inspect.signature(ACCEPT_RULES[accept_rule]).parameters.values()
+    return {argument.name: argument.annotation for argument in arguments if argument.kind is argument.KEYWORD_ONLY}
+
+
+RANKED = tuple(name for name in ACCEPT_RULES if "accept_top_k" in knobs_of(name))  # the rules that know accept_top_k
+
+
+def _accept_warped(teacher_logits, proposed, coin, place, *, accept_top_k, temperature, top_p):
+    """accept_on="warped", the released code's topk: among the accept_top_k likeliest after temperature and top-p."""
+    # Few tokens keep any mass after top-p; topk fills up with arbitrary ids of mass 0, as the released code does.
+    if accept_top_k == 0:
+        return torch.zeros_like(proposed, dtype=torch.bool)
+    probs = warp(teacher_logits, temperature, top_p=top_p).softmax(-1)
+    return (probs.topk(math.ceil(accept_top_k), dim=-1).indices == proposed[..., None]).any(-1)
+
 
 # What a rejected proposal is replaced by: the keywords of `draw` on the teacher's row.
 REPLACE_RULES = {
     "sample": lambda accept_top_k, temperature, top_p: {"temperature": temperature, "top_p": top_p},
-    "sample_topk": lambda accept_top_k, temperature, top_p: {"temperature": temperature, "top_k": max(1, math.ceil(accept_top_k))},
+    "sample_topk": lambda accept_top_k, temperature, top_p: {
+        "temperature": temperature,
+        "top_k": max(1, math.ceil(accept_top_k)),
+    },
     "argmax": lambda accept_top_k, temperature, top_p: {"temperature": 0},
 }
+
+
+def check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule):
+    """Raise a one-line ValueError for a rule, a knob or a number that the interleaved sampler does not know."""
+    if accept_rule not in ACCEPT_RULES:
+        raise ValueError(f"unknown accept rule {accept_rule!r}: choose from {', '.join(ACCEPT_RULES)}")
+    if replace not in REPLACE_RULES:
+        raise ValueError(f"unknown replace rule {replace!r}: choose from {', '.join(REPLACE_RULES)}")
+    if accept_on not in ("raw", "warped") or (accept_on == "warped" and accept_rule != "topk"):
+        raise ValueError(
+            f"accept_on must be raw, or warped with the topk rule; found {accept_on!r} with {accept_rule!r}"
+        )
+    _check_gamma(gamma)
+    RANK.check("accept_top_k", accept_top_k)
+    known = {name: allowed for name, allowed in knobs_of(accept_rule).items() if name != "accept_top_k"}
+    for name, value in rule.items():
+        if name not in known:
+            raise ValueError(f"accept rule {accept_rule} has no knob {name!r}: it takes {', '.join(known) or 'none'}")
+        known[name].check(name, value)
+
+
+def _check_gamma(gamma):
+    if gamma is not None and not (isinstance(gamma, int) and gamma >= 1):
+        raise ValueError(f"gamma must be at least 1, found {gamma!r}; it is a whole number or None")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -253,7 +326,7 @@ def to_device(tensor, device):
 
 
 def _start(prompts, max_new_tokens, block_size, vocab_size, eos_token, device, spare):
-    """Prompts (lists of ids) -> right-padded tokens (B, max end + spare), prompt_len (B,), end (B,), and both as lists."""
+    """Prompts (lists of ids) -> right-padded tokens (B, max end + spare), prompt_len (B,), end (B,), both as lists."""
     if isinstance(prompts, torch.Tensor) or any(not hasattr(prompt, "__len__") for prompt in prompts):
         raise ValueError("prompts are a list of lists of token ids, one per row: put a single prompt into brackets")
     if not prompts:
@@ -322,10 +395,28 @@ def _device(model):
     return next(model.parameters()).device
 
 
-def _check_numbers(*model_rows):
-    """ValueError for nan in a call's first rows of logits, on a CPU: asked once per call; elsewhere it would cost a wait."""
-    if any(rows.device.type == "cpu" and not bool(rows.amax(-1).isfinite().all()) for rows in model_rows):
-        raise ValueError("a model's logits are nan or infinite: its weights are broken, or its training diverged (lower --lr)")
+def _check_numbers(model_rows):
+    """ValueError for nan in logits that a model gave, on a CPU; elsewhere the question would cost a wait."""
+    if model_rows.device.type == "cpu" and not bool(model_rows.amax(-1).isfinite().all()):
+        raise ValueError(
+            "a model's logits are nan or infinite: its weights are broken, or its training diverged (lower --lr)"
+        )
+
+
+def _as_rollout(tokens, prompt_len, length, source, finished, T, **more):
+    """The first T columns as a Rollout, 0 and PROMPT where no response stands. source: one label, or (B, T or more)."""
+    padding = torch.arange(T, device=tokens.device) >= length[:, None]
+    rollout = Rollout(tokens[:, :T].masked_fill(padding, 0), prompt_len, length, source, finished, **more)
+    labels = source[:, :T] if isinstance(source, torch.Tensor) else source
+    rollout.source = torch.where(rollout.response_mask, labels, PROMPT).to(torch.int8)
+    return rollout
+
+
+def _fed(prompt_len, length, feeds):
+    """Rollout.fed of `generate`: each model in `feeds` reads every token: one forward for the prompts, one a step."""
+    read, written = length.sum(), length - prompt_len
+    student, teacher = (int(role in feeds) for role in ("student", "teacher"))
+    return torch.stack([student * read, teacher * read, written.sum(), teacher * (1 + written.max())])
 
 
 @torch.no_grad()
@@ -355,13 +446,13 @@ def generate(
     tokens, prompt_len, end, prompt_lens, ends = _start(
         prompts, max_new_tokens, model.config.block_size, model.config.vocab_size, eos_token, device, spare=ask_every
     )
-    uniforms = Noise(generator, _row_keys(row_keys, len(prompts), device)).tables(tokens.size(1))(role)  # (B, T)
+    uniforms = Noise(generator, _row_keys(row_keys, len(prompts), device)).table(tokens.size(1), role)  # (B, T)
     cache = _prefill(model, tokens, prompt_len, max(prompt_lens), tokens.size(1))
     live, at, recent = torch.arange(len(prompts), device=device), prompt_len, []  # (n,) rows that are still written
     current = tokens[live, at - 1][:, None]  # (n, 1) the pending token
     for step in itertools.count():
         model_row = model(current, cache)[:, -1]
-        if step == 0 and not greedy and temperature != 0:  # an argmax of nan is a token; the training loop names its step
+        if step == 0 and not greedy and temperature != 0:  # an argmax of nan is a token
             _check_numbers(model_row)
         new = draw(model_row, uniforms[live, at], 0 if greedy else temperature, top_k, top_p)
         tokens[live, at] = new  # a row that is done writes on until somebody asks; that is cut off below
@@ -384,214 +475,139 @@ def generate(
     ended = (tokens == eos_token) & (slots >= prompt_len[:, None]) & (slots < end[:, None])  # all False without one
     finished = ended.any(1)
     length = torch.where(finished, ended.long().argmax(1) + 1, end)  # argmax: the first one
-    T = int(length.max())
-    tokens, slots = tokens[:, :T].masked_fill(slots[:T] >= length[:, None], 0), slots[:T]
-    in_response = (slots >= prompt_len[:, None]) & (slots < length[:, None])
-    source = torch.where(in_response, TEACHER if role == "teacher" else STUDENT, PROMPT).to(torch.int8)
-    return Rollout(tokens, prompt_len, length, source, finished)
+    source, feeds = TEACHER if role == "teacher" else STUDENT, getattr(model, "feeds", (role,))
+    fed = _fed(prompt_len, length, feeds)
+    return _as_rollout(tokens, prompt_len, length, source, finished, int(length.max()), fed=fed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The block loop of both speculative samplers.
+# One block of G drafted tokens, for n sequences that are still running.
 
 
-GAMMAS = (1, 2, 4, 8, 16, 32)  # few and even shapes: kernels like them
-BLOCK_LOGITS = 2**26  # of one model in a block at most, 256 MiB in float32: large batches and vocabularies, short blocks
+class Draft(NamedTuple):
+    """What the student proposes in one block."""
+
+    fed: torch.Tensor  # (n, G) long, what both models read: the pending token, then every proposal but the last
+    proposed: torch.Tensor  # (n, G) long
+    rows: list  # G x (n, V), the student's logits: proposed[:, j] was drawn from rows[j]
 
 
-def best_gamma(accepted, judged, call_cost):
-    """The block length that costs least per written token at the acceptance seen so far.
+class Verdict(NamedTuple):
+    """What becomes of the proposals of one block."""
 
-    A block of gamma drafted tokens costs gamma + call_cost, in units of drafting and judging one token; call_cost is what
-    a teacher forward costs whatever its length. With acceptance a it writes 1 + a + ... + a^(gamma-1) tokens: each one
-    stands only if all before it were accepted. Smallest ratio wins. Nothing but time depends on it. Before anything was
-    judged one rejection in eight is assumed: gamma 4 at call_cost 2.
+    accepted: torch.Tensor  # (n,) long: so many leading proposals stay
+    judged: torch.Tensor  # (n,) long, accepted + replaced: so many tokens the block adds
+    rejected: torch.Tensor  # (n, G) bool: the proposal that is replaced, at most one per sequence
+    at: tuple  # index into (n, G): where a replacement is drawn; of no meaning where nothing was rejected
+
+
+class Commit(NamedTuple):
+    """Where the sequences stand after a block."""
+
+    written: torch.Tensor  # (n, G) long; the first `judged` of a row are part of the sequence
+    length: torch.Tensor  # (n,) long
+    finished: torch.Tensor  # (n,) bool: the end token is among them
+
+
+def draft(student, cache, pending, uniform, sampling, check=True):
+    """The student proposes G tokens, each one fed the token before it -> Draft. Only `cache` moves on, by G slots.
+
+    pending (n,) long: the last token of each sequence, which the cache does not hold yet; uniform (n, G): one number
+    per draw; sampling: keywords of `draw`. With `check`, first logits that are no numbers raise ValueError (on a CPU).
     """
-    a = (accepted + 7) / (judged + 8)
-    return min(GAMMAS, key=lambda gamma: (gamma + call_cost) / sum(a**k for k in range(gamma)))
+    tokens, rows = [pending], []
+    for numbers in uniform.unbind(1):
+        rows.append(student(tokens[-1][:, None], cache)[:, -1])  # (n, V)
+        if check and len(rows) == 1:
+            _check_numbers(rows[0])
+        tokens.append(draw(rows[-1], numbers, **sampling))
+    return Draft(torch.stack(tokens[:-1], 1), torch.stack(tokens[1:], 1), rows)
 
 
-def _call_cost(student, teacher):
-    """What best_gamma calls so. A CPU is bound by arithmetic, and a forward's fixed part is reading its cache: about two
-    tokens' work. Other devices are bound by launches: as many layers as the teacher has, in units of a drafting step.
+def countable(proposed, positions, end, eos_token):
+    """Which proposals count, (n, G) bool: within the budget, and no end token drafted before. A leading run of True.
+
+    proposed, positions (n, G) long; end (n, 1) long: the first position behind the budget. With end token 0, proposals
+    5 0 7 8 at positions 3 4 5 6 and a budget that ends at 6: True True False False.
     """
-    return 2.0 if _device(student).type == "cpu" else teacher.config.n_layer / student.config.n_layer
+    counts = positions < end
+    if eos_token is not None:
+        is_eos = proposed == eos_token
+        counts &= is_eos.cumsum(1) == is_eos
+    return counts
 
 
-@torch.no_grad()
-def _draft_and_verify(
-    student,
-    teacher,
-    prompts,
-    max_new_tokens,
-    *,
-    gamma,
-    noise,
-    draft,
-    judge,
-    replace,
-    eos_token,
-    write_back=True,
-    keep_features=False,
-):
-    """Student drafts gamma tokens, teacher judges them in one forward, commit, repeat; -> Rollout with teacher_logits.
+def verify(stays, counts):
+    """The leading accepted proposals stay, the first rejected one is replaced -> Verdict.
 
-    draft(student_row (n, V), uniform) -> token (n,);  judge(proposed (n, G), student_rows: G x (n, V), teacher_rows
-    (n, G, V), uniform, place (n, G)) -> bool (n, G);  replace(student_rows, teacher_rows, at, uniform) -> tokens for the rows `at`, an
-    index into (n, G). uniform(role) gives the numbers of the positions in question. n rows are still running; a row that
-    is done leaves the working set. gamma None: best_gamma. Reads the device once per block.
+    stays (n, G) bool: what an accept rule says about each proposal; counts (n, G) bool: see `countable`. Of stays
+    T T F T, all of which count, two are accepted, three judged, and the third is rejected; T T T T has no rejection.
     """
-    device = _device(student)
-    B, block_size = len(prompts), min(student.config.block_size, teacher.config.block_size)
-    tokens, prompt_len, end, prompt_lens, ends = _start(
-        prompts, max_new_tokens, block_size, student.config.vocab_size, eos_token, device, spare=1
+    (n, G), device = stays.shape, stays.device
+    accepted = (stays & counts).long().cumprod(1).sum(1)
+    at = (torch.arange(n, device=device), accepted.clamp(max=G - 1))
+    rejected = (torch.arange(G, device=device) == accepted[:, None]) & counts
+    return Verdict(accepted, accepted + rejected.sum(1), rejected, at)
+
+
+def commit(proposed, verdict, replacement, start, eos_token):
+    """Put the replacement in the place of the rejected proposal -> Commit.
+
+    proposed (n, G) long; replacement (n, 1) or (n, G) long; start (n,) long: the position of the first proposal.
+    """
+    written = torch.where(verdict.rejected, replacement, proposed)
+    finished = torch.zeros_like(start, dtype=torch.bool)
+    if eos_token is not None:
+        columns = torch.arange(proposed.size(1), device=proposed.device)
+        finished = ((written == eos_token) & (columns < verdict.judged[:, None])).any(1)
+    return Commit(written, start + verdict.judged, finished)
+
+
+class InterleavedRules(NamedTuple):
+    """SKD: which proposals stay, and what replaces one that does not."""
+
+    accept: Callable  # one of ACCEPT_RULES
+    knobs: dict  # its own numbers
+    student: dict  # keywords of `draw`: the student's proposals
+    replacement: dict  # keywords of `draw`: the teacher's replacement
+    fresh: bool  # judge a second draw of the student's in place of the proposal
+
+    @property
+    def roles(self):
+        """The noise that a block needs."""
+        return ("student", "teacher", "coin", "fresh") if self.fresh else ("student", "teacher", "coin")
+
+    def stays(self, block, teacher_rows, uniform, place):
+        """(n, G) bool. block: Draft; teacher_rows (n, G, V): row j judges proposal j; uniform: role -> (n, G)."""
+        proposed = block.proposed
+        if self.fresh:
+            proposed = draw(torch.stack(block.rows, 1), uniform["fresh"], **self.student)
+        return self.accept(teacher_rows, proposed, uniform["coin"], place, **self.knobs)
+
+    def redraw(self, block, teacher_rows, at, uniform):
+        """The teacher's tokens at the index `at` into (n, G)."""
+        return draw(teacher_rows[at], uniform["teacher"][at], **self.replacement)
+
+
+def interleaved_rules(
+    student, teacher, *, gamma=None, accept_rule="topk", accept_top_k=25, replace="sample", student_temperature=1.0,
+    student_top_p=None, teacher_temperature=1.0, teacher_top_p=None, accept_on="raw", judge_fresh=False, **rule,
+):  # fmt: skip
+    """The options of interleaved_generate as InterleavedRules; ValueError for a wrong one, and for two vocabularies."""
+    check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule)
+    vocab_size = _shared_vocabulary(student, teacher)
+    accept, knobs = ACCEPT_RULES[accept_rule], rule
+    if "accept_top_k" in knobs_of(accept_rule):
+        knobs = {"accept_top_k": min(accept_top_k, vocab_size), **rule}
+    if accept_on == "warped":
+        accept, knobs = _accept_warped, {**knobs, "temperature": teacher_temperature, "top_p": teacher_top_p}
+    return InterleavedRules(
+        accept,
+        knobs,
+        student={"temperature": student_temperature, "top_p": student_top_p},
+        replacement=REPLACE_RULES[replace](accept_top_k, teacher_temperature, teacher_top_p),
+        fresh=judge_fresh,
     )
-    width, capacity = max(prompt_lens), tokens.size(1)
-    student_cache = _prefill(student, tokens, prompt_len, width, capacity)
-    teacher_cache = _prefill(teacher, tokens, prompt_len, width, capacity)
-    uniforms = noise.tables(capacity)
-    length, unwritten = prompt_len.clone(), torch.full_like(tokens, -1)
-    finished = torch.zeros(B, dtype=torch.bool, device=device)
-    kept_rows = None  # (B, capacity, V), or C with keep_features
-    blocks, live, live_on_host, T = [], torch.arange(B, device=device), list(range(B)), 0
-    offsets = torch.arange(gamma or max(GAMMAS), device=device)
-    accepted_so_far, judged_so_far, call_cost = 0, 0, _call_cost(student, teacher)
-    room = max(stop - start for start, stop in zip(prompt_lens, ends))  # tokens that the slowest row may still write
-
-    while True:
-        # 1. Draft: G student steps, each feeding the token before it.
-        at_most = max(1, BLOCK_LOGITS // (len(live) * student.config.vocab_size))
-        G = min(gamma or best_gamma(accepted_so_far, judged_so_far, call_cost), room, at_most)
-        start, rows = length[live], live[:, None]  # (n,), (n, 1)
-        # (n, G) where a proposal would stand; the spare last column takes all that would lie beyond every row's end
-        positions = (start[:, None] + offsets[:G]).clamp(max=capacity - 1)
-        fed, student_rows = [tokens[live, start - 1][:, None]], []  # first the pending token
-        for j in range(G):
-            student_rows.append(student(fed[j], student_cache)[:, -1])  # (n, V)
-            if not blocks and j == 0:
-                _check_numbers(student_rows[0])
-            fed.append(draft(student_rows[j], lambda role: uniforms(role)[live, positions[:, j]])[:, None])
-        proposed = torch.cat(fed[1:], 1)  # (n, G)
-
-        # A proposal counts while the row's budget lasts and no end token was drafted before it: a leading run of True.
-        counts = positions < end[rows]  # (n, G)
-        if eos_token is not None:
-            is_eos = proposed == eos_token
-            counts &= is_eos.cumsum(1) == is_eos
-        drafted = counts.sum(1)
-
-        # 2. Verify: one teacher forward over the tokens that were fed; its row j judges proposal j.
-        output = teacher(torch.cat(fed[:-1], 1), teacher_cache, features=keep_features)
-        teacher_rows = F.linear(output, teacher.head) if keep_features else output  # (n, G, V)
-        if not blocks:
-            _check_numbers(teacher_rows)
-        place = positions - prompt_len[rows]
-        stays = judge(proposed, student_rows, teacher_rows, lambda role: uniforms(role)[rows, positions], place) & counts
-
-        # 3. Commit the leading run of accepted proposals, then one replacement drawn from the row that rejected.
-        if write_back:
-            accepted = stays.long().cumprod(1).sum(1)  # (n,)
-            judged = torch.minimum(accepted + 1, drafted)
-            at = (torch.arange(len(live), device=device), accepted.clamp(max=G - 1))
-            replacement = replace(student_rows, teacher_rows, at, lambda role: uniforms(role)[live, positions[at]])
-            rejected = (offsets[:G] == accepted[:, None]) & counts  # (n, G), at most one per row
-            written = torch.where(rejected, replacement[:, None], proposed)
-            unwritten[rows, positions] = torch.where(rejected, proposed, -1)
-        else:  # Control: the student's own rollout; every rejection is marked, none is written into the prefix.
-            accepted, judged, rejected = stays.sum(1), drafted, counts & ~stays
-            replacement = replace(student_rows, teacher_rows, ..., lambda role: uniforms(role)[rows, positions])
-            written = proposed
-            unwritten[rows, positions] = torch.where(rejected, replacement, -1)
-        # All G columns are written; those past the judged ones are overwritten by the next block or cut off at the end.
-        tokens[rows, positions] = written
-        if kept_rows is None:
-            kept_rows = output.new_zeros(B, capacity, output.size(-1))
-        kept_rows[rows, positions - 1] = output  # row t predicts token t+1: these are the training targets
-        blocks.append(Block(live, start, proposed, drafted, accepted, judged))
-
-        # 4. Who goes on? Their last committed token stays pending, whatever was cached beyond it is stale.
-        length[live] = start + judged
-        if eos_token is not None:
-            finished[live] = ((written == eos_token) & (offsets[:G] < judged[:, None])).any(1)
-        done = finished[live] | (length[live] >= end[live])
-        lengths, done, *counted = torch.stack([length[live], done, accepted, judged]).tolist()  # the one host sync
-        accepted_so_far, judged_so_far = accepted_so_far + sum(counted[0]), judged_so_far + sum(counted[1])
-        T = max(T, *lengths)  # of the whole batch, in the end
-        kept = _close_ranks(done)
-        if not kept:
-            break
-        if len(kept) < len(live_on_host):
-            student_cache.keep_rows(kept)
-            teacher_cache.keep_rows(kept)
-            live_on_host, lengths = [live_on_host[row] for row in kept], [lengths[row] for row in kept]
-            live = to_device(torch.tensor(live_on_host), device)
-        room = max(ends[row] - at for row, at in zip(live_on_host, lengths))
-        student_cache.roll_back(length[live] - 1, high=max(lengths) - 1)
-        teacher_cache.roll_back(length[live] - 1, high=max(lengths) - 1)
-
-    slots = torch.arange(T, device=device)
-    padding = slots >= length[:, None]
-    in_response = ~padding & (slots >= prompt_len[:, None])
-    unwritten = unwritten[:, :T].masked_fill(~in_response, -1)
-    by_teacher = (unwritten >= 0) & write_back
-    source = torch.where(in_response, torch.where(by_teacher, TEACHER, STUDENT), PROMPT).to(torch.int8)
-    return Rollout(
-        tokens[:, :T].masked_fill(padding, 0),
-        prompt_len,
-        length,
-        source,
-        finished,
-        **{"teacher_features" if keep_features else "teacher_logits": kept_rows[:, : T - 1]},
-        unwritten=unwritten,
-        counters=_count(blocks),
-        blocks=blocks,
-    )
-
-
-def _count(blocks):
-    """The counters of a rollout, (7,) long in the order of COUNTERS; a row counts while it is running."""
-    drafted, accepted, judged = (
-        torch.cat([getattr(block, name) for block in blocks]).sum() for name in ("drafted", "accepted", "judged")
-    )
-    calls, steps = (sum(block.proposed.size(0) for block in blocks), sum(block.proposed.numel() for block in blocks))
-    counted = torch.stack([drafted, judged, accepted, judged - accepted, drafted - judged])
-    return torch.cat([counted, to_device(torch.tensor([calls, steps]), counted.device)])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Interleaved sampling (SKD).
-
-
-SHARES = ("accept_top_p", "accept_min_prob", "accept_epsilon", "replace_rate")  # knobs of the rules that lie in 0..1
-
-
-def check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule):
-    """Raise a one-line ValueError for a rule, a knob or a number that the interleaved sampler does not know."""
-    if accept_rule not in ACCEPT_RULES:
-        raise ValueError(f"unknown accept rule {accept_rule!r}: choose from {', '.join(ACCEPT_RULES)}")
-    if replace not in REPLACE_RULES:
-        raise ValueError(f"unknown replace rule {replace!r}: choose from {', '.join(REPLACE_RULES)}")
-    if accept_on not in ("raw", "warped") or (accept_on == "warped" and accept_rule != "topk"):
-        raise ValueError(
-            f"accept_on must be raw, or warped with the topk rule; found {accept_on!r} with {accept_rule!r}"
-        )
-    _check_gamma(gamma)
-    if not isinstance(accept_top_k, int | float) or not accept_top_k >= 0:
-        raise ValueError(f"accept_top_k must be at least 0, found {accept_top_k}")
-    code = ACCEPT_RULES[accept_rule].__code__
-    known = [name for name in code.co_varnames[4 : code.co_argcount] if name != "accept_top_k"]
-    for name in rule:
-        if name not in known:
-            raise ValueError(f"accept rule {accept_rule} has no knob {name!r}: it takes {', '.join(known) or 'none'}")
-        if name in SHARES and not 0 <= rule[name] <= 1:
-            raise ValueError(f"{name} is a share or a probability, 0..1; found {rule[name]}")
-        if name in ("first", "last", "along") and not (0 < rule[name] < math.inf or rule[name] == 0 and name != "along"):
-            raise ValueError(f"{name} must not be negative, nor along be 0; found {rule[name]}")
-
-
-def _check_gamma(gamma):
-    if gamma is not None and not (isinstance(gamma, int) and gamma >= 1):
-        raise ValueError(f"gamma must be at least 1, found {gamma!r}; it is a whole number or None")
 
 
 def _shared_vocabulary(student, teacher):
@@ -602,81 +618,8 @@ def _shared_vocabulary(student, teacher):
     return sizes[0]
 
 
-def interleaved_generate(
-    student,
-    teacher,
-    prompts,
-    max_new_tokens,
-    *,
-    generator,
-    gamma=None,
-    accept_rule="topk",
-    accept_top_k=25,
-    replace="sample",
-    student_temperature=1.0,
-    student_top_p=None,
-    teacher_temperature=1.0,
-    teacher_top_p=None,
-    eos_token=None,
-    row_keys=None,
-    write_back=True,
-    accept_on="raw",
-    judge_fresh=False,
-    keep_features=False,
-    **rule,
-):
-    """SKD's sampling (arXiv 2410.11325, Algorithm 1), batched and cached: list of B lists of ids -> Rollout.
-
-    A proposal of the student stays if `accept_rule` says so on the teacher's raw logits; otherwise the teacher's own
-    draw takes its place. At one position, with A the accepted set: P(token) = student(token) [token in A] +
-    student(not A) * teacher(token). The law does not depend on gamma; accept_top_k 0 is teacher sampling, V (or more) is
-    on-policy sampling. `Rollout.teacher_logits` are the verification rows, ready as training targets; with keep_features
-    they are left as features (B, T-1, C), which a large vocabulary makes much smaller.
-
-    Switches away from the paper, for measuring what they cost: write_back=False marks rejections but leaves the student's
-    own tokens in place (control); accept_on="warped" tests membership after temperature and top-p, and judge_fresh=True
-    judges a second, fresh draw in place of the emitted token (both as in the released code, README "paper and code").
-    Raises ValueError for an unknown rule, gamma < 1, accept_top_k < 0, an empty or too long prompt.
-    """
-    check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule)
-    vocab_size = _shared_vocabulary(student, teacher)
-    if accept_rule in RANKED:
-        rule = {"accept_top_k": min(accept_top_k, vocab_size), **rule}
-    replacement_law = REPLACE_RULES[replace](accept_top_k, teacher_temperature, teacher_top_p)
-    noise = Noise(generator, _row_keys(row_keys, len(prompts), _device(student)))
-
-    def draft(student_row, uniform):
-        return draw(student_row, uniform("student"), student_temperature, top_p=student_top_p)
-
-    def judge(proposed, student_rows, teacher_rows, uniform, place):
-        if judge_fresh:
-            rows = torch.stack(student_rows, 1)
-            proposed = draw(rows, uniform("fresh"), student_temperature, top_p=student_top_p)
-        if accept_on == "warped":
-            # Few tokens keep any mass after top-p; topk fills up with arbitrary ids of mass 0, as the released code does.
-            if rule["accept_top_k"] == 0:
-                return torch.zeros_like(proposed, dtype=torch.bool)
-            probs = warp(teacher_rows, teacher_temperature, top_p=teacher_top_p).softmax(-1)
-            return (probs.topk(math.ceil(rule["accept_top_k"]), dim=-1).indices == proposed[..., None]).any(-1)
-        return ACCEPT_RULES[accept_rule](teacher_rows, proposed, uniform("coin"), place, **rule)
-
-    def redraw(student_rows, teacher_rows, at, uniform):
-        return draw(teacher_rows[at], uniform("teacher"), **replacement_law)
-
-    return _draft_and_verify(
-        student,
-        teacher,
-        prompts,
-        max_new_tokens,
-        gamma=gamma,
-        noise=noise,
-        draft=draft,
-        judge=judge,
-        replace=redraw,
-        eos_token=eos_token,
-        write_back=write_back,
-        keep_features=keep_features,
-    )
+# ---------------------------------------------------------------------------------------------------------------------
+# Interleaved sampling (SKD), as it is read: the algorithm as printed, and in blocks.
 
 
 @torch.no_grad()
@@ -723,8 +666,286 @@ def interleaved_reference(
     return sequence[len(prompt) :], sources
 
 
+@torch.no_grad()
+def interleaved_plain(
+    student, teacher, prompts, max_new_tokens, *, generator, gamma=4, eos_token=None, row_keys=None, **options
+):
+    """SKD's sampling in blocks of gamma tokens, batched and cached. The loop to read. B lists of ids -> Rollout.
+
+    interleaved_generate writes the same tokens for the same generator, and is fast. Here the block length is fixed, all
+    sequences stay in the batch (for one that is done no proposal counts), and the rollout has neither counters nor
+    blocks. options: accept_rule, accept_top_k and all others that decide tokens, as there.
+    """
+    rules = interleaved_rules(student, teacher, gamma=gamma, **options)
+    device, vocab_size = _device(student), student.config.vocab_size
+    block_size = min(student.config.block_size, teacher.config.block_size)
+    tokens, prompt_len, end, prompt_lens, _ = _start(
+        prompts, max_new_tokens, block_size, vocab_size, eos_token, device, spare=gamma
+    )
+    B, capacity = tokens.shape
+    student_cache, teacher_cache = (
+        _prefill(model, tokens, prompt_len, max(prompt_lens), capacity) for model in (student, teacher)
+    )
+    noise, rows = Noise(generator, _row_keys(row_keys, B, device)), torch.arange(B, device=device)[:, None]  # (B, 1)
+    length, finished = prompt_len, torch.zeros(B, dtype=torch.bool, device=device)
+    source, teacher_logits = torch.zeros_like(tokens), teacher.head.new_zeros(B, capacity, vocab_size)
+
+    while (running := ~finished & (length < end)).any():
+        positions = length[:, None] + torch.arange(gamma, device=device)  # (B, G): where the proposals would stand
+        uniform = {role: noise(positions, role) for role in rules.roles}
+
+        # The student drafts, the teacher reads all of it in one forward.
+        pending = tokens.gather(1, length[:, None] - 1)[:, 0]  # (B,): the last token, not in the caches yet
+        block = draft(student, student_cache, pending, uniform["student"], rules.student)
+        teacher_rows = teacher(block.fed, teacher_cache)  # (B, G, V): row j judges proposal j
+
+        # The leading accepted proposals stay, the teacher replaces the first rejected one.
+        counts = countable(block.proposed, positions, end[:, None], eos_token) & running[:, None]
+        stays = rules.stays(block, teacher_rows, uniform, positions - prompt_len[:, None])
+        verdict = verify(stays, counts)
+        replacement = rules.redraw(block, teacher_rows, verdict.at, uniform)[:, None]
+        written, length, ended = commit(block.proposed, verdict, replacement, length, eos_token)
+
+        # All G columns are written; the next block overwrites what lies behind the new length, or the end cuts it off.
+        tokens[rows, positions] = written
+        source[rows, positions] = torch.where(verdict.rejected, TEACHER, STUDENT)
+        teacher_logits[rows, positions - 1] = teacher_rows  # row t predicts token t+1
+        finished = finished | ended
+        student_cache.roll_back(length - 1)  # forget all that is stale, and the last token, which is pending
+        teacher_cache.roll_back(length - 1)
+
+    T = int(length.max())
+    return _as_rollout(tokens, prompt_len, length, source, finished, T, teacher_logits=teacher_logits[:, : T - 1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same, fast: the block length follows the acceptance, and sequences that are done leave the batch.
+
+
+GAMMAS = (1, 2, 4, 8, 16, 32)  # few and even shapes: kernels like them
+BLOCK_LOGITS = 2**26  # of a model in a block at most, 256 MiB in float32: large batches and vocabularies, short blocks
+
+
+def best_gamma(accepted, judged, call_cost):
+    """The block length that costs least per written token at the acceptance seen so far.
+
+    A block of gamma drafted tokens costs gamma + call_cost, in units of drafting and judging one token; call_cost is
+    what a teacher forward costs whatever its length. With acceptance a it writes 1 + a + ... + a^(gamma-1) tokens: each
+    one stands only if all before it were accepted. Smallest ratio wins. Nothing but time depends on it. Before anything
+    was judged one rejection in eight is assumed: gamma 4 at call_cost 2.
+    """
+    a = (accepted + 7) / (judged + 8)
+    return min(GAMMAS, key=lambda gamma: (gamma + call_cost) / sum(a**k for k in range(gamma)))
+
+
+def _call_cost(student, teacher):
+    """call_cost of best_gamma. A CPU is bound by arithmetic, and a forward's fixed part is reading its cache: about two
+    tokens' work. Other devices are bound by launches: as many layers as the teacher has, in units of a drafting step.
+    """
+    return 2.0 if _device(student).type == "cpu" else teacher.config.n_layer / student.config.n_layer
+
+
+def _mark(stays, counts):
+    """`verify` of the control without write-back: every rejection is marked, and no proposal is thrown away."""
+    return Verdict((stays & counts).sum(1), counts.sum(1), counts & ~stays, ...)
+
+
+@torch.no_grad()
+def _in_blocks(
+    student, teacher, prompts, max_new_tokens, *, rules, generator, gamma, eos_token, row_keys, write_back=True,
+    keep_features=False,
+):  # fmt: skip
+    """interleaved_plain, fast, by InterleavedRules or SpeculativeRules -> Rollout, with counters, blocks, `unwritten`.
+
+    n sequences are running; one that is done leaves the working set. gamma None: best_gamma. Reads the device once per
+    block. write_back False: the control, see `_mark`. keep_features: teacher_features in the place of teacher_logits.
+    """
+    device = _device(student)
+    B, block_size = len(prompts), min(student.config.block_size, teacher.config.block_size)
+    noise = Noise(generator, _row_keys(row_keys, B, device))
+    tokens, prompt_len, end, prompt_lens, ends = _start(
+        prompts, max_new_tokens, block_size, student.config.vocab_size, eos_token, device, spare=1
+    )
+    width, capacity = max(prompt_lens), tokens.size(1)
+    student_cache = _prefill(student, tokens, prompt_len, width, capacity)
+    teacher_cache = _prefill(teacher, tokens, prompt_len, width, capacity)
+    tables = {role: noise.table(capacity, role) for role in rules.roles}
+    length, unwritten = prompt_len.clone(), torch.full_like(tokens, -1)
+    finished = torch.zeros(B, dtype=torch.bool, device=device)
+    kept_rows = None  # (B, capacity, V), or C with keep_features
+    blocks, live, live_on_host, T = [], torch.arange(B, device=device), list(range(B)), 0
+    columns = torch.arange(gamma or max(GAMMAS), device=device)
+    accepted_so_far, judged_so_far, call_cost = 0, 0, _call_cost(student, teacher)
+    room = max(stop - start for start, stop in zip(prompt_lens, ends))  # tokens that the slowest row may still write
+
+    while True:
+        # 1. How long is this block, and where does it stand? The spare last column takes what lies behind every end.
+        at_most = max(1, BLOCK_LOGITS // (len(live) * student.config.vocab_size))
+        G = min(gamma or best_gamma(accepted_so_far, judged_so_far, call_cost), room, at_most)
+        start, rows = length[live], live[:, None]  # (n,), (n, 1)
+        positions = (start[:, None] + columns[:G]).clamp(max=capacity - 1)
+        uniform = {role: table[rows, positions] for role, table in tables.items()}
+
+        # 2. The block, as in interleaved_plain.
+        first = not blocks  # where the numbers are looked at, once per call
+        block = draft(student, student_cache, tokens[live, start - 1], uniform["student"], rules.student, check=first)
+        counts = countable(block.proposed, positions, end[rows], eos_token)
+        output = teacher(block.fed, teacher_cache, features=keep_features)
+        teacher_rows = F.linear(output, teacher.head) if keep_features else output  # (n, G, V)
+        if first:
+            _check_numbers(teacher_rows)
+        stays = rules.stays(block, teacher_rows, uniform, positions - prompt_len[rows])
+        if write_back:
+            verdict = verify(stays, counts)
+            replacement, lost = rules.redraw(block, teacher_rows, verdict.at, uniform)[:, None], block.proposed
+        else:
+            verdict = _mark(stays, counts)
+            replacement, lost = block.proposed, rules.redraw(block, teacher_rows, verdict.at, uniform)
+        committed = commit(block.proposed, verdict, replacement, start, eos_token)
+
+        # 3. Keep it. All G columns are written; the next block overwrites those behind the judged, or they are cut.
+        tokens[rows, positions], length[live], finished[live] = committed
+        unwritten[rows, positions] = torch.where(verdict.rejected, lost, -1)
+        if kept_rows is None:
+            kept_rows = output.new_zeros(B, capacity, output.size(-1))
+        kept_rows[rows, positions - 1] = output  # row t predicts token t+1: these are the training targets
+        accepted, judged = verdict.accepted, verdict.judged
+        blocks.append(Block(live, start, block.proposed, counts.sum(1), accepted, judged))
+
+        # 4. Who goes on? Their last committed token stays pending, whatever was cached beyond it is stale.
+        done = finished[live] | (length[live] >= end[live])
+        lengths, done, *counted = torch.stack([length[live], done, accepted, judged]).tolist()  # the one host sync
+        accepted_so_far, judged_so_far = accepted_so_far + sum(counted[0]), judged_so_far + sum(counted[1])
+        T = max(T, *lengths)  # of the whole batch, in the end
+        kept = _close_ranks(done)
+        if not kept:
+            break
+        if len(kept) < len(live_on_host):
+            student_cache.keep_rows(kept)
+            teacher_cache.keep_rows(kept)
+            live_on_host, lengths = [live_on_host[row] for row in kept], [lengths[row] for row in kept]
+            live = to_device(torch.tensor(live_on_host), device)
+        room = max(ends[row] - at for row, at in zip(live_on_host, lengths))
+        student_cache.roll_back(length[live] - 1, high=max(lengths) - 1)
+        teacher_cache.roll_back(length[live] - 1, high=max(lengths) - 1)
+
+    counters = _count(blocks)
+    rollout = _as_rollout(
+        tokens,
+        prompt_len,
+        length,
+        torch.where((unwritten >= 0) & write_back, TEACHER, STUDENT),
+        finished,
+        T,
+        **{"teacher_features" if keep_features else "teacher_logits": kept_rows[:, : T - 1]},
+        counters=counters,
+        fed=_fed_in_blocks(counters, prompt_len, len(blocks)),
+        blocks=blocks,
+    )
+    rollout.unwritten = unwritten[:, :T].masked_fill(~rollout.response_mask, -1)
+    return rollout
+
+
+def _count(blocks):
+    """The counters of a rollout, (7,) long in the order of COUNTERS; a row counts while it is running."""
+    drafted, accepted, judged = (
+        torch.cat([getattr(block, name) for block in blocks]).sum() for name in ("drafted", "accepted", "judged")
+    )
+    calls, steps = (sum(block.proposed.size(0) for block in blocks), sum(block.proposed.numel() for block in blocks))
+    counted = torch.stack([drafted, judged, accepted, judged - accepted, drafted - judged])
+    return torch.cat([counted, to_device(torch.tensor([calls, steps]), counted.device)])
+
+
+def _fed_in_blocks(counters, prompt_len, number):
+    """Rollout.fed of so many blocks: both models read prompts and drafts, the teacher in one forward a block."""
+    counted = dict(zip(COUNTERS, counters))
+    read = prompt_len.sum() + counted["student_steps"]
+    return torch.stack([read, read, counted["judged"], torch.full_like(read, 1 + number)])
+
+
+def interleaved_generate(
+    student,
+    teacher,
+    prompts,
+    max_new_tokens,
+    *,
+    generator,
+    gamma=None,
+    accept_rule="topk",
+    accept_top_k=25,
+    replace="sample",
+    student_temperature=1.0,
+    student_top_p=None,
+    teacher_temperature=1.0,
+    teacher_top_p=None,
+    eos_token=None,
+    row_keys=None,
+    write_back=True,
+    accept_on="raw",
+    judge_fresh=False,
+    keep_features=False,
+    **rule,
+):
+    """SKD's sampling (arXiv 2410.11325, Algorithm 1), batched and cached: list of B lists of ids -> Rollout.
+
+    A proposal of the student stays if `accept_rule` says so on the teacher's raw logits; otherwise the teacher's own
+    draw takes its place. At one position, with A the accepted set: P(token) = student(token) [token in A] +
+    student(not A) * teacher(token). This distribution does not depend on gamma; accept_top_k 0 is teacher sampling, V
+    (or more) is on-policy sampling. `Rollout.teacher_logits` are the verification rows, ready as training targets; with
+    keep_features they are left as features (B, T-1, C), which a large vocabulary makes much smaller.
+
+    Switches away from the paper, for measuring what they cost: write_back=False marks rejections but leaves the
+    student's own tokens in place (control); accept_on="warped" tests membership after temperature and top-p, and
+    judge_fresh=True judges a second, fresh draw in place of the emitted token (both as in the released code, README
+    "paper and code"). Raises ValueError for an unknown rule, gamma < 1, accept_top_k < 0, an empty or too long prompt.
+    """
+    rules = interleaved_rules(
+        student, teacher, gamma=gamma, accept_rule=accept_rule, accept_top_k=accept_top_k, replace=replace,
+        student_temperature=student_temperature, student_top_p=student_top_p, teacher_temperature=teacher_temperature,
+        teacher_top_p=teacher_top_p, accept_on=accept_on, judge_fresh=judge_fresh, **rule,
+    )  # fmt: skip
+    return _in_blocks(
+        student, teacher, prompts, max_new_tokens, rules=rules, generator=generator, gamma=gamma, eos_token=eos_token,
+        row_keys=row_keys, write_back=write_back, keep_features=keep_features,
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Lossless speculative decoding: what a distilled student is worth as a draft.
+
+
+class SpeculativeRules(NamedTuple):
+    """Lossless: which drafted tokens stay, and what replaces one that does not. The target takes the teacher's part."""
+
+    temperature: float
+
+    roles = ("student", "teacher", "coin")  # the noise that a block needs
+
+    @property
+    def student(self):
+        """Keywords of `draw`: the drafted tokens."""
+        return {"temperature": self.temperature}
+
+    def stays(self, block, target_rows, uniform, place):
+        """(n, G) bool, True with probability min(1, target / draft); arguments as of InterleavedRules.stays."""
+        if self.temperature == 0:
+            return target_rows.argmax(-1) == block.proposed
+        draft_prob, target_prob = (
+            warp(rows, self.temperature).log_softmax(-1).gather(-1, block.proposed[..., None])[..., 0].exp()
+            for rows in (torch.stack(block.rows, 1), target_rows)
+        )
+        return uniform["coin"] * draft_prob < target_prob
+
+    def redraw(self, block, target_rows, at, uniform):
+        """Tokens from the positive part of target - draft, at the index `at` into (n, G)."""
+        draft_row, target_row = torch.stack(block.rows, 1)[at], target_rows[at]
+        if self.temperature == 0:
+            return target_row.argmax(-1)
+        draft_probs, target_probs = (warp(row, self.temperature).softmax(-1) for row in (draft_row, target_row))
+        residual = (target_probs - draft_probs).clamp(min=0)
+        # Equal distributions leave no residual; rounding may still reject, and then the target's own one is right.
+        residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, target_probs)
+        return draw(residual.log(), uniform["teacher"][at])
 
 
 def speculative_generate(
@@ -744,47 +965,14 @@ def speculative_generate(
 
     A drafted token stays with probability min(1, target / draft); otherwise it is redrawn from the positive part of
     target - draft. The chance to stay is 1 - total_variation: `counters` give accepted / judged. The usual extra token
-    after a fully accepted block is left out: the law is the same, and the loop is the one of interleaved sampling.
+    after a fully accepted block is left out: the distribution is the same, and so is the loop of interleaved sampling.
     """
     _check_gamma(gamma)
     _shared_vocabulary(draft, target)
-    noise = Noise(generator, _row_keys(row_keys, len(prompts), _device(draft)))
-    greedy = temperature == 0
-
-    def propose(draft_row, uniform):
-        return draw(draft_row, uniform("student"), temperature)
-
-    def judge(proposed, draft_rows, target_rows, uniform, place):
-        if greedy:
-            return target_rows.argmax(-1) == proposed
-        draft_prob, target_prob = (
-            warp(rows, temperature).log_softmax(-1).gather(-1, proposed[..., None])[..., 0].exp()
-            for rows in (torch.stack(draft_rows, 1), target_rows)
-        )
-        return uniform("coin") * draft_prob < target_prob
-
-    def redraw(draft_rows, target_rows, at, uniform):
-        draft_row, target_row = torch.stack(draft_rows, 1)[at], target_rows[at]
-        if greedy:
-            return target_row.argmax(-1)
-        residual = (warp(target_row, temperature).softmax(-1) - warp(draft_row, temperature).softmax(-1)).clamp(min=0)
-        # Equal distributions leave no residual; rounding may still reject, and then the target's own law is right.
-        residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, warp(target_row, temperature).softmax(-1))
-        return draw(residual.log(), uniform("teacher"))
-
-    return _draft_and_verify(
-        draft,
-        target,
-        prompts,
-        max_new_tokens,
-        gamma=gamma,
-        noise=noise,
-        draft=propose,
-        judge=judge,
-        replace=redraw,
-        eos_token=eos_token,
-        keep_features=keep_features,
-    )
+    return _in_blocks(
+        draft, target, prompts, max_new_tokens, rules=SpeculativeRules(temperature), generator=generator, gamma=gamma,
+        eos_token=eos_token, row_keys=row_keys, keep_features=keep_features,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -821,6 +1009,8 @@ class Mixture:
     Called like a GPT (log-probabilities stand in for logits). MiniLLM's teacher-mixed sampling (arXiv 2306.08543).
     """
 
+    feeds = ("student", "teacher")  # both read every token
+
     def __init__(self, first, second, weight):
         _shared_vocabulary(first, second)
         assert 0 < weight < 1, f"a mixture needs a weight strictly between 0 and 1, found {weight}"
@@ -844,17 +1034,21 @@ class Mixture:
 class Switching:
     """Two models that write one after the other: the student until it strays, the teacher from there to the row's end.
 
-    Called like a GPT. At every position d = KL(teacher || student); where d first exceeds `factor` times the mean of the
-    up to `window` positions before it, the teacher takes over, once (AdaSwitch, arXiv 2510.07842: a reconstruction from
-    summaries). Distances .1 .1 .1 .5 with window 3, factor 3: the fourth token is the teacher's. The first token of a row
-    is the student's; factor inf never switches, factor 0 switches at the second token. `first_by_teacher` (B,): the place
-    in the response of the teacher's first token.
+    Called like a GPT. At every position d = KL(teacher || student); where d first exceeds `factor` times the mean of
+    the up to `window` positions before it, the teacher takes over, once (AdaSwitch, arXiv 2510.07842: a reconstruction
+    from summaries). Distances .1 .1 .1 .5 with window 3, factor 3: the fourth token is the teacher's. The first token
+    is the student's; factor inf never switches, factor 0 switches at the second token. `first_by_teacher` (B,): the
+    place in the response of the teacher's first token.
     """
+
+    feeds = ("student", "teacher")  # both read every token
 
     def __init__(self, student, teacher, factor=3.0, window=4):
         _shared_vocabulary(student, teacher)
         if not factor >= 0 or window < 1:
-            raise ValueError(f"switching takes a factor of at least 0 and a window of at least 1, found {factor} and {window}")
+            raise ValueError(
+                f"switching takes a factor of at least 0 and a window of at least 1, found {factor} and {window}"
+            )
         self.models, self.factor, self.window = (student, teacher), factor, window
         self.config = min((model.config for model in self.models), key=lambda config: config.block_size)
 
@@ -910,7 +1104,121 @@ class SwitchCache(CachePair):
         self.rows, self.recent = self.rows[there], [distance[there] for distance in self.recent]
 
 
-WRITERS = ("dataset", "teacher", "student", "mixed", "interleaved", "teacher_mixed", "switching")
+class Request(NamedTuple):
+    """The arguments of write_tokens, which explains them, in its order; rows and batch_size are never None."""
+
+    student: object
+    teacher: object
+    prompts: list
+    references: list | None
+    max_new_tokens: int
+    generator: torch.Generator
+    eos_token: int | None
+    student_share: float
+    coin: str
+    temperature: float
+    top_p: float | None
+    teacher_mix: float
+    interleaved: dict | None
+    switching: dict | None
+    reference_source: int
+    rows: list
+    batch_size: int
+
+    def generate(self, model, prompts, row_keys):
+        """`generate` with the student's sampling options."""
+        return generate(
+            model, prompts, self.max_new_tokens, generator=self.generator, temperature=self.temperature,
+            top_p=self.top_p, eos_token=self.eos_token, row_keys=row_keys,
+        )  # fmt: skip
+
+
+def _write_mixed(request):
+    """References or student, by a coin per "batch" or per "sequence" that says student at student_share."""
+    prompts, rows, batch_size = request.prompts, request.rows, request.batch_size
+    coins = torch.rand(batch_size if request.coin == "sequence" else 1, generator=request.generator).expand(batch_size)
+    anywhere = (coins < request.student_share).tolist()  # in the whole batch
+    number = list(itertools.accumulate(anywhere))  # the student's rows are numbered through: their noise's keys
+    by_student, responses, fed = [anywhere[row] for row in rows], request.references, None
+    if any(anywhere) and not any(by_student):
+        torch.randint(2**62, (), generator=request.generator)  # as Noise draws: all processes' generators stay in step
+    if any(by_student):
+        own_prompts = [prompt for prompt, own in zip(prompts, by_student) if own]
+        keys = [number[row] - 1 for row, own in zip(rows, by_student) if own]
+        rollout = request.generate(request.student, own_prompts, keys)
+        if all(by_student):
+            return rollout
+        own_responses, fed = iter(rollout.responses()), rollout.fed
+        responses = [next(own_responses) if own else response for own, response in zip(by_student, responses)]
+    sources = [STUDENT if own else request.reference_source for own in by_student]
+    rollout = rollout_from_ids(prompts, responses, sources, _device(request.student))
+    rollout.fed = fed
+    return rollout
+
+
+def _write_dataset(request):
+    """The references. The coin of `mixed` is thrown as well: a run draws the same numbers whoever writes a batch."""
+    return _write_mixed(request._replace(student_share=0.0))
+
+
+def _write_student(request):
+    """The student itself, now; the coin is thrown as for `dataset`."""
+    return _write_mixed(request._replace(student_share=1.0))
+
+
+def _write_teacher(request):
+    """The references, which are answers that the teacher gave before training."""
+    sources = [TEACHER] * len(request.prompts)
+    return rollout_from_ids(request.prompts, request.references, sources, _device(request.student))
+
+
+def _write_interleaved(request):
+    """SKD: the student proposes, the teacher replaces (`interleaved` holds interleaved_generate's options)."""
+    options = {"student_temperature": request.temperature, "student_top_p": request.top_p} | (request.interleaved or {})
+    return interleaved_generate(
+        request.student, request.teacher, request.prompts, request.max_new_tokens, generator=request.generator,
+        eos_token=request.eos_token, row_keys=request.rows, **options,
+    )  # fmt: skip
+
+
+def _write_teacher_mixed(request):
+    """Every token from teacher_mix * teacher + (1 - teacher_mix) * student (MiniLLM)."""
+    both = Mixture(request.teacher, request.student, request.teacher_mix)
+    return request.generate(both, request.prompts, request.rows)
+
+
+def _write_switching(request):
+    """The student until it strays from the teacher, then the teacher (`switching`: knobs of Switching)."""
+    both = Switching(request.student, request.teacher, **(request.switching or {}))
+    rollout = request.generate(both, request.prompts, request.rows)
+    place = torch.arange(rollout.tokens.size(1), device=rollout.tokens.device) - rollout.prompt_len[:, None]
+    by_teacher = (place >= both.first_by_teacher[:, None]) & rollout.response_mask
+    rollout.source = rollout.source.masked_fill(by_teacher, TEACHER)
+    return rollout
+
+
+class Writer(NamedTuple):
+    """One way to write training tokens. A new one is one function and one row of WRITERS."""
+
+    write: Callable  # Request -> Rollout
+    student_writes: bool  # the student has a part in the tokens
+    needs_references: bool
+    flags: tuple  # of the command line, those that reach it (names as in args)
+
+
+STUDENT_DRAWS = ("student_temperature", "student_top_p")  # flags of whatever a student writes
+TEACHER_DRAWS = ("replace", "teacher_temperature", "teacher_top_p")  # flags of the teacher's replacements
+ACCEPTANCE = ("accept_rule", "rule", "no_write_back", "accept_on", "judge_fresh", "accept_top_k", "gamma")
+
+WRITERS = {  # writer: its function, whether a student writes, whether it needs references, the flags that reach it
+    "dataset": Writer(_write_dataset, False, True, ()),
+    "teacher": Writer(_write_teacher, False, True, ()),
+    "student": Writer(_write_student, True, False, STUDENT_DRAWS),
+    "mixed": Writer(_write_mixed, True, True, STUDENT_DRAWS),
+    "interleaved": Writer(_write_interleaved, True, False, (*STUDENT_DRAWS, *TEACHER_DRAWS, *ACCEPTANCE)),
+    "teacher_mixed": Writer(_write_teacher_mixed, True, False, (*STUDENT_DRAWS, "teacher_mix")),
+    "switching": Writer(_write_switching, True, False, STUDENT_DRAWS),
+}
 
 
 def write_tokens(
@@ -934,64 +1242,34 @@ def write_tokens(
     rows=None,
     batch_size=None,
 ):
-    """One batch of training tokens -> Rollout, written by `writer`:
+    """One batch of training tokens -> Rollout, written by `writer`, a row of WRITERS, whose function explains it.
 
-        dataset        the references
-        teacher        the references are answers that the teacher gave before training
-        student        the student itself, now
-        mixed          references or student, by a coin per "batch" or per "sequence" that says student at student_share
-        interleaved    SKD: the student proposes, the teacher replaces (`interleaved` holds interleaved_generate's options)
-        teacher_mixed  every token from teacher_mix * teacher + (1 - teacher_mix) * student (MiniLLM)
-        switching      the student until it strays from the teacher, then the teacher (`switching`: knobs of Switching)
-
-    Where the references are the teacher's answers, `reference_source` says TEACHER. The student's temperature and top_p are the same for every writer, and no gradient flows through a draw.
+    student_share and coin are mixed's, teacher_mix is teacher_mixed's, `interleaved` holds interleaved_generate's
+    options and `switching` the knobs of Switching. Where the references are the teacher's answers, `reference_source`
+    says TEACHER; a writer that needs none takes None for each, or for all. The student's temperature and top_p are the
+    same for every writer, and no gradient flows through a draw.
 
     Several processes write one batch together: `rows` are the places in it that these prompts have, `batch_size` is its
-    size. Noise and coins belong to the places, so the batch is the same, however many processes share it.
+    size. Noise and coins belong to the places, so the batch is the same, however many processes share it. Raises
+    ValueError for an unknown writer or coin, a share outside 0..1, and references that are needed and missing.
     """
     if writer not in WRITERS or coin not in ("batch", "sequence") or not 0 <= student_share <= 1:
         raise ValueError(
             f"a writer is one of {', '.join(WRITERS)}, a coin per batch or per sequence, a share in 0..1; "
             f"found {writer!r}, {coin!r}, {student_share}"
         )
+    if references is None:
+        references = [None] * len(prompts)
     assert len(prompts) == len(references), f"{len(prompts)} prompts, {len(references)} references"
-    device = _device(student)
+    missing = [row for row, reference in enumerate(references) if reference is None]
+    if missing and WRITERS[writer].needs_references:
+        raise ValueError(f"writer {writer} needs a reference for each prompt, {missing[0]} has none: give `responses`")
     rows, batch_size = range(len(prompts)) if rows is None else rows, batch_size or len(prompts)
-    sampling = {"generator": generator, "temperature": temperature, "top_p": top_p, "eos_token": eos_token}
-    if writer == "interleaved":
-        options = {"student_temperature": temperature, "student_top_p": top_p} | (interleaved or {})
-        return interleaved_generate(
-            student, teacher, prompts, max_new_tokens, generator=generator, eos_token=eos_token, row_keys=rows, **options
-        )
-    if writer == "teacher_mixed":
-        return generate(Mixture(teacher, student, teacher_mix), prompts, max_new_tokens, row_keys=rows, **sampling)
-    if writer == "switching":
-        both = Switching(student, teacher, **(switching or {}))
-        rollout = generate(both, prompts, max_new_tokens, row_keys=rows, **sampling)
-        place = torch.arange(rollout.tokens.size(1), device=device) - rollout.prompt_len[:, None]
-        by_teacher = (place >= both.first_by_teacher[:, None]) & rollout.response_mask
-        rollout.source = rollout.source.masked_fill(by_teacher, TEACHER)
-        return rollout
-    if writer == "teacher":
-        return rollout_from_ids(prompts, references, [TEACHER] * len(prompts), device)
-
-    # dataset, student, mixed: each row of the batch is written by the student with chance `share`.
-    share = {"dataset": 0.0, "student": 1.0, "mixed": student_share}[writer]
-    coins = torch.rand(batch_size if coin == "sequence" else 1, generator=generator).expand(batch_size)
-    anywhere = (coins < share).tolist()  # in the whole batch
-    number = list(itertools.accumulate(anywhere))  # the student's rows are numbered through: their noise's keys
-    by_student, responses = [anywhere[row] for row in rows], list(references)
-    if any(anywhere) and not any(by_student):
-        torch.randint(2**62, (), generator=generator)  # what Noise draws: all processes' generators stay in step
-    if any(by_student):
-        own_prompts = [prompt for prompt, own in zip(prompts, by_student) if own]
-        keys = [number[row] - 1 for row, own in zip(rows, by_student) if own]
-        rollout = generate(student, own_prompts, max_new_tokens, row_keys=keys, **sampling)
-        if all(by_student):
-            return rollout
-        own_responses = iter(rollout.responses())
-        responses = [next(own_responses) if own else response for own, response in zip(by_student, responses)]
-    return rollout_from_ids(prompts, responses, [STUDENT if own else reference_source for own in by_student], device)
+    request = Request(
+        student, teacher, prompts, references, max_new_tokens, generator, eos_token, student_share, coin, temperature,
+        top_p, teacher_mix, interleaved, switching, reference_source, rows, batch_size,
+    )  # fmt: skip
+    return WRITERS[writer].write(request)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1006,7 +1284,7 @@ def visible(text):
 
 
 def picture(rollout, row, decode, eos_token=None, color=True):
-    """One row of an interleaved rollout as a line of text: what stayed, what was replaced (by whom, which rank), what was lost.
+    """One row of an interleaved rollout as a line of text: what stayed, was replaced (by whom, which rank), was lost.
 
     Student tokens are plain; a replaced one reads {teacher's token <- student's proposal, its rank with the teacher};
     proposals thrown away after it are dim, in <...>. `decode` turns a list of ids into text.
@@ -1074,7 +1352,9 @@ def main(argv=None):
             raise ValueError(f"--accept-top-k must lie in 0..{vocabulary} (the vocabulary), found {args.accept_top_k}")
 
     if args.checkpoint == "" or args.teacher == "":
-        raise ValueError("--checkpoint and --teacher want the name of a .pt file, and found nothing: leave them out, or name it")
+        raise ValueError(
+            "--checkpoint and --teacher want the name of a .pt file, and found nothing: leave them out, or name it"
+        )
     if args.teacher and not args.checkpoint:
         raise ValueError("--teacher goes with the --checkpoint of its student: give both, or none")
     if args.checkpoint:
@@ -1090,8 +1370,8 @@ def main(argv=None):
         for name, model in (("student", student), ("teacher", teacher)):
             if model.config.vocab_size != tokenizer.n_vocab:
                 raise ValueError(
-                    f"the {name} has a vocabulary of {model.config.vocab_size}, its tokenizer one of {tokenizer.n_vocab}: "
-                    "this checkpoint was put together from two runs"
+                    f"the {name} has a vocabulary of {model.config.vocab_size}, its tokenizer one of "
+                    f"{tokenizer.n_vocab}: this checkpoint was put together from two runs"
                 )
         check_top_k(tokenizer.n_vocab)
         if not args.prompt and "task" not in about:
@@ -1103,7 +1383,7 @@ def main(argv=None):
     else:
         data = pairs.encode_task(tasks.make_task("math", **pairs.QUICK_TASK), pairs.QUICK)
         check_top_k(data.tokenizer.n_vocab)
-        with tempfile.TemporaryDirectory() as elsewhere:  # where the pair is kept, for now, if the checkout is read-only
+        with tempfile.TemporaryDirectory() as elsewhere:  # where the pair is kept if the checkout is read-only
             kept = {"report": processes.say, "otherwise": [elsewhere]}
             pair = pairs.load_or_pretrain_pair(data, pairs.QUICK, device, **kept)
         student, teacher, tokenizer = pair.new_student().eval(), pair.teacher, pair.tokenizer
@@ -1123,7 +1403,8 @@ def main(argv=None):
     )
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(
-        f"\n{student.num_parameters():,} student and {teacher.num_parameters():,} teacher parameters, rule {args.accept_rule}"
+        f"\n{student.num_parameters():,} student and {teacher.num_parameters():,} teacher parameters"
+        f", rule {args.accept_rule}"
         + (
             f", K = {args.accept_top_k if args.accept_top_k is not None else top_k}"
             if args.accept_rule == "topk"
@@ -1140,8 +1421,8 @@ def main(argv=None):
     print(
         f"{written} tokens written: {counts['accepted']} accepted, {counts['replaced']} replaced"
         f" (accept rate {counts['accepted'] / counts['judged']:.3f}); {counts['discarded']} proposals discarded;"
-        f" {counts['teacher_calls'] / written:.2f} teacher calls and {counts['student_steps'] / written:.2f} student steps"
-        " per token"
+        f" {counts['teacher_calls'] / written:.2f} teacher calls and"
+        f" {counts['student_steps'] / written:.2f} student steps per token"
     )
     return 0
 

@@ -10,9 +10,10 @@ import contextlib
 import torch
 
 from losses import Unprojected
+from sample import WRITERS
 
 GATE = 0.5  # score from which on a teacher of a synthetic task has learned it
-STUDENT_WRITERS = ("student", "mixed", "interleaved", "teacher_mixed", "switching")  # of tokens that a student has a part in
+STUDENT_WRITERS = tuple(name for name, writer in WRITERS.items() if writer.student_writes)
 FEW = 8  # rows of a batch are enough to ask, and what is asked is held in memory as well
 
 

@@ -13,8 +13,17 @@ import dataclasses
 import sys
 
 from data import tasks
-from lab import checks, pairs, processes, report
-from sample import ACCEPT_RULES, RANKED, REPLACE_RULES, check_rule
+from lab import pairs, processes, report
+from sample import (
+    ACCEPT_RULES,
+    RANKED,
+    REPLACE_RULES,
+    STUDENT_DRAWS,
+    TEACHER_DRAWS,
+    WRITERS,
+    check_rule,
+    knobs_of,
+)
 
 # Flags that decide where and how a run is done, but not what comes out of it.
 NEUTRAL_FLAGS = {
@@ -205,7 +214,11 @@ def make_parser(script, description, variants, main_variants):
     group.add_argument(
         "--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay (default: topk)"
     )
-    group.add_argument("--rule", default="", metavar="KNOB=X,..", help="the rule's own knob, e.g. accept_min_prob=0.1")
+    knobs = {name: [knob for knob in knobs_of(name) if knob != "accept_top_k"] for name in ACCEPT_RULES}
+    listed = "; ".join(f"{name}: {', '.join(own)}" for name, own in knobs.items() if own)
+    group.add_argument(
+        "--rule", default="", metavar="KNOB=X,..", help=f"the rule's own knobs, e.g. accept_min_prob=0.1 ({listed})"
+    )
     group.add_argument(
         "--replace", default="sample", choices=tuple(REPLACE_RULES), help="what a rejected proposal becomes"
     )
@@ -327,12 +340,6 @@ def check_typed(args, typed, names, variants, unreached):
     return notes
 
 
-# Flags that decide tokens: of whatever the student writes, of the teacher's replacements, and of the interleaved writer alone.
-STUDENT_DRAWS = ("student_temperature", "student_top_p")
-TEACHER_DRAWS = ("replace", "teacher_temperature", "teacher_top_p")
-INTERLEAVED = ("accept_rule", "rule", "no_write_back", "accept_on", "judge_fresh", *TEACHER_DRAWS, *EVALUATION_FLAGS)
-
-
 def first_reason(flag, table):
     """The first `why` that concerns a flag, of rows (flags, whether it is so, why); or None."""
     return next((why for flags, is_so, why in table if flag in flags and is_so), None)
@@ -344,9 +351,10 @@ def unreached_tokens(flag, writer, own, args):
     said = vars(args) | own
     rule, replace, both = said["accept_rule"], said["replace"], writer == "interleaved"
     raw = said["accept_on"] == "raw"  # else the teacher's temperature and nucleus decide what is accepted, too
+    reached = [name for name, row in WRITERS.items() if flag in row.flags]
     table = (
-        (STUDENT_DRAWS, writer not in checks.STUDENT_WRITERS, "lets no student write"),
-        (INTERLEAVED, not both, "does not write interleaved"),
+        (STUDENT_DRAWS, writer not in reached, "lets no student write"),
+        ((flag,), reached and writer not in reached, f"does not write {' or '.join(reached)}"),
         (own.keys() - {"accept_top_k"}, True, "fixes it itself"),  # a row's accept_top_k is in units of the flag
         (("rule",), "accept_rule" in own, "fixes the accept rule itself"),
         (("accept_top_k",), rule not in RANKED and replace != "sample_topk", "has an accept rule without a K"),

@@ -7,8 +7,6 @@ import time
 import torch
 import torch.distributed as dist
 
-from sample import STUDENT, TEACHER
-
 
 class Costs:
     """What a run used, counted on the device and read once: tokens that each model processed, forwards, model TFLOP.
@@ -30,23 +28,10 @@ class Costs:
         self.longer = torch.zeros(5, dtype=torch.long)  # before training as well, but longer where the run is longer
         self.others = 0.0  # TFLOP of models that are neither of the two; longer where the run is longer
 
-    def count_writing(self, rollout, writer):
-        """Add what it took to write a batch of training tokens."""
-        student, teacher, forwards = (torch.zeros_like(self.counts[0]) for _ in range(3))
-        by_student, by_teacher = (rollout.source == STUDENT), (rollout.source == TEACHER)
-        if writer in ("teacher", "replay"):  # written, and counted, before
-            by_student, by_teacher = torch.zeros_like(by_student), torch.zeros_like(by_teacher)
-        elif rollout.counters is not None:
-            student = teacher = rollout.prompt_len.sum() + rollout.counters[6]  # the teacher is fed what was drafted
-            forwards += 1 + len(rollout.blocks)
-        elif writer in ("teacher_mixed", "switching"):  # both models, one forward per token, and one for the prompts
-            student = teacher = rollout.lengths.sum()
-            forwards += 1 + (rollout.lengths - rollout.prompt_len).max()
-        else:  # rows that stand among the student's, if any, were known before
-            by_teacher = torch.zeros_like(by_teacher)
-            student = (rollout.lengths * by_student.any(1)).sum()
-        written = ((by_student | by_teacher) & rollout.response_mask).sum()
-        self.counts[:4] += torch.stack([student, teacher, written, forwards])
+    def count_writing(self, rollout):
+        """Add what a sampler noted in its rollout; a rollout that nobody wrote now holds no note."""
+        if rollout.fed is not None:
+            self.counts[:4] += rollout.fed
 
     def count_forward(self, model, fed, passes):
         """Add `passes` of a model over `fed` tokens (a scalar on the device): 1 forward, 3 with the backward pass to all weights."""

@@ -32,7 +32,7 @@ from lab.records import NoLog
 from lab.teacher_cache import TeacherCache
 from losses import Tokens, Unprojected, by_chunks, masked_mean, weight_of, with_tail
 from model import clip_and_step, learning_rate, make_optimizer
-from sample import DATASET, TEACHER, rollout_from_ids, write_tokens
+from sample import DATASET, TEACHER, WRITERS, rollout_from_ids, write_tokens
 
 
 def batch_order(num_examples, batch_size, num_steps, generator):
@@ -160,7 +160,7 @@ class Run:
 
     def require_references(self, writer):
         """ValueError where `writer` takes references and there are none."""
-        if self.references is None and writer in ("dataset", "teacher", "mixed"):  # TODO
+        if self.references is None and WRITERS[writer].needs_references:
             self.required_responses()
 
     def require_evaluation(self, method):
@@ -411,7 +411,7 @@ class Step:
                 batch_size=self.batch_size,
                 **options,
             )
-        run.costs.count_writing(rollout, writer)
+        run.costs.count_writing(rollout)
         return rollout
 
     def examples(self, rows):

@@ -7,15 +7,19 @@ Scripts: GPTs whose weights spell out which token comes at which position, for t
 """
 
 import functools
+import inspect
 import itertools
 import math
 import random
+import types
 
 import adapters
 import pytest
 import torch
 
 import sample
+from data import cli
+from data.evaluate import Costs
 from model import GPT, GPTConfig, KVCache, OnlineTeacher
 from sample import PROMPT, STUDENT, TEACHER
 
@@ -328,6 +332,47 @@ def test_rank_counts_strictly_larger_logits():
 
 
 @pytest.mark.parametrize("accept_rule", list(sample.ACCEPT_RULES))
+def test_a_rule_is_a_function_with_ranges(accept_rule):
+    """Every row of the table: one bool per proposal for any shape in front, its own numbers by keyword only, each with a default
+    that its Range allows and a value that it refuses in one line."""
+    rule, knobs = sample.ACCEPT_RULES[accept_rule], sample.knobs_of(accept_rule)
+    for shape in ((3,), (2, 4)):
+        rows, zeros = torch.randn(*shape, 7, generator=generator()), torch.zeros(shape, dtype=torch.long)
+        found = rule(rows, zeros, torch.rand(shape, generator=generator(1)), zeros)
+        assert found.shape == shape and found.dtype == torch.bool
+    arguments = inspect.signature(rule).parameters
+    assert list(arguments) == ["teacher_logits", "proposed", "coin", "place", *knobs]
+    for name, allowed in knobs.items():
+        allowed.check(name, arguments[name].default)
+        for wrong in (-1, math.nan, "1"):
+            with pytest.raises(ValueError, match=f"^{name} .*found {wrong}$"):
+                allowed.check(name, wrong)
+
+
+def test_a_new_rule_is_one_function_and_one_row(monkeypatch):
+    """A rule that nobody knew before is found by its name, with its number and that number's range, by sampler and command line."""
+
+    def every_other(teacher_logits, proposed, coin, place, *, phase: sample.Range("is 0 or 1", lambda x: x in (0, 1)) = 0):
+        return (place + phase) % 2 == 0
+
+    monkeypatch.setitem(sample.ACCEPT_RULES, "every_other", every_other)
+    (student, teacher), prompts = make_pair(1), random_prompts(1, 3)
+    for phase in (0, 1):
+        for write in (sample.interleaved_generate, sample.interleaved_plain):
+            rollout = write(student, teacher, prompts, 7, generator=generator(), gamma=4, accept_rule="every_other", phase=phase)
+            assert sources_of(rollout) == [([STUDENT, TEACHER] * 4)[phase:][:7]] * 3
+    for wrong, message in (({"phase": 2}, "phase is 0 or 1, found 2"), ({"other": 1}, "no knob 'other': it takes phase")):
+        with pytest.raises(ValueError, match=message):
+            sample.interleaved_generate(student, teacher, prompts, 7, generator=generator(), accept_rule="every_other", **wrong)
+    parser = cli.make_parser("train_skd", "", {"skd": None}, ["skd"])
+    assert parser.parse_args(["--accept-rule", "every_other"]).accept_rule == "every_other"
+    assert "every_other: phase" in " ".join(parser.format_help().split())
+
+
+DEFINED = ("topk", "topk_along", "topp", "minprob", "typical", "argmax", "all", "none", "random")  # in `acceptance`
+
+
+@pytest.mark.parametrize("accept_rule", DEFINED)
 def test_rules_agree_with_their_definition(accept_rule):
     """On random rows every token is judged as the definition says, for any shape in front, wherever in the response it stands."""
     knobs = {"topk": {"accept_top_k": 3}, "topp": {"accept_top_p": 0.7}, "minprob": {"accept_min_prob": 0.1}}
@@ -752,6 +797,84 @@ def test_cached_generate_equals_uncached():
                 row = adapters.model_logits(teacher, torch.tensor([sequence]))[:, -1]
                 sequence.append(int(sample.draw(row, noise(torch.tensor([len(sequence)]), "student"), **draw_options)))
             assert responses[key] == sequence[len(prompt) :]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One block, function by function, and the loop to read.
+
+
+def test_draft_is_the_student_token_by_token():
+    """The tokens of generate for the same numbers, each drawn from its own row; the cache has moved on by what was fed."""
+    student, _ = make_pair(3)
+    prompts = random_prompts(3, 4, longest=5)
+    tokens, lengths = sample.pad_sequences(prompts)
+    noise, G = sample.Noise(generator(1), torch.arange(4)), 6
+    uniform = noise(lengths[:, None] + torch.arange(G), "student")
+    with torch.no_grad():
+        cache = student.new_cache(4, 24)
+        student(tokens, cache)
+        cache.roll_back(lengths - 1)
+        block = sample.draft(student, cache, tokens[torch.arange(4), lengths - 1], uniform, {"temperature": 0.8})
+    expected = sample.generate(student, prompts, G, generator=generator(1), temperature=0.8)
+    assert block.proposed.tolist() == expected.responses()
+    assert torch.equal(block.fed[:, 1:], block.proposed[:, :-1]) and block.fed[:, 0].tolist() == [prompt[-1] for prompt in prompts]
+    assert torch.equal(cache.lengths, lengths - 1 + G)
+    for b, (prompt, response) in enumerate(zip(prompts, expected.responses())):
+        rows = torch.stack([row[b] for row in block.rows])
+        assert torch.allclose(rows, full_rows(student, prompt, response), rtol=1e-9, atol=1e-9)
+
+
+def block_by_loop(proposed, stays, replacement, position, end, eos_token):
+    """One sequence, proposal by proposal: (tokens that it adds, how many were accepted, how many count)."""
+    added, accepted, counted, stopped = [], 0, 0, False
+    for token, stay, other in zip(proposed, stays, replacement):
+        if position + counted >= end or (counted and proposed[counted - 1] == eos_token):
+            break
+        counted += 1
+        if not stopped:
+            added, accepted, stopped = [*added, token if stay else other], accepted + stay, not stay
+    return added, accepted, counted
+
+
+@pytest.mark.parametrize("eos_token", [None, 0])
+def test_a_block_is_what_a_loop_says(eos_token):
+    """Random proposals, verdicts and budgets: countable, verify and commit against one proposal after the other."""
+    draws = generator(4)
+    for G in (1, 2, 3, 7):
+        proposed, replacement = torch.randint(0, 4, (2, 300, G), generator=draws)
+        stays = torch.rand(300, G, generator=draws) < 0.7
+        start, room = torch.randint(1, 9, (2, 300), generator=draws)
+        end = start + room - 1
+        counts = sample.countable(proposed, start[:, None] + torch.arange(G), end[:, None], eos_token)
+        verdict = sample.verify(stays, counts)
+        drawn = replacement[verdict.at][:, None]
+        committed = sample.commit(proposed, verdict, drawn, start, eos_token)
+        for b in range(300):
+            rows = (x[b].tolist() for x in (proposed, stays, replacement))
+            added, accepted, counted = block_by_loop(*rows, int(start[b]), int(end[b]), eos_token)
+            assert counts[b].tolist() == [True] * counted + [False] * (G - counted)
+            assert verdict.accepted[b] == accepted and verdict.judged[b] == len(added)
+            assert committed.written[b, : len(added)].tolist() == added and committed.length[b] == start[b] + len(added)
+            assert verdict.rejected[b].tolist() == [j == accepted < len(added) for j in range(G)]
+            assert committed.finished[b] == (eos_token in added)
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3, 5, 8])
+def test_the_plain_loop_is_the_fast_one(gamma):
+    """interleaved_plain and interleaved_generate: the same tokens, sources, lengths and ends, teacher logits to rounding."""
+    options = [{"accept_top_k": 4}, *RULES, {"accept_rule": "topk_along", "accept_top_k": 3, "along": 5.0}]
+    for seed, rule in enumerate(options * 2):
+        student, teacher, prompts, budget, _ = random_case(seed)
+        call = {"eos_token": (None, 0, 4)[seed % 3], **rule}
+        if seed % 4 == 0:
+            call["row_keys"] = [7 * row + 3 for row in range(len(prompts))]
+        plain = sample.interleaved_plain(student, teacher, prompts, budget, generator=generator(seed), gamma=gamma, **call)
+        fast = sample.interleaved_generate(student, teacher, prompts, budget, generator=generator(seed), gamma=(gamma, None)[seed % 2], **call)
+        for name in ("tokens", "prompt_len", "lengths", "source", "finished"):
+            assert torch.equal(getattr(plain, name), getattr(fast, name)), name
+        assert plain.source.dtype == torch.int8 and plain.teacher_logits.shape == fast.teacher_logits.shape
+        response = plain.response_mask[:, 1:]
+        torch.testing.assert_close(plain.teacher_logits[response], fast.teacher_logits[response], rtol=1e-9, atol=1e-9)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1367,6 +1490,114 @@ def test_warped_rule_at_zero_accepts_nothing():
     student, teacher = (adapters.make_gpt(9, 24, 1, 1, 8, seed=seed) for seed in (1, 2))
     _, sources = adapters.interleaved_generate(student, teacher, [[1], [2, 3]], 8, accept_top_k=0, accept_on="warped")
     assert {source for row in sources for source in row} == {"teacher"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who writes, and what it took.
+
+
+def write(writer, student, teacher, prompts, references, **options):
+    common = {"generator": generator(2), "eos_token": 0, "student_share": 0.6, "coin": "sequence", "interleaved": {"accept_top_k": 3}}
+    return sample.write_tokens(writer, student, teacher, prompts, references, 9, **common | options)
+
+
+class Listener:
+    """Counts what a model is really fed: tokens, padding included, and forwards."""
+
+    def __init__(self, model):
+        self.tokens = self.forwards = 0
+        model.register_forward_pre_hook(self.hear)
+
+    def hear(self, model, inputs):
+        self.tokens, self.forwards = self.tokens + inputs[0].numel(), self.forwards + 1
+
+
+@pytest.mark.parametrize("writer", list(sample.WRITERS))
+def test_what_a_writer_feeds_is_noted(writer):
+    """Against hooks in both models, with prompts of one length, so that nothing is padded: `fed` has the number of forwards, the
+    number of written tokens, and one token more per sequence than a model reads, the last one: written, and read by nobody."""
+    for seed in range(4):
+        student, teacher = make_pair(seed)
+        prompts = [[1 + b % 8, 2, 3] for b in range(6)]
+        heard = [Listener(model) for model in (student, teacher)]
+        rollout = write(writer, student, teacher, prompts, random_prompts(seed, 6), generator=generator(seed))
+        by_model = [source for row in sources_of(rollout) for source in row if source != sample.DATASET]
+        if rollout.fed is None:
+            assert not any(model.tokens for model in heard) and (writer == "teacher" or not by_model)
+            continue
+        tokens, (forwards, written) = rollout.fed[:2].tolist(), rollout.fed[[3, 2]].tolist()
+        sequences = sum(source != [sample.DATASET] * len(source) for source in sources_of(rollout))
+        assert tokens == [model.tokens + sequences * (model.tokens > 0) for model in heard] and tokens[0] > 0
+        assert forwards == heard[1].forwards and written == len(by_model)
+
+
+@pytest.mark.parametrize("sampler", ["speculative", "control", "teacher", "student"])
+def test_what_a_sampler_feeds_is_noted(sampler):
+    """The same for the samplers that no writer calls so: both models of speculative decoding, the control, one model alone."""
+    student, teacher = make_pair(3)
+    prompts, heard = [[b, 2] for b in range(7)], [Listener(model) for model in (student, teacher)]
+    call = {"generator": generator(1), "eos_token": 0}
+    if sampler == "speculative":
+        rollout = sample.speculative_generate(student, teacher, prompts, 9, **call)
+    elif sampler == "control":
+        rollout = sample.interleaved_generate(student, teacher, prompts, 9, accept_top_k=2, write_back=False, **call)
+    else:
+        rollout = sample.generate(teacher if sampler == "teacher" else student, prompts, 9, role=sampler, **call)
+    fed = dict(zip(sample.FED, rollout.fed.tolist()))
+    assert [fed["student_tokens"], fed["teacher_tokens"]] == [model.tokens + 7 * (model.tokens > 0) for model in heard]
+    assert fed["teacher_forwards"] == heard[1].forwards and fed["generated_tokens"] == sum(map(len, rollout.responses()))
+
+
+@pytest.mark.parametrize("writer", ["student", "interleaved", "teacher_mixed", "switching"])
+def test_padding_is_not_fed(writer):
+    """Tokens that a batch feeds are those that its sequences feed alone, whatever their prompts' lengths."""
+    student, teacher = make_pair(5)
+    prompts, options = random_prompts(5, 7), {"interleaved": {"accept_top_k": 3, "gamma": 1}}
+    alone = [write(writer, student, teacher, [prompt], None, rows=[row], batch_size=7, **options).fed for row, prompt in enumerate(prompts)]
+    assert torch.stack(alone)[:, :3].sum(0).tolist() == write(writer, student, teacher, prompts, None, **options).fed[:3].tolist()
+
+
+@pytest.mark.parametrize("writer", list(sample.WRITERS))
+def test_fed_is_what_the_costs_count(writer):
+    """`fed` and the reconstruction of data/evaluate.py agree, for every writer, coin and kind of reference."""
+    student, teacher = make_pair(4)
+    for seed, (coin, source) in enumerate(itertools.product(("batch", "sequence"), (sample.DATASET, TEACHER))):
+        rollout = write(writer, student, teacher, random_prompts(seed, 6), random_prompts(seed + 9, 6), coin=coin, reference_source=source, generator=generator(seed))
+        costs = Costs(student, teacher)
+        costs.count_writing(rollout, writer)
+        assert costs.counts[:4].tolist() == (rollout.fed.tolist() if rollout.fed is not None else [0] * 4)
+
+
+@pytest.mark.parametrize("writer", list(sample.WRITERS))
+def test_references_are_needed_or_not(writer):
+    """A writer that needs none writes the same without them; one that does says so in one line, which names the argument."""
+    (student, teacher), prompts, references = make_pair(6), random_prompts(6, 4), random_prompts(7, 4)
+    with_them = write(writer, student, teacher, prompts, references)
+    for none, which in ((None, 0), ([None] * 4, 0), ([*references[:2], None, references[3]], 2)):
+        if sample.WRITERS[writer].needs_references:
+            with pytest.raises(ValueError, match=f"^writer {writer} needs .*prompt, {which} has none: give `responses`$"):
+                write(writer, student, teacher, prompts, none)
+        else:
+            assert torch.equal(write(writer, student, teacher, prompts, none).tokens, with_them.tokens)
+
+
+def test_a_new_writer_is_one_function_and_one_row(monkeypatch):
+    """It writes, and the command line knows which flags reach it."""
+
+    def write_greedily(request):
+        return sample.generate(request.student, request.prompts, request.max_new_tokens, generator=request.generator, greedy=True, row_keys=request.rows)
+
+    monkeypatch.setitem(sample.WRITERS, "greedy", sample.Writer(write_greedily, True, False, ("teacher_mix",)))
+    student, teacher = make_pair(7)
+    rollout = write("greedy", student, teacher, [[1], [2, 3]], None)
+    assert rollout.responses() == adapters.generate(student, [[1], [2, 3]], 9, greedy=True) and rollout.fed[0] == rollout.lengths.sum()
+    args = types.SimpleNamespace(
+        accept_rule="topk", replace="sample", accept_on="raw", no_write_back=False, teacher_top_p=None, teacher_temperature=1, student_temperature=1
+    )
+    assert cli.unreached_tokens("teacher_mix", "greedy", {}, args) is None
+    assert cli.unreached_tokens("teacher_mix", "student", {}, args) == "does not write teacher_mixed or greedy"
+    assert cli.unreached_tokens("student_top_p", "greedy", {}, args) == "lets no student write"
+    assert cli.unreached_tokens("gamma", "greedy", {}, args) == "does not write interleaved"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -429,7 +429,7 @@ def test_nothing_is_generated(pair, variant, monkeypatch):
     def never(*arguments, **keywords):
         raise AssertionError("a sampler was called")
 
-    for name in ("generate", "interleaved_generate", "_draft_and_verify", "draw", "write_tokens"):
+    for name in ("generate", "interleaved_generate", "_in_blocks", "draw", "write_tokens"):
         monkeypatch.setattr(sample, name, never)
     monkeypatch.setattr(train_okd, "write_tokens", never)
     figures = {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0, "drift": 0.0}
