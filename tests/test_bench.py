@@ -6,7 +6,7 @@ import bench
 import pytest
 import torch
 
-from lab import report
+from lab import pages
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,7 @@ def test_losses_and_the_memory_that_they_take(monkeypatch):
 def test_the_readme_shows_the_records(record):
     """The README's tables are rendered from the committed figures, which were made by one commit."""
     text, figures = (bench.ROOT / "README.md").read_text(encoding="utf-8"), json.loads(record.read_text())
-    assert report.replace_section(text, f"bench-{record.stem}", bench.render(figures)) == text
+    assert pages.replace_section(text, f"bench-{record.stem}", bench.render(figures)) == text
     assert figures["machine"]["modified"] is False and figures.keys() >= bench.SECTIONS.keys()
 
 

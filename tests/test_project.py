@@ -14,7 +14,7 @@ import sample
 import train_okd
 import train_skd
 from data import corpora, tasks
-from lab import pairs, processes, report
+from lab import pages, pairs, processes, report
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -38,7 +38,12 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/records.py": set(),
     "lab/costs.py": {"sample"},
     "lab/checks.py": {"losses"},
-    "lab/report.py": {"lab.records"},
+    "lab/reading.py": {"lab.records"},
+    "lab/statistics.py": {"lab.reading"},
+    "lab/tables.py": {"lab.reading", "lab.statistics"},
+    "lab/curves.py": {"lab.reading"},
+    "lab/pages.py": {"lab.records"},
+    "lab/report.py": {"lab.curves", "lab.pages", "lab.reading", "lab.records", "lab.tables"},
     "lab/checkpoints.py": {"model", "lab.processes", "lab.records"},
     "lab/exchange.py": {"model", "data.tokenizer", "lab.processes", "lab.folders", "lab.command_line"},
     "lab/gallery.py": {"losses", "lab.records", "lab.command_line", "lab.processes"},
@@ -210,9 +215,9 @@ def test_readme_names_every_variant(capsys):
 def test_readme_renders_the_rows(script, capsys):
     """The tables of methods between the markers are what the rows say today."""
     assert script.main(["--list-variants"]) == 0
-    table = report.methods_table(script.__name__, json.loads(capsys.readouterr().out))
+    table = pages.methods_table(script.__name__, json.loads(capsys.readouterr().out))
     section = f"methods-{script.__name__.removeprefix('train_')}"
-    assert report.replace_section(readme(), section, table) == readme()
+    assert pages.replace_section(readme(), section, table) == readme()
     if script is train_okd:  # what each teacher does stands in its line, be it a row's or a flag's
         lines = {line.split("`")[1]: line for line in table.splitlines()[2:]}
         assert "| fixed | - |" in lines["gkd"]
@@ -332,7 +337,7 @@ def test_readme_tables_are_rendered(name):
     folder = result_folder(name)
     texts = report.render_report(folder)
     section = report.brief(texts["table.md"], folder.name)
-    assert report.replace_section(readme(), f"results-{name}", section) == readme()
+    assert pages.replace_section(readme(), f"results-{name}", section) == readme()
     for file, text in texts.items():
         if (folder / file).exists():
             assert (folder / file).read_text(encoding="utf-8") == text, file

@@ -30,7 +30,7 @@ import train_skd
 from data import corpora
 from data.corpora import load_corpus
 from data.tokenizer import PATTERN, Tokenizer, train_tokenizer
-from lab import exchange, folders, pairs, records, report
+from lab import exchange, folders, pages, pairs, records, report
 from lab.checkpoints import Keeper
 from lab.teacher_cache import TeacherCache
 from model import (
@@ -726,8 +726,8 @@ def test_a_name_cannot_end_a_section(tmp_path):
     log.close()
     page = "top\n<!-- x:begin -->\nold\n<!-- x:end -->\nbottom\n"
     section = report.brief(report.write_report(tmp_path), "folder")
-    once = report.replace_section(page, "x", section)
-    assert once.startswith("top\n") and once.endswith("bottom\n") and report.replace_section(once, "x", section) == once
+    once = pages.replace_section(page, "x", section)
+    assert once.startswith("top\n") and once.endswith("bottom\n") and pages.replace_section(once, "x", section) == once
 
 
 def test_a_report_is_written_through_no_link(tmp_path):

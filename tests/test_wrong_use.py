@@ -23,7 +23,7 @@ import train_skd
 from data import corpora, tasks
 from data.tasks import Encoded
 from data.tokenizer import Tokenizer, train_tokenizer
-from lab import command_line, exchange, gallery, pairs, processes, records, report
+from lab import command_line, exchange, gallery, pairs, processes, records, report, statistics, tables
 from lab.checkpoints import Keeper
 from lab.evaluate import evaluate, token_columns
 from lab.teacher_cache import TeacherCache
@@ -521,9 +521,9 @@ CALLS = {
     "a target above, measured": (lambda: token_columns(STUDENT, None, [[1]], [[2, 11]]), "0..10"),
     "a cache of -1 tokens": (lambda: TeacherCache(TEACHER, [[1]], [[2]], best=-1), "--cache-teacher"),
     "a cache of too few responses": (lambda: TeacherCache(TEACHER, [[1], [2]], [[2]]), "2 prompts, 1 responses"),
-    "an interval of nothing": (lambda: report.student_t_interval([]), "[]"),
-    "an interval of nan": (lambda: report.student_t_interval([0.5, NAN]), "nan"),
-    "a table of nothing": (lambda: report.render_table([]), "no finished run"),
+    "an interval of nothing": (lambda: statistics.student_t_interval([]), "[]"),
+    "an interval of nan": (lambda: statistics.student_t_interval([0.5, NAN]), "nan"),
+    "a table of nothing": (lambda: tables.render_table([]), "no finished run"),
     "an unknown start": (lambda: pairs.load_or_pretrain_pair(None, pairs.PairSettings(student_start="cold")), "'cold'"),
     "an unknown rule for numbers": (lambda: command_line.parse_rule("a=1;b=2"), "KNOB=NUMBER"),
 }
