@@ -23,14 +23,18 @@ def replace_section(readme_text, name, new_body):
     return f"{before}{begin}{body}{end}{rest.split(end)[1]}"
 
 
-def put_into(readme, name, new_body):
-    """replace_section in a file; everything else in it, its line ends included, stays as it is."""
-    path = Path(os.path.realpath(readme))  # where a link leads: the link itself is not replaced
+def read_page(path):
+    """The text of a page with its own line ends. Raises ValueError for another encoding than UTF-8."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        return Path(path).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{readme} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    write_whole(path, replace_section(text, name, new_body))
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def put_into(page, name, new_body):
+    """replace_section in a file; everything else in it, its line ends included, stays as it is."""
+    text = replace_section(read_page(page), name, new_body)
+    write_whole(os.path.realpath(page), text)  # where a link leads: the link itself is not replaced
 
 
 WRITERS = {  # a row's writer, as the table of methods says it

@@ -1,14 +1,17 @@
 """What a table is made of: the finished runs of a folder, read from their records and checked.
 
 A run writes one JSONL record: a header line, step lines, eval lines, and a final line when it is done. Here it becomes a
-`Run`; which runs stand in one row of a table, and in which order the rows come, is decided here too.
+`Run`; which runs stand in one row of a table, and in which order the rows come, is decided here too. A run leaves one file
+per record; a study that is committed keeps all of them in one compressed file.
 """
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
+from lab.archive import PACKED, unpacked
 from lab.records import is_sealed
 
 
@@ -25,12 +28,12 @@ class Run(NamedTuple):
 
 
 def read_records(folder):
-    """The finished runs recorded in folder/*.jsonl, in the order of file names. Raises ValueError as read_runs does."""
+    """The finished runs recorded in a folder, in the order of file names. Raises ValueError as read_runs does."""
     return read_runs(folder)[0]
 
 
 def read_runs(folder):
-    """(finished runs, one line of text per unfinished one) of folder/*.jsonl.
+    """(finished runs, one line of text per unfinished one) of folder/*.jsonl, or of the archive that `pack` made of them.
 
     Unfinished means no final line; then the last line may be cut short, which is what an interruption leaves. Anything
     else that cannot be read is an error that names file and line: a table must not leave runs out silently.
@@ -39,10 +42,8 @@ def read_runs(folder):
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: name the --out folder of a run")
     runs, unfinished, file_of = [], [], {}
-    for path in sorted(folder.glob("*.jsonl")):
-        if not path.is_file():  # a folder, or a pipe that would keep its reader waiting; passing over it would be silent
-            raise ValueError(f"{path} is no file, and a record is one: move it away")
-        finished, stopped = _read_file(path)
+    for path, text in _record_texts(folder):
+        finished, stopped = _read_text(path, text)
         unfinished += stopped
         for run in finished:
             key = (run.variant, run.seed, run.budget)
@@ -57,9 +58,29 @@ def read_runs(folder):
     return runs, unfinished
 
 
-def _read_file(path):
+def record_files(folder):
+    """(path, bytes) of each folder/*.jsonl, in the order of their names."""
+    for path in sorted(Path(folder).glob("*.jsonl")):
+        if not path.is_file():  # a folder, or a pipe that would keep its reader waiting; passing over it would be silent
+            raise ValueError(f"{path} is no file, and a record is one: move it away")
+        yield path, path.read_bytes()
+
+
+def _record_texts(folder):
+    """(path, bytes) of what holds records in a folder: files, or the one archive. Raises ValueError where both are there."""
+    archive = folder / PACKED
+    if not os.path.lexists(archive):
+        yield from record_files(folder)
+        return
+    for path in folder.glob("*.jsonl"):
+        raise ValueError(f"{folder} holds {PACKED} and {path.name} beside it: type --pack again if that was interrupted, "
+                         "or move one of the two away")
+    yield archive, unpacked(archive)
+
+
+def _read_text(path, text):
     """(finished runs, texts about unfinished ones) of one file; a header line starts a run, a final line ends it."""
-    lines = path.read_bytes().split(b"\n")
+    lines = text.split(b"\n")
     finished, unfinished, run, start = [], [], None, 0
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"

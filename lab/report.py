@@ -7,7 +7,12 @@ the same bytes:
                                                              -> curves.curves_page  -> curves.svg
                                                              -> tables.summary      -> summary.json
 
-    python -m lab.report FOLDER [--readme README.md --section NAME]      # render again, and into the README
+    python -m lab.report FOLDER                                         # render again
+    python -m lab.report FOLDER --readme README.md --section NAME       # and into a page, between two markers
+    python -m lab.report FOLDER --pack                                  # make a study of a finished run
+
+A finished run has one record file per method and seed. A study, which is committed, has four files: the records in one
+compressed file, curves.svg, summary.json, and README.md, which holds the table between markers and words of its own.
 """
 
 import argparse
@@ -16,9 +21,10 @@ import os
 import sys
 from pathlib import Path
 
+from lab.archive import PACKED, packed, unpacked
 from lab.curves import curves_page
-from lab.pages import methods_table, put_into
-from lab.reading import ordered_variants, read_runs
+from lab.pages import methods_table, put_into, read_page, replace_section
+from lab.reading import ordered_variants, read_runs, record_files
 from lab.records import write_whole
 from lab.tables import inert, render_table, summary, with_relative_seconds
 
@@ -53,18 +59,57 @@ def render_report(folder, order=None, control=None, focus=None):
 
 
 def write_report(folder, order=None, control=None, focus=None):
-    """Write table.md, curves.svg and summary.json of render_report into folder; returns the text of table.md."""
-    texts = render_report(folder, order, control, focus)
+    """Write table.md, curves.svg and summary.json of render_report into folder; returns the text of table.md.
+
+    In a study's folder the table goes into README.md, between the markers of the section "table".
+    """
+    folder, texts = Path(folder), render_report(folder, order, control, focus)
+    table = texts["table.md"]
+    if (folder / PACKED).exists():
+        del texts["table.md"]
+        texts["README.md"] = study_page(folder, table)
     for name, text in texts.items():
-        write_whole(Path(folder) / name, text)
-    return texts["table.md"]
+        write_whole(folder / name, text)
+    return table
 
 
-def brief(table, folder_name):
-    """A table.md without its last part, every run on its own: what the README shows of results/FOLDER_NAME."""
-    link = f"results/{folder_name}"
+def study_page(folder, table):
+    """The text of a study's README.md with this table: what stands there around the markers stays; else a bare page."""
+    page = Path(folder) / "README.md"
+    bare = f"# {Path(folder).resolve().name}\n\n<!-- table:begin -->\n<!-- table:end -->\n"
+    return replace_section(read_page(page) if page.exists() else bare, "table", table)
+
+
+def pack(folder, order=None, control=None, focus=None):
+    """Make a study of a finished run's folder; returns the text of the table, which then stands in its README.md.
+
+    What is removed is what was packed: the records, once the archive was read back, and a table.md that says what they say.
+    All else in the folder stays. Raises ValueError if a run is unfinished, or the archive that is there lacks a record.
+    """
+    folder = Path(folder)
+    archive, texts = folder / PACKED, dict(record_files(folder))
+    if not archive.exists():  # else an earlier call was interrupted: it is finished here
+        study_page(folder, render_report(folder, order, control, focus)["table.md"])  # every complaint before the first change
+        if unfinished := read_runs(folder)[1]:
+            raise ValueError(f"{folder} holds what is unfinished ({'; '.join(unfinished)}): use --resume, or move it away")
+        write_whole(archive, packed(texts.values()))
+    whole = unpacked(archive)
+    if missing := [path.name for path, text in texts.items() if text not in whole]:
+        raise ValueError(f"{archive} does not hold {missing[0]}: move one of the two away")
+    for path in texts:
+        path.unlink()
+    table, old = write_report(folder, order, control, focus), folder / "table.md"
+    if old.is_file() and old.read_bytes() == table.encode():
+        old.unlink()
+    return table
+
+
+def brief(table, folder, page):
+    """A table without its last part, every run on its own, and with links from a page to the folder that has it."""
+    link = Path(os.path.relpath(os.path.realpath(folder), os.path.dirname(os.path.realpath(page)))).as_posix()
+    file = "README.md" if (Path(folder) / PACKED).exists() else "table.md"
     return (table.split("<details>")[0].rstrip()
-            + f"\n\nEvery run on its own: [table]({link}/table.md), [curves]({link}/curves.svg).\n")
+            + f"\n\nEvery run on its own: [table]({link}/{file}), [curves]({link}/curves.svg).\n")
 
 
 def _show(text):
@@ -81,7 +126,9 @@ def _show(text):
 def main(argv=None):
     """Render again from the command line; see --help."""
     parser = argparse.ArgumentParser(description="Render table.md, curves.svg and summary.json from records of runs.")
-    parser.add_argument("folder", nargs="?", help="where the .jsonl records are")
+    parser.add_argument("folder", nargs="?", help=f"where the .jsonl records are, or {PACKED}")
+    parser.add_argument("--pack", action="store_true", help=f"make a study of a finished run's folder: its records become {PACKED},"
+                        " its table.md a part of README.md")
     parser.add_argument("--methods", metavar="SCRIPT", help="render the table of a script's methods in place of records: reads what"
                         " python SCRIPT.py --list-variants prints, from a pipe")
     parser.add_argument("--readme", help="also put the table into this file, between the markers of --section")
@@ -99,6 +146,8 @@ def main(argv=None):
             raise ValueError("--readme and --section go together: give both or none")
         if (args.folder is None) == (args.methods is None):
             raise ValueError("give the folder of records, or --methods SCRIPT with the list of its methods on a pipe")
+        if args.methods and args.pack:
+            raise ValueError("--pack is of a folder of records: leave --methods out")
         if args.methods:
             try:
                 section = table = methods_table(args.methods, json.load(sys.stdin))
@@ -106,8 +155,9 @@ def main(argv=None):
                 hint = f"python {args.methods}.py --list-variants | python -m lab.report --methods {args.methods}"
                 raise ValueError(f"what comes on the pipe is no list of methods: type {hint}") from error
         else:
-            table = write_report(args.folder, args.order.split(",") if args.order else None, args.control, args.focus)
-            section = brief(table, Path(args.folder).resolve().name)
+            make = pack if args.pack else write_report
+            table = make(args.folder, args.order.split(",") if args.order else None, args.control, args.focus)
+            section = brief(table, args.folder, args.readme) if args.readme else None
         if args.readme:
             put_into(args.readme, args.section, section)
         _show(table)

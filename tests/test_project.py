@@ -14,7 +14,8 @@ import sample
 import train_okd
 import train_skd
 from data import corpora, tasks
-from lab import pages, pairs, processes, report
+from lab import pages, pairs, processes, reading, report
+from lab.archive import PACKED
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -34,16 +35,17 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "data/tasks.py": {"data.tokenizer", "data.metrics", "data.corpora"},
     "lab/__init__.py": set(),
     "lab/processes.py": set(),
-    "lab/folders.py": set(),
+    "lab/archive.py": set(),
+    "lab/folders.py": {"lab.archive"},
     "lab/records.py": set(),
     "lab/costs.py": {"sample"},
     "lab/checks.py": {"losses"},
-    "lab/reading.py": {"lab.records"},
+    "lab/reading.py": {"lab.archive", "lab.records"},
     "lab/statistics.py": {"lab.reading"},
     "lab/tables.py": {"lab.reading", "lab.statistics"},
     "lab/curves.py": {"lab.reading"},
     "lab/pages.py": {"lab.records"},
-    "lab/report.py": {"lab.curves", "lab.pages", "lab.reading", "lab.records", "lab.tables"},
+    "lab/report.py": {"lab.archive", "lab.curves", "lab.pages", "lab.reading", "lab.records", "lab.tables"},
     "lab/checkpoints.py": {"model", "lab.processes", "lab.records"},
     "lab/exchange.py": {"model", "data.tokenizer", "lab.processes", "lab.folders", "lab.command_line"},
     "lab/gallery.py": {"losses", "lab.records", "lab.command_line", "lab.processes"},
@@ -336,11 +338,12 @@ def test_readme_tables_are_rendered(name):
     """The table between the markers, and the files beside the records, are what the records say today."""
     folder = result_folder(name)
     texts = report.render_report(folder)
-    section = report.brief(texts["table.md"], folder.name)
+    section = report.brief(texts["table.md"], folder, README)
     assert pages.replace_section(readme(), f"results-{name}", section) == readme()
+    table = texts.pop("table.md")
+    assert report.study_page(folder, table) == (folder / "README.md").read_text(encoding="utf-8")
     for file, text in texts.items():
-        if (folder / file).exists():
-            assert (folder / file).read_text(encoding="utf-8") == text, file
+        assert (folder / file).read_text(encoding="utf-8") == text, file
 
 
 def strings(value):
@@ -353,10 +356,15 @@ def strings(value):
 @pytest.mark.parametrize("name", sorted(result_folders()))
 def test_committed_records_name_no_folder(name):
     """No text in a committed record is a path of somebody's machine, and a quick run is no result."""
-    records = sorted(result_folder(name).glob("*.jsonl"))
-    assert records
-    for path in records:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        assert not lines[0]["quick"] and lines[-1]["kind"] == "final"
-        for text in strings(lines):
-            assert not re.match(r"/|~|[A-Za-z]:\\|\.\./", text) and "://" not in text, (path.name, text)
+    runs = reading.read_records(result_folder(name))
+    assert runs
+    for run in runs:
+        assert not run.header["quick"]
+        for text in strings([run.header, *run.steps, *run.evals, run.final]):
+            assert not re.match(r"/|~|[A-Za-z]:\\|\.\./", text) and "://" not in text, (run.variant, run.seed, text)
+
+
+def test_a_study_has_four_files():
+    """README.md, curves.svg, summary.json and the records, and nothing else."""
+    for name in result_folders():
+        assert {path.name for path in result_folder(name).iterdir()} == {"README.md", "curves.svg", "summary.json", PACKED}, name

@@ -2,6 +2,7 @@
 
 import io
 import json
+import lzma
 import math
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lab import curves, pages, reading, records, report, statistics, tables
+from lab import archive, curves, folders, pages, reading, records, report, statistics, tables
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ["sft", "supervised", "seqkd", "on_policy", "imitkd", "gkd", "two_stage", "skd"]
@@ -722,13 +723,164 @@ def test_command_line_renders_into_the_readme(tmp_path, capsys):
     report.main([str(tmp_path), "--readme", str(readme), "--section", "skd", "--control", "sft", "--order", "skd,sft"])
     table = (tmp_path / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    shown = report.brief(table, tmp_path.name).strip()
-    assert shown in readme.read_text() and "Δ score to sft" in shown and "Every run on its own" in shown and "<details>" not in shown
+    shown = report.brief(table, tmp_path, readme).strip()
+    assert shown in readme.read_text() and "Δ score to sft" in shown and "[table](./table.md)" in shown and "<details>" not in shown
     for wrong in ([str(tmp_path / "no")], [str(tmp_path), "--readme", str(readme)],
                   [str(tmp_path), "--readme", str(readme), "--section", "okd"]):
         with pytest.raises(SystemExit) as stop:
             report.main(wrong)
         assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
+
+
+# ---------------------------------------------------------------------------------------------------------- studies
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_packed_run_is_the_same_study(tmp_path):
+    """Four files, the same runs and the same figures; packed twice, the same bytes; what is not the report's stays."""
+    made = {}
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_records(folder, budgets=("steps", "compute"))
+        (folder / "skd_seed1.pt").write_bytes(b"a student")
+        table, before, old = report.write_report(folder), reading.read_records(folder), contents(folder)
+        report.main([str(folder), "--pack"])
+        made[name] = contents(folder)
+        assert sorted(made[name]) == ["README.md", "curves.svg", "records.jsonl.xz", "skd_seed1.pt", "summary.json"]
+        assert reading.read_records(folder) == before
+        assert all(made[name][file] == old[file] for file in ("curves.svg", "summary.json", "skd_seed1.pt"))
+        assert f"# {name}\n\n<!-- table:begin -->\n\n{table.strip()}\n\n<!-- table:end -->" in made[name]["README.md"].decode()
+    assert made["a"]["records.jsonl.xz"] == made["b"]["records.jsonl.xz"]
+    records_of = [old[file] for file in sorted(old) if file.endswith(".jsonl")]
+    assert archive.unpacked(folder / archive.PACKED) == b"".join(records_of)
+
+
+def test_a_studys_own_words_stay(tmp_path):
+    """Rendering a study again changes what stands between the markers of its page and nothing else."""
+    report.pack(write_records(tmp_path, ["sft"], 2))
+    page = tmp_path / "README.md"
+    text = page.read_text()
+    words = text.replace("# ", "# Why: ").replace("Task math", "Task maths") + "\nWhat it shows.\n"
+    page.write_text(words)
+    report.main([str(tmp_path)])
+    assert page.read_text() == words.replace("Task maths", "Task math") and not (tmp_path / "table.md").exists()
+    assert report.pack(tmp_path) in page.read_text()  # packed again: nothing is left to do
+    for other in ("no markers", "é".encode("latin-1")):
+        page.write_bytes(other if isinstance(other, bytes) else other.encode())
+        assert "table:begin" in stopped([tmp_path]) or "UTF-8" in stopped([tmp_path])
+
+
+def test_an_interrupted_pack_is_finished_by_the_next(tmp_path, monkeypatch):
+    """Wherever it stops, no record is lost; the next --pack ends at the same files, and a table meanwhile says what to type."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    report.pack(write_records(whole, ["sft", "skd"], 2))
+    for stop_at in range(6):
+        folder = tmp_path / str(stop_at)
+        folder.mkdir()
+        write_records(folder, ["sft", "skd"], 2)
+        left, unlink = [stop_at], Path.unlink
+
+        def stopping(path, **flags):
+            if path.suffix == ".jsonl":
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+            unlink(path, **flags)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", stopping)
+            if stop_at < 4:
+                with pytest.raises(KeyboardInterrupt):
+                    report.pack(folder)
+                assert "type --pack again" in stopped([folder])
+            else:
+                report.pack(folder)
+        report.pack(folder)
+        assert {**contents(folder), "README.md": b""} == {**contents(whole), "README.md": b""}
+
+
+def test_what_cannot_be_packed_stays(tmp_path):
+    """An unfinished run, records beside another archive, a page without markers, nothing at all: one line, and no file is touched."""
+    assert "no finished run" in stopped([tmp_path, "--pack"])
+    write_records(tmp_path, ["sft"], 2)
+    path = tmp_path / "sft_seed3_steps.jsonl"
+    path.write_text("\n".join(map(json.dumps, make_lines("sft", 3)[:-1])) + "\n")
+    before = contents(tmp_path)
+    assert "unfinished" in stopped([tmp_path, "--pack"]) and contents(tmp_path) == before
+    path.unlink()
+    (tmp_path / "README.md").write_text("my own")
+    before = contents(tmp_path)
+    assert "table:begin" in stopped([tmp_path, "--pack"]) and contents(tmp_path) == before
+    (tmp_path / "README.md").unlink()
+    report.pack(tmp_path)
+    write_records(tmp_path, ["skd"], 1)
+    before = contents(tmp_path)
+    assert "does not hold skd_seed1_steps.jsonl" in stopped([tmp_path, "--pack"]) and contents(tmp_path) == before
+    assert "skd_seed1_steps.jsonl beside it" in stopped([tmp_path])
+    assert "--methods" in stopped(["--methods", "train_skd", "--pack"])
+
+
+def test_a_table_of_other_words_stays(tmp_path):
+    """A table.md that is not what the records say is somebody's own: it is not removed."""
+    write_records(tmp_path, ["sft"], 1)
+    (tmp_path / "table.md").write_text("mine")
+    report.pack(tmp_path)
+    assert (tmp_path / "table.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind, said", [("cut", "cut short"), ("longer", "longer"), ("flipped", "no archive"), ("text", "no archive"),
+                                        ("folder", "no file"), ("pipe", "no file"), ("broken link", "no file")])  # fmt: skip
+def test_a_damaged_archive_is_named(tmp_path, kind, said):
+    """Whatever stands in an archive's place: one line with its path, no waiting, and nothing is written."""
+    report.pack(write_records(tmp_path, ["sft"], 2))
+    path = tmp_path / archive.PACKED
+    data = path.read_bytes()
+    path.unlink()
+    changed = {"cut": data[:-9], "longer": data + b"more", "flipped": data[:200] + bytes([data[200] ^ 1]) + data[201:], "text": b"{}" * 99}
+    other = {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "broken link": lambda: path.symlink_to(tmp_path / "nowhere")}
+    path.write_bytes(changed[kind]) if kind in changed else other[kind]()
+    line = stopped([tmp_path])
+    assert str(path) in line and said in line
+
+
+def test_a_small_archive_takes_no_memory(tmp_path, monkeypatch):
+    """A few thousand bytes that would become millions, or ask for a large dictionary, are refused before they are unpacked."""
+    path = tmp_path / archive.PACKED
+    path.write_bytes(lzma.compress(bytes(2**24)))
+    monkeypatch.setattr(archive, "MOST", 2**20)
+    with pytest.raises(ValueError, match="holds more than 1,048,576 bytes"):
+        archive.unpacked(path)
+    with pytest.raises(ValueError, match="at most"):
+        archive.packed([bytes(2**21)])
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 2**28}]
+    path.write_bytes(lzma.compress(b"x", filters=filters))
+    with pytest.raises(ValueError, match="no archive of records"):
+        archive.unpacked(path)
+    path.write_bytes(b" " * (2**20 + 1))
+    with pytest.raises(ValueError, match="is larger than"):
+        archive.unpacked(path)
+
+
+def test_a_python_without_lzma_says_so(tmp_path, monkeypatch):
+    report.pack(write_records(tmp_path, ["sft"], 1))
+    monkeypatch.setattr(archive, "lzma", None)
+    assert "module lzma" in stopped([tmp_path])
+
+
+def test_a_run_does_not_write_into_a_study(tmp_path):
+    """--out with a study's folder is refused before any work, with --resume and without."""
+    (tmp_path / archive.PACKED).write_bytes(b"")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="holds a finished study .records.jsonl.xz.: give another --out"):
+            folders.make_run_folder(str(tmp_path), resume, "x")
+
+
+# --------------------------------------------------------------------------------------------------- groups, methods
 
 
 def test_groups_appear_with_their_figures():

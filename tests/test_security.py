@@ -725,7 +725,7 @@ def test_a_name_cannot_end_a_section(tmp_path):
     log.write("final", score=0.5)
     log.close()
     page = "top\n<!-- x:begin -->\nold\n<!-- x:end -->\nbottom\n"
-    section = report.brief(report.write_report(tmp_path), "folder")
+    section = report.brief(report.write_report(tmp_path), tmp_path, tmp_path / "page.md")
     once = pages.replace_section(page, "x", section)
     assert once.startswith("top\n") and once.endswith("bottom\n") and pages.replace_section(once, "x", section) == once
 
