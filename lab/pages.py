@@ -1,9 +1,6 @@
 """Rendered parts of pages: what stands between two markers in a Markdown file, and the table of methods."""
 
-import os
 from pathlib import Path
-
-from lab.records import write_whole
 
 
 def replace_section(readme_text, name, new_body):
@@ -29,12 +26,6 @@ def read_page(path):
         return Path(path).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-
-
-def put_into(page, name, new_body):
-    """replace_section in a file; everything else in it, its line ends included, stays as it is."""
-    text = replace_section(read_page(page), name, new_body)
-    write_whole(os.path.realpath(page), text)  # where a link leads: the link itself is not replaced
 
 
 WRITERS = {  # a row's writer, as the table of methods says it
@@ -67,7 +58,7 @@ def _learning(row):
 
 
 def methods_table(script, variants):
-    """The README's table of a script's methods, from what its --list-variants prints: {name: row}."""
+    """The table of a script's methods in docs/methods.md, from what its --list-variants prints: {name: row}."""
     with_module = any("module" in row for row in variants.values())
     titles = ["method", "what it changes", "who writes", "loss", *(["teacher's module", "how it learns"] if with_module else []), "paper", "not the paper's"]
     lines = [f"| {' | '.join(titles)} | command |", "| --- " * (len(titles) + 1) + "|"]

@@ -7,9 +7,9 @@ the same bytes:
                                                              -> curves.curves_page  -> curves.svg
                                                              -> tables.summary      -> summary.json
 
-    python -m lab.report FOLDER                                         # render again
-    python -m lab.report FOLDER --readme README.md --section NAME       # and into a page, between two markers
-    python -m lab.report FOLDER --pack                                  # make a study of a finished run
+    python -m lab.report FOLDER             # render again
+    python -m lab.report FOLDER --pack      # make a study of a finished run
+    python -m lab.report --pages            # render all studies in results/ and the tables in docs/ again
 
 A finished run has one record file per method and seed. A study, which is committed, has four files: the records in one
 compressed file, curves.svg, summary.json, and README.md, which holds the table between markers and words of its own.
@@ -18,15 +18,18 @@ compressed file, curves.svg, summary.json, and README.md, which holds the table 
 import argparse
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 from lab.archive import PACKED, packed, unpacked
 from lab.curves import curves_page
-from lab.pages import methods_table, put_into, read_page, replace_section
+from lab.pages import methods_table, read_page, replace_section
 from lab.reading import ordered_variants, read_runs, record_files
 from lab.records import write_whole
 from lab.tables import inert, render_table, summary, with_relative_seconds
+
+ROOT = Path(__file__).parents[1]
 
 # What a comparison of each script is about: (control, focus). The control is the method that differences are taken
 # to in the first table, the focus is the method that the second table holds against all others.
@@ -104,12 +107,47 @@ def pack(folder, order=None, control=None, focus=None):
     return table
 
 
-def brief(table, folder, page):
-    """A table without its last part, every run on its own, and with links from a page to the folder that has it."""
-    link = Path(os.path.relpath(os.path.realpath(folder), os.path.dirname(os.path.realpath(page)))).as_posix()
-    file = "README.md" if (Path(folder) / PACKED).exists() else "table.md"
-    return (table.split("<details>")[0].rstrip()
-            + f"\n\nEvery run on its own: [table]({link}/{file}), [curves]({link}/curves.svg).\n")
+def rendered_pages(root=ROOT):
+    """{path: text} of all files of the project with rendered parts, as they should be today; writes nothing.
+
+    These are the files of every study in results/, the tables of methods in docs/methods.md and those of the benchmarks in
+    docs/speed.md. What the scripts know they print when they are started: this module imports none of them.
+    """
+    texts = {}
+    for archive in sorted(root.glob(f"results/*/{PACKED}")):
+        folder, made = archive.parent, render_report(archive.parent)
+        texts[folder / "README.md"] = study_page(folder, made.pop("table.md"))
+        texts |= {folder / name: text for name, text in made.items()}
+    sections = {"methods.md": {}, "speed.md": {}}
+    for script in COMPARISONS:
+        rows = json.loads(_printed(root, f"{script}.py", "--list-variants"))
+        sections["methods.md"][f"methods-{script.removeprefix('train_')}"] = methods_table(script, rows)
+    for record in sorted(root.glob("results/bench/*.json")):
+        sections["speed.md"][f"bench-{record.stem}"] = _printed(root, "tests/bench.py", "--show", str(record))
+    for name, bodies in sections.items():
+        text = read_page(root / "docs" / name)
+        for section, body in bodies.items():
+            text = replace_section(text, section, body)
+        texts[root / "docs" / name] = text
+    return texts
+
+
+def _printed(root, *words):
+    """What a program of the project prints."""
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        raise ValueError(f"python {' '.join(words)} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def write_pages(root=ROOT):
+    """Write those of rendered_pages that say something else than today's files -> their paths."""
+    texts = rendered_pages(root)
+    changed = [path for path, text in texts.items() if not path.is_file() or path.read_bytes() != text.encode()]
+    for path in changed:
+        write_whole(path, texts[path])
+    return changed
 
 
 def _show(text):
@@ -129,10 +167,7 @@ def main(argv=None):
     parser.add_argument("folder", nargs="?", help=f"where the .jsonl records are, or {PACKED}")
     parser.add_argument("--pack", action="store_true", help=f"make a study of a finished run's folder: its records become {PACKED},"
                         " its table.md a part of README.md")
-    parser.add_argument("--methods", metavar="SCRIPT", help="render the table of a script's methods in place of records: reads what"
-                        " python SCRIPT.py --list-variants prints, from a pipe")
-    parser.add_argument("--readme", help="also put the table into this file, between the markers of --section")
-    parser.add_argument("--section", help="name in the markers <!-- NAME:begin --> and <!-- NAME:end -->")
+    parser.add_argument("--pages", action="store_true", help="render all studies in results/ and the tables in docs/ again")
     parser.add_argument("--order", help="names of methods in the order of the rows, joined by commas")
     parser.add_argument("--control", help="method that differences in the first table are taken to")
     parser.add_argument("--focus", help="method that the second table compares with all others")
@@ -142,25 +177,16 @@ def main(argv=None):
         for name, value in vars(args).items():
             if value == "":  # a shell's unset variable; as a path it would be the folder one stands in
                 raise ValueError(f"{name if name == 'folder' else f'--{name}'} is empty: give a name, or leave it out")
-        if (args.readme is None) != (args.section is None):
-            raise ValueError("--readme and --section go together: give both or none")
-        if (args.folder is None) == (args.methods is None):
-            raise ValueError("give the folder of records, or --methods SCRIPT with the list of its methods on a pipe")
-        if args.methods and args.pack:
-            raise ValueError("--pack is of a folder of records: leave --methods out")
-        if args.methods:
-            try:
-                section = table = methods_table(args.methods, json.load(sys.stdin))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                hint = f"python {args.methods}.py --list-variants | python -m lab.report --methods {args.methods}"
-                raise ValueError(f"what comes on the pipe is no list of methods: type {hint}") from error
-        else:
-            make = pack if args.pack else write_report
-            table = make(args.folder, args.order.split(",") if args.order else None, args.control, args.focus)
-            section = brief(table, args.folder, args.readme) if args.readme else None
-        if args.readme:
-            put_into(args.readme, args.section, section)
-        _show(table)
+        given = [args.order, args.control, args.focus]
+        if args.pages:
+            if args.folder or args.pack or any(given):
+                raise ValueError("--pages renders all pages: give nothing beside it")
+            _show("\n".join(str(path) for path in write_pages()) or "all pages are as they should be")
+            return
+        if args.folder is None:
+            raise ValueError("give the folder of records, or --pages")
+        make = pack if args.pack else write_report
+        _show(make(args.folder, args.order.split(",") if args.order else None, args.control, args.focus))
     except (ValueError, OSError) as error:
         raise SystemExit(f"lab.report: {' '.join(str(error).split())}") from None
 

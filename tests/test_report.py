@@ -1,6 +1,5 @@
 """Laws of the report: intervals against the t density itself, pairing, order of rows, readable and valid SVG."""
 
-import io
 import json
 import lzma
 import math
@@ -14,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import train_okd
+import train_skd
 from lab import archive, curves, folders, pages, reading, records, report, statistics, tables
 
 ROOT = Path(__file__).parents[1]
@@ -715,21 +716,12 @@ def test_replace_section():
             pages.replace_section(broken, "results", "new")
 
 
-def test_command_line_renders_into_the_readme(tmp_path, capsys):
-    """main prints the table, puts it between the markers, and ends with one line when something is wrong."""
-    write_records(tmp_path, ["sft", "skd"], 2)
-    readme = tmp_path / "README.md"
-    readme.write_text("# x\n<!-- skd:begin -->\n<!-- skd:end -->\n")
-    report.main([str(tmp_path), "--readme", str(readme), "--section", "skd", "--control", "sft", "--order", "skd,sft"])
+def test_command_line_prints_what_it_writes(tmp_path, capsys):
+    """main prints the table and ends with one line when something is wrong."""
+    report.main([str(write_records(tmp_path, ["sft", "skd"], 2)), "--control", "sft", "--order", "skd,sft"])
     table = (tmp_path / "table.md").read_text()
-    assert table.strip() in capsys.readouterr().out
-    shown = report.brief(table, tmp_path, readme).strip()
-    assert shown in readme.read_text() and "Δ score to sft" in shown and "[table](./table.md)" in shown and "<details>" not in shown
-    for wrong in ([str(tmp_path / "no")], [str(tmp_path), "--readme", str(readme)],
-                  [str(tmp_path), "--readme", str(readme), "--section", "okd"]):
-        with pytest.raises(SystemExit) as stop:
-            report.main(wrong)
-        assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
+    assert table.strip() in capsys.readouterr().out and "Δ score to sft" in table
+    assert "not a folder" in stopped([tmp_path / "no"])
 
 
 # ---------------------------------------------------------------------------------------------------------- studies
@@ -769,9 +761,10 @@ def test_a_studys_own_words_stay(tmp_path):
     report.main([str(tmp_path)])
     assert page.read_text() == words.replace("Task maths", "Task math") and not (tmp_path / "table.md").exists()
     assert report.pack(tmp_path) in page.read_text()  # packed again: nothing is left to do
-    for other in ("no markers", "é".encode("latin-1")):
-        page.write_bytes(other if isinstance(other, bytes) else other.encode())
-        assert "table:begin" in stopped([tmp_path]) or "UTF-8" in stopped([tmp_path])
+    page.write_text("no markers")
+    assert "table:begin" in stopped([tmp_path]) and page.read_text() == "no markers"
+    page.write_bytes("é <!-- table:begin -->\n<!-- table:end -->\n".encode("latin-1"))
+    assert f"{page} is not UTF-8" in stopped([tmp_path]) and page.read_bytes().startswith(b"\xe9")
 
 
 def test_an_interrupted_pack_is_finished_by_the_next(tmp_path, monkeypatch):
@@ -822,7 +815,6 @@ def test_what_cannot_be_packed_stays(tmp_path):
     before = contents(tmp_path)
     assert "does not hold skd_seed1_steps.jsonl" in stopped([tmp_path, "--pack"]) and contents(tmp_path) == before
     assert "skd_seed1_steps.jsonl beside it" in stopped([tmp_path])
-    assert "--methods" in stopped(["--methods", "train_skd", "--pack"])
 
 
 def test_a_table_of_other_words_stays(tmp_path):
@@ -903,13 +895,66 @@ def test_swept_methods_stand_with_their_method():
     assert reading.ordered_variants(runs) == ["a", "b", "b x=2", "b x=10", "c"]
 
 
-@pytest.mark.parametrize("piped", ["", "not json"])
-def test_an_empty_pipe_is_named(monkeypatch, piped):
-    """--methods without the list: one line with the command that makes it."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
-    with pytest.raises(SystemExit, match=r"train_skd.py --list-variants \| python -m lab.report") as stop:
-        report.main(["--methods", "train_skd"])
-    assert "\n" not in str(stop.value)
+@pytest.mark.parametrize("script", [train_skd, train_okd], ids=lambda script: script.__name__)
+def test_a_row_says_what_it_is(script, capsys):
+    """The table of methods has a line per row, in their order; what each teacher does stands in it, be it a row's or a flag's."""
+    assert script.main(["--list-variants"]) == 0
+    table = pages.methods_table(script.__name__, json.loads(capsys.readouterr().out))
+    lines = {line.split("`")[1]: line for line in table.splitlines()[2:]}
+    assert list(lines) == list(script.VARIANTS)
+    if script is train_okd:
+        assert "| fixed | - |" in lines["gkd"]
+        assert "| alpha `--alpha`, `--teacher-divergence`, rate `--module-lr` |" in lines["okd"]
+        assert "| alpha 0, rate `--module-lr` |" in lines["okd_no_feedback"]
+        assert "| alpha 1, `reverse_kl`, rate 1, anchor 1 to 0, alternating |" in lines["promptkd"]
+        assert "| an exam, rate `--module-lr`, alternating |" in lines["ikd"]
+    for name, row in script.VARIANTS.items():
+        assert row.note, name
+        assert row.paper is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d{4}/\S+", row.paper), name
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project of one study, one record of benchmarks and two scripts that print what they are asked for."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "results" / "bench").mkdir(parents=True)
+    (tmp_path / "results" / "skd-a").mkdir()
+    (tmp_path / "results" / "notes").mkdir()
+    (tmp_path / "results" / "bench" / "cpu.json").write_text("fast")
+    (tmp_path / "tests" / "bench.py").write_text("import sys; print(open(sys.argv[2]).read(), '‖')")
+    row = {"note": "é", "writer": "student", "loss": "kl", "paper": None, "ours": None}
+    for script in ("skd", "okd"):
+        (tmp_path / f"train_{script}.py").write_text(f"import json; print(json.dumps({{'{script}': {row}}}))")
+    sections = "".join(f"<!-- methods-{script}:begin --><!-- methods-{script}:end -->\n" for script in ("skd", "okd"))
+    (tmp_path / "docs" / "methods.md").write_text(f"top\n{sections}bottom\n")
+    (tmp_path / "docs" / "speed.md").write_text("<!-- bench-cpu:begin -->\nold\n<!-- bench-cpu:end -->\n")
+    report.pack(write_records(tmp_path / "results" / "skd-a", ["sft"], 2))
+    return tmp_path
+
+
+def test_pages_are_rendered_by_one_command(project):
+    """Studies, tables of methods and benchmarks: what is out of date is written, what is not is left, own words stay."""
+    study = project / "results" / "skd-a"
+    assert report.write_pages(project) == [project / "docs" / "methods.md", project / "docs" / "speed.md"]
+    assert report.write_pages(project) == []
+    text = (project / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert text.startswith("top\n") and text.endswith("bottom\n") and "| `skd` | é | student | `kl` | - | - | `python train_skd.py" in text
+    assert "fast ‖" in (project / "docs" / "speed.md").read_text(encoding="utf-8")
+    page = (study / "README.md").read_text()
+    (study / "README.md").write_text(page.replace("Task math", "Task maths").replace("# skd-a", "# Why"))
+    (study / "curves.svg").unlink()
+    assert report.write_pages(project) == [study / "README.md", study / "curves.svg"]
+    assert (study / "README.md").read_text() == page.replace("# skd-a", "# Why")
+
+
+def test_a_program_that_fails_stops_the_pages(project):
+    """What a script cannot say is no empty table: one error that names the command, and no page is written."""
+    (project / "train_okd.py").write_text("raise SystemExit('broken')")
+    before = (project / "docs" / "methods.md").read_text()
+    with pytest.raises(ValueError, match="python train_okd.py --list-variants failed: broken"):
+        report.write_pages(project)
+    assert (project / "docs" / "methods.md").read_text() == before
 
 
 def stopped(argv):
@@ -950,8 +995,7 @@ def test_a_folder_in_a_files_place_is_named(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sft_seed1_steps.jsonl", "table.md"]
 
 
-@pytest.mark.parametrize("argv", [[""], ["{}", "--readme", "", "--section", "x"], ["{}", "--readme", "x", "--section", ""], ["{}", "--order", ""],
-                                  ["{}", "--control", ""], ["{}", "--focus", ""], ["--methods", ""]], ids=str)  # fmt: skip
+@pytest.mark.parametrize("argv", [[""], ["{}", "--order", ""], ["{}", "--control", ""], ["{}", "--focus", ""]], ids=str)
 def test_empty_words_are_refused(tmp_path, monkeypatch, argv):
     """An empty folder is not the one that one stands in, and an empty flag is not one left out."""
     monkeypatch.chdir(write_records(tmp_path, ["sft"], 1))
@@ -959,30 +1003,19 @@ def test_empty_words_are_refused(tmp_path, monkeypatch, argv):
     assert not (tmp_path / "table.md").exists()
 
 
-def test_a_readme_keeps_its_line_ends_and_its_link(tmp_path):
-    """Between the markers as everywhere in the file; what stands outside of them stays to the byte, and a link stays a link."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    write_records(folder, ["sft"], 1)
-    target, link = tmp_path / "real.md", tmp_path / "README.md"
-    link.symlink_to("real.md")
+def test_a_page_keeps_its_line_ends(tmp_path):
+    """Between the markers as everywhere in the file; what stands outside of them stays to the byte."""
+    report.pack(write_records(tmp_path, ["sft"], 1))
+    page = tmp_path / "README.md"
     for end in (b"\r\n", b"\n"):
-        above, below = b"\xef\xbb\xbf# \xc3\xa9" + end + b"<!-- x:begin -->", b"<!-- x:end -->" + end + b"last"
+        above, below = b"\xef\xbb\xbf# \xc3\xa9" + end + b"<!-- table:begin -->", b"<!-- table:end -->" + end + b"last"
         for body in (end + b"old" + end, None):  # into the old text, and again into its own
             if body:
-                target.write_bytes(above + body + below)
-            report.main([str(folder), "--readme", str(link), "--section", "x"])
-            found = target.read_bytes()
+                page.write_bytes(above + body + below)
+            report.main([str(tmp_path)])
+            found = page.read_bytes()
             assert found.startswith(above + end * 2) and found.endswith(end * 2 + below) and b"Score" in found
             assert found.count(b"\n") == found.count(end) and found.count(b"\r") == (found.count(b"\n") if end == b"\r\n" else 0)
-            assert link.is_symlink() and not target.is_symlink()
-
-
-def test_a_readme_of_another_encoding_is_named(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_bytes("é <!-- x:begin -->\n<!-- x:end -->\n".encode("latin-1"))
-    assert f"{readme} is not UTF-8" in stopped([write_records(tmp_path, ["sft"], 1), "--readme", readme, "--section", "x"])
-    assert readme.read_bytes().startswith(b"\xe9")
 
 
 def test_a_closed_pipe_ends_it_quietly(tmp_path):

@@ -720,12 +720,12 @@ def test_records_bring_no_markup(tmp_path, text, place):
 
 
 def test_a_name_cannot_end_a_section(tmp_path):
-    """A method called like a marker of the README leaves both markers where they are."""
+    """A method called like a marker of a page leaves both markers where they are."""
     log = records.RunLog(tmp_path, "a_seed1", {"variant": "<!-- x:end -->", "seed": 1, "task": "<!-- x:begin -->", "flags": {}})
     log.write("final", score=0.5)
     log.close()
     page = "top\n<!-- x:begin -->\nold\n<!-- x:end -->\nbottom\n"
-    section = report.brief(report.write_report(tmp_path), tmp_path, tmp_path / "page.md")
+    section = report.write_report(tmp_path)
     once = pages.replace_section(page, "x", section)
     assert once.startswith("top\n") and once.endswith("bottom\n") and pages.replace_section(once, "x", section) == once
 

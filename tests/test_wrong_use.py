@@ -205,15 +205,11 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("report", ["{folder_as_file}"], "train.jsonl"),
     ("report", ["{good}"], "line 1 has no kind"),
     ("report", ["{utf16}"], "line 1 is not JSON"),
-    ("report", ["{finished}", "--section", "x"], "--readme"),
-    ("report", ["{finished}", "--readme", "{folder}/nothing.md", "--section", "x"], "nothing.md"),
-    ("report", ["{finished}", "--readme", "{folder}", "--section", "x"], "folder"),
-    ("report", ["{finished}", "--readme", "{file}", "--section", "x"], "x:begin"),
-    ("report", ["{finished}", "--methods", "train_skd"], "--methods"),
-    ("report", ["--methods", "train_skd", "< [1, 2]"], "--list-variants"),
-    ("report", ["--methods", "train_skd", '< {"skd": 3}'], "--list-variants"),
-    ("report", ["--methods", "train_skd", '< {"skd": {}}'], "--list-variants"),
-    ("report", ["--methods", "train_skd", "< " + "[" * 100_000], "--list-variants"),
+    ("report", ["{folder}", "--pack"], "no finished run"),
+    ("report", ["{file}", "--pack"], "is not a folder"),
+    ("report", ["--pack"], "folder"),
+    ("report", ["{finished}", "--pages"], "--pages"),
+    ("report", ["--pages", "--focus", "skd"], "--pages"),
     # python -m lab.exchange
     ("exchange", [], "checkpoint"),
     ("exchange", ["{folder}", "{folder}"], "no checkpoint at"),
@@ -264,10 +260,6 @@ def test_wrong_commands_are_refused(nothing_trained, places, capsys, monkeypatch
     """One line that names what was wrong, a status that is not 0; nothing is trained and no folder is made."""
     program, words, word = row
     monkeypatch.chdir(tmp_path)
-    if words and words[-1].startswith("< "):
-        (tmp_path / "piped").write_text(words[-1][2:])
-        monkeypatch.setattr(sys, "stdin", open(tmp_path / "piped"))
-        words = words[:-1]
     argv = [filled(text, places) for text in words]
     quick = ["--quick"] if program in ("skd", "okd") and "{finished}" not in words else SMALL if program in ("skd", "okd") else []
     before = {path for path in tmp_path.rglob("*") if path.name != "losses.svg"}
