@@ -19,12 +19,12 @@ def packed(texts):
     _check_lzma()
     text = b"".join(text if text.endswith(b"\n") else text + b"\n" for text in texts)
     if len(text) > MOST:
-        raise ValueError(f"the records have {len(text):,} bytes, and {PACKED} holds {MOST:,} at most: leave them as they are")
+        raise ValueError(f"the records have {len(text):,} bytes, {PACKED} holds at most {MOST:,}: leave them as they are")
     return lzma.compress(text)
 
 
 def unpacked(path):
-    """The text of an archive, as bytes. Raises ValueError for one that is damaged, or larger than MOST once unpacked."""
+    """The text of an archive, as bytes. Raises ValueError for one that is damaged, or unpacked larger than MOST."""
     _check_lzma()
     if not path.is_file():  # a folder, or a pipe that would keep its reader waiting
         raise ValueError(f"{path} is no file, and an archive is one: move it away")

@@ -160,7 +160,7 @@ def _end(xs, means):
 
 
 def _named(series, always=()):
-    """The methods that get a colour and a name in one panel: all, or of too many the outermost at the end and `always`."""
+    """The methods with a colour and a name in one panel: all, or of too many the outermost at the end and `always`."""
     if len(series) <= MOST_LINES:
         return list(series)
     ends = {name: end[1] for name, seeds in series.items() if (end := _end(*_mean_and_band(seeds, log_y=False)[:2]))}
@@ -172,8 +172,8 @@ def _named(series, always=()):
 def _panel(series, indices, title, x_label, y_label, log_y, width, height, named=None):
     """The SVG elements of one plot in a box of width x height whose upper left corner is 0, 0.
 
-    indices[name] gives the colour, so that a method looks the same in all panels of a page; a method that is not `named`
-    (without it all are) is a thin grey line.
+    indices[name] gives the colour, so that a method looks the same in all panels of a page; a method that is not
+    `named` (without it all are) is a thin grey line.
     """
     named = list(series) if named is None else named
     curves = {name: _mean_and_band(seeds, log_y) for name, seeds in series.items()}
@@ -245,9 +245,11 @@ def _line(curve, index=None):
 
 
 def _short(name, longest=20):
-    """A name for the end of a line. Of swept flags the first letters are kept and every value, which tells them apart."""
+    """A name for the end of a line. Of swept flags the first letters are kept and every value: it tells them apart."""
     if len(name) > longest:
-        name = re.sub(r"(?<= )([^ =]+)=", lambda flag: "".join(word[0] for word in flag[1].split("-") if word) + "=", name)
+        def initials(flag):
+            return "".join(word[0] for word in flag[1].split("-") if word) + "="
+        name = re.sub(r"(?<= )([^ =]+)=", initials, name)
     tail = max(longest - longest // 2, len(name.removeprefix(name.split(" ")[0])))
     head = max(longest - tail - 1, 3)
     return name if len(name) <= max(longest, head + 1 + tail) else f"{name[:head]}…{name[-tail:]}"
@@ -332,8 +334,8 @@ def _curves_of(runs, variants, lines, key):
 def curves_page(runs, order=None, always=()):
     """Score, validation NLL, KL to the teacher and share of replaced tokens over steps, as one SVG with one legend.
 
-    A panel without data is left out. Runs of equal steps are drawn; those of equal compute only if there are no others. Of
-    more than MOST_LINES methods only those that end outermost are named in a panel, and `always` these.
+    A panel without data is left out. Runs of equal steps are drawn; those of equal compute only if there are no others.
+    Of more than MOST_LINES methods only those that end outermost are named in a panel, and `always` these.
     """
     variants = ordered_variants(runs, order)
     runs = [run for run in runs if run.budget == "steps"] or list(runs)

@@ -60,14 +60,17 @@ def _learning(row):
 def methods_table(script, variants):
     """The table of a script's methods in docs/methods.md, from what its --list-variants prints: {name: row}."""
     with_module = any("module" in row for row in variants.values())
-    titles = ["method", "what it changes", "who writes", "loss", *(["teacher's module", "how it learns"] if with_module else []), "paper", "not the paper's"]
+    module_titles = ["teacher's module", "how it learns"] if with_module else []
+    titles = ["method", "what it changes", "who writes", "loss", *module_titles, "paper", "not the paper's"]
     lines = [f"| {' | '.join(titles)} | command |", "| --- " * (len(titles) + 1) + "|"]
     for name, row in variants.items():
         writer = WRITERS[row["writer"]]
         if row.get("answers") is not None and row["writer"] == "mixed":
             writer = "teacher, before training, or student"
         loss = row.get("loss") or row.get("student_divergence") or "--student-divergence"
-        hyper, knobs = (", ".join(f"{key} {value}" for key, value in row.get(name, {}).items() if value is not None) for name in ("hyper", "knobs"))
+        given = [row.get("hyper", {}), row.get("knobs", {})]
+        hyper, knobs = (", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+                        for values in given)
         loss = f"`{loss}`" + (f" ({hyper})" if hyper else "")
         weight = row.get("kd_weight", row.get("student_kd"))
         loss = f"{weight:g} {loss} + {1 - weight:.2g} cross-entropy" if weight and weight < 1 else loss
@@ -75,6 +78,7 @@ def methods_table(script, variants):
         loss += f", T = {row['temperature']:g}" if row.get("temperature", 1) != 1 else ""
         loss += f", keeps `{row['method']}`" + (f" ({knobs})" if knobs else "") if row.get("method") else ""
         module = {None: "fixed", "flag": "lora (`--module`)"}.get(row.get("module"), row.get("module"))
-        cells = [f"`{name}`", row["note"], writer, loss, *([module, _learning(row)] if with_module else []), row["paper"] or "-", row["ours"] or "-"]
+        cells = [f"`{name}`", row["note"], writer, loss, *([module, _learning(row)] if with_module else []),
+                 row["paper"] or "-", row["ours"] or "-"]
         lines.append(f"| {' | '.join(cells)} | `python {script}.py --variants {name}` |")
     return "\n".join(lines) + "\n"

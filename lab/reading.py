@@ -1,8 +1,8 @@
 """What a table is made of: the finished runs of a folder, read from their records and checked.
 
-A run writes one JSONL record: a header line, step lines, eval lines, and a final line when it is done. Here it becomes a
-`Run`; which runs stand in one row of a table, and in which order the rows come, is decided here too. A run leaves one file
-per record; a study that is committed keeps all of them in one compressed file.
+A run writes one JSONL record: a header line, step lines, eval lines, and a final line when it is done. Here it becomes
+a `Run`; which runs stand in one row of a table, and in which order the rows come, is decided here too. A run leaves one
+file per record; a study that is committed keeps all of them in one compressed file.
 """
 
 import json
@@ -33,7 +33,7 @@ def read_records(folder):
 
 
 def read_runs(folder):
-    """(finished runs, one line of text per unfinished one) of folder/*.jsonl, or of the archive that `pack` made of them.
+    """(finished runs, one line of text per unfinished one) of folder/*.jsonl, or of the archive that was made of them.
 
     Unfinished means no final line; then the last line may be cut short, which is what an interruption leaves. Anything
     else that cannot be read is an error that names file and line: a table must not leave runs out silently.
@@ -61,20 +61,21 @@ def read_runs(folder):
 def record_files(folder):
     """(path, bytes) of each folder/*.jsonl, in the order of their names."""
     for path in sorted(Path(folder).glob("*.jsonl")):
-        if not path.is_file():  # a folder, or a pipe that would keep its reader waiting; passing over it would be silent
+        # A folder, or a pipe that would keep its reader waiting; passing over it would be silent.
+        if not path.is_file():
             raise ValueError(f"{path} is no file, and a record is one: move it away")
         yield path, path.read_bytes()
 
 
 def _record_texts(folder):
-    """(path, bytes) of what holds records in a folder: files, or the one archive. Raises ValueError where both are there."""
+    """(path, bytes) of what holds records in a folder: files, or the one archive. Raises ValueError where both are."""
     archive = folder / PACKED
     if not os.path.lexists(archive):
         yield from record_files(folder)
         return
     for path in folder.glob("*.jsonl"):
-        raise ValueError(f"{folder} holds {PACKED} and {path.name} beside it: type --pack again if that was interrupted, "
-                         "or move one of the two away")
+        raise ValueError(f"{folder} holds {PACKED} and {path.name} beside it: type --pack again if that was "
+                         "interrupted, or move one of the two away")
     yield archive, unpacked(archive)
 
 
@@ -108,8 +109,8 @@ def _read_text(path, text):
             run.evals.append(entry)
         elif kind == "final":
             if not is_sealed(b"\n".join(lines[start:number]).decode("utf-8")):
-                raise ValueError(f"{where} does not seal what stands before it, which was changed since: remove the file and "
-                                 "run again with --resume")
+                raise ValueError(f"{where} does not seal what stands before it, which was changed since: remove the "
+                                 "file and run again with --resume")
             del entry["sha256"]
             finished.append(run._replace(final=entry))
             run = None
@@ -120,12 +121,14 @@ def _read_text(path, text):
     return finished, unfinished
 
 
-KINDS = {"kind": str, "variant": str, "script": str, "task": str, "metric": str, "device": str, "device_name": str, "teacher": dict,
-         "student_start": dict, "flags": dict, "sources": dict, "jobs": int, "step": int, "warnings": list}  # fmt: skip
+KINDS = {"kind": str, "variant": str, "script": str, "task": str, "metric": str, "device": str, "device_name": str,
+         "teacher": dict, "student_start": dict, "flags": dict, "sources": dict, "jobs": int, "step": int,
+         "warnings": list}  # fmt: skip
 
 
 def _check_kinds(entry, where):
-    """ValueError for a value that the report would stumble over: a seal says who changed a record, not that it is right."""
+    """ValueError for a value that the report would stumble over: a seal says that nothing was changed, not that it is
+    right."""
     for key, kind in KINDS.items():
         value = entry.get(key)
         texts = value if isinstance(value, list) else [value] if kind is str else []
@@ -137,7 +140,8 @@ def _check_kinds(entry, where):
 def _start_run(header, where):
     """A Run without a final line. Raises ValueError if the header does not say which method and seed it is."""
     variant, seed, budget = header.get("variant"), header.get("seed"), header.get("budget", "steps")
-    if not isinstance(variant, str) or not variant.strip() or not isinstance(seed, int) or budget not in ("steps", "compute"):
+    named = isinstance(variant, str) and variant.strip() and isinstance(seed, int)
+    if not named or budget not in ("steps", "compute"):
         raise ValueError(f"{where} is a header with variant {variant!r}, seed {seed!r} and budget {budget!r}: "
                          "a name, a whole number and 'steps' or 'compute' are needed")
     return Run(variant, seed, budget, header, [], [], None)
@@ -186,7 +190,7 @@ def _numbers_first(text):
 
 
 def select_runs(runs, variant, budget):
-    """The runs of a method at a budget. Of the method that sets the compute budget, the equal-steps runs stand for both."""
+    """The runs of a method at a budget. Of the method that sets the compute budget, the equal-steps runs are both."""
     chosen = [run for run in runs if run.variant == variant and run.budget == budget]
     if budget == "compute" and not chosen and any(run.budget == "compute" for run in runs):
         chosen = [run for run in runs if run.variant == variant and run.header.get("sets_budget")]

@@ -47,8 +47,9 @@ def render_report(folder, order=None, control=None, focus=None):
         found = "; ".join(unfinished) or "no .jsonl file"
         raise ValueError(f"{folder} holds no finished run ({found}): let train_skd.py or train_okd.py finish first")
     variants = ordered_variants(runs)
-    methods = dict.fromkeys([*variants, *(variant.split()[0] for variant in variants)])  # with swept values, and without
-    for flag, names, known in (("--control", [control], variants), ("--focus", [focus], variants), ("--order", order or [], methods)):
+    methods = dict.fromkeys([*variants, *(variant.split()[0] for variant in variants)])  # with swept values and without
+    asked = ("--control", [control], variants), ("--focus", [focus], variants), ("--order", order or [], methods)
+    for flag, names, known in asked:
         for name in names:
             if name is not None and name not in known:
                 raise ValueError(f"{flag} {name!r} is no method of {folder}: there are {', '.join(known)}")
@@ -57,7 +58,8 @@ def render_report(folder, order=None, control=None, focus=None):
     table = render_table(runs, control, focus, order)
     if unfinished:
         table += f"\nNot counted, unfinished: {inert('; '.join(unfinished))}.\n"
-    text = json.dumps(summary(with_relative_seconds(runs, control), order), indent=1, ensure_ascii=False, allow_nan=False)
+    figures = summary(with_relative_seconds(runs, control), order)
+    text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
     return {"table.md": table, "curves.svg": curves_page(runs, order, (control, focus)), "summary.json": text + "\n"}
 
 
@@ -86,15 +88,18 @@ def study_page(folder, table):
 def pack(folder, order=None, control=None, focus=None):
     """Make a study of a finished run's folder; returns the text of the table, which then stands in its README.md.
 
-    What is removed is what was packed: the records, once the archive was read back, and a table.md that says what they say.
-    All else in the folder stays. Raises ValueError if a run is unfinished, or the archive that is there lacks a record.
+    What is removed is what was packed: the records, once the archive was read back, and a table.md that says what they
+    say. All else in the folder stays. Raises ValueError if a run is unfinished, or an archive is there that lacks a
+    record.
     """
     folder = Path(folder)
     archive, texts = folder / PACKED, dict(record_files(folder))
     if not archive.exists():  # else an earlier call was interrupted: it is finished here
-        study_page(folder, render_report(folder, order, control, focus)["table.md"])  # every complaint before the first change
+        # Every complaint comes before the first change.
+        study_page(folder, render_report(folder, order, control, focus)["table.md"])
         if unfinished := read_runs(folder)[1]:
-            raise ValueError(f"{folder} holds what is unfinished ({'; '.join(unfinished)}): use --resume, or move it away")
+            raise ValueError(f"{folder} holds what is unfinished ({'; '.join(unfinished)}): use --resume, or move it "
+                             "away")
         write_whole(archive, packed(texts.values()))
     whole = unpacked(archive)
     if missing := [path.name for path, text in texts.items() if text not in whole]:
@@ -110,8 +115,8 @@ def pack(folder, order=None, control=None, focus=None):
 def rendered_pages(root=ROOT):
     """{path: text} of all files of the project with rendered parts, as they should be today; writes nothing.
 
-    These are the files of every study in results/, the tables of methods in docs/methods.md and those of the benchmarks in
-    docs/speed.md. What the scripts know they print when they are started: this module imports none of them.
+    These are the files of every study in results/, the tables of methods in docs/methods.md and those of the benchmarks
+    in docs/speed.md. The scripts are started for what they know: this module imports none of them.
     """
     texts = {}
     for archive in sorted(root.glob(f"results/*/{PACKED}")):
@@ -165,9 +170,10 @@ def main(argv=None):
     """Render again from the command line; see --help."""
     parser = argparse.ArgumentParser(description="Render table.md, curves.svg and summary.json from records of runs.")
     parser.add_argument("folder", nargs="?", help=f"where the .jsonl records are, or {PACKED}")
-    parser.add_argument("--pack", action="store_true", help=f"make a study of a finished run's folder: its records become {PACKED},"
-                        " its table.md a part of README.md")
-    parser.add_argument("--pages", action="store_true", help="render all studies in results/ and the tables in docs/ again")
+    parser.add_argument("--pack", action="store_true", help="make a study of a finished run's folder: its records "
+                        f"become {PACKED}, its table.md a part of README.md")
+    parser.add_argument("--pages", action="store_true",
+                        help="render all studies in results/ and the tables in docs/ again")
     parser.add_argument("--order", help="names of methods in the order of the rows, joined by commas")
     parser.add_argument("--control", help="method that differences in the first table are taken to")
     parser.add_argument("--focus", help="method that the second table compares with all others")

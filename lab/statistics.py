@@ -1,7 +1,7 @@
 """Intervals over seeds, and differences between two methods that are paired by seed.
 
-Student-t intervals, since a percentile bootstrap over five seeds covers too little; paired differences, since methods of
-one seed share the pair of models they start from.
+Student-t intervals, since a percentile bootstrap over five seeds covers too little; paired differences, since methods
+of one seed share the pair of models they start from.
 """
 
 import math

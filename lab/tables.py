@@ -19,8 +19,8 @@ def _cost(value):
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
 
 
-# heading, name in the records, how one number is written. The last two groups, and the figures named in OPTIONAL_FIGURES,
-# are shown only where some run has them: older records lack them, and a fixed teacher does not adapt.
+# heading, name in the records, how one number is written. The last two groups, and the figures named in
+# OPTIONAL_FIGURES, are shown only where some run has them: older records lack them, and a fixed teacher does not adapt.
 SCORES = (
     ("score (greedy)", "score", "{:.3f}".format),
     ("score (sampled)", "score_sampled", "{:.3f}".format),
@@ -73,7 +73,7 @@ def inert(text):
 
 
 def markdown_table(rows, header, left=1):
-    """A Markdown table of strings, padded so that it reads as well in a terminal: `left` columns left, the others right."""
+    """A Markdown table of strings, padded to be read in a terminal too: `left` columns left, the others right."""
     cells = [[inert(cell).replace("|", "\\|") for cell in row] for row in [header, *rows]]
     assert all(len(row) == len(header) for row in cells), [len(row) for row in cells]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
@@ -170,7 +170,7 @@ def _result_table(runs, variants, control):
 
 
 def _extra_columns(runs, variants, control, figures):
-    """Columns that are worked out from several runs: (heading, key of the figure they follow, text of a method's cell)."""
+    """Columns worked out from several runs: (heading, key of the figure they follow, text of a method's cell)."""
     extra = []
     if control in variants:
         def delta(variant, own):
@@ -194,8 +194,10 @@ def _difference_table(runs, variants, focus):
     rows = []
     for variant in variants:
         if variant != focus:
-            rows.append([variant] + [_difference_text(paired_difference(
-                select_runs(runs, focus, budget), select_runs(runs, variant, budget), key)) for _, key, budget in columns])
+            rows.append([variant])
+            for _, key, budget in columns:
+                pair = select_runs(runs, focus, budget), select_runs(runs, variant, budget)
+                rows[-1].append(_difference_text(paired_difference(*pair, key)))
     return markdown_table(rows, [f"{focus} minus"] + [heading for heading, _, _ in columns])
 
 
@@ -217,15 +219,16 @@ def _raw_table(runs, variants):
 def _differences(runs, entry):
     """{name: its different values} of what a dict in the headers does not say alike in all runs.
 
-    What a record does not hold is no difference: older ones lack the newer flags and files. Nor is a flag that was swept: the
-    header holds what it was for the others, and the label its own value.
+    What a record does not hold is no difference: older ones lack the newer flags and files. Nor is a flag that was
+    swept: the header holds what it was for the others, and the label its own value.
     """
     found = {}
     for run in runs:
         swept = {text.partition("=")[0].replace("-", "_") for text in run.variant.split()[1:]}
         for name, value in (run.header.get(entry) or {}).items():
             if name not in swept:
-                found.setdefault(name, {}).setdefault(json.dumps(value, sort_keys=True), value)  # a dict keeps the order
+                values = found.setdefault(name, {})  # a dict keeps the order
+                values.setdefault(json.dumps(value, sort_keys=True), value)
     return {name: list(values.values()) for name, values in found.items() if len(values) > 1}
 
 
@@ -237,7 +240,8 @@ def _plain(value, longest=40):
 
 def _some(texts, joint):
     """The first of some texts, and how many more there are."""
-    return joint.join(texts[:MOST_NAMED]) + (f"{joint}{len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else "")
+    more = f"{joint}{len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
+    return joint.join(texts[:MOST_NAMED]) + more
 
 
 def _notes(runs, variants, control):
@@ -267,31 +271,40 @@ def _notes(runs, variants, control):
     for seed in sorted(all_seeds):
         headers = [run.header for run in runs if run.seed == seed]
         fingerprints = {header.get("pair") for header in headers}
-        figures = {json.dumps([header.get("teacher"), header.get("student_start")], sort_keys=True) for header in headers}
-        # Older records took the fingerprint otherwise: a pair whose figures all agree to the last digit is one all the same.
-        measured = all(header.get("teacher") and header.get("student_start") for header in headers)
+        pairs = [[header.get("teacher"), header.get("student_start")] for header in headers]
+        figures = {json.dumps(pair, sort_keys=True) for pair in pairs}
+        # Older records took the fingerprint otherwise: a pair whose figures agree to the last digit is one pair.
+        measured = all(teacher and student for teacher, student in pairs)
         if (len(figures) > 1 or not measured) and len(fingerprints) > 1 or len(figures) > 1 and None in fingerprints:
             notes.append(f"Seed {seed}: the methods did not start from one pair of models: its differences are not "
                          "only the method's.")
     changed = _differences(runs, "sources")
     if changed:
-        versions = {json.dumps([run.header["sources"].get(name) for name in changed]) for run in runs if run.header.get("sources")}
-        notes.append(f"The runs were made by {len(versions)} versions of the code, which differ in {_some([*map(_plain, changed)], ', ')}; "
-                     "not every change there moves a result.")
-    # "settings" is what --size and other flags come to. The --steps of runs of equal compute are those that were asked for, too.
+        sources = [run.header["sources"] for run in runs if run.header.get("sources")]
+        versions = {json.dumps([hashes.get(name) for name in changed]) for hashes in sources}
+        notes.append(f"The runs were made by {len(versions)} versions of the code, which differ in "
+                     f"{_some([*map(_plain, changed)], ', ')}; not every change there moves a result.")
+    # "settings" is what --size and other flags come to. The --steps of runs of equal compute are what was asked for.
     asked = [f"--{_plain('device' if name == 'device_type' else name.replace('_', '-'))} "
              + _some(["not given" if value is None else _plain(value) for value in values], " or ")
              for name, values in _differences(runs, "flags").items() if name != "settings"]
     if asked:
-        notes.append(f"The runs were made with different flags ({_some(asked, '; ')}): a difference between methods may be theirs.")
+        notes.append(f"The runs were made with different flags ({_some(asked, '; ')}): a difference between methods "
+                     "may be theirs.")
     starts = [text for run in runs for text in run.header.get("start_warnings") or []]
     notes += [f"Warning: {text}." for text in dict.fromkeys(starts)]
     told = {}  # seeds of one method differ in the numbers of a warning: said once, with those of the first
     for run in runs:
         for text in run.final.get("warnings") or []:
-            told.setdefault((run.variant + ", equal compute," * (run.budget == "compute"), re.sub(r"\d+(\.\d+)?", "", text)), []).append((run.seed, text))
-    warned = [f"{variant} seed {seeds[0]}" + f" (likewise {', '.join(map(str, seeds[1:]))})" * (len(seeds) > 1) + f": warning: {texts[0]}."
-              for (variant, _), entries in told.items() for seeds, texts in [[*zip(*entries)]]]
+            who, without_numbers = run.variant, re.sub(r"\d+(\.\d+)?", "", text)
+            if run.budget == "compute":
+                who += ", equal compute,"
+            told.setdefault((who, without_numbers), []).append((run.seed, text))
+    warned = []
+    for (who, _), entries in told.items():
+        (seed, text), *others = entries
+        likewise = f" (likewise {', '.join(str(other) for other, _ in others)})" if others else ""
+        warned.append(f"{who} seed {seed}{likewise}: warning: {text}.")
     notes += warned[:MOST_WARNINGS]
     if len(warned) > MOST_WARNINGS:
         notes.append(f"and {len(warned) - MOST_WARNINGS} more warnings in the records.")
@@ -313,7 +326,8 @@ def render_table(runs, control="supervised", focus="skd", order=None):
     parts = [f"**Task {inert(tasks[0])}**" if tasks else "**Results**", _notes(runs, variants, control),
              _result_table(runs, variants, control)]
     if focus in variants and len(variants) > 1:
-        parts += [f"**{inert(focus)} minus every other method**, paired by seed", _difference_table(runs, variants, focus)]
+        parts.append(f"**{inert(focus)} minus every other method**, paired by seed")
+        parts.append(_difference_table(runs, variants, focus))
     parts += ["<details><summary>Every run</summary>", _raw_table(runs, variants), "</details>"]
     return "\n\n".join(parts) + "\n"
 
