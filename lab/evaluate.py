@@ -298,7 +298,7 @@ def step_columns(student_logits, teacher_logits=None):
 
 @torch.no_grad()
 def step_figures(rollout, columns, per_token, budget, bins=8):
-    """What one batch tells about its writer and both models: a dict of plain numbers (README, metric glossary).
+    """What one batch tells about its writer and both models: a dict of plain numbers (docs/metrics.md).
 
     columns (B, T-1, 1 or 3) of step_columns and per_token (B, T-1), the loss.
     """

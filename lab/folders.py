@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from lab.archive import PACKED
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -31,6 +33,8 @@ def make_run_folder(out, resume, default_name):
     folder = Path(out)
     if len(os.fsencode(folder.name)) > 255:
         raise ValueError(f"--out names a folder of {len(folder.name):,} letters: give a shorter name")
+    if (folder / PACKED).exists():
+        raise ValueError(f"{out} holds a finished study ({PACKED}): give another --out")
     if not resume and folder.is_dir():
         if any([*folder.glob("*.jsonl"), *folder.glob("*.state*.pt")]):
             raise ValueError(f"{out} already holds records: add --resume to continue them, or give another --out")

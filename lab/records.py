@@ -106,7 +106,7 @@ def rounded(value):
 
 
 def write_whole(path, text):
-    """Write beside and rename: a reader sees the old file or the new one, never half of one. ValueError for a folder."""
+    """Write text or bytes beside and rename: a reader sees the old file or the new one, never half. ValueError for a folder."""
     path = Path(path)
     if path.is_dir() and not path.is_symlink():  # a link would be replaced
         raise ValueError(f"{path} is a folder, and a file is to be written there: move it away")
@@ -114,8 +114,8 @@ def write_whole(path, text):
     beside.unlink(missing_ok=True)
     try:
         # "x": folders come from elsewhere, and through a link that waits there another file would be written over.
-        with open(beside, "x", encoding="utf-8", newline="\n") as file:  # the same bytes on every system
-            file.write(text)
+        with open(beside, "xb") as file:
+            file.write(text.encode("utf-8") if isinstance(text, str) else text)  # no line ends of the system's own
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -35,7 +35,7 @@ import sample  # noqa: E402
 import train_okd  # noqa: E402
 import train_skd  # noqa: E402
 from data.tasks import Encoded  # noqa: E402
-from lab import command_line, compare, folders, processes, records, report  # noqa: E402
+from lab import command_line, compare, folders, processes, records, tables  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 # name -> student and teacher as (n_layer, n_head, n_embd)
@@ -432,7 +432,7 @@ def table(rows):
     names = list(dict.fromkeys(name for row in rows for name in row))
     words = [name for name in names if isinstance(rows[0].get(name), str)]
     names = words + [name for name in names if name not in words]
-    return report.markdown_table([[text(row.get(name)) for name in names] for row in rows], names, left=len(words))
+    return tables.markdown_table([[text(row.get(name)) for name in names] for row in rows], names, left=len(words))
 
 
 def render(record):

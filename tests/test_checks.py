@@ -1,6 +1,5 @@
 """Laws of lab/checks.py: planted faults are named before they cost a run, and sound runs are left in peace."""
 
-import json
 import math
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tiny import Watched, flags, pair, tiny_pair  # noqa: F401
 import losses
 import train_okd
 import train_skd
-from lab import checks
+from lab import checks, reading
 from lab.checkpoints import Checkpointer
 from lab.pairs import batch_order
 from lab.records import RunLog
@@ -187,15 +186,14 @@ def test_warnings_about_the_start():
 def test_committed_runs_are_left_in_peace():
     """Of all records that are committed, okd_collapse is warned of, and nothing else: the thresholds stand where they should."""
     warned, seen = set(), 0
-    for path in (Path(train_skd.__file__).parent / "results").glob("*/*.jsonl"):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        final = FINAL | lines[-1]
-        seen += 1
-        row = lines[0]["row"]
-        rule = row.get("sampling", {}).get("accept_rule", "topk")
-        if checks.about_run(row["writer"], rule, [line for line in lines if line["kind"] == "step"], final):
-            warned.add(lines[0]["variant"])
-        assert checks.about_start(FINAL | lines[0]["teacher"], lines[0]["student_start"], lines[0]["task"] == "math") == []
+    for folder in (Path(train_skd.__file__).parent / "results").glob("*kd-*"):
+        for run in reading.read_records(folder):
+            seen += 1
+            row = run.header["row"]
+            rule = row.get("sampling", {}).get("accept_rule", "topk")
+            if checks.about_run(row["writer"], rule, run.steps, FINAL | run.final):
+                warned.add(run.variant)
+            assert checks.about_start(FINAL | run.header["teacher"], run.header["student_start"], run.header["task"] == "math") == []
     assert warned == {"okd_collapse"} and seen > 500
 
 

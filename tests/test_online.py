@@ -7,8 +7,8 @@ import torch
 from adapters import attach_online_module, make_gpt, model_logits
 
 import sample
-from losses import cross_entropy, forward_kl
 import train_okd
+from losses import cross_entropy, forward_kl
 from model import (
     ONLINE_MODULES,
     FullCopy,

@@ -1,4 +1,4 @@
-"""Laws of the whole: who imports whom, what is never called, and that the README says what the code does."""
+"""Laws of the whole: who imports whom, what is never called, and that the pages say what the code does."""
 
 import ast
 import json
@@ -14,7 +14,8 @@ import sample
 import train_okd
 import train_skd
 from data import corpora, tasks
-from lab import pairs, processes, report
+from lab import pairs, processes, reading, report
+from lab.archive import PACKED
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -35,13 +36,19 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "data/tasks.py": {"data.tokenizer", "data.metrics", "data.corpora"},
     "lab/__init__.py": set(),
     "lab/processes.py": set(),
-    "lab/folders.py": set(),
+    "lab/archive.py": set(),
+    "lab/folders.py": {"lab.archive"},
     "lab/records.py": set(),
     "lab/costs.py": {"sample"},
     "lab/checks.py": {"losses", "sample"},
     "lab/training.py": {"model", "losses", "sample", "lab.checks", "lab.processes", "lab.checkpoints", "lab.costs", "lab.evaluate",
                         "lab.records", "lab.teacher_cache"},
-    "lab/report.py": {"lab.records"},
+    "lab/reading.py": {"lab.archive", "lab.records"},
+    "lab/statistics.py": {"lab.reading"},
+    "lab/tables.py": {"lab.reading", "lab.statistics"},
+    "lab/curves.py": {"lab.reading"},
+    "lab/pages.py": {"lab.records"},
+    "lab/report.py": {"lab.archive", "lab.curves", "lab.pages", "lab.reading", "lab.records", "lab.tables"},
     "lab/checkpoints.py": {"model", "lab.processes", "lab.records"},
     "lab/exchange.py": {"model", "data.tokenizer", "lab.processes", "lab.folders", "lab.command_line"},
     "lab/gallery.py": {"losses", "lab.records", "lab.command_line", "lab.processes"},
@@ -182,16 +189,19 @@ def test_public_names_say_what_they_are(name):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The README.
+# The pages. Whether they are complete, and rendered from today's sources, slow tests say: a new row turns no fast test red.
+
+PAGES = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("results/**/README.md")])
+RENDER = "type python -m lab.report --pages"
 
 
-def readme():
-    return README.read_text(encoding="utf-8")
+def page(name):
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
-def fenced():
-    """Lines inside fenced blocks, comments and blank lines left out."""
-    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", readme(), re.M | re.S)
+def fenced(*paths):
+    """Lines inside fenced blocks of pages (of all of them by default), comments and blank lines left out."""
+    blocks = [block for path in paths or PAGES for block in re.findall(r"^```[a-z]*\n(.*?)^```", page(path), re.M | re.S)]
     return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
 
 
@@ -201,42 +211,23 @@ def commands(start):
     return [shlex.split(part) for part in parts if part.startswith(start)]
 
 
-def test_readme_names_every_variant(capsys):
-    """The names that --list-variants prints all stand in the README."""
-    for script in (train_skd, train_okd):
-        assert script.main(["--list-variants"]) == 0
-        rows = re.findall(rf"^\| `(\w+)` \|.*`python {script.__name__}.py", readme(), re.M)
-        assert rows == list(json.loads(capsys.readouterr().out)), script.__name__
+@pytest.mark.slow
+def test_pages_are_rendered():
+    """Every study, the tables of methods and those of the benchmarks are what records, rows and figures say today."""
+    stale = [str(path.relative_to(ROOT)) for path, text in report.rendered_pages().items() if path.read_text(encoding="utf-8") != text]
+    assert not stale, RENDER
 
 
-@pytest.mark.parametrize("script", [train_skd, train_okd])
-def test_readme_renders_the_rows(script, capsys):
-    """The tables of methods between the markers are what the rows say today."""
-    assert script.main(["--list-variants"]) == 0
-    table = report.methods_table(script.__name__, json.loads(capsys.readouterr().out))
-    section = f"methods-{script.__name__.removeprefix('train_')}"
-    assert report.replace_section(readme(), section, table) == readme()
-    if script is train_okd:  # what each teacher does stands in its line, be it a row's or a flag's
-        lines = {line.split("`")[1]: line for line in table.splitlines()[2:]}
-        assert "| fixed | - |" in lines["gkd"]
-        assert "| alpha `--alpha`, `--teacher-divergence`, rate `--module-lr` |" in lines["okd"]
-        assert "| alpha 0, rate `--module-lr` |" in lines["okd_no_feedback"]
-        assert "| alpha 1, `reverse_kl`, rate 1, anchor 1 to 0, alternating |" in lines["promptkd"]
-        assert "| an exam, rate `--module-lr`, alternating |" in lines["ikd"]
-    for name, row in script.VARIANTS.items():
-        assert row.note, name
-        assert row.paper is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d{4}/\S+", row.paper), name
-
-
-def test_readme_names_every_task():
+@pytest.mark.slow
+def test_pages_name_every_task():
     """Every task is a row of the table of tasks, and the score in its row has a word in common with the code's own metric."""
     table = {**tasks.FAMILIES, **corpora.CORPORA}
     assert list(table) == tasks.task_names()
     for name, task in table.items():
-        cells = re.findall(rf"^\| `{name}`[^|]*\|[^|]*\|([^|]*)\|", readme(), re.M)
-        assert len(cells) == 1, name
+        cells = re.findall(rf"^\| `{name}`[^|]*\|[^|]*\|([^|]*)\|", page("docs/data.md"), re.M)
+        assert len(cells) == 1, f"docs/data.md lacks a row of {name}"
         words, metric = (set(re.findall(r"[a-z]{3,}", text.lower())) for text in (cells[0], task.metric))
-        assert words & metric, f"{name}: README says {cells[0].strip()!r}, the code {task.metric!r}"
+        assert words & metric, f"{name}: docs/data.md says {cells[0].strip()!r}, the code {task.metric!r}"
 
 
 @pytest.fixture(scope="module")
@@ -254,33 +245,46 @@ def record_keys(tmp_path_factory):
     return {key for line in lines if line["kind"] != "header" for key in line}
 
 
-def test_readme_explains_every_figure(record_keys):
-    """Whatever a record holds stands in the README as `key`; figures that depend on the task as `task_...`."""
-    text = readme()
+@pytest.mark.slow
+def test_pages_explain_every_figure(record_keys):
+    """Whatever a record holds stands in the glossary as `key`; figures that depend on the task as `task_...`."""
+    text = page("docs/metrics.md")
     words = set(re.findall(r"`([\w*.]+)`", text))
     missing = [key for key in sorted(record_keys - {"kind"}) if key not in words and not (key.startswith("task_") and "`task_" in text)]
-    assert missing == []
+    assert missing == [], "docs/metrics.md explains every figure but these"
 
 
-def test_readme_links_lead_somewhere():
-    """Every relative link, and every file or folder of the project that is named, exists."""
-    text = readme()
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text) for link in link if link]
-    relative = [link for link in links if link and not link.startswith(("http://", "https://", "mailto:"))]
-    named = re.findall(r"(?<![\w./-])((?:data|lab|results|tests|exercises|\.ci)/[\w./-]*\*?|[\w-]+\.py)", text)
-    own = {path.name for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("lab/*.py"), *ROOT.glob("tests/*.py")]}
+def anchor(heading):
+    """What a link to a heading ends in, as GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    """Every relative link, from where its page stands, with its anchor; and every file of the project that is named exists."""
+    text = page(path)
+    links = [link for found in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text) for link in found if link]
     missing = []
-    for name in {*relative, *(name.rstrip(".") for name in named)}:
+    for link in links:
+        name, _, part = link.partition("#")
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        target = path.parent / name if name else path
+        if not target.exists() or part and part not in map(anchor, re.findall(r"^#+ (.*)", page(target), re.M)):
+            missing.append(link)
+    named = re.findall(r"(?<![\w./-])((?:data|docs|lab|results|tests|exercises|\.ci)/[\w./-]*\*?|[\w-]+\.py)", text)
+    own = {file.name for file in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("lab/*.py"), *ROOT.glob("tests/*.py")]}
+    for name in {name.rstrip(".") for name in named}:
         made_later = name.startswith("data/cache")
         if not (made_later or list(ROOT.glob(name.rstrip("/"))) or name in own):
             missing.append(name)
     assert missing == []
 
 
-def test_readme_commands_work(monkeypatch, capsys):
+def test_commands_on_pages_work(monkeypatch, capsys):
     """Every fenced `python ...` line names a script that exists and flags and values that it takes."""
     monkeypatch.setattr(processes, "pick_device", lambda name: train_skd.torch.device("cpu"))
-    assert [line for line in fenced() if line.startswith("pip install") and "python train_skd.py" in line]
+    assert [line for line in fenced(README) if line.startswith("pip install") and "python train_skd.py" in line]
     view = commands("python sample.py")
     for script in (train_skd, train_okd):
         assert commands(f"python {script.__name__}.py")
@@ -298,9 +302,14 @@ def test_readme_commands_work(monkeypatch, capsys):
             assert (ROOT / words[1]).is_file(), words
 
 
+def test_the_readme_is_one_page():
+    """What is not needed on the first day stands in docs/ and results/."""
+    assert README.stat().st_size < 25_000 and len(page(README).splitlines()) < 300
+
+
 def test_ci_runs_the_readmes_test_command():
     """The fenced line that ends in pytest stands literally in .ci/run, which installs nothing else."""
-    (command,) = [line for line in fenced() if re.search(r"pip install .*&& python -m pytest\b", line)]
+    (command,) = [line for line in fenced(README) if re.search(r"pip install .*&& python -m pytest\b", line)]
     script = (ROOT / ".ci" / "run").read_text()
     assert command in script.splitlines()
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111, ".ci/run is executable"
@@ -311,34 +320,14 @@ def test_ci_runs_the_readmes_test_command():
 # Committed results.
 
 
-def result_folders():
-    """Names of results/skd-NAME, NAME alone; of train_okd.py's results/okd-NAME the whole name."""
-    return {path.name.removeprefix("skd-") for path in ROOT.glob("results/*kd-*") if path.is_dir()}
+STUDIES = sorted(path.parent for path in ROOT.glob(f"results/*/{PACKED}"))
 
 
-def result_folder(name):
-    return ROOT / "results" / (name if name.startswith("okd-") else f"skd-{name}")
-
-
-def result_sections():
-    return set(re.findall(r"<!-- results-([\w-]+):begin -->", readme()))
-
-
-def test_every_result_has_its_section():
-    """There are committed results; each has a table in the README, and each table of the README its records."""
-    assert result_folders() and result_folders() == result_sections()
-
-
-@pytest.mark.parametrize("name", sorted(result_folders() | result_sections()))
-def test_readme_tables_are_rendered(name):
-    """The table between the markers, and the files beside the records, are what the records say today."""
-    folder = result_folder(name)
-    texts = report.render_report(folder)
-    section = report.brief(texts["table.md"], folder.name)
-    assert report.replace_section(readme(), f"results-{name}", section) == readme()
-    for file, text in texts.items():
-        if (folder / file).exists():
-            assert (folder / file).read_text(encoding="utf-8") == text, file
+@pytest.mark.slow
+def test_every_study_is_in_the_index():
+    """The index names each study, with its question and its answer."""
+    links = re.findall(r"^\| \[([\w-]+)\]\(\1/README\.md\) \| [^|]+ \| [^|]+ \|$", page("results/README.md"), re.M)
+    assert STUDIES and sorted(links) == [folder.name for folder in STUDIES], "results/README.md has one row per study"
 
 
 def strings(value):
@@ -348,13 +337,19 @@ def strings(value):
     return [text for item in value for text in strings(item)] if isinstance(value, list) else [value] * isinstance(value, str)
 
 
-@pytest.mark.parametrize("name", sorted(result_folders()))
-def test_committed_records_name_no_folder(name):
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_committed_records_name_no_folder(folder):
     """No text in a committed record is a path of somebody's machine, and a quick run is no result."""
-    records = sorted(result_folder(name).glob("*.jsonl"))
-    assert records
-    for path in records:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        assert not lines[0]["quick"] and lines[-1]["kind"] == "final"
-        for text in strings(lines):
-            assert not re.match(r"/|~|[A-Za-z]:\\|\.\./", text) and "://" not in text, (path.name, text)
+    runs = reading.read_records(folder)
+    assert runs
+    for run in runs:
+        assert not run.header["quick"]
+        for text in strings([run.header, *run.steps, *run.evals, run.final]):
+            assert not re.match(r"/|~|[A-Za-z]:\\|\.\./", text) and "://" not in text, (run.variant, run.seed, text)
+
+
+def test_a_study_has_four_files():
+    """README.md, curves.svg, summary.json and the records, and nothing else; there are no loose records."""
+    for folder in STUDIES:
+        assert {path.name for path in folder.iterdir()} == {"README.md", "curves.svg", "summary.json", PACKED}, folder.name
+    assert not list(ROOT.glob("results/**/*.jsonl"))

@@ -23,7 +23,7 @@ from data.corpora import Example, hash_split
 from data.metrics import corpus_bleu, corpus_chrf, rouge_l
 from data.tasks import FAMILIES, SIZES, make_task
 from data.tokenizer import Tokenizer, train_tokenizer
-from lab import exchange, records, report
+from lab import exchange, records, report, statistics
 from lab.checkpoints import Checkpointer
 from losses import (
     MATCHES,
@@ -180,12 +180,12 @@ def test_any_loss_is_a_number_per_position(seed, vocab_size, scale, length):
 def test_any_interval_is_around_its_mean(values, shift, order):
     """The mean lies between the smallest and the largest value, the half width is not negative and grows with the spread alone:
     order and a shift of all values do not touch it."""
-    mean, half_width = report.student_t_interval(values)
+    mean, half_width = statistics.student_t_interval(values)
     assert min(values) - 1e-6 <= mean <= max(values) + 1e-6
     assert (half_width is None) == (len(values) == 1)
     shuffled = list(values)
     order.shuffle(shuffled)
-    other, other_width = report.student_t_interval([value + shift for value in shuffled])
+    other, other_width = statistics.student_t_interval([value + shift for value in shuffled])
     assert other == pytest.approx(mean + shift, abs=1e-6)
     if half_width is not None:
         assert half_width >= 0 and other_width == pytest.approx(half_width, rel=1e-6, abs=1e-4)

@@ -1,7 +1,7 @@
 """Laws of the report: intervals against the t density itself, pairing, order of rows, readable and valid SVG."""
 
-import io
 import json
+import lzma
 import math
 import os
 import re
@@ -13,7 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lab import records, report
+import train_okd
+import train_skd
+from lab import (
+    archive,
+    curves,
+    folders,
+    pages,
+    reading,
+    records,
+    report,
+    statistics,
+    tables,
+)
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ["sft", "supervised", "seqkd", "on_policy", "imitkd", "gkd", "two_stage", "skd"]
@@ -56,7 +68,7 @@ def write_records(folder, variants=VARIANTS, seeds=5, budgets=("steps",), **fina
 
 def make_runs(scores, budget="steps"):
     """Runs from {variant: {seed: score}}, in that order and without curves."""
-    return [report.Run(variant, seed, budget, {"variant": variant}, [], [], {"kind": "final", "score": score})
+    return [reading.Run(variant, seed, budget, {"variant": variant}, [], [], {"kind": "final", "score": score})
             for variant, by_seed in scores.items() for seed, score in by_seed.items()]
 
 
@@ -78,30 +90,30 @@ def table_rows(text, heading):
 def test_t_quantiles_leave_2_5_percent_above():
     """For every n, the t density integrates to .475 from 0 to the quantile (Simpson's rule on Gamma functions)."""
     for freedom in [*range(1, 30), 30, 35, 60, 200]:
-        quantile = report._t_quantile(freedom)
+        quantile = statistics._t_quantile(freedom)
         x = np.linspace(0.0, quantile, 20001)
         log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
         density = np.exp(log_scale - (freedom + 1) / 2 * np.log1p(x**2 / freedom))
         area = (x[1] - x[0]) / 3 * (density[0] + density[-1] + 4 * density[1:-1:2].sum() + 2 * density[2:-1:2].sum())
         assert abs(area - 0.475) < 2e-7, freedom
-    assert len(report.T_975) == 29
+    assert len(statistics.T_975) == 29
 
 
 def test_two_values_closed_form():
     """For n = 2 the quantile is tan(.475 pi) = 12.706 and the half width that times half the distance."""
-    mean, half_width = report.student_t_interval([0.2, 0.6])
+    mean, half_width = statistics.student_t_interval([0.2, 0.6])
     assert mean == pytest.approx(0.4)
     assert half_width == pytest.approx(math.tan(0.475 * math.pi) * 0.2, rel=1e-6)
     assert half_width == pytest.approx(12.706 * 0.2, rel=1e-4)
 
 
 def test_one_value_has_no_interval():
-    assert report.student_t_interval([0.3]) == (0.3, None)
+    assert statistics.student_t_interval([0.3]) == (0.3, None)
 
 
 def test_other_levels_are_refused():
     with pytest.raises(ValueError, match="0.9 is not tabulated"):
-        report.student_t_interval([1.0, 2.0], level=0.9)
+        statistics.student_t_interval([1.0, 2.0], level=0.9)
 
 
 def test_interval_covers_the_mean_in_95_of_100_experiments():
@@ -109,7 +121,7 @@ def test_interval_covers_the_mean_in_95_of_100_experiments():
     draws = np.random.default_rng(0).normal(1.0, 2.0, (2000, 3))
     covered = 0
     for row in draws:
-        mean, half_width = report.student_t_interval(row)
+        mean, half_width = statistics.student_t_interval(row)
         covered += abs(mean - 1.0) <= half_width
     assert abs(covered / 2000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
 
@@ -119,22 +131,22 @@ def test_pairing_is_by_seed_and_not_by_position():
     luck = {1: 0.1, 2: 0.5, 3: 0.9, 4: 0.3}
     a = make_runs({"a": {seed: luck[seed] + 0.05 for seed in (3, 1, 2)}})
     b = make_runs({"b": {seed: luck[seed] for seed in (1, 2, 3, 4)}})
-    difference = report.paired_difference(a, b, "score")
+    difference = statistics.paired_difference(a, b, "score")
     assert difference.mean == pytest.approx(0.05)
     assert difference.half_width == pytest.approx(0.0, abs=1e-12)
     assert (difference.n, difference.positive) == (3, 3)
-    back = report.paired_difference(b, a, "score")
+    back = statistics.paired_difference(b, a, "score")
     assert (back.mean, back.positive) == (pytest.approx(-0.05), 0)
 
 
 def test_pairs_without_a_figure_are_dropped():
     a, b = make_runs({"a": {1: 0.5, 2: None, 3: 0.4}}), make_runs({"b": {1: 0.2, 2: 0.1, 3: math.nan}})
-    assert report.paired_difference(a, b, "score") == report.PairedDifference(pytest.approx(0.3), None, 1, 1)
-    assert report.paired_difference(a, [], "score") == report.PairedDifference(None, None, 0, 0)
+    assert statistics.paired_difference(a, b, "score") == statistics.PairedDifference(pytest.approx(0.3), None, 1, 1)
+    assert statistics.paired_difference(a, [], "score") == statistics.PairedDifference(None, None, 0, 0)
 
 
 def test_equal_scores_are_not_positive():
-    assert report.paired_difference(*[make_runs({"a": {1: 0.5, 2: 0.5}})] * 2, "score").positive == 0
+    assert statistics.paired_difference(*[make_runs({"a": {1: 0.5, 2: 0.5}})] * 2, "score").positive == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- records
@@ -142,7 +154,7 @@ def test_equal_scores_are_not_positive():
 
 def test_read_gives_back_what_was_written(tmp_path):
     """Every run of 8 methods x 5 seeds comes back with its lines in order."""
-    runs = report.read_records(write_records(tmp_path))
+    runs = reading.read_records(write_records(tmp_path))
     assert len(runs) == 40
     run = next(run for run in runs if (run.variant, run.seed) == ("skd", 3))
     assert [run.header, *sorted(run.steps + run.evals, key=lambda line: (line["step"], line["kind"] == "eval")),
@@ -157,7 +169,7 @@ def test_broken_line_names_file_and_line(tmp_path, broken):
     lines[3] = broken if isinstance(broken, bytes) else broken.encode()
     (tmp_path / "skd_seed1.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(ValueError, match=r"skd_seed1\.jsonl, line 4 ") as error:
-        report.read_records(tmp_path)
+        reading.read_records(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -168,13 +180,13 @@ def test_every_cut_of_a_record_is_unfinished_and_never_an_error(tmp_path):
     whole = len(text) - 1  # without the last newline the final line is still whole
     for cut in [0, 1, 40, *range(50, whole, 97), whole - 1]:
         (tmp_path / "skd_seed1.jsonl").write_bytes(text[:cut])
-        runs, unfinished = report.read_runs(tmp_path)
+        runs, unfinished = reading.read_runs(tmp_path)
         assert [run.variant for run in runs] == ["sft", "sft"], cut
         assert len(unfinished) == 1 and "skd_seed1.jsonl" in unfinished[0], cut
     assert "stopped at step 100" in unfinished[0]
     assert "unfinished: skd_seed1.jsonl, stopped at step 100" in report.write_report(tmp_path)
     (tmp_path / "skd_seed1.jsonl").write_bytes(text[:whole])
-    assert len(report.read_records(tmp_path)) == 3
+    assert len(reading.read_records(tmp_path)) == 3
 
 
 def test_garbage_after_a_finished_run_is_an_error(tmp_path):
@@ -183,7 +195,7 @@ def test_garbage_after_a_finished_run_is_an_error(tmp_path):
     for garbage in ('{"kind": "st', '{"kind": "step", "step": 1}'):
         (tmp_path / "skd_seed1.jsonl").write_text(text + garbage)
         with pytest.raises(ValueError, match=f"line {text.count(chr(10)) + 1} "):
-            report.read_records(tmp_path)
+            reading.read_records(tmp_path)
 
 
 def test_a_changed_digit_is_refused(tmp_path):
@@ -193,10 +205,10 @@ def test_a_changed_digit_is_refused(tmp_path):
     for place in places[::5]:
         path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1:]}")
         with pytest.raises(ValueError, match=r"does not seal .*--resume|is not JSON") as error:  # 100 may become 000
-            report.read_records(tmp_path)
+            reading.read_records(tmp_path)
         assert "\n" not in str(error.value)
     path.write_text(text)
-    assert len(report.read_records(tmp_path)) == 1
+    assert len(reading.read_records(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("change, complaint", [
@@ -213,7 +225,7 @@ def test_records_that_do_not_fit_are_refused(tmp_path, change, complaint):
     header, *others = make_lines("skd", 1)
     (tmp_path / "x.jsonl").write_text(record([{**header, **change}, *others]))
     with pytest.raises(ValueError, match=complaint):
-        report.read_records(tmp_path)
+        reading.read_records(tmp_path)
 
 
 def test_nothing_to_report_says_what_to_do(tmp_path):
@@ -231,28 +243,28 @@ def test_nothing_to_report_says_what_to_do(tmp_path):
 
 def test_rows_keep_the_order_of_the_methods(tmp_path):
     """Teacher, starting student, then the order of the headers (file names and scores say otherwise) or of `order`."""
-    runs = report.read_records(write_records(tmp_path))
+    runs = reading.read_records(write_records(tmp_path))
     first_two = ["teacher", "student at the start"]
-    assert list(table_rows(report.render_table(runs), "method")) == first_two + VARIANTS
+    assert list(table_rows(tables.render_table(runs), "method")) == first_two + VARIANTS
     backwards = VARIANTS[::-1]
-    assert list(table_rows(report.render_table(runs, order=backwards), "method")) == first_two + backwards
+    assert list(table_rows(tables.render_table(runs, order=backwards), "method")) == first_two + backwards
     bare = make_runs({"b": {1: 0.1}, "c": {1: 0.9}, "a": {1: 0.5}})  # no "order": first appearance
-    assert list(table_rows(report.render_table(bare), "method")) == ["b", "c", "a"]
-    assert list(table_rows(report.render_table(bare, order=["a"]), "method")) == ["a", "b", "c"]
+    assert list(table_rows(tables.render_table(bare), "method")) == ["b", "c", "a"]
+    assert list(table_rows(tables.render_table(bare, order=["a"]), "method")) == ["a", "b", "c"]
     for order in (["c", "a", "b"], ["c"]):  # the header's own list; who is not in it comes after
         listed = [run._replace(header={"order": order}) for run in bare]
-        assert list(table_rows(report.render_table(listed), "method")) == (order + ["b", "a"])[:3]
+        assert list(table_rows(tables.render_table(listed), "method")) == (order + ["b", "a"])[:3]
 
 
 def test_cells_are_the_figures_of_the_records(tmp_path):
     """The cells of the main table by hand: mean and half width, paired difference, units, '-' for None."""
-    runs = report.read_records(write_records(tmp_path))
-    rows = table_rows(report.render_table(runs, control="supervised"), "method")
+    runs = reading.read_records(write_records(tmp_path))
+    rows = table_rows(tables.render_table(runs, control="supervised"), "method")
     scores = {v: [r.final["score"] for r in runs if r.variant == v] for v in ("skd", "supervised")}
-    mean, half_width = report.student_t_interval(scores["skd"])
+    mean, half_width = statistics.student_t_interval(scores["skd"])
     skd = rows["skd"]
     assert skd["score (greedy)"] == f"{mean:.3f} ± {half_width:.3f}"
-    delta, delta_half = report.student_t_interval(np.subtract(scores["skd"], scores["supervised"]))
+    delta, delta_half = statistics.student_t_interval(np.subtract(scores["skd"], scores["supervised"]))
     assert skd["Δ score to supervised"] == f"{delta:+.3f} ± {delta_half:.3f}"
     assert rows["supervised"]["Δ score to supervised"] == "-"
     assert (skd["seeds"], skd["tokens generated"], skd["seconds"]) == ("5", "1,234,567", "31.4")
@@ -267,7 +279,7 @@ def test_cells_are_the_figures_of_the_records(tmp_path):
 def test_missing_seeds_are_said_and_only_common_ones_paired():
     """A method with 2 of 3 seeds shows its n everywhere, and its difference uses the two common seeds only."""
     runs = make_runs({"supervised": {1: 0.1, 2: 0.2, 3: 0.9}, "skd": {2: 0.4, 1: 0.3}, "gkd": {3: 0.5, 2: None}})
-    text = report.render_table(runs)
+    text = tables.render_table(runs)
     rows = table_rows(text, "method")
     assert (rows["skd"]["seeds"], rows["supervised"]["seeds"]) == ("2", "3")
     assert rows["skd"]["Δ score to supervised"] == "+0.200 ± 0.000"
@@ -281,14 +293,14 @@ def test_missing_seeds_are_said_and_only_common_ones_paired():
 
 def test_equal_compute_stands_beside_equal_steps(tmp_path):
     """Runs of equal compute fill a column of their own and never mix with those of equal steps."""
-    runs = report.read_records(write_records(tmp_path, ["supervised", "skd"], 3, ("steps", "compute")))
-    rows = table_rows(report.render_table(runs), "method")["skd"]
+    runs = reading.read_records(write_records(tmp_path, ["supervised", "skd"], 3, ("steps", "compute")))
+    rows = table_rows(tables.render_table(runs), "method")["skd"]
     for column, budget in (("score (greedy)", "steps"), ("score at equal compute", "compute")):
         scores = [run.final["score"] for run in runs if run.variant == "skd" and run.budget == budget]
-        assert rows[column] == "{:.3f} ± {:.3f}".format(*report.student_t_interval(scores))
-    differences = table_rows(report.render_table(runs), "skd minus")["supervised"]
+        assert rows[column] == "{:.3f} ± {:.3f}".format(*statistics.student_t_interval(scores))
+    differences = table_rows(tables.render_table(runs), "skd minus")["supervised"]
     assert differences["greedy at equal compute"].endswith("0 of 3 positive")
-    assert list(report.summary(runs)["variants_equal_compute"]) == ["supervised", "skd"]
+    assert list(tables.summary(runs)["variants_equal_compute"]) == ["supervised", "skd"]
 
 
 def test_one_seed_is_called_a_demonstration(tmp_path):
@@ -300,8 +312,8 @@ def test_one_seed_is_called_a_demonstration(tmp_path):
 
 def test_every_run_stands_in_the_raw_table(tmp_path):
     """The last table has one row per run and the exact score of each."""
-    runs = report.read_records(write_records(tmp_path))
-    raw = report.render_table(runs).split("<details>")[1]
+    runs = reading.read_records(write_records(tmp_path))
+    raw = tables.render_table(runs).split("<details>")[1]
     for run in runs:
         score = f"{run.final['score']:.3f}"
         assert any(line.startswith(f"| {run.variant} ") and score in line for line in raw.splitlines())
@@ -314,11 +326,11 @@ def test_a_pair_that_differs_between_methods_is_said():
     for one, other in (({"pair": "12ab"}, {"pair": "cd34"}), ({"teacher": {"score": 0.8}}, {"teacher": {"score": 0.9}}),
                        ({"student_start": {"score": 0.1}}, {"student_start": {"score": 0.2}})):
         said = "Seed 1: the methods did not start from one pair"
-        assert said in report.render_table([runs[0]._replace(header=one), runs[1]._replace(header=other)])
-        assert said not in report.render_table([run._replace(header=one) for run in runs])
+        assert said in tables.render_table([runs[0]._replace(header=one), runs[1]._replace(header=other)])
+        assert said not in tables.render_table([run._replace(header=one) for run in runs])
     headers = [{"pair": name, "teacher": {"score": 0.8}, "student_start": {"score": score}} for name, score in (("1", 0.1), ("2", 0.1), ("2", 0.2))]
     for one, other, differ in ((0, 1, False), (1, 2, False), (0, 2, True)):  # fingerprint or figures: where one agrees, so does the pair
-        table = report.render_table([runs[0]._replace(header=headers[one]), runs[1]._replace(header=headers[other])])
+        table = tables.render_table([runs[0]._replace(header=headers[one]), runs[1]._replace(header=headers[other])])
         assert (said in table) == differ
 
 
@@ -331,33 +343,33 @@ def test_a_pair_that_differs_between_methods_is_said():
 def test_what_limits_the_numbers_is_said(entry, others, said):
     """A smoke run, seconds that do not compare and the meaning of the score stand above the table, where they hold."""
     first, second = make_runs({"a": {1: 0.5}, "b": {1: 0.6}})
-    assert said in report.render_table([first._replace(header=entry), second._replace(header=others)])
-    assert said not in report.render_table([first, second])
+    assert said in tables.render_table([first._replace(header=entry), second._replace(header=others)])
+    assert said not in tables.render_table([first, second])
 
 
 def notes_of(headers, variants=("a", "b", "c")):
     """The notes about versions and flags above a table of runs with these headers."""
     runs = [run._replace(header=header) for run, header in zip(make_runs({variant: {1: 0.5} for variant in variants}), headers)]
-    return [line for line in report.render_table(runs).splitlines() if "versions of the code" in line or "different flags" in line]
+    return [line for line in tables.render_table(runs).splitlines() if "versions of the code" in line or "different flags" in line]
 
 
 def test_swept_values_stand_at_the_ends_of_the_lines():
     """Names too long for the picture give up the words of their flags before their values."""
-    assert report._short("okd module-lr=0.02") == "okd module-lr=0.02"
-    assert report._short("okd alpha=0.25 module-lr=0.02") == "okd a=0.25 ml=0.02"
-    assert report._short("okd_no_feedback module-lr=0.2") == "okd_no_fe…ack ml=0.2"
-    ends = [report._short(f"okd alpha={alpha} module-lr={rate}") for alpha in (0.25, 0.5, 0.75) for rate in (0.02, 0.2, 1)]
+    assert curves._short("okd module-lr=0.02") == "okd module-lr=0.02"
+    assert curves._short("okd alpha=0.25 module-lr=0.02") == "okd a=0.25 ml=0.02"
+    assert curves._short("okd_no_feedback module-lr=0.2") == "okd_no_fe…ack ml=0.2"
+    ends = [curves._short(f"okd alpha={alpha} module-lr={rate}") for alpha in (0.25, 0.5, 0.75) for rate in (0.02, 0.2, 1)]
     assert len(set(ends)) == 9 and max(map(len, ends)) <= 20
-    assert report._short("a_method_with_quite_a_name") == "a_method_…ite_a_name"
-    ends = {report._short(f"okd module-start={start} module-lr=0.05 alpha={alpha}") for start in (0.25, 0.5) for alpha in (0.5, 0.9)}
+    assert curves._short("a_method_with_quite_a_name") == "a_method_…ite_a_name"
+    ends = {curves._short(f"okd module-start={start} module-lr=0.05 alpha={alpha}") for start in (0.25, 0.5) for alpha in (0.5, 0.9)}
     assert len(ends) == 4 and "okd ms=0.25 ml=0.05 a=0.5" in ends
-    assert report._short("supervised lr=0.005 batch-size=16") == "super… l=0.005 bs=16"
+    assert curves._short("supervised lr=0.005 batch-size=16") == "super… l=0.005 bs=16"
 
 
 def test_a_score_of_nothing_stands_on_the_axis():
     """Where every value is 0 the axis begins there: no share lies below it."""
     zeros = np.zeros(3)
-    low, high, ticks = report._y_range([(np.arange(3), zeros, zeros, zeros)], log_y=False)
+    low, high, ticks = curves._y_range([(np.arange(3), zeros, zeros, zeros)], log_y=False)
     assert low == 0.0 < high and min(ticks) == 0.0
 
 
@@ -369,8 +381,8 @@ def test_a_warning_of_many_seeds_is_said_once():
         ("okd", "compute", 2, ["it drifted 1 nats"]), ("skd", "steps", 1, ["it drifted 0.05 nats"]), ("skd", "steps", 3, []),
     ):
         header, *_, final = make_lines(variant, seed, budget, warnings=warnings)
-        runs.append(report.Run(variant, seed, budget, header, [], [], final))
-    assert [line for line in report.render_table(runs).splitlines() if "warning" in line] == [
+        runs.append(reading.Run(variant, seed, budget, header, [], [], final))
+    assert [line for line in tables.render_table(runs).splitlines() if "warning" in line] == [
         "- okd seed 1 (likewise 2): warning: it drifted 0.052 nats.",
         "- okd seed 2: warning: no end in 4 of 8.",
         "- okd, equal compute, seed 2: warning: it drifted 1 nats.",
@@ -408,9 +420,9 @@ def test_different_flags_are_said():
 @pytest.mark.parametrize("folder", ["okd-variants", "okd-sweep"])
 def test_runs_of_one_command_differ_in_no_flag(folder):
     """Equal steps and equal compute, and all values that were swept: the script records one set of flags, and nothing is said."""
-    runs = report.read_records(ROOT / "results" / folder)
+    runs = reading.read_records(ROOT / "results" / folder)
     assert {run.budget for run in runs} == {"steps", "compute"} or len({run.variant for run in runs if "=" in run.variant}) > 20
-    assert report._differences(runs, "flags") == {}
+    assert tables._differences(runs, "flags") == {}
 
 
 def test_column_of_the_adapted_teacher_only_where_there_is_one(tmp_path):
@@ -433,11 +445,11 @@ def test_summary_is_the_contract_in_strict_json(tmp_path):
     assert [run["seed"] for run in runs] == [1, 2]
     assert runs[0]["score"] == make_lines("skd", 1)[-1]["score"]
     assert runs[0]["kl_on_policy"] is None and runs[0]["draft_accept_rate"] is None and "kind" not in runs[0]
-    unsorted = report.summary(make_runs({"a": {3: 0.5, 1: 0.6, 2: 0.7}}))["variants"]["a"]["runs"]
+    unsorted = tables.summary(make_runs({"a": {3: 0.5, 1: 0.6, 2: 0.7}}))["variants"]["a"]["runs"]
     assert [run["seed"] for run in unsorted] == [1, 2, 3]
     names = {"score", "val_nll", "kl_teacher", "kl_on_policy", "accept_rate", "seconds", "tokens_generated",
              "teacher_forwards"}
-    bare = report.summary(make_runs({"a": {1: 0.5}}))["variants"]["a"]["runs"][0]
+    bare = tables.summary(make_runs({"a": {1: 0.5}}))["variants"]["a"]["runs"][0]
     assert names <= bare.keys() and bare["accept_rate"] is None
 
 
@@ -445,14 +457,14 @@ def test_teachers_of_several_seeds_are_averaged():
     """Pairs that differ by seed: the summary has their mean and each of them, the table their number."""
     runs = [run._replace(header={"variant": "a", "teacher": {"score": 0.8 + 0.1 * (run.seed - 1), "kl_teacher": None}})
             for run in make_runs({"a": {1: 0.5, 2: 0.6}})]
-    teacher = report.summary(runs)["teacher"]
+    teacher = tables.summary(runs)["teacher"]
     assert teacher["score"] == pytest.approx(0.85)
     assert [point["seed"] for point in teacher["runs"]] == [1, 2]
-    assert table_rows(report.render_table(runs), "method")["teacher"]["seeds"] == "2"
+    assert table_rows(tables.render_table(runs), "method")["teacher"]["seeds"] == "2"
 
 
 def test_markdown_table_is_aligned_and_escapes_bars():
-    text = report.markdown_table([["a|b", "1"], ["c", "10.25"]], ["name", "x"])
+    text = tables.markdown_table([["a|b", "1"], ["c", "10.25"]], ["name", "x"])
     assert text.splitlines()[:2] == ["| name |     x |", "| ---- | ----: |"]
     assert len({len(line) for line in text.splitlines()}) == 1
     assert "a\\|b" in text
@@ -460,11 +472,11 @@ def test_markdown_table_is_aligned_and_escapes_bars():
 
 def test_sparkline():
     """Lowest and highest get the lowest and highest block, None a blank, a constant one height, nothing nothing."""
-    assert report.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
-    assert report.sparkline([0, None, 1, math.nan]) == "▁ █ "
-    assert len(set(report.sparkline([0.5] * 9))) == 1
-    assert report.sparkline([]) == "" and report.sparkline([None]) == " "
-    long = report.sparkline(range(1000), width=10)
+    assert tables.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert tables.sparkline([0, None, 1, math.nan]) == "▁ █ "
+    assert len(set(tables.sparkline([0.5] * 9))) == 1
+    assert tables.sparkline([]) == "" and tables.sparkline([None]) == " "
+    long = tables.sparkline(range(1000), width=10)
     assert len(long) == 10 and long[0] == "▁" and long[-1] == "█" and list(long) == sorted(long)
 
 
@@ -504,7 +516,7 @@ HARD_CASES = {
 def test_hard_cases_are_valid_and_inside(case, log_y):
     """Any series gives valid XML on a drawn white ground, without nan, and every text inside of the picture."""
     series = HARD_CASES[case]
-    svg = report.svg_curves(series, "a < b & c", "x < y", "y & z", log_y=log_y)
+    svg = curves.svg_curves(series, "a < b & c", "x < y", "y & z", log_y=log_y)
     root = ElementTree.fromstring(svg)
     assert "nan" not in svg.replace("nats", "") and "inf" not in svg
     ground = next(root.iter(SVG + "rect"))
@@ -522,28 +534,28 @@ def test_hard_cases_are_valid_and_inside(case, log_y):
 @pytest.mark.parametrize("case", HARD_CASES)
 def test_labels_never_overlap(case):
     """Labels at line ends are at least a line of text apart, however near the lines end."""
-    places = sorted(y for _, _, y in texts_of(report.svg_curves(HARD_CASES[case], "", "", ""), "label"))
+    places = sorted(y for _, _, y in texts_of(curves.svg_curves(HARD_CASES[case], "", "", ""), "label"))
     assert all(b - a >= 12 for a, b in zip(places, places[1:]))
 
 
 def test_labels_stand_in_the_order_of_the_lines():
     """Nudging keeps the order: the label of the highest line is the highest, and without need nothing moves."""
     series = wavy(8, 1, spread=0.001)
-    labels = {name: y for name, _, y in texts_of(report.svg_curves(series, "", "", ""), "label")}
+    labels = {name: y for name, _, y in texts_of(curves.svg_curves(series, "", "", ""), "label")}
     by_value = sorted(series, key=lambda name: -series[name][0][1][-1])
     assert sorted(labels, key=labels.get) == by_value
-    assert report._spread([10.0, 90.0, 50.0], 13, 0, 100) == [10.0, 90.0, 50.0]
+    assert curves._spread([10.0, 90.0, 50.0], 13, 0, 100) == [10.0, 90.0, 50.0]
 
 
 def test_spread_is_as_near_as_can_be():
     """Two labels for one place move half a gap each; at the border all of the way."""
-    assert report._spread([50.0, 50.0], 10, 0, 100) == [45.0, 55.0]
-    assert report._spread([100.0, 100.0, 0.0], 10, 0, 100) == [90.0, 100.0, 0.0]
+    assert curves._spread([50.0, 50.0], 10, 0, 100) == [45.0, 55.0]
+    assert curves._spread([100.0, 100.0, 0.0], 10, 0, 100) == [90.0, 100.0, 0.0]
 
 
 def test_twenty_series_look_different():
     """No two of 20 legend entries share both colour and dash pattern."""
-    root = ElementTree.fromstring(report.svg_curves(HARD_CASES["20 series"], "", "", ""))
+    root = ElementTree.fromstring(curves.svg_curves(HARD_CASES["20 series"], "", "", ""))
     styles = [(e.get("stroke"), e.get("stroke-dasharray"))
               for e in root.iter(SVG + "path") if e.get("stroke-width") == "2.4"]
     assert len(styles) == len(set(styles)) == 20
@@ -551,32 +563,32 @@ def test_twenty_series_look_different():
 
 def test_line_is_the_mean_and_band_the_range():
     """Seeds (0, 2) and (1, 3) on one grid: mean (.5, 2.5), from (0, 2) to (1, 3); a seed's gap does not move others."""
-    xs, means, lows, highs = report._mean_and_band([([0, 10], [0, 2]), ([10, 0], [3, 1])], log_y=False)
+    xs, means, lows, highs = curves._mean_and_band([([0, 10], [0, 2]), ([10, 0], [3, 1])], log_y=False)
     assert (xs.tolist(), means.tolist(), lows.tolist(), highs.tolist()) == ([0, 10], [0.5, 2.5], [0, 2], [1, 3])
-    _, means, _, _ = report._mean_and_band([([0, 1, 2], [1, None, 3])], log_y=False)
+    _, means, _, _ = curves._mean_and_band([([0, 1, 2], [1, None, 3])], log_y=False)
     assert np.isnan(means).tolist() == [False, True, False]
-    _, means, _, _ = report._mean_and_band([([0, 2], [0, 2]), ([1], [5])], log_y=False)
+    _, means, _, _ = curves._mean_and_band([([0, 2], [0, 2]), ([1], [5])], log_y=False)
     assert means.tolist() == [0, 3, 2]  # the first seed's line is at 1 when the second has its only point
-    _, means, _, _ = report._mean_and_band([([0, 1], [0.0, 4.0])], log_y=True)
+    _, means, _, _ = curves._mean_and_band([([0, 1], [0.0, 4.0])], log_y=True)
     assert np.isnan(means).tolist() == [True, False]
 
 
 def test_gaps_break_the_line_and_lone_points_are_dots():
-    svg = report.svg_curves({"a": [([0, 1, 2, 3, 4, 5, 6], [1, 2, None, 3, None, 4, 5])]}, "", "", "")
+    svg = curves.svg_curves({"a": [([0, 1, 2, 3, 4, 5, 6], [1, 2, None, 3, None, 4, 5])]}, "", "", "")
     assert lines_of(svg)[0].count("M") == 2
     assert len(list(ElementTree.fromstring(svg).iter(SVG + "circle"))) == 1
 
 
 def test_long_curves_are_thinned_with_their_ends():
-    svg = report.svg_curves({"a": [(range(5000), np.arange(5000) / 5000)]}, "", "", "")
-    assert lines_of(svg)[0].count("L") + 1 == report.MAX_POINTS
-    grid = report._mean_and_band([(range(5000), range(5000))], log_y=False)[0]
+    svg = curves.svg_curves({"a": [(range(5000), np.arange(5000) / 5000)]}, "", "", "")
+    assert lines_of(svg)[0].count("L") + 1 == curves.MAX_POINTS
+    grid = curves._mean_and_band([(range(5000), range(5000))], log_y=False)[0]
     assert (grid[0], grid[-1]) == (0, 4999)
 
 
 def test_log_axis_makes_exponential_decay_straight():
     """Equal factors are equal distances on a log axis."""
-    d = lines_of(report.svg_curves({"a": [(range(9), [2.0**-i for i in range(9)])]}, "", "", "", log_y=True))[0]
+    d = lines_of(curves.svg_curves({"a": [(range(9), [2.0**-i for i in range(9)])]}, "", "", "", log_y=True))[0]
     ys = [float(point.split()[1]) for point in d[1:].split("L")]
     assert np.allclose(np.diff(ys), np.diff(ys).mean(), atol=0.11)  # coordinates have one decimal
 
@@ -584,11 +596,11 @@ def test_log_axis_makes_exponential_decay_straight():
 @pytest.mark.parametrize("low, high", [(0, 1), (0, 0.013), (-3, 17), (0.4, 0.41), (1e-9, 3e-9), (100, 123456)])
 def test_ticks_are_round_and_inside(low, high):
     """3 to 8 ticks at equal distances, inside of the range, and no two with the same text."""
-    ticks = report._nice_ticks(low, high)
+    ticks = curves._nice_ticks(low, high)
     assert 3 <= len(ticks) <= 8 and ticks[0] >= low - 1e-12 and ticks[-1] <= high * (1 + 1e-9)
     mantissa = (ticks[1] - ticks[0]) / 10.0 ** math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)
     assert any(math.isclose(mantissa, nice, rel_tol=1e-6) for nice in (1, 2, 2.5, 5))
-    texts = report._tick_texts(ticks)
+    texts = curves._tick_texts(ticks)
     assert len(set(texts)) == len(texts)
     assert np.allclose([float(text.replace(",", "")) for text in texts], ticks, rtol=1e-5, atol=1e-12)
 
@@ -596,24 +608,24 @@ def test_ticks_are_round_and_inside(low, high):
 def test_page_has_the_panels_that_have_data(tmp_path):
     """Four panels and one legend for records with everything; without the interleaved methods no replacement panel."""
     write_records(tmp_path)
-    runs = report.read_records(tmp_path)
-    page = report.curves_page(runs)
-    titles = [title for title, *_ in report.PANELS]
+    runs = reading.read_records(tmp_path)
+    page = curves.curves_page(runs)
+    titles = [title for title, *_ in curves.PANELS]
     assert [title for title in titles if f">{title}<" in page] == titles[:4]  # no teacher moves here
     assert [name for name, _, _ in texts_of(page, "legend")] == VARIANTS
     assert len(lines_of(page)) == 3 * len(VARIANTS) + 2
-    page = report.curves_page([run for run in runs if run.variant == "sft"])
+    page = curves.curves_page([run for run in runs if run.variant == "sft"])
     assert [title for title in titles if f">{title}<" in page] == titles[:3]
-    assert "no curves" in report.curves_page(make_runs({"a": {1: 0.5}}))
+    assert "no curves" in curves.curves_page(make_runs({"a": {1: 0.5}}))
 
 
 def test_page_draws_equal_steps_and_makes_room(tmp_path):
     """Runs of equal compute do not change the page while there are others; 20 methods find room for their labels."""
     write_records(tmp_path, ["sft", "skd"], 2, ("steps", "compute"))
-    runs = report.read_records(tmp_path)
+    runs = reading.read_records(tmp_path)
     only_steps, only_compute = ([run for run in runs if run.budget == budget] for budget in ("steps", "compute"))
-    assert report.curves_page(runs) == report.curves_page(only_steps) != report.curves_page(only_compute)
-    page = report.curves_page([only_steps[0]._replace(variant=f"method_{i}") for i in range(20)])
+    assert curves.curves_page(runs) == curves.curves_page(only_steps) != curves.curves_page(only_compute)
+    page = curves.curves_page([only_steps[0]._replace(variant=f"method_{i}") for i in range(20)])
     groups = list(ElementTree.fromstring(page).iter(SVG + "g"))
     assert len(groups) == 3 + 1  # panels and the legend
     for group in groups[:3]:
@@ -626,14 +638,14 @@ def test_of_many_methods_the_outermost_are_named(tmp_path):
     """30 methods: all have a line in every panel; six at either end of each panel, and those that are asked for, a colour and
     a name; the legend has these, and no two of them look alike. Where few have a figure, all of those are named."""
     write_records(tmp_path, ["sft", "skd"], 1)
-    blank = [run for run in report.read_records(tmp_path) if run.variant == "skd"][0]
+    blank = [run for run in reading.read_records(tmp_path) if run.variant == "skd"][0]
     runs = []
     for i in range(30):
         shift = {"score": i / 100, "val_nll": 1 + (i * 7 % 30) / 100, "kl_teacher": 1 + i / 100}  # 7: another order
         steps = [entry if i < 3 else {k: v for k, v in entry.items() if k != "replacement_rate"} for entry in blank.steps]
         evals = [entry | shift for entry in blank.evals]
         runs.append(blank._replace(variant=f"m{i:02}", evals=evals, steps=steps))
-    root = ElementTree.fromstring(report.curves_page(runs, always=("m15", "m17")))
+    root = ElementTree.fromstring(curves.curves_page(runs, always=("m15", "m17")))
     panels = [[e for e in group.iter() if e.get("class") in ("line", "label")] for group in root.iter(SVG + "g")][:4]
     labels = [{e.text for e in panel if e.get("class") == "label"} for panel in panels]
     ends = {*range(6), *range(24, 30)}
@@ -642,7 +654,7 @@ def test_of_many_methods_the_outermost_are_named(tmp_path):
     assert labels[3] == {"m00", "m01", "m02"}
     strokes = [[e.get("stroke") for e in panel if e.get("class") == "line"] for panel in panels]
     assert [len(lines) for lines in strokes] == [30, 30, 30, 3]
-    assert [lines.count(report.GREY) for lines in strokes] == [len(lines) - len(names) for lines, names in zip(strokes, labels)]
+    assert [lines.count(curves.GREY) for lines in strokes] == [len(lines) - len(names) for lines, names in zip(strokes, labels)]
     legend = [(e.get("stroke"), e.get("stroke-dasharray")) for e in root.iter(SVG + "path") if e.get("stroke-width") == "2.4"]
     assert len(set(legend)) == len(legend) == len(set.union(*labels))
     assert "of 30 methods the outermost are named" in next(root.iter(SVG + "text")).text
@@ -650,7 +662,7 @@ def test_of_many_methods_the_outermost_are_named(tmp_path):
 
 def test_a_method_has_one_colour_in_all_panels(tmp_path):
     """skd is the first of two in the replacement panel and the last of eight elsewhere, in one colour."""
-    root = ElementTree.fromstring(report.curves_page(report.read_records(write_records(tmp_path))))
+    root = ElementTree.fromstring(curves.curves_page(reading.read_records(write_records(tmp_path))))
     panels = [[e.get("stroke") for e in group.iter(SVG + "path") if e.get("class") == "line"]
               for group in root.iter(SVG + "g")]
     assert panels[3] == panels[0][-2:]
@@ -705,59 +717,254 @@ def test_control_and_focus_follow_the_script(tmp_path):
 def test_replace_section():
     """Only what stands between the markers changes, doing it twice changes nothing, and markers must be there once."""
     readme = "top\n<!-- results:begin -->\nold\n<!-- results:end -->\nbottom\n"
-    once = report.replace_section(readme, "results", "| new |\n")
+    once = pages.replace_section(readme, "results", "| new |\n")
     assert once == "top\n<!-- results:begin -->\n\n| new |\n\n<!-- results:end -->\nbottom\n"
-    assert report.replace_section(once, "results", "| new |") == once
-    assert report.replace_section(readme, "results", r"\1 \g<0>").count(r"\1 \g<0>") == 1
+    assert pages.replace_section(once, "results", "| new |") == once
+    assert pages.replace_section(readme, "results", r"\1 \g<0>").count(r"\1 \g<0>") == 1
     for broken in ("nothing", readme + readme, "<!-- results:end --> <!-- results:begin -->"):
         with pytest.raises(ValueError, match="results:"):
-            report.replace_section(broken, "results", "new")
+            pages.replace_section(broken, "results", "new")
 
 
-def test_command_line_renders_into_the_readme(tmp_path, capsys):
-    """main prints the table, puts it between the markers, and ends with one line when something is wrong."""
-    write_records(tmp_path, ["sft", "skd"], 2)
-    readme = tmp_path / "README.md"
-    readme.write_text("# x\n<!-- skd:begin -->\n<!-- skd:end -->\n")
-    report.main([str(tmp_path), "--readme", str(readme), "--section", "skd", "--control", "sft", "--order", "skd,sft"])
+def test_command_line_prints_what_it_writes(tmp_path, capsys):
+    """main prints the table and ends with one line when something is wrong."""
+    report.main([str(write_records(tmp_path, ["sft", "skd"], 2)), "--control", "sft", "--order", "skd,sft"])
     table = (tmp_path / "table.md").read_text()
-    assert table.strip() in capsys.readouterr().out
-    shown = report.brief(table, tmp_path.name).strip()
-    assert shown in readme.read_text() and "Δ score to sft" in shown and "Every run on its own" in shown and "<details>" not in shown
-    for wrong in ([str(tmp_path / "no")], [str(tmp_path), "--readme", str(readme)],
-                  [str(tmp_path), "--readme", str(readme), "--section", "okd"]):
-        with pytest.raises(SystemExit) as stop:
-            report.main(wrong)
-        assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
+    assert table.strip() in capsys.readouterr().out and "Δ score to sft" in table
+    assert "not a folder" in stopped([tmp_path / "no"])
+
+
+# ---------------------------------------------------------------------------------------------------------- studies
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_packed_run_is_the_same_study(tmp_path):
+    """Four files, the same runs and the same figures; packed twice, the same bytes; what is not the report's stays."""
+    made = {}
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_records(folder, budgets=("steps", "compute"))
+        (folder / "skd_seed1.pt").write_bytes(b"a student")
+        table, before, old = report.write_report(folder), reading.read_records(folder), contents(folder)
+        report.main([str(folder), "--pack"])
+        made[name] = contents(folder)
+        assert sorted(made[name]) == ["README.md", "curves.svg", "records.jsonl.xz", "skd_seed1.pt", "summary.json"]
+        assert reading.read_records(folder) == before
+        assert all(made[name][file] == old[file] for file in ("curves.svg", "summary.json", "skd_seed1.pt"))
+        assert f"# {name}\n\n<!-- table:begin -->\n\n{table.strip()}\n\n<!-- table:end -->" in made[name]["README.md"].decode()
+    assert made["a"]["records.jsonl.xz"] == made["b"]["records.jsonl.xz"]
+    records_of = [old[file] for file in sorted(old) if file.endswith(".jsonl")]
+    assert archive.unpacked(folder / archive.PACKED) == b"".join(records_of)
+
+
+def test_a_studys_own_words_stay(tmp_path):
+    """Rendering a study again changes what stands between the markers of its page and nothing else."""
+    report.pack(write_records(tmp_path, ["sft"], 2))
+    page = tmp_path / "README.md"
+    text = page.read_text()
+    words = text.replace("# ", "# Why: ").replace("Task math", "Task maths") + "\nWhat it shows.\n"
+    page.write_text(words)
+    report.main([str(tmp_path)])
+    assert page.read_text() == words.replace("Task maths", "Task math") and not (tmp_path / "table.md").exists()
+    assert report.pack(tmp_path) in page.read_text()  # packed again: nothing is left to do
+    page.write_text("no markers")
+    assert "table:begin" in stopped([tmp_path]) and page.read_text() == "no markers"
+    page.write_bytes("é <!-- table:begin -->\n<!-- table:end -->\n".encode("latin-1"))
+    assert f"{page} is not UTF-8" in stopped([tmp_path]) and page.read_bytes().startswith(b"\xe9")
+
+
+def test_an_interrupted_pack_is_finished_by_the_next(tmp_path, monkeypatch):
+    """Wherever it stops, no record is lost; the next --pack ends at the same files, and a table meanwhile says what to type."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    report.pack(write_records(whole, ["sft", "skd"], 2))
+    for stop_at in range(6):
+        folder = tmp_path / str(stop_at)
+        folder.mkdir()
+        write_records(folder, ["sft", "skd"], 2)
+        left, unlink = [stop_at], Path.unlink
+
+        def stopping(path, **flags):
+            if path.suffix == ".jsonl":
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+            unlink(path, **flags)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", stopping)
+            if stop_at < 4:
+                with pytest.raises(KeyboardInterrupt):
+                    report.pack(folder)
+                assert "type --pack again" in stopped([folder])
+            else:
+                report.pack(folder)
+        report.pack(folder)
+        assert {**contents(folder), "README.md": b""} == {**contents(whole), "README.md": b""}
+
+
+def test_what_cannot_be_packed_stays(tmp_path):
+    """An unfinished run, records beside another archive, a page without markers, nothing at all: one line, and no file is touched."""
+    assert "no finished run" in stopped([tmp_path, "--pack"])
+    write_records(tmp_path, ["sft"], 2)
+    path = tmp_path / "sft_seed3_steps.jsonl"
+    path.write_text("\n".join(map(json.dumps, make_lines("sft", 3)[:-1])) + "\n")
+    before = contents(tmp_path)
+    assert "unfinished" in stopped([tmp_path, "--pack"]) and contents(tmp_path) == before
+    path.unlink()
+    (tmp_path / "README.md").write_text("my own")
+    before = contents(tmp_path)
+    assert "table:begin" in stopped([tmp_path, "--pack"]) and contents(tmp_path) == before
+    (tmp_path / "README.md").unlink()
+    report.pack(tmp_path)
+    write_records(tmp_path, ["skd"], 1)
+    before = contents(tmp_path)
+    assert "does not hold skd_seed1_steps.jsonl" in stopped([tmp_path, "--pack"]) and contents(tmp_path) == before
+    assert "skd_seed1_steps.jsonl beside it" in stopped([tmp_path])
+
+
+def test_a_table_of_other_words_stays(tmp_path):
+    """A table.md that is not what the records say is somebody's own: it is not removed."""
+    write_records(tmp_path, ["sft"], 1)
+    (tmp_path / "table.md").write_text("mine")
+    report.pack(tmp_path)
+    assert (tmp_path / "table.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind, said", [("cut", "cut short"), ("longer", "longer"), ("flipped", "no archive"), ("text", "no archive"),
+                                        ("folder", "no file"), ("pipe", "no file"), ("broken link", "no file")])  # fmt: skip
+def test_a_damaged_archive_is_named(tmp_path, kind, said):
+    """Whatever stands in an archive's place: one line with its path, no waiting, and nothing is written."""
+    report.pack(write_records(tmp_path, ["sft"], 2))
+    path = tmp_path / archive.PACKED
+    data = path.read_bytes()
+    path.unlink()
+    changed = {"cut": data[:-9], "longer": data + b"more", "flipped": data[:200] + bytes([data[200] ^ 1]) + data[201:], "text": b"{}" * 99}
+    other = {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "broken link": lambda: path.symlink_to(tmp_path / "nowhere")}
+    path.write_bytes(changed[kind]) if kind in changed else other[kind]()
+    line = stopped([tmp_path])
+    assert str(path) in line and said in line
+
+
+def test_a_small_archive_takes_no_memory(tmp_path, monkeypatch):
+    """A few thousand bytes that would become millions, or ask for a large dictionary, are refused before they are unpacked."""
+    path = tmp_path / archive.PACKED
+    path.write_bytes(lzma.compress(bytes(2**24)))
+    monkeypatch.setattr(archive, "MOST", 2**20)
+    with pytest.raises(ValueError, match="holds more than 1,048,576 bytes"):
+        archive.unpacked(path)
+    with pytest.raises(ValueError, match="at most"):
+        archive.packed([bytes(2**21)])
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 2**28}]
+    path.write_bytes(lzma.compress(b"x", filters=filters))
+    with pytest.raises(ValueError, match="no archive of records"):
+        archive.unpacked(path)
+    path.write_bytes(b" " * (2**20 + 1))
+    with pytest.raises(ValueError, match="is larger than"):
+        archive.unpacked(path)
+
+
+def test_a_python_without_lzma_says_so(tmp_path, monkeypatch):
+    report.pack(write_records(tmp_path, ["sft"], 1))
+    monkeypatch.setattr(archive, "lzma", None)
+    assert "module lzma" in stopped([tmp_path])
+
+
+def test_a_run_does_not_write_into_a_study(tmp_path):
+    """--out with a study's folder is refused before any work, with --resume and without."""
+    (tmp_path / archive.PACKED).write_bytes(b"")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="holds a finished study .records.jsonl.xz.: give another --out"):
+            folders.make_run_folder(str(tmp_path), resume, "x")
+
+
+# --------------------------------------------------------------------------------------------------- groups, methods
 
 
 def test_groups_appear_with_their_figures():
     """The adapted teacher's table holds the methods that have one, and is left out of records without any."""
     figures = {"score": 0.5, "seconds": 2.0}
-    runs = [report.Run(name, seed, "steps", {"script": "train_okd"}, [], [], figures | extra)
+    runs = [reading.Run(name, seed, "steps", {"script": "train_okd"}, [], [], figures | extra)
             for seed in (1, 2)
             for name, extra in (("fixed_forward_kl", {}), ("okd", {"drift": 0.25 * seed, "seconds": 2.0 + 2 * seed}))]
-    table = report.render_table(runs, "fixed_forward_kl", "okd")
+    table = tables.render_table(runs, "fixed_forward_kl", "okd")
     group = table.split("**The adapted teacher**")[1].split("**okd minus")[0]
     assert "| okd " in group and "fixed_forward_kl" not in group and "0.3750" in group  # the mean drift of .25 and .5
     assert re.search(r"\| okd .*\| +2.50 \|", table)  # the mean of the ratios 4 / 2 and 6 / 2
-    assert "adapted teacher" not in report.render_table([run for run in runs if run.variant != "okd"], "fixed_forward_kl", "okd")
+    assert "adapted teacher" not in tables.render_table([run for run in runs if run.variant != "okd"], "fixed_forward_kl", "okd")
 
 
 def test_swept_methods_stand_with_their_method():
     """Labels follow their method in the order of their numbers, whatever the order in which they were run."""
     header = {"order": ["a", "b", "b x=10", "b x=2"]}
-    runs = [report.Run(name, 1, "steps", header, [], [], {"score": 0.5}) for name in ("b x=10", "c", "b", "b x=2", "a")]
-    assert report._ordered_variants(runs) == ["a", "b", "b x=2", "b x=10", "c"]
+    runs = [reading.Run(name, 1, "steps", header, [], [], {"score": 0.5}) for name in ("b x=10", "c", "b", "b x=2", "a")]
+    assert reading.ordered_variants(runs) == ["a", "b", "b x=2", "b x=10", "c"]
 
 
-@pytest.mark.parametrize("piped", ["", "not json"])
-def test_an_empty_pipe_is_named(monkeypatch, piped):
-    """--methods without the list: one line with the command that makes it."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
-    with pytest.raises(SystemExit, match=r"train_skd.py --list-variants \| python -m lab.report") as stop:
-        report.main(["--methods", "train_skd"])
-    assert "\n" not in str(stop.value)
+@pytest.mark.parametrize("script", [train_skd, train_okd], ids=lambda script: script.__name__)
+def test_a_row_says_what_it_is(script, capsys):
+    """The table of methods has a line per row, in their order; what each teacher does stands in it, be it a row's or a flag's."""
+    assert script.main(["--list-variants"]) == 0
+    table = pages.methods_table(script.__name__, json.loads(capsys.readouterr().out))
+    lines = {line.split("`")[1]: line for line in table.splitlines()[2:]}
+    assert list(lines) == list(script.VARIANTS)
+    if script is train_okd:
+        assert "| fixed | - |" in lines["gkd"]
+        assert "| alpha `--alpha`, `--teacher-divergence`, rate `--module-lr` |" in lines["okd"]
+        assert "| alpha 0, rate `--module-lr` |" in lines["okd_no_feedback"]
+        assert "| alpha 1, `reverse_kl`, rate 1, anchor 1 to 0, alternating |" in lines["promptkd"]
+        assert "| an exam, rate `--module-lr`, alternating |" in lines["ikd"]
+    for name, row in script.VARIANTS.items():
+        assert row.note, name
+        assert row.paper is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d{4}/\S+", row.paper), name
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project of one study, one record of benchmarks and two scripts that print what they are asked for."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "results" / "bench").mkdir(parents=True)
+    (tmp_path / "results" / "skd-a").mkdir()
+    (tmp_path / "results" / "notes").mkdir()
+    (tmp_path / "results" / "bench" / "cpu.json").write_text("fast")
+    (tmp_path / "tests" / "bench.py").write_text("import sys; print(open(sys.argv[2]).read(), '‖')")
+    row = {"note": "é", "writer": "student", "loss": "kl", "paper": None, "ours": None}
+    for script in ("skd", "okd"):
+        (tmp_path / f"train_{script}.py").write_text(f"import json; print(json.dumps({{'{script}': {row}}}))")
+    sections = "".join(f"<!-- methods-{script}:begin --><!-- methods-{script}:end -->\n" for script in ("skd", "okd"))
+    (tmp_path / "docs" / "methods.md").write_text(f"top\n{sections}bottom\n")
+    (tmp_path / "docs" / "speed.md").write_text("<!-- bench-cpu:begin -->\nold\n<!-- bench-cpu:end -->\n")
+    report.pack(write_records(tmp_path / "results" / "skd-a", ["sft"], 2))
+    return tmp_path
+
+
+def test_pages_are_rendered_by_one_command(project):
+    """Studies, tables of methods and benchmarks: what is out of date is written, what is not is left, own words stay."""
+    study = project / "results" / "skd-a"
+    assert report.write_pages(project) == [project / "docs" / "methods.md", project / "docs" / "speed.md"]
+    assert report.write_pages(project) == []
+    text = (project / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert text.startswith("top\n") and text.endswith("bottom\n") and "| `skd` | é | student | `kl` | - | - | `python train_skd.py" in text
+    assert "fast ‖" in (project / "docs" / "speed.md").read_text(encoding="utf-8")
+    page = (study / "README.md").read_text()
+    (study / "README.md").write_text(page.replace("Task math", "Task maths").replace("# skd-a", "# Why"))
+    (study / "curves.svg").unlink()
+    assert report.write_pages(project) == [study / "README.md", study / "curves.svg"]
+    assert (study / "README.md").read_text() == page.replace("# skd-a", "# Why")
+
+
+def test_a_program_that_fails_stops_the_pages(project):
+    """What a script cannot say is no empty table: one error that names the command, and no page is written."""
+    (project / "train_okd.py").write_text("raise SystemExit('broken')")
+    before = (project / "docs" / "methods.md").read_text()
+    with pytest.raises(ValueError, match="python train_okd.py --list-variants failed: broken"):
+        report.write_pages(project)
+    assert (project / "docs" / "methods.md").read_text() == before
 
 
 def stopped(argv):
@@ -798,8 +1005,7 @@ def test_a_folder_in_a_files_place_is_named(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sft_seed1_steps.jsonl", "table.md"]
 
 
-@pytest.mark.parametrize("argv", [[""], ["{}", "--readme", "", "--section", "x"], ["{}", "--readme", "x", "--section", ""], ["{}", "--order", ""],
-                                  ["{}", "--control", ""], ["{}", "--focus", ""], ["--methods", ""]], ids=str)  # fmt: skip
+@pytest.mark.parametrize("argv", [[""], ["{}", "--order", ""], ["{}", "--control", ""], ["{}", "--focus", ""]], ids=str)
 def test_empty_words_are_refused(tmp_path, monkeypatch, argv):
     """An empty folder is not the one that one stands in, and an empty flag is not one left out."""
     monkeypatch.chdir(write_records(tmp_path, ["sft"], 1))
@@ -807,30 +1013,19 @@ def test_empty_words_are_refused(tmp_path, monkeypatch, argv):
     assert not (tmp_path / "table.md").exists()
 
 
-def test_a_readme_keeps_its_line_ends_and_its_link(tmp_path):
-    """Between the markers as everywhere in the file; what stands outside of them stays to the byte, and a link stays a link."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    write_records(folder, ["sft"], 1)
-    target, link = tmp_path / "real.md", tmp_path / "README.md"
-    link.symlink_to("real.md")
+def test_a_page_keeps_its_line_ends(tmp_path):
+    """Between the markers as everywhere in the file; what stands outside of them stays to the byte."""
+    report.pack(write_records(tmp_path, ["sft"], 1))
+    page = tmp_path / "README.md"
     for end in (b"\r\n", b"\n"):
-        above, below = b"\xef\xbb\xbf# \xc3\xa9" + end + b"<!-- x:begin -->", b"<!-- x:end -->" + end + b"last"
+        above, below = b"\xef\xbb\xbf# \xc3\xa9" + end + b"<!-- table:begin -->", b"<!-- table:end -->" + end + b"last"
         for body in (end + b"old" + end, None):  # into the old text, and again into its own
             if body:
-                target.write_bytes(above + body + below)
-            report.main([str(folder), "--readme", str(link), "--section", "x"])
-            found = target.read_bytes()
+                page.write_bytes(above + body + below)
+            report.main([str(tmp_path)])
+            found = page.read_bytes()
             assert found.startswith(above + end * 2) and found.endswith(end * 2 + below) and b"Score" in found
             assert found.count(b"\n") == found.count(end) and found.count(b"\r") == (found.count(b"\n") if end == b"\r\n" else 0)
-            assert link.is_symlink() and not target.is_symlink()
-
-
-def test_a_readme_of_another_encoding_is_named(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_bytes("é <!-- x:begin -->\n<!-- x:end -->\n".encode("latin-1"))
-    assert f"{readme} is not UTF-8" in stopped([write_records(tmp_path, ["sft"], 1), "--readme", readme, "--section", "x"])
-    assert readme.read_bytes().startswith(b"\xe9")
 
 
 def test_a_closed_pipe_ends_it_quietly(tmp_path):

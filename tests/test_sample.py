@@ -16,10 +16,10 @@ import types
 import adapters
 import pytest
 import torch
+from data.evaluate import Costs
 
 import sample
 from data import cli
-from data.evaluate import Costs
 from model import GPT, GPTConfig, KVCache, OnlineTeacher
 from sample import PROMPT, STUDENT, TEACHER
 

@@ -30,7 +30,7 @@ import train_skd
 from data import corpora
 from data.corpora import load_corpus
 from data.tokenizer import PATTERN, Tokenizer, train_tokenizer
-from lab import exchange, folders, pairs, records, report
+from lab import exchange, folders, pages, pairs, records, report
 from lab.checkpoints import Checkpointer
 from lab.teacher_cache import TeacherCache
 from model import (
@@ -720,14 +720,14 @@ def test_records_bring_no_markup(tmp_path, text, place):
 
 
 def test_a_name_cannot_end_a_section(tmp_path):
-    """A method called like a marker of the README leaves both markers where they are."""
+    """A method called like a marker of a page leaves both markers where they are."""
     log = records.RunLog(tmp_path, "a_seed1", {"variant": "<!-- x:end -->", "seed": 1, "task": "<!-- x:begin -->", "flags": {}})
     log.write("final", score=0.5)
     log.close()
     page = "top\n<!-- x:begin -->\nold\n<!-- x:end -->\nbottom\n"
-    section = report.brief(report.write_report(tmp_path), "folder")
-    once = report.replace_section(page, "x", section)
-    assert once.startswith("top\n") and once.endswith("bottom\n") and report.replace_section(once, "x", section) == once
+    section = report.write_report(tmp_path)
+    once = pages.replace_section(page, "x", section)
+    assert once.startswith("top\n") and once.endswith("bottom\n") and pages.replace_section(once, "x", section) == once
 
 
 def test_a_report_is_written_through_no_link(tmp_path):

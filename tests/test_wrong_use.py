@@ -23,7 +23,17 @@ import train_skd
 from data import corpora, tasks
 from data.tasks import Encoded
 from data.tokenizer import Tokenizer, train_tokenizer
-from lab import command_line, exchange, gallery, pairs, processes, records, report
+from lab import (
+    command_line,
+    exchange,
+    gallery,
+    pairs,
+    processes,
+    records,
+    report,
+    statistics,
+    tables,
+)
 from lab.checkpoints import Checkpointer
 from lab.evaluate import evaluate, token_columns
 from lab.teacher_cache import TeacherCache
@@ -212,15 +222,11 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("report", ["{folder_as_file}"], "train.jsonl"),
     ("report", ["{good}"], "line 1 has no kind"),
     ("report", ["{utf16}"], "line 1 is not JSON"),
-    ("report", ["{finished}", "--section", "x"], "--readme"),
-    ("report", ["{finished}", "--readme", "{folder}/nothing.md", "--section", "x"], "nothing.md"),
-    ("report", ["{finished}", "--readme", "{folder}", "--section", "x"], "folder"),
-    ("report", ["{finished}", "--readme", "{file}", "--section", "x"], "x:begin"),
-    ("report", ["{finished}", "--methods", "train_skd"], "--methods"),
-    ("report", ["--methods", "train_skd", "< [1, 2]"], "--list-variants"),
-    ("report", ["--methods", "train_skd", '< {"skd": 3}'], "--list-variants"),
-    ("report", ["--methods", "train_skd", '< {"skd": {}}'], "--list-variants"),
-    ("report", ["--methods", "train_skd", "< " + "[" * 100_000], "--list-variants"),
+    ("report", ["{folder}", "--pack"], "no finished run"),
+    ("report", ["{file}", "--pack"], "is not a folder"),
+    ("report", ["--pack"], "folder"),
+    ("report", ["{finished}", "--pages"], "--pages"),
+    ("report", ["--pages", "--focus", "skd"], "--pages"),
     # python -m lab.exchange
     ("exchange", [], "checkpoint"),
     ("exchange", ["{folder}", "{folder}"], "no checkpoint at"),
@@ -271,10 +277,6 @@ def test_wrong_commands_are_refused(nothing_trained, places, capsys, monkeypatch
     """One line that names what was wrong, a status that is not 0; nothing is trained and no folder is made."""
     program, words, word = row
     monkeypatch.chdir(tmp_path)
-    if words and words[-1].startswith("< "):
-        (tmp_path / "piped").write_text(words[-1][2:])
-        monkeypatch.setattr(sys, "stdin", open(tmp_path / "piped"))
-        words = words[:-1]
     argv = [filled(text, places) for text in words]
     quick = ["--quick"] if program in ("skd", "okd") and "{finished}" not in words else SMALL if program in ("skd", "okd") else []
     before = {path for path in tmp_path.rglob("*") if path.name != "losses.svg"}
@@ -528,9 +530,9 @@ CALLS = {
     "a target above, measured": (lambda: token_columns(STUDENT, None, [[1]], [[2, 11]]), "0..10"),
     "a cache of -1 tokens": (lambda: TeacherCache(TEACHER, [[1]], [[2]], best=-1), "--cache-teacher"),
     "a cache of too few responses": (lambda: TeacherCache(TEACHER, [[1], [2]], [[2]]), "2 prompts, 1 responses"),
-    "an interval of nothing": (lambda: report.student_t_interval([]), "[]"),
-    "an interval of nan": (lambda: report.student_t_interval([0.5, NAN]), "nan"),
-    "a table of nothing": (lambda: report.render_table([]), "no finished run"),
+    "an interval of nothing": (lambda: statistics.student_t_interval([]), "[]"),
+    "an interval of nan": (lambda: statistics.student_t_interval([0.5, NAN]), "nan"),
+    "a table of nothing": (lambda: tables.render_table([]), "no finished run"),
     "an unknown start": (lambda: pairs.load_or_pretrain_pair(None, pairs.PairSettings(student_start="cold")), "'cold'"),
     "an unknown rule for numbers": (lambda: command_line.parse_rule("a=1;b=2"), "KNOB=NUMBER"),
 }

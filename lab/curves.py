@@ -1,0 +1,367 @@
+"""Learning curves as SVG text: one plot of any series, or the page of a comparison with its panels and one legend."""
+
+import math
+import re
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+from lab.reading import as_number, in_headers, ordered_variants
+
+# Okabe & Ito's colours for every kind of colour vision, with a grey in place of yellow, which vanishes on white. The
+# ninth series starts over with the next dash pattern, so 32 series look different.
+PALETTE = ("#0072B2", "#8C8C8C", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#D55E00")
+DASHES = ("", "7 3", "2 3", "9 3 2 3")
+INK, FAINT, GREY = "#222222", "#DDDDDD", "#C8C8C8"
+FONT = "font-family=\"system-ui, 'Segoe UI', Helvetica, Arial, sans-serif\""
+CHAR_WIDTH = 6.6  # pixels of an average character at font size 11, on the wide side: SVG cannot measure text
+LABEL_GAP = 13.0  # pixels between the baselines of two labels at font size 11
+MAX_POINTS = 200  # a line of more points than pixels only costs bytes
+MOST_LINES = 20  # that an eye can follow in one panel; of more, those that end among the OUTERMOST have colour and name
+OUTERMOST = 6
+
+# title, which lines of a record, key, label of the y axis, whether a wide range may go to a log axis
+PANELS = (
+    ("Score on held-out examples", "evals", "score", "score, 0..1", False),
+    ("Validation NLL of the references", "evals", "val_nll", "nats per token", True),
+    ("KL(teacher ‖ student) on the references", "evals", "kl_teacher", "nats per token", True),
+    ("Tokens replaced by the teacher", "steps", "replacement_rate", "share of tokens", False),
+    ("KL(original ‖ adapted teacher): drift", "evals", "drift", "nats per token", True),
+    ("NLL of the adapted teacher", "evals", "adapted_nll", "nats per token", True),
+)
+
+
+def _nice_ticks(low, high, count=6):
+    """About `count` numbers between low and high, 1, 2, 2.5 or 5 times a power of ten apart."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    return [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _log_ticks(low, high):
+    """Powers of ten between low and high; in a narrow range 2 and 5 times them too, in a very narrow one even steps."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 2, 5)):
+        ticks = [factor * 10.0**e for e in exponents for factor in factors if low <= factor * 10.0**e <= high]
+        if len(ticks) >= 3:
+            return ticks
+    return _nice_ticks(low, high)
+
+
+def _tick_texts(ticks):
+    """The ticks with as many decimals as the one that needs most, or each in its own digits on a log axis."""
+    own = [f"{tick:.6g}" for tick in ticks]  # 6 digits hide that 3 * 0.1 is 0.30000000000000004
+    if len(ticks) < 3 or any("e" in text for text in own) or not math.isclose(ticks[1] - ticks[0], ticks[2] - ticks[1]):
+        return own
+    decimals = max(len(text.partition(".")[2]) for text in own)
+    return [f"{tick:,.{decimals}f}" for tick in ticks]
+
+
+def _mean_and_band(seeds, log_y):
+    """(xs, means, lows, highs) over seeds = [(xs, ys), ..], each array (P,), NaN where no seed has a value.
+
+    Seeds that were measured at different x are joined by lines between their own points, never beyond them; a NaN
+    stays a gap. At most MAX_POINTS points are kept, evenly, with the first and the last.
+    """
+    curves = []
+    for xs, ys in seeds:
+        # A dict: of a step that stands twice, as after a resumed run, the later value counts. None becomes NaN.
+        curve = np.array(sorted(dict(zip(xs, ys)).items()), dtype=np.float64).reshape(-1, 2)
+        curve[~np.isfinite(curve[:, 1]) | (log_y & (curve[:, 1] <= 0)), 1] = np.nan  # no logarithm: a gap, too
+        if len(curve):
+            curves.append(curve)
+    if not curves:
+        return (np.zeros(0),) * 4
+    grid = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+    if len(grid) > MAX_POINTS:
+        grid = grid[np.linspace(0, len(grid) - 1, MAX_POINTS).round().astype(int)]
+    values = np.stack([np.interp(grid, *curve.T, left=np.nan, right=np.nan) for curve in curves])  # (seeds, P)
+    present = np.isfinite(values)
+    count = present.sum(0)
+    total = np.where(present, values, 0.0).sum(0)
+    empty = count == 0
+    means = np.where(empty, np.nan, total / np.maximum(count, 1))
+    lows = np.where(empty, np.nan, np.where(present, values, np.inf).min(0))
+    highs = np.where(empty, np.nan, np.where(present, values, -np.inf).max(0))
+    return grid, means, lows, highs
+
+
+def _stretches(values):
+    """The index ranges (start, stop) of values without a NaN in between."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], np.isfinite(values), [0]])))
+    return list(zip(edges[::2], edges[1::2]))
+
+
+def _spread(wanted, gap, low, high):
+    """Places at least `gap` apart within low..high, in the order of `wanted` and as near to it as can be.
+
+    Take i * gap from the i-th smallest: then "gap apart" reads "not decreasing", and the nearest such sequence comes
+    from pooling neighbours that are out of order into their mean (isotonic regression by pool-adjacent-violators).
+    """
+    assert high - low >= gap * (len(wanted) - 1) - 1e-9, "no room for all labels"
+    ranked = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    pools = []  # [sum, count]
+    for rank, i in enumerate(ranked):
+        pools.append([wanted[i] - rank * gap, 1])
+        while len(pools) > 1 and pools[-2][0] * pools[-1][1] > pools[-1][0] * pools[-2][1]:
+            total, count = pools.pop()
+            pools[-1][0] += total
+            pools[-1][1] += count
+    level = [total / count for total, count in pools for _ in range(count)]
+    places = [0.0] * len(wanted)
+    for rank, i in enumerate(ranked):
+        places[i] = min(max(level[rank], low), high - gap * (len(wanted) - 1)) + rank * gap
+    return places
+
+
+def _text(x, y, text, size=11, anchor="start", extra=""):
+    """A <text> element; characters that XML or a line of text cannot hold are dropped."""
+    text = escape("".join(c for c in str(text) if c.isprintable()))
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{INK}" {extra}>{text}</text>'
+
+
+def _stroke(index):
+    """Colour and dash pattern of the series with this index."""
+    dash = DASHES[index // len(PALETTE) % len(DASHES)]
+    return f'stroke="{PALETTE[index % len(PALETTE)]}"' + (f' stroke-dasharray="{dash}"' if dash else "")
+
+
+def _y_range(curves, log_y):
+    """(low, high, ticks) of an axis that holds all bands; widened around a constant, 0..1 if there is no value."""
+    values = np.concatenate([np.concatenate(curve[2:]) for curve in curves] or [np.zeros(0)])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0, _nice_ticks(0.0, 1.0)
+    low, high = float(values.min()), float(values.max())
+    if log_y:
+        low, high = low / 1.15, high * 1.15
+        return low, high, _log_ticks(low, high)
+    constant = high - low <= 1e-9 * max(abs(low), abs(high))
+    air = (abs(low) / 10 or 0.5) if constant else 0.04 * (high - low)
+    # With the smallest value near zero, an axis without zero would only exaggerate; and no rate is below zero.
+    low = 0.0 if 0 <= low < 0.4 * high or low == high == 0 else low - air
+    return low, high + air, _nice_ticks(low, high + air)
+
+
+def _x_range(curves):
+    """(low, high, ticks) of the x axis: ends where the data end, ticks only inside."""
+    values = np.concatenate([curve[0] for curve in curves] or [np.zeros(0)])
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        low, high = low - 1.0, high + 1.0
+    return low, high, _nice_ticks(low, high)
+
+
+def _end(xs, means):
+    """(x, y) of a line's end, its last finite mean; None where it has none."""
+    finite = np.flatnonzero(np.isfinite(means))
+    return (float(xs[finite[-1]]), float(means[finite[-1]])) if len(finite) else None
+
+
+def _named(series, always=()):
+    """The methods with a colour and a name in one panel: all, or of too many the outermost at the end and `always`."""
+    if len(series) <= MOST_LINES:
+        return list(series)
+    ends = {name: end[1] for name, seeds in series.items() if (end := _end(*_mean_and_band(seeds, log_y=False)[:2]))}
+    ranked = sorted(ends, key=ends.get)
+    chosen = {*ranked[:OUTERMOST], *ranked[-OUTERMOST:], *always}
+    return [name for name in series if name in chosen]
+
+
+def _panel(series, indices, title, x_label, y_label, log_y, width, height, named=None):
+    """The SVG elements of one plot in a box of width x height whose upper left corner is 0, 0.
+
+    indices[name] gives the colour, so that a method looks the same in all panels of a page; a method that is not
+    `named` (without it all are) is a thin grey line.
+    """
+    named = list(series) if named is None else named
+    curves = {name: _mean_and_band(seeds, log_y) for name, seeds in series.items()}
+    x_low, x_high, x_ticks = _x_range(curves.values())
+    y_low, y_high, y_ticks = _y_range(curves.values(), log_y)
+    y_texts = _tick_texts(y_ticks)
+    left = max(58.0, 26.0 + CHAR_WIDTH * max((len(text) for text in y_texts), default=0))
+    right = width - 30.0 - CHAR_WIDTH * max((len(_short(name)) for name in indices), default=0)
+    top, bottom = 30.0, height - 40.0
+    scale = np.log10 if log_y and y_low > 0 else np.asarray
+
+    def to_x(x):
+        return left + (right - left) * (np.asarray(x) - x_low) / (x_high - x_low)
+
+    def to_y(y):
+        return bottom - (bottom - top) * (scale(y) - scale(y_low)) / (scale(y_high) - scale(y_low))
+
+    parts = [_text(left, 16, title, size=13, extra='font-weight="600"')]
+    for tick, text in zip(y_ticks, y_texts):
+        parts.append(f'<path d="M{left:.1f} {to_y(tick):.1f}H{right:.1f}" stroke="{FAINT}"/>')
+        parts.append(_text(left - 6, to_y(tick) + 4, text, anchor="end"))
+    for tick, text in zip(x_ticks, _tick_texts(x_ticks)):
+        parts.append(f'<path d="M{to_x(tick):.1f} {top:.1f}V{bottom:.1f}" stroke="{FAINT}"/>')
+        parts.append(_text(to_x(tick), bottom + 15, text, anchor="middle"))
+    parts.append(f'<path d="M{left:.1f} {bottom:.1f}H{right:.1f}" stroke="{INK}"/>')
+    parts.append(_text((left + right) / 2, bottom + 32, x_label, anchor="middle"))
+    middle = (top + bottom) / 2
+    parts.append(_text(12, middle, y_label, anchor="middle", extra=f'transform="rotate(-90 12 {middle:.1f})"'))
+
+    # Bands below all lines: a band must not dim another method's line.
+    drawn = {name: (to_x(xs), *map(to_y, ys)) for name, (xs, *ys) in curves.items()}
+    opacity = 0.16 if len(named) <= 4 else 0.10 if len(named) <= 8 else 0.05
+    parts += [_band(drawn[name], indices[name], opacity) for name in named if len(series[name]) > 1]
+    parts += [_line(drawn[name]) for name in series if name not in named]
+    parts += [_line(drawn[name], indices[name]) for name in named]
+    return parts + _end_labels({name: drawn[name] for name in named}, indices, right, top, bottom)
+
+
+def _band(curve, index, opacity):
+    """The area between lows and highs; curve = (xs, means, lows, highs) in pixels."""
+    xs, _, lows, highs = curve
+    path = ""
+    for start, stop in _stretches(lows):
+        there = [f"{x:.1f} {y:.1f}" for x, y in zip(xs[start:stop], highs[start:stop])]
+        back = [f"{x:.1f} {y:.1f}" for x, y in zip(xs[start:stop][::-1], lows[start:stop][::-1])]
+        if stop - start == 1:  # a single point has no area: draw its spread as a thin bar
+            x, high, low = xs[start], highs[start], lows[start]
+            there = [f"{x - 2:.1f} {high:.1f}", f"{x + 2:.1f} {high:.1f}"]
+            back = [f"{x + 2:.1f} {low:.1f}", f"{x - 2:.1f} {low:.1f}"]
+        path += "M" + "L".join(there + back) + "Z"
+    color = PALETTE[index % len(PALETTE)]
+    return f'<path class="band" d="{path}" fill="{color}" fill-opacity="{opacity}"/>' if path else ""
+
+
+def _line(curve, index=None):
+    """The mean over seeds; a dot where a point stands alone. Without an index: one of the many, in grey."""
+    xs, means, _, _ = curve
+    path, dots = "", ""
+    color = GREY if index is None else PALETTE[index % len(PALETTE)]
+    stroke = f'stroke="{GREY}" stroke-width="1"' if index is None else f'{_stroke(index)} stroke-width="1.8"'
+    for start, stop in _stretches(means):
+        points = [f"{x:.1f} {y:.1f}" for x, y in zip(xs[start:stop], means[start:stop])]
+        if stop - start == 1:
+            dots += f'<circle cx="{xs[start]:.1f}" cy="{means[start]:.1f}" r="3" fill="{color}"/>'
+        else:
+            path += "M" + "L".join(points)
+    return (f'<path class="line" d="{path}" fill="none" {stroke} stroke-linejoin="round"/>'
+            if path else "") + dots
+
+
+def _short(name, longest=20):
+    """A name for the end of a line. Of swept flags the first letters are kept and every value: it tells them apart."""
+    if len(name) > longest:
+        def initials(flag):
+            return "".join(word[0] for word in flag[1].split("-") if word) + "="
+        name = re.sub(r"(?<= )([^ =]+)=", initials, name)
+    tail = max(longest - longest // 2, len(name.removeprefix(name.split(" ")[0])))
+    head = max(longest - tail - 1, 3)
+    return name if len(name) <= max(longest, head + 1 + tail) else f"{name[:head]}…{name[-tail:]}"
+
+
+def _end_labels(drawn, indices, right, top, bottom):
+    """Names right of the plot, each at the height of its line's end or as near as the other names allow."""
+    ends = {name: end for name, (xs, means, _, _) in drawn.items() if (end := _end(xs, means))}
+    places = _spread([y for _, y in ends.values()], LABEL_GAP, top, bottom)
+    parts = []
+    for (name, (x, y)), place in zip(ends.items(), places):
+        color = PALETTE[indices[name] % len(PALETTE)]
+        early = f"M{x:.1f} {y:.1f}H{right:.1f}" if right - x > 1 else ""  # this line ended before the others
+        if early:
+            parts.append(f'<path d="{early}" stroke="{color}" stroke-dasharray="1 4" fill="none"/>')
+        parts.append(f'<path d="M{right:.1f} {y:.1f}L{right + 18:.1f} {place:.1f}h4" stroke="{color}" fill="none"/>')
+        parts.append(_text(right + 25, place + 4, _short(name), extra='class="label"'))
+    return parts
+
+
+def _legend(names, indices, width):
+    """(SVG elements, height) of all names with their strokes, in as many columns as the width takes."""
+    cell = 48.0 + CHAR_WIDTH * max((len(name) for name in names), default=0)
+    rows = math.ceil(len(names) / max(1, int(width // cell)))
+    columns = math.ceil(len(names) / max(1, rows))  # as even as can be: no row of one
+    parts = []
+    for i, name in enumerate(names):
+        x, y = i % columns * cell, 10.0 + i // columns * 17.0
+        parts.append(f'<path d="M{x:.1f} {y:.1f}h28" {_stroke(indices[name])} stroke-width="2.4" fill="none"/>')
+        parts.append(_text(x + 34, y + 4, name, extra='class="legend"'))
+    return parts, 17.0 * rows + 6.0
+
+
+def _document(width, height, title, parts):
+    """A whole SVG file. The white ground is drawn, not left to the page: dark mode would swallow black lines."""
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" {FONT}>',
+        f"<title>{escape(''.join(c for c in title if c.isprintable()))}</title>",
+        f'<rect width="{width:.0f}" height="{height:.0f}" fill="#FFFFFF"/>',
+        *(part for part in parts if part), "</svg>",
+    ]) + "\n"
+
+
+def _moved(x, y, parts):
+    return [f'<g transform="translate({x:.1f} {y:.1f})">', *parts, "</g>"]
+
+
+def _panel_height(n_series):
+    """Tall enough that one label per series finds a place."""
+    return max(290.0, 70.0 + LABEL_GAP * n_series)
+
+
+def svg_curves(series, title, x_label, y_label, log_y=False):
+    """One plot as the text of an SVG file; series = {name: [(xs, ys), ..]} with one entry per seed.
+
+    The line is the mean over seeds, the band goes from the lowest to the highest. Missing values (None, NaN, and on a
+    log axis what is not positive) are gaps. Names stand at the line ends and in a legend below.
+    """
+    width, height = 660.0, _panel_height(len(series))
+    indices = {name: i for i, name in enumerate(series)}
+    legend, legend_height = _legend(list(series), indices, width - 80)
+    plot = _panel(series, indices, title, x_label, y_label, log_y, width - 10, height)
+    return _document(width, height + legend_height + 16, title,
+                     _moved(4, 6, plot) + _moved(64, height + 8, legend))
+
+
+def _curves_of(runs, variants, lines, key):
+    """{variant: [(steps, values) per seed]} of the methods that have the figure at all."""
+    series = {}
+    for variant in variants:
+        seeds = []
+        for run in sorted((run for run in runs if run.variant == variant), key=lambda run: run.seed):
+            points = [(entry["step"], as_number(entry.get(key))) for entry in getattr(run, lines) if "step" in entry]
+            if any(value is not None for _, value in points):
+                seeds.append(tuple(zip(*points)))
+        if seeds:
+            series[variant] = seeds
+    return series
+
+
+def curves_page(runs, order=None, always=()):
+    """Score, validation NLL, KL to the teacher and share of replaced tokens over steps, as one SVG with one legend.
+
+    A panel without data is left out. Runs of equal steps are drawn; those of equal compute only if there are no others.
+    Of more than MOST_LINES methods only those that end outermost are named in a panel, and `always` these.
+    """
+    variants = ordered_variants(runs, order)
+    runs = [run for run in runs if run.budget == "steps"] or list(runs)
+    panels, n_seeds = [], len({run.seed for run in runs})
+    for panel in PANELS:
+        series = _curves_of(runs, variants, *panel[1:3])
+        if series:
+            panels.append((panel, series, _named(series, always)))
+    shown = [name for name in variants if any(name in named for _, _, named in panels)]
+    indices, plots = {name: i for i, name in enumerate(shown)}, []
+    height = _panel_height(max((len(named) for _, _, named in panels), default=0))
+    for (title, _, _, y_label, may_be_log), series, named in panels:
+        values = [y for seeds in series.values() for _, ys in seeds for y in ys if y is not None]
+        log_y = may_be_log and min(values) > 0 and max(values) > 10 * min(values)
+        plots.append(_panel(series, indices, title, "step", y_label, log_y, 470.0, height, named))
+
+    columns = min(2, max(1, len(plots)))
+    width, parts = 480.0 * columns + 20, []
+    task = "".join(f"{name}: " for name in in_headers(runs, "task"))
+    seeds_text = "one seed" if n_seeds == 1 else f"mean over {n_seeds} seeds, band from the lowest to the highest"
+    title = task + (seeds_text if plots else "the records hold no curves")
+    if any(len(named) < len(series) for _, series, named in panels):
+        title += f"; of {len(variants)} methods the outermost are named"
+    parts.append(_text(24, 26, title, size=14, extra='font-weight="600"'))
+    for i, plot in enumerate(plots):
+        parts += _moved(10 + i % columns * 480, 44 + i // columns * (height + 12), plot)
+    below = 44 + math.ceil(len(plots) / columns) * (height + 12)
+    legend, legend_height = _legend(shown, indices, width - 80)
+    return _document(width, below + legend_height + 10, title, parts + _moved(70, below, legend))
