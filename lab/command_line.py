@@ -10,6 +10,7 @@ Every number has a range (RANGES), which is checked before anything is run.
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import sys
 
 from data import tasks
@@ -68,28 +69,91 @@ RANGES = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with errors in one line instead of a screen of usage, and without abbreviations: a flag has one name."""
+# Another name of a flag -> the flag. Both mean the same for good; --help shows both.
+ALIASES = {
+    "draft_length": "gamma",
+    "eval_examples": "measure",
+    "accept_args": "rule",
+    "replacement": "replace",
+    "phrasing_randomness": "entropy",
+    "second_style_share": "hard_share",
+    "word_problems": "stories",
+    "parallel_runs": "jobs",
+    "activation_checkpointing": "recompute",
+    "chunk_logits": "chunk_loss",
+    "module_lr_ratio": "module_lr",
+    "module_frozen_fraction": "module_start",
+    "kd_weight": "student_kd",
+    "update_order": "update",
+    "first_seed": "seed",
+    "pretrain_seed": "pair_seed",
+}
+# What --help shows; --help-all shows the rest as well.
+FIRST_FLAGS = ("variants", "task", "data_dir", "size", "steps", "quick", "seeds", "device", "out", "resume", "accept_top_k",
+               "alpha", "module", "module_lr", "loss", "help")  # fmt: skip
 
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, **options)
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors in one line instead of a screen of usage, without abbreviations, and with a short --help."""
+
+    def __init__(self, short_help=(), **options):
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.short_help = short_help
+        self.add_argument("-h", "--help", action="help", help="this page")
+        if short_help:
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, help="every flag")
+
+    def format_help(self):
+        """The page of --help: of the flags in short_help only, where there are so many that this was set."""
+        hidden = [action for action in self._actions if self.short_help and action.dest not in (*self.short_help, "help_all")]
+        texts = [action.help for action in hidden]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help()
+        finally:
+            for action, text in zip(hidden, texts):
+                action.help = text
+
+    def format_full_help(self):
+        """The page of --help-all."""
+        return super().format_help()
+
+    def dest_of(self, name):
+        """A flag's name or alias, as typed without --, -> the name that it has in the code."""
+        return ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))
 
     def error(self, message):
         message = " ".join(message.split())  # what was typed may hold new lines
         self.exit(2, f"{self.prog}: {message} (see python {self.prog} --help)\n")
 
 
+class _HelpAll(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.exit(message=parser.format_full_help())
+
+
+def with_aliases(parser):
+    """Give every flag that has one its other name."""
+    names = {flag: alias for alias, flag in ALIASES.items()}
+    for action in [action for action in parser._actions if action.dest in names]:
+        alias = f"--{names[action.dest].replace('_', '-')}"
+        action.option_strings.insert(0, alias)
+        parser._option_string_actions[alias] = action
+    return parser
+
+
 def add_shared_flags(parser, variants, main_variants, sizes):
     """The flags that mean the same in train_skd.py and train_okd.py, with the same defaults."""
     group = parser.add_argument_group("what to run")
     group.add_argument(
-        "--variants", default="main", help=f"comma-separated methods, main ({','.join(main_variants)}) or all"
+        "--variants", default="main", help=f"comma-separated methods, main ({', '.join(main_variants)}) or all"
     )
     group.add_argument("--list-variants", action="store_true", help="print the table of methods as JSON and exit")
     group.add_argument(
         "--seeds", type=int, default=1, help="runs per method, from --seed on (one seed is a demonstration)"
     )
-    group.add_argument("--seed", type=int, default=1, help="first seed: order of the prompts, sampling noise, coins")
+    group.add_argument("--seed", type=int, default=1, help="first seed: order of the prompts, sampling noise (default: 1)")
     group.add_argument(
         "--quick", action="store_true", help="smoke run: every stage in under a minute; its numbers mean nothing"
     )
@@ -105,12 +169,12 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     )
     group.add_argument("--jobs", type=int, help="runs side by side, one thread each (default: CPU cores; 1 on a GPU)")
     group = parser.add_argument_group("task and pair")
-    group.add_argument("--task", default="math", help="what is learned (default: math)")
+    group.add_argument("--task", default="math", metavar="NAME", help=f"what is learned (default: math): {', '.join(tasks.task_names())}")
     group.add_argument(
         "--data-dir", metavar="DIR", help="where files of real data sets lie (default: download to data/cache)"
     )
     group.add_argument(
-        "--size", default="tiny", choices=tuple(sizes), help="one dial: both models and the number of steps"
+        "--size", default="tiny", choices=tuple(sizes), help="preset: models, steps, learning rates"
     )
     group.add_argument("--pair-seed", type=int, default=1, help="seed of the teacher and of the starting student")
     group.add_argument(
@@ -129,8 +193,8 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     for knob, kind, meaning in (
         ("difficulty", int, "steps, clauses, turns or operators of an example"),
         ("train-examples", int, "size of the train split"),
-        ("entropy", float, "surface choice in the references, 0..1: how soft the teacher's targets are"),
-        ("hard-share", float, "share of references in the harder mode, 0..1"),
+        ("entropy", float, "randomness of phrasing in references (0 = none)"),
+        ("hard-share", float, "share of references in the rarer style"),
     ):
         group.add_argument(f"--{knob}", type=kind, help=f"{meaning} (synthetic tasks; default: the task's own)")
     group.add_argument("--stories", action="store_true", default=None, help="math as word problems with numbers 0..99")
@@ -143,7 +207,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         "--gamma",
         type=block_length,
         metavar="N|auto",
-        help="tokens that the student drafts per block: costs, not results (default: auto, by the acceptance so far)",
+        help="draft length; changes speed only (default: auto, by the acceptance so far)",
     )
     group.add_argument(
         "--accept-top-k",
@@ -152,7 +216,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         " in use, 25 at 256,000 ids, 3 at 19)",
     )
     group.add_argument(
-        "--reduction", default="token", choices=("token", "sequence"), help="mean over all tokens, or rows first"
+        "--reduction", default="token", choices=("token", "sequence"), help="mean over all tokens, or mean per response, then over responses (default: token)"
     )
     group = parser.add_argument_group("memory and speed (results are the same, to rounding)")
     group.add_argument(
@@ -162,7 +226,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         "--chunk-loss",
         default="auto",
         choices=("auto", "yes", "no"),
-        help="never hold the logits of a whole batch (auto: from a vocabulary of 16,384 tokens on)",
+        help="never hold the logits of a whole batch (auto: yes from a vocabulary of 16,384 tokens on)",
     )
     group.add_argument(
         "--recompute", action="store_true", help="activation checkpointing: less memory, a third more arithmetic"
@@ -172,7 +236,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         type=cache_kind,
         metavar="dense|K",
         help="what a fixed teacher says about the references is worked out once and kept on disk, whole or as its K best"
-        " tokens and one bucket for all others (the loss then is one of K + 1 buckets)",
+        " tokens and all others as one class (the loss then is one of K + 1 classes)",
     )
     group.add_argument(
         "--precision",
@@ -208,11 +272,12 @@ EVALUATION_FLAGS = ("accept_top_k", "gamma")  # flags that every final student i
 
 def make_parser(script, description, variants, main_variants):
     """The parser of a script with all flags that both scripts share; the script adds its own."""
-    parser = Parser(prog=f"{script}.py", description=description)
+    examples = f"examples:\n  python {script}.py --quick\n  python {script}.py --seeds 5 --jobs 1 --out runs/mine"
+    parser = Parser(FIRST_FLAGS, prog=f"{script}.py", description=f"{description}\n\n{examples}")
     add_shared_flags(parser, variants, main_variants, pairs.SIZES)
     group = parser.add_argument_group("sampling (methods whose tokens a model writes)")
     group.add_argument(
-        "--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay (default: topk)"
+        "--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which drafted tokens stay (default: topk)"
     )
     knobs = {name: [knob for knob in knobs_of(name) if knob != "accept_top_k"] for name in ACCEPT_RULES}
     listed = "; ".join(f"{name}: {', '.join(own)}" for name, own in knobs.items() if own)
@@ -220,7 +285,7 @@ def make_parser(script, description, variants, main_variants):
         "--rule", default="", metavar="KNOB=X,..", help=f"the rule's own knobs, e.g. accept_min_prob=0.1 ({listed})"
     )
     group.add_argument(
-        "--replace", default="sample", choices=tuple(REPLACE_RULES), help="what a rejected proposal becomes"
+        "--replace", default="sample", choices=tuple(REPLACE_RULES), help="what takes the place of a rejected token (default: sample)"
     )
     group.add_argument("--student-temperature", type=float, default=1.0, help="of every token that the student writes")
     group.add_argument("--student-top-p", type=float, help="nucleus of the student's draws")
@@ -236,7 +301,7 @@ def make_parser(script, description, variants, main_variants):
     group = parser.add_argument_group("comparison")
     focus = report.COMPARISONS[script][1]
     group.add_argument(
-        "--equal-compute", action="store_true", help=f"also run each method for as long as {focus}'s model FLOPs last"
+        "--equal-compute", action="store_true", help=f"also train with {focus}'s FLOP budget"
     )
     group.add_argument(
         "--sweep",
@@ -248,7 +313,7 @@ def make_parser(script, description, variants, main_variants):
     group.add_argument("--weight-decay", type=float, default=0.1, help="on the student's matrices")
     group.add_argument("--log-every", type=int, default=20, help="steps between logged lines")
     group.add_argument(
-        "--save-every", type=int, metavar="N", help="steps between saved states, from which --resume goes on (default: an eighth)"
+        "--save-every", type=int, metavar="N", help="steps between saved states, which --resume continues from (default: an eighth)"
     )
     return parser
 
@@ -259,16 +324,16 @@ def parse(parser, argv, variants, main_variants, script, unreached):
     args.swept holds one pair (label, args) per combination of swept values, or one with an empty label; args.notes lines
     for the user. unreached(flag, name, args) says why a flag does not reach the training of a method, None where it does.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv, parser = sys.argv[1:] if argv is None else list(argv), with_aliases(parser)
     args, names = parse_once(parser, argv, variants, main_variants, script)
     args.swept, sweeps = [("", args)], {}
     for text in args.sweep:
         flag, _, values = text.partition("=")
         if not flag or not all(values.split(",")) or text.split() != [text]:
             raise ValueError(f"--sweep takes FLAG=VALUE,VALUE,.. such as lr=1e-3,5e-3; found {text!r}")
-        if flag.replace("-", "_") in sweeps:
+        if parser.dest_of(flag) in sweeps:
             raise ValueError(f"--sweep {text} sweeps --{flag} a second time: write all its values into one --sweep")
-        sweeps[flag.replace("-", "_")] = text
+        sweeps[parser.dest_of(flag)] = text
         args.swept = [
             (f"{label} {flag}={value}", [*(before if isinstance(before, list) else argv), f"--{flag}={value}"])
             for label, before in args.swept
@@ -472,7 +537,9 @@ def check_shared_flags(args, variants, main_variants):
     names = {"main": list(main_variants), "all": list(variants)}.get(args.variants) or args.variants.split(",")
     for name in names:
         if name not in variants:
-            raise ValueError(f"unknown variant {name!r}: choose from {', '.join(variants)}, main or all")
+            close = difflib.get_close_matches(name, variants, 3)
+            nearest = f"did you mean {' or '.join(close)}? " if close else ""
+            raise ValueError(f"unknown variant {name!r}: {nearest}--list-variants shows all {len(variants)}")
     check_ranges(args)
     for flag in ("out", "data_dir"):
         if getattr(args, flag) == "":  # an empty variable of the shell; it would mean the folder that one is in
@@ -485,7 +552,8 @@ def check_ranges(args):
     for flag, (low, high) in RANGES.items():
         value = getattr(args, flag, None)
         if value is not None and not low <= value <= high:  # nan is in no range
-            raise ValueError(f"--{flag.replace('_', '-')} must lie in {low:g}..{high:g}, found {value}")
+            bounds = f"be at least {low:g}" if value < low and high >= MOST else f"lie in {low:g}..{high:g}"
+            raise ValueError(f"--{flag.replace('_', '-')} must {bounds}, found {value}")
 
 
 def result_flags(args):
