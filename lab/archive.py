@@ -19,7 +19,7 @@ def packed(texts):
     _check_lzma()
     text = b"".join(text if text.endswith(b"\n") else text + b"\n" for text in texts)
     if len(text) > MOST:
-        raise ValueError(f"the records have {len(text):,} bytes, {PACKED} holds at most {MOST:,}: leave them as they are")
+        raise ValueError(f"the records have {len(text):,} bytes, {PACKED} holds at most {MOST:,}: leave them loose")
     return lzma.compress(text)
 
 

@@ -193,7 +193,8 @@ def test_committed_runs_are_left_in_peace():
             rule = row.get("sampling", {}).get("accept_rule", "topk")
             if checks.about_run(row["writer"], rule, run.steps, FINAL | run.final):
                 warned.add(run.variant)
-            assert checks.about_start(FINAL | run.header["teacher"], run.header["student_start"], run.header["task"] == "math") == []
+            teacher, start = FINAL | run.header["teacher"], run.header["student_start"]
+            assert checks.about_start(teacher, start, run.header["task"] == "math") == []
     assert warned == {"okd_collapse"} and seen > 500
 
 

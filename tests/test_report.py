@@ -755,7 +755,8 @@ def test_a_packed_run_is_the_same_study(tmp_path):
         assert sorted(made[name]) == ["README.md", "curves.svg", "records.jsonl.xz", "skd_seed1.pt", "summary.json"]
         assert reading.read_records(folder) == before
         assert all(made[name][file] == old[file] for file in ("curves.svg", "summary.json", "skd_seed1.pt"))
-        assert f"# {name}\n\n<!-- table:begin -->\n\n{table.strip()}\n\n<!-- table:end -->" in made[name]["README.md"].decode()
+        page = f"# {name}\n\n<!-- table:begin -->\n\n{table.strip()}\n\n<!-- table:end -->\n"
+        assert made[name]["README.md"].decode() == page
     assert made["a"]["records.jsonl.xz"] == made["b"]["records.jsonl.xz"]
     records_of = [old[file] for file in sorted(old) if file.endswith(".jsonl")]
     assert archive.unpacked(folder / archive.PACKED) == b"".join(records_of)
@@ -778,7 +779,7 @@ def test_a_studys_own_words_stay(tmp_path):
 
 
 def test_an_interrupted_pack_is_finished_by_the_next(tmp_path, monkeypatch):
-    """Wherever it stops, no record is lost; the next --pack ends at the same files, and a table meanwhile says what to type."""
+    """Wherever it stops, no record is lost; the next --pack ends at the same files; meanwhile one line says what to type."""
     whole = tmp_path / "whole"
     whole.mkdir()
     report.pack(write_records(whole, ["sft", "skd"], 2))
@@ -808,7 +809,7 @@ def test_an_interrupted_pack_is_finished_by_the_next(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_packed_stays(tmp_path):
-    """An unfinished run, records beside another archive, a page without markers, nothing at all: one line, and no file is touched."""
+    """An unfinished run, other records beside an archive, a page without markers, nothing: one line, no file is touched."""
     assert "no finished run" in stopped([tmp_path, "--pack"])
     write_records(tmp_path, ["sft"], 2)
     path = tmp_path / "sft_seed3_steps.jsonl"
@@ -835,23 +836,27 @@ def test_a_table_of_other_words_stays(tmp_path):
     assert (tmp_path / "table.md").read_text() == "mine"
 
 
-@pytest.mark.parametrize("kind, said", [("cut", "cut short"), ("longer", "longer"), ("flipped", "no archive"), ("text", "no archive"),
-                                        ("folder", "no file"), ("pipe", "no file"), ("broken link", "no file")])  # fmt: skip
+@pytest.mark.parametrize("kind, said", [
+    ("cut", "cut short"), ("longer", "longer"), ("flipped", "no archive"), ("text", "no archive"), ("folder", "no file"),
+    ("pipe", "no file"), ("broken link", "no file"),
+])
 def test_a_damaged_archive_is_named(tmp_path, kind, said):
     """Whatever stands in an archive's place: one line with its path, no waiting, and nothing is written."""
     report.pack(write_records(tmp_path, ["sft"], 2))
     path = tmp_path / archive.PACKED
     data = path.read_bytes()
     path.unlink()
-    changed = {"cut": data[:-9], "longer": data + b"more", "flipped": data[:200] + bytes([data[200] ^ 1]) + data[201:], "text": b"{}" * 99}
-    other = {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "broken link": lambda: path.symlink_to(tmp_path / "nowhere")}
+    flipped = data[:200] + bytes([data[200] ^ 1]) + data[201:]
+    changed = {"cut": data[:-9], "longer": data + b"more", "flipped": flipped, "text": b"{}" * 99}
+    other = {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path),
+             "broken link": lambda: path.symlink_to(tmp_path / "nowhere")}
     path.write_bytes(changed[kind]) if kind in changed else other[kind]()
     line = stopped([tmp_path])
     assert str(path) in line and said in line
 
 
 def test_a_small_archive_takes_no_memory(tmp_path, monkeypatch):
-    """A few thousand bytes that would become millions, or ask for a large dictionary, are refused before they are unpacked."""
+    """A few bytes that would become millions, or ask for a large dictionary, are refused before they are unpacked."""
     path = tmp_path / archive.PACKED
     path.write_bytes(lzma.compress(bytes(2**24)))
     monkeypatch.setattr(archive, "MOST", 2**20)
@@ -907,7 +912,7 @@ def test_swept_methods_stand_with_their_method():
 
 @pytest.mark.parametrize("script", [train_skd, train_okd], ids=lambda script: script.__name__)
 def test_a_row_says_what_it_is(script, capsys):
-    """The table of methods has a line per row, in their order; what each teacher does stands in it, be it a row's or a flag's."""
+    """The table of methods has a line per row, in their order; what each teacher does, by row or by flag, stands in it."""
     assert script.main(["--list-variants"]) == 0
     table = pages.methods_table(script.__name__, json.loads(capsys.readouterr().out))
     lines = {line.split("`")[1]: line for line in table.splitlines()[2:]}
@@ -949,7 +954,8 @@ def test_pages_are_rendered_by_one_command(project):
     assert report.write_pages(project) == [project / "docs" / "methods.md", project / "docs" / "speed.md"]
     assert report.write_pages(project) == []
     text = (project / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert text.startswith("top\n") and text.endswith("bottom\n") and "| `skd` | é | student | `kl` | - | - | `python train_skd.py" in text
+    assert text.startswith("top\n") and text.endswith("bottom\n")
+    assert "| `skd` | é | student | `kl` | - | - | `python train_skd.py" in text
     assert "fast ‖" in (project / "docs" / "speed.md").read_text(encoding="utf-8")
     page = (study / "README.md").read_text()
     (study / "README.md").write_text(page.replace("Task math", "Task maths").replace("# skd-a", "# Why"))
