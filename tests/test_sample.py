@@ -1523,8 +1523,8 @@ class Listener:
 
 @pytest.mark.parametrize("writer", list(sample.WRITERS))
 def test_what_a_writer_feeds_is_noted(writer):
-    """Against hooks in both models, with prompts of one length, so that nothing is padded. Forwards and generated tokens
-    are those counted. Of tokens processed `fed` has one more per sequence: the last one is written, and read by nobody."""
+    """Against hooks in both models, with prompts of one length: nothing is padded. Forwards and generated tokens
+    are those counted. Of tokens processed `fed` has one more per sequence: the last one is written, but not read."""
     for seed in range(4):
         student, teacher = make_pair(seed)
         prompts = [[1 + b % 8, 2, 3] for b in range(6)]
