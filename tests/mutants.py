@@ -175,7 +175,8 @@ MUTANTS = [Mutant(*row) for row in (
      "ranks begin at 0: <= is K + 1"),
     ("membership: on the warped teacher", "sample.py",
      "        return self.accept(teacher_rows, proposed,",
-     "        teacher_rows = warp(teacher_rows, self.replacement['temperature'] or 1.0, top_p=self.replacement.get('top_p'))\n"
+     "        other = self.replacement\n"
+     "        teacher_rows = warp(teacher_rows, other['temperature'] or 1.0, top_p=other.get('top_p'))\n"
      "        return self.accept(teacher_rows, proposed,",
      ("test_sample.py::test_interleaved_sequence_law",),
      "top-K after top-p: 1.2 tokens and 24 arbitrary ones, in SKD's released code"),
@@ -199,8 +200,8 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_sample.py::test_interleaved_sequence_law[accept_top_k=2]",),
      "row t of the verification judges and replaces draft t, not t + 1"),
     ("block: a teacher's token when all was accepted", "sample.py",
-     "== accepted[:, None]) & counts\n    return Verdict(accepted, accepted + rejected.sum(1), rejected, at)",
-     "== at[1][:, None]) & counts\n    return Verdict(accepted, torch.minimum(accepted + 1, counts.sum(1)), rejected, at)",
+     "== accepted[:, None]) & counts\n    return Verdict(accepted, accepted + rejected.sum(1),",
+     "== at[1][:, None]) & counts\n    return Verdict(accepted, torch.minimum(accepted + 1, counts.sum(1)),",
      ("test_sample.py::test_block_length_never_shows",),
      "the bonus token: every gamma-th token is the teacher's, and the law of SKD depends on gamma"),
     ("block: what follows a drafted end token is judged", "sample.py",
@@ -212,7 +213,8 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_sample.py::test_the_budget_never_shows",),
      "one token of budget left: SKD's released code appends the block before it again"),
     ("block: out of budget counts as finished", "sample.py",
-     "finished[live] = committed\n", "finished[live] = committed\n        finished[live] |= length[live] >= end[live]\n",
+     "finished[live] = committed\n",
+     "finished[live] = committed\n        finished[live] |= length[live] >= end[live]\n",
      ("test_sample.py::test_end_token_at_the_edge_of_the_budget",),
      "serving engines report a stop at max_tokens as completed; the share of ended responses is then 1"),
     ("block: targets one row late", "sample.py",

@@ -237,7 +237,8 @@ def test_any_batch_of_one_model_is_its_rows(prompts, budget, gamma, temperature,
         assert plain == fast
 
 
-@law("samplers", writer=st.sampled_from(list(WRITERS)), rows=st.lists(st.tuples(*[st.lists(st.integers(0, 10), min_size=1, max_size=5)] * 2), min_size=1, max_size=6),
+@law("samplers", writer=st.sampled_from(list(WRITERS)),
+     rows=st.lists(st.tuples(*[st.lists(st.integers(0, 10), min_size=1, max_size=5)] * 2), min_size=1, max_size=6),
      share=st.floats(0, 1), coin=st.sampled_from(["batch", "sequence"]), seed=st.integers(0, 999), processes=st.integers(1, 3), budget=st.integers(1, 9),
      top_k=st.integers(0, 11))  # fmt: skip
 def test_any_writer_writes_one_batch(writer, rows, share, coin, seed, processes, budget, top_k):

@@ -333,8 +333,8 @@ def test_rank_counts_strictly_larger_logits():
 
 @pytest.mark.parametrize("accept_rule", list(sample.ACCEPT_RULES))
 def test_a_rule_is_a_function_with_ranges(accept_rule):
-    """Every row of the table: one bool per proposal for any shape in front, its own numbers by keyword only, each with a default
-    that its Range allows and a value that it refuses in one line."""
+    """Every row of the table: one bool per proposal for any shape in front; its own numbers by keyword only, each with
+    a default that its Range allows and values that it refuses in one line."""
     rule, knobs = sample.ACCEPT_RULES[accept_rule], sample.knobs_of(accept_rule)
     for shape in ((3,), (2, 4)):
         rows, zeros = torch.randn(*shape, 7, generator=generator()), torch.zeros(shape, dtype=torch.long)
@@ -350,20 +350,22 @@ def test_a_rule_is_a_function_with_ranges(accept_rule):
 
 
 def test_a_new_rule_is_one_function_and_one_row(monkeypatch):
-    """A rule that nobody knew before is found by its name, with its number and that number's range, by sampler and command line."""
+    """Samplers and command line find a rule that is new in the table, its number, and the range of that number."""
 
-    def every_other(teacher_logits, proposed, coin, place, *, phase: sample.Range("is 0 or 1", lambda x: x in (0, 1)) = 0):
+    bit = sample.Range("is 0 or 1", lambda value: value in (0, 1))
+
+    def every_other(teacher_logits, proposed, coin, place, *, phase: bit = 0):
         return (place + phase) % 2 == 0
 
     monkeypatch.setitem(sample.ACCEPT_RULES, "every_other", every_other)
     (student, teacher), prompts = make_pair(1), random_prompts(1, 3)
+    call = functools.partial(sample.interleaved_generate, student, teacher, prompts, 7, accept_rule="every_other")
     for phase in (0, 1):
-        for write in (sample.interleaved_generate, sample.interleaved_plain):
-            rollout = write(student, teacher, prompts, 7, generator=generator(), gamma=4, accept_rule="every_other", phase=phase)
-            assert sources_of(rollout) == [([STUDENT, TEACHER] * 4)[phase:][:7]] * 3
-    for wrong, message in (({"phase": 2}, "phase is 0 or 1, found 2"), ({"other": 1}, "no knob 'other': it takes phase")):
+        rollout = call(generator=generator(), gamma=4, phase=phase)
+        assert sources_of(rollout) == [([STUDENT, TEACHER] * 4)[phase:][:7]] * 3
+    for wrong, message in (({"phase": 2}, "phase is 0 or 1, found 2"), ({"x": 1}, "no knob 'x': it takes phase")):
         with pytest.raises(ValueError, match=message):
-            sample.interleaved_generate(student, teacher, prompts, 7, generator=generator(), accept_rule="every_other", **wrong)
+            call(generator=generator(), **wrong)
     parser = cli.make_parser("train_skd", "", {"skd": None}, ["skd"])
     assert parser.parse_args(["--accept-rule", "every_other"]).accept_rule == "every_other"
     assert "every_other: phase" in " ".join(parser.format_help().split())
@@ -804,7 +806,7 @@ def test_cached_generate_equals_uncached():
 
 
 def test_draft_is_the_student_token_by_token():
-    """The tokens of generate for the same numbers, each drawn from its own row; the cache has moved on by what was fed."""
+    """The tokens of generate for the same numbers, each drawn from its own row; the cache moves on by what was fed."""
     student, _ = make_pair(3)
     prompts = random_prompts(3, 4, longest=5)
     tokens, lengths = sample.pad_sequences(prompts)
@@ -817,7 +819,8 @@ def test_draft_is_the_student_token_by_token():
         block = sample.draft(student, cache, tokens[torch.arange(4), lengths - 1], uniform, {"temperature": 0.8})
     expected = sample.generate(student, prompts, G, generator=generator(1), temperature=0.8)
     assert block.proposed.tolist() == expected.responses()
-    assert torch.equal(block.fed[:, 1:], block.proposed[:, :-1]) and block.fed[:, 0].tolist() == [prompt[-1] for prompt in prompts]
+    assert block.fed[:, 0].tolist() == [prompt[-1] for prompt in prompts]
+    assert torch.equal(block.fed[:, 1:], block.proposed[:, :-1])
     assert torch.equal(cache.lengths, lengths - 1 + G)
     for b, (prompt, response) in enumerate(zip(prompts, expected.responses())):
         rows = torch.stack([row[b] for row in block.rows])
@@ -861,15 +864,20 @@ def test_a_block_is_what_a_loop_says(eos_token):
 
 @pytest.mark.parametrize("gamma", [1, 2, 3, 5, 8])
 def test_the_plain_loop_is_the_fast_one(gamma):
-    """interleaved_plain and interleaved_generate: the same tokens, sources, lengths and ends, teacher logits to rounding."""
+    """interleaved_plain = interleaved_generate: tokens, sources, lengths and ends; teacher logits to rounding."""
     options = [{"accept_top_k": 4}, *RULES, {"accept_rule": "topk_along", "accept_top_k": 3, "along": 5.0}]
     for seed, rule in enumerate(options * 2):
         student, teacher, prompts, budget, _ = random_case(seed)
         call = {"eos_token": (None, 0, 4)[seed % 3], **rule}
         if seed % 4 == 0:
             call["row_keys"] = [7 * row + 3 for row in range(len(prompts))]
-        plain = sample.interleaved_plain(student, teacher, prompts, budget, generator=generator(seed), gamma=gamma, **call)
-        fast = sample.interleaved_generate(student, teacher, prompts, budget, generator=generator(seed), gamma=(gamma, None)[seed % 2], **call)
+        plain, fast = (
+            sampler(student, teacher, prompts, budget, generator=generator(seed), gamma=length, **call)
+            for sampler, length in (
+                (sample.interleaved_plain, gamma),
+                (sample.interleaved_generate, (gamma, None)[seed % 2]),
+            )
+        )
         for name in ("tokens", "prompt_len", "lengths", "source", "finished"):
             assert torch.equal(getattr(plain, name), getattr(fast, name)), name
         assert plain.source.dtype == torch.int8 and plain.teacher_logits.shape == fast.teacher_logits.shape
@@ -1497,7 +1505,8 @@ def test_warped_rule_at_zero_accepts_nothing():
 
 
 def write(writer, student, teacher, prompts, references, **options):
-    common = {"generator": generator(2), "eos_token": 0, "student_share": 0.6, "coin": "sequence", "interleaved": {"accept_top_k": 3}}
+    common = {"generator": generator(2), "eos_token": 0, "student_share": 0.6, "coin": "sequence"}
+    common["interleaved"] = {"accept_top_k": 3}
     return sample.write_tokens(writer, student, teacher, prompts, references, 9, **common | options)
 
 
@@ -1514,8 +1523,8 @@ class Listener:
 
 @pytest.mark.parametrize("writer", list(sample.WRITERS))
 def test_what_a_writer_feeds_is_noted(writer):
-    """Against hooks in both models, with prompts of one length, so that nothing is padded: `fed` has the number of forwards, the
-    number of written tokens, and one token more per sequence than a model reads, the last one: written, and read by nobody."""
+    """Against hooks in both models, with prompts of one length: nothing is padded. Forwards and generated tokens
+    are those counted. Of tokens processed `fed` has one more per sequence: the last one is written, but not read."""
     for seed in range(4):
         student, teacher = make_pair(seed)
         prompts = [[1 + b % 8, 2, 3] for b in range(6)]
@@ -1533,7 +1542,7 @@ def test_what_a_writer_feeds_is_noted(writer):
 
 @pytest.mark.parametrize("sampler", ["speculative", "control", "teacher", "student"])
 def test_what_a_sampler_feeds_is_noted(sampler):
-    """The same for the samplers that no writer calls so: both models of speculative decoding, the control, one model alone."""
+    """The same for what no writer calls so: speculative decoding, the control without write-back, one model alone."""
     student, teacher = make_pair(3)
     prompts, heard = [[b, 2] for b in range(7)], [Listener(model) for model in (student, teacher)]
     call = {"generator": generator(1), "eos_token": 0}
@@ -1545,7 +1554,8 @@ def test_what_a_sampler_feeds_is_noted(sampler):
         rollout = sample.generate(teacher if sampler == "teacher" else student, prompts, 9, role=sampler, **call)
     fed = dict(zip(sample.FED, rollout.fed.tolist()))
     assert [fed["student_tokens"], fed["teacher_tokens"]] == [model.tokens + 7 * (model.tokens > 0) for model in heard]
-    assert fed["teacher_forwards"] == heard[1].forwards and fed["generated_tokens"] == sum(map(len, rollout.responses()))
+    assert fed["teacher_forwards"] == heard[1].forwards
+    assert fed["generated_tokens"] == sum(map(len, rollout.responses()))
 
 
 @pytest.mark.parametrize("writer", ["student", "interleaved", "teacher_mixed", "switching"])
@@ -1553,8 +1563,12 @@ def test_padding_is_not_fed(writer):
     """Tokens that a batch feeds are those that its sequences feed alone, whatever their prompts' lengths."""
     student, teacher = make_pair(5)
     prompts, options = random_prompts(5, 7), {"interleaved": {"accept_top_k": 3, "gamma": 1}}
-    alone = [write(writer, student, teacher, [prompt], None, rows=[row], batch_size=7, **options).fed for row, prompt in enumerate(prompts)]
-    assert torch.stack(alone)[:, :3].sum(0).tolist() == write(writer, student, teacher, prompts, None, **options).fed[:3].tolist()
+    together = write(writer, student, teacher, prompts, None, **options)
+    alone = [
+        write(writer, student, teacher, [prompt], None, rows=[row], batch_size=7, **options)
+        for row, prompt in enumerate(prompts)
+    ]
+    assert torch.stack([rollout.fed for rollout in alone])[:, :3].sum(0).tolist() == together.fed[:3].tolist()
 
 
 @pytest.mark.parametrize("writer", list(sample.WRITERS))
@@ -1562,7 +1576,9 @@ def test_fed_is_what_the_costs_count(writer):
     """`fed` and the reconstruction of data/evaluate.py agree, for every writer, coin and kind of reference."""
     student, teacher = make_pair(4)
     for seed, (coin, source) in enumerate(itertools.product(("batch", "sequence"), (sample.DATASET, TEACHER))):
-        rollout = write(writer, student, teacher, random_prompts(seed, 6), random_prompts(seed + 9, 6), coin=coin, reference_source=source, generator=generator(seed))
+        prompts, references = random_prompts(seed, 6), random_prompts(seed + 9, 6)
+        options = {"coin": coin, "reference_source": source, "generator": generator(seed)}
+        rollout = write(writer, student, teacher, prompts, references, **options)
         costs = Costs(student, teacher)
         costs.count_writing(rollout, writer)
         assert costs.counts[:4].tolist() == (rollout.fed.tolist() if rollout.fed is not None else [0] * 4)
@@ -1570,12 +1586,12 @@ def test_fed_is_what_the_costs_count(writer):
 
 @pytest.mark.parametrize("writer", list(sample.WRITERS))
 def test_references_are_needed_or_not(writer):
-    """A writer that needs none writes the same without them; one that does says so in one line, which names the argument."""
+    """A writer that needs none writes the same without them; one that does says so in one line, with the argument."""
     (student, teacher), prompts, references = make_pair(6), random_prompts(6, 4), random_prompts(7, 4)
     with_them = write(writer, student, teacher, prompts, references)
     for none, which in ((None, 0), ([None] * 4, 0), ([*references[:2], None, references[3]], 2)):
         if sample.WRITERS[writer].needs_references:
-            with pytest.raises(ValueError, match=f"^writer {writer} needs .*prompt, {which} has none: give `responses`$"):
+            with pytest.raises(ValueError, match=f"^writer {writer} needs .*, {which} has none: give `responses`$"):
                 write(writer, student, teacher, prompts, none)
         else:
             assert torch.equal(write(writer, student, teacher, prompts, none).tokens, with_them.tokens)
@@ -1585,15 +1601,19 @@ def test_a_new_writer_is_one_function_and_one_row(monkeypatch):
     """It writes, and the command line knows which flags reach it."""
 
     def write_greedily(request):
-        return sample.generate(request.student, request.prompts, request.max_new_tokens, generator=request.generator, greedy=True, row_keys=request.rows)
+        return sample.generate(
+            request.student, request.prompts, request.max_new_tokens, generator=request.generator, greedy=True
+        )
 
     monkeypatch.setitem(sample.WRITERS, "greedy", sample.Writer(write_greedily, True, False, ("teacher_mix",)))
     student, teacher = make_pair(7)
     rollout = write("greedy", student, teacher, [[1], [2, 3]], None)
-    assert rollout.responses() == adapters.generate(student, [[1], [2, 3]], 9, greedy=True) and rollout.fed[0] == rollout.lengths.sum()
+    assert rollout.responses() == adapters.generate(student, [[1], [2, 3]], 9, greedy=True)
+    assert rollout.fed[0] == rollout.lengths.sum()
     args = types.SimpleNamespace(
-        accept_rule="topk", replace="sample", accept_on="raw", no_write_back=False, teacher_top_p=None, teacher_temperature=1, student_temperature=1
-    )
+        accept_rule="topk", replace="sample", accept_on="raw", no_write_back=False, teacher_top_p=None,
+        teacher_temperature=1, student_temperature=1,
+    )  # fmt: skip
     assert cli.unreached_tokens("teacher_mix", "greedy", {}, args) is None
     assert cli.unreached_tokens("teacher_mix", "student", {}, args) == "does not write teacher_mixed or greedy"
     assert cli.unreached_tokens("student_top_p", "greedy", {}, args) == "lets no student write"
