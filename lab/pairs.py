@@ -62,7 +62,7 @@ class PairSettings:
 
 
 # One dial for both models, their learning rates and the lengths of the runs: --size NAME. `steps` and `lr` are the
-# distillation's. "tiny" was tuned on the math task (README, "Why this task"), the others follow its widths and depths.
+# distillation's. "tiny" was tuned on the math task (docs/data.md), the others follow its widths and depths.
 # fmt: off
 SIZES = {
     "tiny": {"teacher_shape": (2, 2, 64), "student_shape": (2, 2, 32), "steps": 200, "lr": 5e-3},

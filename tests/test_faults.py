@@ -19,9 +19,8 @@ import pytest
 import torch
 from test_train_skd import SMALL, cached_pairs, lines_of, without_times  # noqa: F401
 
-import sample
 import train_skd
-from lab import compare, folders, pairs, processes
+from lab import compare, folders, pairs, processes, rollouts
 from model import load_file
 
 TINY = "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 16 --save-every 2 --log-every 2 --device cpu".split()
@@ -281,7 +280,7 @@ def test_a_read_only_cache(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa
     assert "read-only: models are kept in" in capsys.readouterr().out and sorted(cached_pairs.iterdir()) == before
     assert len(list((tmp_path / "b" / "pairs").glob("*.pt"))) == 2 and not (tmp_path / "a" / "pairs").exists()
     monkeypatch.setattr(pairs, "QUICK", dataclasses.replace(pairs.QUICK, teacher_steps=4, start_steps=4))
-    assert sample.main(["--rows", "1"]) == 0  # the picture needs a pair, and keeps it nowhere
+    assert rollouts.main(["--rows", "1"]) == 0  # the picture needs a pair, and keeps it nowhere
     assert "read-only: models are kept in" in capsys.readouterr().out and sorted(cached_pairs.iterdir()) == before
 
 

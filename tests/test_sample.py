@@ -16,7 +16,6 @@ import types
 import adapters
 import pytest
 import torch
-from data.evaluate import Costs
 
 import sample
 from data import cli
@@ -1569,19 +1568,6 @@ def test_padding_is_not_fed(writer):
         for row, prompt in enumerate(prompts)
     ]
     assert torch.stack([rollout.fed for rollout in alone])[:, :3].sum(0).tolist() == together.fed[:3].tolist()
-
-
-@pytest.mark.parametrize("writer", list(sample.WRITERS))
-def test_fed_is_what_the_costs_count(writer):
-    """`fed` and the reconstruction of data/evaluate.py agree, for every writer, coin and kind of reference."""
-    student, teacher = make_pair(4)
-    for seed, (coin, source) in enumerate(itertools.product(("batch", "sequence"), (sample.DATASET, TEACHER))):
-        prompts, references = random_prompts(seed, 6), random_prompts(seed + 9, 6)
-        options = {"coin": coin, "reference_source": source, "generator": generator(seed)}
-        rollout = write(writer, student, teacher, prompts, references, **options)
-        costs = Costs(student, teacher)
-        costs.count_writing(rollout, writer)
-        assert costs.counts[:4].tolist() == (rollout.fed.tolist() if rollout.fed is not None else [0] * 4)
 
 
 @pytest.mark.parametrize("writer", list(sample.WRITERS))

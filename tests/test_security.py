@@ -25,12 +25,11 @@ import torch
 from test_train_skd import SMALL, cached_pairs  # noqa: F401
 
 import model
-import sample
 import train_skd
 from data import corpora
 from data.corpora import load_corpus
 from data.tokenizer import PATTERN, Tokenizer, train_tokenizer
-from lab import exchange, folders, pages, pairs, records, report
+from lab import exchange, folders, pages, pairs, records, report, rollouts
 from lab.checkpoints import Checkpointer
 from lab.teacher_cache import TeacherCache
 from model import (
@@ -102,7 +101,7 @@ def readers(path):
     yield lambda: load_file(str(path))
     yield lambda: load_checkpoint(str(path))
     yield lambda: load_online_module(str(path), BASE)
-    yield lambda: sample.main(["--checkpoint", str(path), "--device", "cpu"])
+    yield lambda: rollouts.main(["--checkpoint", str(path), "--device", "cpu"])
 
 
 @pytest.mark.parametrize("how", WRAPPED)
@@ -474,7 +473,7 @@ def test_no_tokenizer_is_believed(tmp_path, name, capfd):
         for path in ("a.pt", "teacher.pt"):
             save_file(str(tmp_path / path), checkpoint_content(tokenizer=state, task="math"))
         with pytest.raises(ValueError) as error:
-            sample.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--prompt", "a"])
+            rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--prompt", "a"])
         one_line(error)
     assert "panicked" not in capfd.readouterr().err and time.monotonic() - began < 20
 
@@ -557,7 +556,7 @@ def shown(tmp_path, capsys, *argv, **about):
     save_file(str(tmp_path / "a.pt"), checkpoint_content(**about))
     save_file(str(tmp_path / "teacher.pt"), checkpoint_content())
     try:
-        assert sample.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--rows", "1", *argv]) == 0
+        assert rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--rows", "1", *argv]) == 0
     except (ValueError, OSError) as error:
         return capsys.readouterr().out, one_line(error)
     return capsys.readouterr().out, None
@@ -629,7 +628,7 @@ def test_a_terminal_is_not_spoken_to(tmp_path, capsys):
         evil.norm.bias.copy_(50 * evil.token_embedding.weight[27] / evil.token_embedding.weight[27].norm())  # always ESC
     save_file(str(tmp_path / "a.pt"), checkpoint_content(weights=evil.state_dict()))
     save_file(str(tmp_path / "teacher.pt"), checkpoint_content(weights=evil.state_dict()))
-    assert sample.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--prompt", "a\x1b]0;title\x07\r"]) == 0
+    assert rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--prompt", "a\x1b]0;title\x07\r"]) == 0
     output = capsys.readouterr().out
     assert "\\x1b" in output and all(letter.isprintable() or letter == "\n" for letter in output)
 

@@ -52,7 +52,7 @@ import train_skd
 from data import corpora
 from data.tasks import make_task
 from data.tokenizer import train_tokenizer
-from lab import command_line, compare, folders, pairs, records
+from lab import command_line, compare, folders, pairs, records, rollouts
 from lab.checkpoints import Checkpointer
 from lab.evaluate import sample_responses, step_columns
 from lab.pairs import PairSettings, encode_task
@@ -1427,7 +1427,7 @@ def test_status_and_stderr_of_the_real_command(script, argv, tmp_path):
 
 
 def shown(argv, capsys):
-    assert sample.main(argv) == 0
+    assert rollouts.main(argv) == 0
     return capsys.readouterr().out
 
 
@@ -1505,7 +1505,7 @@ WRONG_CHECKPOINTS = [  # student, teacher, a word that the line must hold
 def test_wrong_checkpoints_are_refused(checkpoints, capsys, student, teacher, word):
     """A file that is missing, damaged, or of another run: one line that says which and why."""
     argv = ["--checkpoint", checkpoints[student]] + (["--teacher", checkpoints[teacher]] if teacher else [])
-    assert word in refused(sample.main, [*argv, "--device", "cpu"], capsys)
+    assert word in refused(rollouts.main, [*argv, "--device", "cpu"], capsys)
 
 
 WRONG_VIEWS = [
@@ -1522,7 +1522,7 @@ def test_wrong_views_are_refused(finished, nothing_trained, capsys, argv, word, 
     """Wrong values end with one line, with a checkpoint as without one; what needs no model is seen before any training."""
     if not given and argv[0] == "--prompt":
         pytest.skip("how long a prompt may be is known once there is a pair")
-    line = refused(sample.main, [*(["--checkpoint", str(finished / "skd_seed1.pt")] if given else []), *argv], capsys)
+    line = refused(rollouts.main, [*(["--checkpoint", str(finished / "skd_seed1.pt")] if given else []), *argv], capsys)
     assert word in line.replace("--accept-top-k", "accept_top_k"), line
 
 

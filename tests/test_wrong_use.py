@@ -31,6 +31,7 @@ from lab import (
     processes,
     records,
     report,
+    rollouts,
     statistics,
     tables,
 )
@@ -234,7 +235,7 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("exchange", ["{finished}/teacher.pt", "{file}"], "file"),
 ]
 PROGRAMS = {
-    "skd": train_skd.main, "okd": train_okd.main, "sample": sample.main, "losses": gallery.main, "report": report.main, "exchange": exchange.main,
+    "skd": train_skd.main, "okd": train_okd.main, "sample": rollouts.main, "losses": gallery.main, "report": report.main, "exchange": exchange.main,
 }  # fmt: skip
 
 
@@ -436,7 +437,7 @@ CALLS = {
     "sources of another length": (lambda: sample.rollout_from_ids([[1], [2]], [[3], [4]], [3], None), "1 sources"),
     "responses of another length": (lambda: sample.rollout_from_ids([[1], [2]], [[3]], [3, 3], None), "1 responses"),
     "float ids to pad": (lambda: sample.pad_sequences([[1], [1.5]]), "whole numbers"),
-    "a picture of no row": (lambda: sample.picture(interleaved(), 1, str), "row 1 of a rollout of 1"),
+    "a picture of no row": (lambda: rollouts.picture(interleaved(), 1, str), "row 1 of a rollout of 1"),
     "an unknown device": (lambda: processes.pick_device("tpu"), "--device tpu"),
     # Models.
     "an empty vocabulary": (lambda: GPTConfig(0, 8, 1, 2, 8), "vocab_size"),

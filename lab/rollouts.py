@@ -1,0 +1,166 @@
+"""The picture of a rollout in the terminal, python sample.py: which tokens the student wrote, and which the teacher replaced."""
+
+import os
+import sys
+import tempfile
+
+import torch
+
+from data import tasks
+from data.tokenizer import Tokenizer
+from lab import command_line, pairs, processes
+from model import load_checkpoint
+from sample import ACCEPT_RULES, interleaved_generate, rank
+
+STYLES = {"student": "", "teacher": "\033[1;32m", "rejected": "\033[31m", "discarded": "\033[2m", "end": "\033[0m"}
+
+
+def visible(text):
+    """Text on one line; what a terminal would obey is written out, a new line as \\n: anything may stand in a token."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def picture(rollout, row, decode, eos_token=None, color=True):
+    """One row of an interleaved rollout as a line of text: what stayed, was replaced (by whom, which rank), was lost.
+
+    Student tokens are plain; a replaced one reads {teacher's token <- student's proposal, its rank with the teacher};
+    proposals thrown away after it are dim, in <...>. `decode` turns a list of ids into text.
+    """
+    assert 0 <= row < len(rollout.tokens), f"row {row} of a rollout of {len(rollout.tokens)}"
+    style = STYLES if color else dict.fromkeys(STYLES, "")
+
+    def text(token):
+        return "[end]" if token == eos_token else visible(decode([token]))
+
+    def paint(name, words):
+        return f"{style[name]}{words}{style['end']}" if style[name] else words
+
+    parts = []
+    for block in rollout.blocks:
+        if row not in block.rows:  # it was done by then
+            continue
+        _, at, proposals, drafted, kept, _ = (column[block.rows == row][0].tolist() for column in block)
+        parts += [text(token) for token in proposals[:kept]]
+        if kept < drafted:
+            slot = at + kept  # where the replacement stands; the row of logits before it judged the proposal
+            rejected = torch.tensor(proposals[kept], device=rollout.tokens.device)
+            place = int(rank(rollout.teacher_logits[row, slot - 1], rejected)) + 1
+            by_teacher = paint("teacher", text(int(rollout.tokens[row, slot])))
+            parts.append(f"{{{by_teacher}<-{paint('rejected', text(proposals[kept]))} #{place}}}")
+            lost = "".join(map(text, proposals[kept + 1 : drafted]))
+            parts += [paint("discarded", f"<{lost}>")] if lost else []
+    return "".join(parts)
+
+
+def main(argv=None):
+    """Show rollouts of SKD in the terminal; see --help."""
+    processes.use_any_terminal()
+    parser = command_line.Parser(prog="sample.py", description="The picture of an SKD rollout: who wrote which token.")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="a student that train_skd.py left (default: pretrain the quick pair)"
+    )
+    parser.add_argument("--teacher", metavar="FILE", help="its teacher (default: teacher.pt beside the checkpoint)")
+    parser.add_argument("--prompt", action="append", help="your own prompt; may be given several times")
+    parser.add_argument("--rows", type=int, default=3, help="rollouts to show, of held-out prompts of the task")
+    parser.add_argument("--data-dir", metavar="DIR", help="where files of real data sets lie")
+    parser.add_argument("--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay")
+    parser.add_argument("--accept-top-k", type=int, help="SKD's K (default: the checkpoint's)")
+    parser.add_argument(
+        "--gamma", type=command_line.block_length, metavar="N|auto", help="tokens drafted per block (default: auto)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    args = parser.parse_args(argv)
+    device = processes.pick_device(args.device)
+    torch.set_num_threads(1)  # models this small gain nothing from more
+    command_line.check_ranges(args)
+
+    def check_top_k(vocabulary):
+        if args.accept_top_k is not None and args.accept_top_k > vocabulary:
+            raise ValueError(f"--accept-top-k must lie in 0..{vocabulary} (the vocabulary), found {args.accept_top_k}")
+
+    if args.checkpoint == "" or args.teacher == "":
+        raise ValueError(
+            "--checkpoint and --teacher want the name of a .pt file, and found nothing: leave them out, or name it"
+        )
+    if args.teacher and not args.checkpoint:
+        raise ValueError("--teacher goes with the --checkpoint of its student: give both, or none")
+    if args.checkpoint:
+        student, about = load_checkpoint(args.checkpoint, device)
+        teacher, about_teacher = load_checkpoint(
+            args.teacher or os.path.join(os.path.dirname(args.checkpoint), "teacher.pt"), device
+        )
+        if about["tokenizer"] != about_teacher["tokenizer"]:
+            raise ValueError(
+                "student and teacher were trained with different tokenizers: give the --teacher of the same run"
+            )
+        tokenizer = Tokenizer.from_state(about["tokenizer"])
+        for name, model in (("student", student), ("teacher", teacher)):
+            if model.config.vocab_size != tokenizer.n_vocab:
+                raise ValueError(
+                    f"the {name} has a vocabulary of {model.config.vocab_size}, its tokenizer one of "
+                    f"{tokenizer.n_vocab}: this checkpoint was put together from two runs"
+                )
+        check_top_k(tokenizer.n_vocab)
+        if not args.prompt and "task" not in about:
+            raise ValueError(f"{args.checkpoint} does not name its task: give a --prompt")
+        top_k, budget, prompts = about.get("accept_top_k", 3), about.get("max_new_tokens", 32), args.prompt
+        if not prompts:
+            examples = tasks.named_in(about, args.data_dir, args.rows).examples("test")
+            prompts = [example.prompt for example in examples[: args.rows]]
+    else:
+        data = pairs.encode_task(tasks.make_task("math", **pairs.QUICK_TASK), pairs.QUICK)
+        check_top_k(data.tokenizer.n_vocab)
+        with tempfile.TemporaryDirectory() as elsewhere:  # where the pair is kept if the checkout is read-only
+            kept = {"report": processes.say, "otherwise": [elsewhere]}
+            pair = pairs.load_or_pretrain_pair(data, pairs.QUICK, device, **kept)
+        student, teacher, tokenizer = pair.new_student().eval(), pair.teacher, pair.tokenizer
+        top_k, budget = pairs.default_accept_top_k(data.vocabulary_in_use), pair.max_new_tokens
+        prompts = args.prompt or [example.prompt for example in pair.test.examples[: args.rows]]
+
+    rollout = interleaved_generate(
+        student,
+        teacher,
+        [tokenizer.encode(prompt) for prompt in prompts],
+        budget,
+        generator=torch.Generator().manual_seed(args.seed),
+        gamma=args.gamma,
+        accept_rule=args.accept_rule,
+        accept_top_k=top_k if args.accept_top_k is None else args.accept_top_k,
+        eos_token=tokenizer.eos_token,
+    )
+    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(
+        f"\n{student.num_parameters():,} student and {teacher.num_parameters():,} teacher parameters"
+        f", rule {args.accept_rule}"
+        + (
+            f", K = {args.accept_top_k if args.accept_top_k is not None else top_k}"
+            if args.accept_rule == "topk"
+            else ""
+        )
+        + f", gamma = {args.gamma or 'auto'}"
+    )
+    print("plain: student   {teacher's token<-rejected proposal #its rank with the teacher}   <discarded proposals>\n")
+    for row, prompt in enumerate(prompts):
+        print(f"prompt   {visible(prompt.removesuffix(chr(10)))}")
+        print(f"rollout  {picture(rollout, row, tokenizer.decode, tokenizer.eos_token, color)}")
+        print(f"result   {visible(tokenizer.decode(rollout.responses()[row]))}\n")
+    counts, written = rollout.counts(), int(rollout.response_mask.sum())
+    print(
+        f"{written} tokens written: {counts['accepted']} accepted, {counts['replaced']} replaced"
+        f" (accept rate {counts['accepted'] / counts['judged']:.3f}); {counts['discarded']} proposals discarded;"
+        f" {counts['teacher_calls'] / written:.2f} teacher calls and"
+        f" {counts['student_steps'] / written:.2f} student steps per token"
+    )
+    return 0
+
+
+def run_program():
+    """Call main() as a program: wrong use ends with one line and a non-zero status."""
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        sys.exit(f"sample.py: {error}")
+    except KeyboardInterrupt:
+        print("sample.py: interrupted", file=sys.stderr)
+        sys.exit(130)
