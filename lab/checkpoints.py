@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from lab import processes
-from lab.records import refuse_difference, rounded, set_aside
+from lab.records import FORMAT, refuse_difference, refuse_format, rounded, set_aside
 from model import load_file, save_file
 
 
@@ -57,6 +57,7 @@ class Checkpointer:
                     aside = set_aside(path)
                     say(f"{path.name} is damaged ({error}): set aside as {aside.name}, what was saved before it is used")
         for state in states.values():
+            refuse_format(self.paths()[0].name, state.get("format", 1))
             refuse_difference(self.paths()[0].name, state["identity"], self.identity)
         # Of several processes one may have died while it saved.
         step = processes.newest_of_all(states) if self.shared else max(states, default=None)
@@ -123,7 +124,7 @@ class Checkpointer:
         newest, before = self.paths()
         if newest.exists():
             newest.replace(before)
-        save_file(str(newest), {"step": step, "identity": self.identity, "made": self.made, "parts": parts})
+        save_file(str(newest), {"format": FORMAT, "step": step, "identity": self.identity, "made": self.made, "parts": parts})
         self.step = step
         if self.stop is not None:
             if self.shared:

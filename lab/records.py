@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 
+FORMAT = 2  # of records and states; 1 had none written in it, and other names
 SEAL = ', "sha256": "{}"}}'  # how a final line ends
 
 
@@ -159,6 +160,7 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
     if finished and not is_sealed(text.removesuffix("\n")):
         say(f"{path.name} is not what was written: set aside as {set_aside(path).name}, to be run again")
         return None
+    refuse_format(path.name, header.get("format", 1))
     of_whom = [header.get(key) for key in ("variant", "seed", "budget")]
     if finished and None not in of_whom and run_name(*of_whom) != name:
         raise ValueError(f"{path.name} is the record of {run_name(*of_whom)}: give it that name, or move it away")
@@ -169,6 +171,12 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
     if inputs is not None and header.get("inputs", {}) != inputs:
         raise ValueError(f"{path.name} was made from other data files: give another --out, or the same files")
     return parsed(lines[-1]) if finished else None
+
+
+def refuse_format(name, found):
+    """ValueError for a record or a state of another format than this code's."""
+    if found != FORMAT:
+        raise ValueError(f"{name} is of format {found}, this code writes format {FORMAT}: give another --out, or go on with the older code")
 
 
 def parsed(line):

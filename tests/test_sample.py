@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import sample
-from data import cli
+from lab import command_line
 from model import GPT, GPTConfig, KVCache, OnlineTeacher
 from sample import PROMPT, STUDENT, TEACHER
 
@@ -365,9 +365,9 @@ def test_a_new_rule_is_one_function_and_one_row(monkeypatch):
     for wrong, message in (({"phase": 2}, "phase is 0 or 1, found 2"), ({"x": 1}, "no knob 'x': it takes phase")):
         with pytest.raises(ValueError, match=message):
             call(generator=generator(), **wrong)
-    parser = cli.make_parser("train_skd", "", {"skd": None}, ["skd"])
+    parser = command_line.make_parser("train_skd", "", {"skd": None}, ["skd"])
     assert parser.parse_args(["--accept-rule", "every_other"]).accept_rule == "every_other"
-    assert "every_other: phase" in " ".join(parser.format_help().split())
+    assert "every_other: phase" in " ".join(parser.format_full_help().split())
 
 
 DEFINED = ("topk", "topk_along", "topp", "minprob", "typical", "argmax", "all", "none", "random")  # in `acceptance`
@@ -1600,10 +1600,10 @@ def test_a_new_writer_is_one_function_and_one_row(monkeypatch):
         accept_rule="topk", replace="sample", accept_on="raw", no_write_back=False, teacher_top_p=None,
         teacher_temperature=1, student_temperature=1,
     )  # fmt: skip
-    assert cli.unreached_tokens("teacher_mix", "greedy", {}, args) is None
-    assert cli.unreached_tokens("teacher_mix", "student", {}, args) == "does not write teacher_mixed or greedy"
-    assert cli.unreached_tokens("student_top_p", "greedy", {}, args) == "lets no student write"
-    assert cli.unreached_tokens("gamma", "greedy", {}, args) == "does not write interleaved"
+    assert command_line.unreached_tokens("teacher_mix", "greedy", {}, args) is None
+    assert command_line.unreached_tokens("teacher_mix", "student", {}, args) == "does not write teacher_mixed or greedy"
+    assert command_line.unreached_tokens("student_top_p", "greedy", {}, args) == "lets no student write"
+    assert command_line.unreached_tokens("gamma", "greedy", {}, args) == "does not write interleaved"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
