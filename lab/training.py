@@ -10,6 +10,7 @@
             part.forward(student)                  logits, in the run's precision (--precision, --compile, --recompute)
             part.backward(per_token)               one masked mean, one backward pass
         run.update(student)                        clip and step; gradients of several processes are averaged
+        run.note("name", scalar)                   one more figure in the step's record
     run.finish()                                   what it cost
 
 Cost is counted where a model is called: by a part's forward and teacher, and by the sampler, which notes in its rollout
@@ -200,9 +201,11 @@ class Run:
     def start(self, teacher, method, advice=None, plain_forward=False, held=(), uses_teacher=True, keeps_logits=True, saved=None):
         """Everything between the data and the first step.
 
-        `method` is asked for: capture(model) (a context around a model's forward over a part), check_signal(part, ...),
-        columns, after_evaluation(figures). plain_forward: neither compiled nor made again in the backward pass. saved: what
-        else a state holds, by name. keeps_logits: whether what a sampler's verification said of the tokens will do.
+        `method` is a methods.Method: it is asked for what it captures of a forward, what its own layers cost, the check of the
+        first part, and what it makes of an evaluation. advice: what to lower after a nan. plain_forward: neither compiled nor
+        made again in the backward pass. held: models that take memory beside student and teacher. uses_teacher: whether the
+        loss wants the teacher's logits; keeps_logits: whether those of a sampler's verification will do. saved: what else a
+        state holds, by name.
         """
         self.method, self.uses_teacher, self.keeps_logits = method, uses_teacher, keeps_logits
         student = self.student
@@ -272,6 +275,10 @@ class Run:
             self.step.losses[one.name] = all_reduce_mean(torch.stack(self.step.parts_of_loss[one.name]).sum())
         self.step.clock.mark("update")
 
+    def note(self, name, value):
+        """A figure of this step for its record: a scalar, which is read from the device only when the step is logged."""
+        self.step.notes[name] = value.detach() if isinstance(value, torch.Tensor) else value
+
     def trained_model(self, model):
         """The TrainedModel of a model, or None for one that stands still."""
         return next((one for one in self.trained.values() if one.model is model), None)
@@ -326,6 +333,7 @@ class Run:
         for name in step.norms.keys() - {"student"}:
             figures |= {"teacher_loss": step.losses[name].item(), f"{name}_gradient_norm": step.norms[name].item()}
         figures |= step_figures(step.rollout, columns, per_token, self.max_new_tokens)
+        figures |= {name: float(value) for name, value in step.notes.items()}
         self.log.write("step", **figures, **step.clock.figures("sampling", "teacher", "student", "update"))
 
     def evaluation(self):
@@ -389,7 +397,7 @@ class Step:
         self.prompts = [run.prompts[row] for row in self.rows]
         self.clock = Clock(run.device, exact=self.logged)
         self.parts_of_loss = {name: [] for name in run.trained}
-        self.references, self.rollout = None, None
+        self.references, self.rollout, self.notes = None, None, {}
         self.losses, self.norms, self.columns = {}, {}, []  # of the models that have moved; of the parts, if logged
 
     def write(self, writer, student, teacher, **options):

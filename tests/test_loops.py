@@ -6,11 +6,13 @@ import inspect
 import re
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import generator, sharp_gpt, weights_of
 
+import methods
 import train_okd
 import train_skd
 from lab.training import Run, batch_order
@@ -179,3 +181,15 @@ def test_a_run_keeps_nothing_and_says_nothing(tmp_path, monkeypatch, capsys):
 def test_numbers_that_make_no_run_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         run(**wrong)
+
+
+def test_a_noted_figure_stands_in_the_steps_record(monkeypatch):
+    """run.note, called anywhere in a step, adds a figure to the record of every logged step."""
+    lines, (student, teacher, prompts, _) = [], models()
+    learn = methods.Method.learn
+    monkeypatch.setattr(methods.Method, "learn", lambda self, loss, rate: (self.run.note("double", 2 * loss), learn(self, loss, rate)))
+    log = SimpleNamespace(write=lambda kind, **figures: lines.append(figures | {"kind": kind}))
+    train_skd.distill(train_skd.VARIANTS["skd"], student, teacher, prompts, run=run(steps=3, log_every=2, log=log))
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert [line["step"] for line in steps] == [1, 3]
+    assert all(line["double"] == pytest.approx(2 * line["loss"]) for line in steps)
