@@ -48,8 +48,8 @@ def _learning(row):
         flag, value = f"`--{name.replace('_', '-')}`", row[name]
         return flag if value is None else f"`{value}`" if isinstance(value, str) else f"{value:g}"
 
-    parts = ["an exam"] if row["exam"] else [f"alpha {said('alpha')}"]
-    if not row["exam"] and row["alpha"] != 0:
+    parts = ["a meta-gradient"] if row["meta_gradient"] else [f"alpha {said('alpha')}"]
+    if not row["meta_gradient"] and row["alpha"] != 0:
         parts.append(said("teacher_divergence"))
     parts.append(f"rate {said('module_lr')}")
     if row["anchor"] is not None:
@@ -75,7 +75,7 @@ def methods_table(script, variants):
         weight = row.get("kd_weight", row.get("student_kd"))
         loss = f"{weight:g} {loss} + {1 - weight:.2g} cross-entropy" if weight and weight < 1 else loss
         loss = "`cross_entropy`" if weight == 0 else loss
-        loss += f", T = {row['temperature']:g}" if row.get("temperature", 1) != 1 else ""
+        loss += f", T = {row['temperature']:g}" if row.get("temperature") not in (None, 1) else ""
         loss += f", keeps `{row['method']}`" + (f" ({knobs})" if knobs else "") if row.get("method") else ""
         module = {None: "fixed", "flag": "lora (`--module`)"}.get(row.get("module"), row.get("module"))
         cells = [f"`{name}`", row["note"], writer, loss, *([module, _learning(row)] if with_module else []),
