@@ -2,8 +2,8 @@
 
 Four synthetic families mirror the papers' tasks; real data sets come from `data.corpora`.
 
-    pose(dice, options, beyond) -> prompt          draws a prompt; `beyond` asks for one out of distribution
-    respond(dice, prompt, hard, entropy) -> text   writes ONE right response; `hard` picks the harder of two modes
+    make_prompt(rng, options, ood) -> prompt          draws a prompt; `ood` asks for one out of distribution
+    respond(rng, prompt, hard, entropy) -> text   writes ONE right response; `hard` picks the harder of two modes
     score(prompt, completion) -> 0..1              derives the truth from the prompt, accepts every right phrasing
     mode(prompt, completion) -> str or None        which of the two modes a completion is written in
 
@@ -34,7 +34,7 @@ from data.metrics import corpus_bleu, rouge_l, slot_f1
 SPLITS = ("train", "val", "test", "ood")
 
 
-class Dice:
+class Draws:
     """Random choices from one torch.Generator; uniforms are drawn in blocks, since a draw of one costs far more."""
 
     def __init__(self, generator):
@@ -98,34 +98,34 @@ def apply_operation(left, operator, operand, modulus):
     return {"+": left + operand, "-": left - operand, "*": left * operand}[operator] % modulus
 
 
-def pose_math(dice, options, beyond):
-    """A start digit and `difficulty` operations ("3+4-2="), or the same as a story; beyond: 1 to 3 operations more."""
-    count = options["difficulty"] + (dice.integer(1, 3) if beyond else 0)
+def make_math_prompt(rng, options, ood):
+    """A start digit and `difficulty` operations ("3+4-2="), or the same as a story; ood: 1 to 3 operations more."""
+    count = options["difficulty"] + (rng.integer(1, 3) if ood else 0)
     if options["stories"]:
-        return pose_story(dice, count, distractor=beyond)
-    prompt = str(dice.integer(0, 9))
+        return make_story_prompt(rng, count, distractor=ood)
+    prompt = str(rng.integer(0, 9))
     for _ in range(count):
-        operator = dice.choice("+-*")
+        operator = rng.choice("+-*")
         # no +0, -0, *0 and *1: such steps could be copied instead of computed
-        prompt += operator + str(dice.integer(2 if operator == "*" else 1, 9))
+        prompt += operator + str(rng.integer(2 if operator == "*" else 1, 9))
     return prompt + "="
 
 
-def pose_story(dice, count, distractor):
+def make_story_prompt(rng, count, distractor):
     """A word problem whose running value stays in 0..99; `distractor` adds one sentence that changes nothing."""
-    who, thing, value = dice.choice(NAMES), dice.choice(THINGS), dice.integer(1, 99)
+    who, thing, value = rng.choice(NAMES), rng.choice(THINGS), rng.integer(1, 99)
     sentences = [f"{who} has {value} {thing}."]
     for _ in range(count):
         largest = {"+": 99 - value, "-": value, "*": min(5, 99 // value) if value else 0}  # 0 * 5 teaches nothing
         smallest = {"+": 1, "-": 1, "*": 2}
         # only operations that keep the value in range: `+` or `-` is always among them
         feasible = [phrase for phrase in STORY_PHRASES if largest[phrase[0]] >= smallest[phrase[0]]]
-        operator, before, after = dice.choice(feasible)
-        operand = dice.integer(smallest[operator], largest[operator])
+        operator, before, after = rng.choice(feasible)
+        operand = rng.integer(smallest[operator], largest[operator])
         sentences.append(f"{who} {before} {operand} {after}.")
         value = apply_operation(value, operator, operand, 100)
     if distractor:
-        sentences.insert(dice.integer(1, count), dice.choice(DISTRACTORS).format(dice.integer(2, 30)))
+        sentences.insert(rng.integer(1, count), rng.choice(DISTRACTORS).format(rng.integer(2, 30)))
     return " ".join(sentences) + f" How many {thing} does {who} have?\n"
 
 
@@ -153,10 +153,10 @@ def write_step(step, hard):
     return f"{step.left}{step.operator}{step.operand}={step.result}"
 
 
-def respond_math(dice, prompt, hard, entropy):
+def respond_math(rng, prompt, hard, entropy):
     """The chain of all steps, one mode throughout, a separator drawn for each gap."""
     first, *rest = [write_step(step, hard) for step in math_steps(prompt)]
-    return first + "".join(dice.surface(STEP_SEPARATORS, entropy) + step for step in rest)
+    return first + "".join(rng.surface(STEP_SEPARATORS, entropy) + step for step in rest)
 
 
 def split_chain(completion):
@@ -263,28 +263,28 @@ ARTICLES, RELATIVE_PRONOUNS = ("the", "a", "an"), ("that", "which")
 NOT_NAMES = {*NOUN_OF, *ADJECTIVE_OF, *VERB_OF, *PARTICIPLE_OF, *ARTICLES, *RELATIVE_PRONOUNS, "is", "by"}
 
 
-def pose_translation(dice, options, beyond):
-    """A sentence of `difficulty` clauses; beyond: 1 or 2 more, nested in one noun, and names never seen in training."""
+def make_translation_prompt(rng, options, ood):
+    """A sentence of `difficulty` clauses; ood: 1 or 2 more, nested in one noun, and names never seen in training."""
     relatives, names = options["difficulty"] - 1, NAMES
-    on_subject = dice.integer(0, relatives)
-    if beyond:
-        relatives, names = relatives + dice.integer(1, 2), UNSEEN_NAMES
-        on_subject = relatives * dice.integer(0, 1)  # all on the subject or all on the object: deeper than in training
-    words = pose_phrase(dice, SUBJECT, on_subject, names)
-    words += pose_phrase(dice, OBJECT, relatives - on_subject, names)
-    return " ".join(words) + f" {dice.choice(tuple(VERBS))}{MAIN_VERB} ->"
+    on_subject = rng.integer(0, relatives)
+    if ood:
+        relatives, names = relatives + rng.integer(1, 2), UNSEEN_NAMES
+        on_subject = relatives * rng.integer(0, 1)  # all on the subject or all on the object: deeper than in training
+    words = make_phrase(rng, SUBJECT, on_subject, names)
+    words += make_phrase(rng, OBJECT, relatives - on_subject, names)
+    return " ".join(words) + f" {rng.choice(tuple(VERBS))}{MAIN_VERB} ->"
 
 
-def pose_phrase(dice, case, relatives, names):
+def make_phrase(rng, case, relatives, names):
     """The words of one noun phrase that holds `relatives` relative clauses, one inside the other."""
-    if relatives == 0 and dice.chance(0.5):
-        return [dice.choice(names).lower().translate(ENCIPHER).capitalize() + case]
+    if relatives == 0 and rng.chance(0.5):
+        return [rng.choice(names).lower().translate(ENCIPHER).capitalize() + case]
     words = []
     if relatives:
-        words += pose_phrase(dice, SUBJECT, relatives - 1, names) + [dice.choice(tuple(VERBS)) + RELATIVE_VERB]
-    if dice.chance(0.5):
-        words.append(dice.choice(tuple(ADJECTIVES)) + case)
-    return words + [dice.choice(tuple(NOUNS)) + case]
+        words += make_phrase(rng, SUBJECT, relatives - 1, names) + [rng.choice(tuple(VERBS)) + RELATIVE_VERB]
+    if rng.chance(0.5):
+        words.append(rng.choice(tuple(ADJECTIVES)) + case)
+    return words + [rng.choice(tuple(NOUNS)) + case]
 
 
 def read_source(prompt):
@@ -321,28 +321,28 @@ def inside(path, slots):
     return {slot.removeprefix(path + " "): value for slot, value in slots.items() if slot.startswith(path + " ")}
 
 
-def respond_translation(dice, prompt, hard, entropy):
+def respond_translation(rng, prompt, hard, entropy):
     """One English sentence: active, or passive in hard mode; each word drawn among its synonyms."""
     slots = read_source(prompt)
-    subject = write_phrase(dice, inside("subject", slots), entropy)
-    object_ = write_phrase(dice, inside("object", slots), entropy)
-    verb, participle = dice.surface(VERBS[slots["verb"]], entropy)
+    subject = write_phrase(rng, inside("subject", slots), entropy)
+    object_ = write_phrase(rng, inside("object", slots), entropy)
+    verb, participle = rng.surface(VERBS[slots["verb"]], entropy)
     sentence = f"{object_} is {participle} by {subject}." if hard else f"{subject} {verb} {object_}."
     return sentence[0].upper() + sentence[1:]
 
 
-def write_phrase(dice, slots, entropy):
+def write_phrase(rng, slots, entropy):
     """A noun phrase in English: "Zoe", "the big dog", "the dog that Zoe sees"."""
     if "name" in slots:
         return slots["name"].capitalize()
     words = ["the"]
     if "adjective" in slots:
-        words.append(dice.surface(ADJECTIVES[slots["adjective"]], entropy))
-    words.append(dice.surface(NOUNS[slots["noun"]], entropy))
+        words.append(rng.surface(ADJECTIVES[slots["adjective"]], entropy))
+    words.append(rng.surface(NOUNS[slots["noun"]], entropy))
     if "verb" in slots:
-        words.append(dice.surface(RELATIVE_PRONOUNS, entropy))
-        words.append(write_phrase(dice, inside("by", slots), entropy))
-        words.append(dice.surface(VERBS[slots["verb"]], entropy)[0])
+        words.append(rng.surface(RELATIVE_PRONOUNS, entropy))
+        words.append(write_phrase(rng, inside("by", slots), entropy))
+        words.append(rng.surface(VERBS[slots["verb"]], entropy)[0])
     return " ".join(words)
 
 
@@ -446,33 +446,33 @@ HARD_SUMMARIES = (
 )
 
 
-def pose_summarisation(dice, options, beyond):
-    """A dialogue with up to `difficulty` proposals, the last one accepted; beyond: one more, the last one refused."""
-    opener = dice.choice(NAMES)
-    partner = dice.choice([name for name in NAMES if name != opener])
-    agreed = {slot: dice.choice(values) for slot, values in SLOT_VALUES.items()}
+def make_summarisation_prompt(rng, options, ood):
+    """A dialogue with up to `difficulty` proposals, the last one accepted; ood: one more, the last one refused."""
+    opener = rng.choice(NAMES)
+    partner = rng.choice([name for name in NAMES if name != opener])
+    agreed = {slot: rng.choice(values) for slot, values in SLOT_VALUES.items()}
     opening = " ".join(SLOT_PHRASES[slot].format(value) for slot, value in agreed.items())
-    lines = [f"{opener}: {dice.choice(OPENINGS).format(opening)}"]
+    lines = [f"{opener}: {rng.choice(OPENINGS).format(opening)}"]
     proposer, judge = partner, opener
-    num_proposals = options["difficulty"] + 1 if beyond else dice.integer(0, options["difficulty"])
+    num_proposals = options["difficulty"] + 1 if ood else rng.integer(0, options["difficulty"])
     for number in range(1, num_proposals + 1):
-        small_talk = dice.choice(SMALL_TALK) + " " if dice.chance(0.5) else ""
-        slot = dice.choice(tuple(SLOT_VALUES))
+        small_talk = rng.choice(SMALL_TALK) + " " if rng.chance(0.5) else ""
+        slot = rng.choice(tuple(SLOT_VALUES))
         values = [value for value in SLOT_VALUES[slot] if value != agreed[slot]]
-        value = dice.choice(values)
-        lines.append(f"{proposer}: {small_talk}{dice.choice(PROPOSALS).format(SLOT_PHRASES[slot].format(value))}")
-        if dice.chance(0.25):
-            value = dice.choice([other for other in values if other != value])
-            lines.append(f"{proposer}: {dice.choice(CORRECTIONS).format(SLOT_PHRASES[slot].format(value))}")
-        accepted = not beyond if number == num_proposals else dice.chance(0.6)
+        value = rng.choice(values)
+        lines.append(f"{proposer}: {small_talk}{rng.choice(PROPOSALS).format(SLOT_PHRASES[slot].format(value))}")
+        if rng.chance(0.25):
+            value = rng.choice([other for other in values if other != value])
+            lines.append(f"{proposer}: {rng.choice(CORRECTIONS).format(SLOT_PHRASES[slot].format(value))}")
+        accepted = not ood if number == num_proposals else rng.chance(0.6)
         if accepted:
             agreed[slot] = value
-        lines.append(f"{judge}: {dice.choice(ACCEPTANCES if accepted else REFUSALS)}")
-        if dice.chance(0.5):
+        lines.append(f"{judge}: {rng.choice(ACCEPTANCES if accepted else REFUSALS)}")
+        if rng.chance(0.5):
             proposer, judge = judge, proposer
     if num_proposals == 0:
-        lines.append(f"{partner}: {dice.choice(ACCEPTANCES)}")
-    lines.append(f"{opener}: {dice.choice(CLOSINGS)}")
+        lines.append(f"{partner}: {rng.choice(ACCEPTANCES)}")
+    lines.append(f"{opener}: {rng.choice(CLOSINGS)}")
     return "\n".join(lines) + "\nSummary:\n"
 
 
@@ -491,12 +491,12 @@ def read_dialogue(prompt):
     return agreed
 
 
-def respond_summarisation(dice, prompt, hard, entropy):
+def respond_summarisation(rng, prompt, hard, entropy):
     """One sentence with people, day, time and place; hard mode turns the order round."""
     agreed = read_dialogue(prompt)
     phrases = {slot: phrase.format(agreed[slot]) for slot, phrase in SLOT_PHRASES.items()}
     opener, partner = agreed["people"]
-    template = dice.surface(HARD_SUMMARIES if hard else SUMMARIES, entropy)
+    template = rng.surface(HARD_SUMMARIES if hard else SUMMARIES, entropy)
     summary = template.format(a=opener, b=partner, **phrases)
     return summary[0].upper() + summary[1:]
 
@@ -575,22 +575,22 @@ def next_letter(letter):
     return chr((ord(letter) - ord("a") + 1) % 26 + ord("a"))
 
 
-def pose_instruction(dice, options, beyond):
-    """A list of 3 to 5 letters and `difficulty` operators; beyond: a pair of neighbours never trained on, or two more.
+def make_instruction_prompt(rng, options, ood):
+    """A list of 3 to 5 letters and `difficulty` operators; ood: a pair of neighbours never trained on, or two more.
 
-    With a single operator there are no pairs, so that beyond is then always two operators more.
+    With a single operator there are no pairs, so that ood is then always two operators more.
     """
-    unseen_pair = beyond and options["difficulty"] > 1 and dice.chance(0.5)
-    count = options["difficulty"] + (2 if beyond and not unseen_pair else 0)
+    unseen_pair = ood and options["difficulty"] > 1 and rng.chance(0.5)
+    count = options["difficulty"] + (2 if ood and not unseen_pair else 0)
     names = None
     while names is None:  # a draw may reach a list to which no operator of the wanted kind applies
-        letters = [dice.choice("abcdefghij") for _ in range(dice.integer(3, 5))]
-        names = draw_operators(dice, letters, count, unseen_at=dice.integer(1, count - 1) if unseen_pair else None)
-    opener, joiner = dice.choice(TASK_OPENERS), dice.choice(JOINERS)
-    return opener.format(" ".join(letters), joiner.join(dice.choice(OPERATORS[name][0]) for name in names)) + "\n"
+        letters = [rng.choice("abcdefghij") for _ in range(rng.integer(3, 5))]
+        names = draw_operators(rng, letters, count, unseen_at=rng.integer(1, count - 1) if unseen_pair else None)
+    opener, joiner = rng.choice(TASK_OPENERS), rng.choice(JOINERS)
+    return opener.format(" ".join(letters), joiner.join(rng.choice(OPERATORS[name][0]) for name in names)) + "\n"
 
 
-def draw_operators(dice, letters, count, unseen_at=None):
+def draw_operators(rng, letters, count, unseen_at=None):
     """Names of `count` operators that keep 2 to MAX_LETTERS letters, or None where the drawn ones lead nowhere.
 
     The operator at position `unseen_at`, if any, and the one before it are an unseen pair; all other pairs are seen.
@@ -606,7 +606,7 @@ def draw_operators(dice, letters, count, unseen_at=None):
         ]
         if not candidates:
             return None
-        names.append(dice.choice(candidates))
+        names.append(rng.choice(candidates))
         row = OPERATORS[names[-1]][1](row)
     return names
 
@@ -620,10 +620,10 @@ def instruction_lists(prompt):
     return lists
 
 
-def respond_instruction(dice, prompt, hard, entropy):
+def respond_instruction(rng, prompt, hard, entropy):
     """Every intermediate list and the final one: "e e h h; h h e e", or "< h h e e; < e e h h" in hard mode."""
     first, *rest = ["< " + " ".join(row[::-1]) if hard else " ".join(row) for row in instruction_lists(prompt)]
-    return first + "".join(dice.surface(LIST_SEPARATORS, entropy) + row for row in rest)
+    return first + "".join(rng.surface(LIST_SEPARATORS, entropy) + row for row in rest)
 
 
 def read_lists(completion):
@@ -670,7 +670,7 @@ def mean(values):
 class Family(NamedTuple):
     """One synthetic family: its four functions (see the top of this file), further figures, metric and knobs."""
 
-    pose: Callable
+    make_prompt: Callable
     respond: Callable
     score: Callable
     mode: Callable
@@ -685,22 +685,22 @@ SPLIT_BUCKETS = {"train": range(0, 10), "val": range(10, 12), "test": range(12, 
 
 FAMILIES = {
     "math": Family(
-        pose_math, respond_math, score_math, mode_math, details_math,
+        make_math_prompt, respond_math, score_math, mode_math, details_math,
         metric="whole chain right",
         options={"difficulty": 5, "entropy": 0.5, "hard_share": 0.3, "stories": False},
     ),
     "translation": Family(
-        pose_translation, respond_translation, score_translation, mode_translation, details_translation,
+        make_translation_prompt, respond_translation, score_translation, mode_translation, details_translation,
         metric="slot accuracy",
         options={"difficulty": 2, "entropy": 0.5, "hard_share": 0.3},
     ),
     "summarisation": Family(
-        pose_summarisation, respond_summarisation, score_summarisation, mode_summarisation, details_summarisation,
+        make_summarisation_prompt, respond_summarisation, score_summarisation, mode_summarisation, details_summarisation,
         metric="slot F1",
         options={"difficulty": 2, "entropy": 0.5, "hard_share": 0.3},
     ),
     "instruction": Family(
-        pose_instruction, respond_instruction, score_instruction, mode_instruction, details_instruction,
+        make_instruction_prompt, respond_instruction, score_instruction, mode_instruction, details_instruction,
         metric="final list right",
         options={"difficulty": 2, "entropy": 0.5, "hard_share": 0.3},
     ),
@@ -751,14 +751,14 @@ class GeneratedTask(Task):
     def build(self, split, count):
         """`count` examples with distinct prompts; raises ValueError where the knobs do not allow that many."""
         # two streams: the prompts stay the same whatever `entropy` and `hard_share` do to the responses
-        prompt_dice, style_dice = (self.dice(split, use) for use in ("prompts", "responses"))
+        prompt_rng, style_rng = (self.rng(split, use) for use in ("prompts", "responses"))
         hash_share = len(SPLIT_BUCKETS[split]) / 16
         examples, seen, misses = [], set(), 0
         while len(examples) < count:
-            prompt = self.family.pose(prompt_dice, self.options, split == "ood")
+            prompt = self.family.make_prompt(prompt_rng, self.options, split == "ood")
             if split_of(prompt) == split and prompt not in seen:
-                hard = style_dice.chance(self.options["hard_share"])
-                response = self.family.respond(style_dice, prompt, hard, self.options["entropy"])
+                hard = style_rng.chance(self.options["hard_share"])
+                response = self.family.respond(style_rng, prompt, hard, self.options["entropy"])
                 examples.append(Example(prompt, response))
                 seen.add(prompt)
                 misses = 0
@@ -773,10 +773,10 @@ class GeneratedTask(Task):
                 )
         return examples
 
-    def dice(self, split, use):
+    def rng(self, split, use):
         """Independent streams for each task, seed, split and use."""
         digest = hashlib.sha256(f"{self.name} {self.seed} {split} {use}".encode()).digest()
-        return Dice(torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+        return Draws(torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
 
     def score(self, example, completion):
         """The family's score; reads the prompt only, never the reference."""

@@ -1,6 +1,6 @@
 """A study's records in one compressed file: the JSON lines of all its runs, one behind the other.
 
-A record goes from a header line to a final line that seals it, so a file of many records needs no names and no table of
+A record goes from a header line to a final line that holds its checksum, so a file of many records needs no names and no table of
 contents: `xz -dc records.jsonl.xz` shows them as they were written. Nothing is ever unpacked to disk.
 """
 

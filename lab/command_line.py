@@ -299,9 +299,9 @@ def make_parser(script, description, variants, main_variants):
     )
     group.add_argument("--judge-fresh", action="store_true", help="judge a second draw, as the released code does")
     group = parser.add_argument_group("comparison")
-    focus = report.COMPARISONS[script][1]
+    main_method = report.COMPARISONS[script][1]
     group.add_argument(
-        "--equal-compute", action="store_true", help=f"also train with {focus}'s FLOP budget"
+        "--equal-compute", action="store_true", help=f"also train with {main_method}'s FLOP budget"
     )
     group.add_argument(
         "--sweep",
@@ -439,12 +439,12 @@ def unreached_tokens(flag, writer, own, args):
 def parse_once(parser, argv, variants, main_variants, script):
     """The words of one command line -> (args, names of the methods); see parse."""
     args = parser.parse_args(argv)
-    names, focus = check_shared_flags(args, variants, main_variants), report.COMPARISONS[script][1]
+    names, main_method = check_shared_flags(args, variants, main_variants), report.COMPARISONS[script][1]
     args.rule = parse_rule(args.rule)
     if hasattr(args, "loss_args"):
         args.loss_args = parse_keywords(args.loss_args)
-    if args.equal_compute and focus not in names:
-        raise ValueError(f"--equal-compute measures in units of {focus}: add it to --variants")
+    if args.equal_compute and main_method not in names:
+        raise ValueError(f"--equal-compute measures in units of {main_method}: add it to --variants")
     if args.accept_on == "warped" and args.teacher_temperature == 0:
         raise ValueError("--accept-on warped divides by --teacher-temperature: give one above 0, or --replace argmax")
     check_rule(args.accept_rule, args.replace, args.accept_on, args.gamma, args.accept_top_k or 0, args.rule)

@@ -281,10 +281,10 @@ def measure_start(pair, args, folder):
 
 def missing_runs(folder, args, methods, shared, budget):
     """What is still to be run, as arguments of run_one; what the folder holds already is left as it is."""
-    todo, without_student, focus = [], 0, report.COMPARISONS[shared["script"]][1]
+    todo, without_student, main_method = [], 0, report.COMPARISONS[shared["script"]][1]
     for seed in range(args.seed, args.seed + args.seeds):
         for label, own in methods:
-            if budget == "compute" and label == focus:
+            if budget == "compute" and label == main_method:
                 continue  # it sets the budget: its equal-steps run is its equal-compute run
             name, steps = run_name(label, seed, budget), own.steps
             if records.read_finished(folder, name, shared["flags"]) is not None:
@@ -292,7 +292,7 @@ def missing_runs(folder, args, methods, shared, budget):
                 without_student += not (folder / f"{name}.pt").exists()
                 continue
             if budget == "compute":
-                steps = equal_compute_steps(folder, label, focus, seed, steps, shared["flags"])
+                steps = equal_compute_steps(folder, label, main_method, seed, steps, shared["flags"])
             if steps:
                 todo.append((own, folder, shared, label, seed, budget, steps))
     if without_student:
@@ -448,12 +448,12 @@ def last_step(path):
     return max((int(found[1]) for line in lines[-3:] if (found := re.search(r'"step": (\d+)', line))), default=0)
 
 
-def equal_compute_steps(folder, variant, focus, seed, steps, flags):
-    """Steps after which `variant` has spent the model FLOPs of the focus's run with the same seed; None without that run.
+def equal_compute_steps(folder, variant, main_method, seed, steps, flags):
+    """Steps after which `variant` has spent the model FLOPs of the main method's run with the same seed; None without that run.
 
     What was spent once, before training (compute_once), does not grow with the steps.
     """
-    own, unit = (records.read_finished(folder, run_name(name, seed, "steps"), flags) for name in (variant, focus))
+    own, unit = (records.read_finished(folder, run_name(name, seed, "steps"), flags) for name in (variant, main_method))
     if not own or not unit:
         return None
     once = own.get("compute_once", 0.0)

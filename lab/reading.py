@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab.archive import PACKED, unpacked
-from lab.records import is_sealed
+from lab.records import has_checksum
 
 
 class Run(NamedTuple):
@@ -108,8 +108,8 @@ def _read_text(path, text):
         elif kind == "eval":
             run.evals.append(entry)
         elif kind == "final":
-            if not is_sealed(b"\n".join(lines[start:number]).decode("utf-8")):
-                raise ValueError(f"{where} does not seal what stands before it, which was changed since: remove the "
+            if not has_checksum(b"\n".join(lines[start:number]).decode("utf-8")):
+                raise ValueError(f"{where} holds no checksum of what stands before it, which was changed since: remove the "
                                  "file and run again with --resume")
             del entry["sha256"]
             finished.append(run._replace(final=entry))
@@ -127,7 +127,7 @@ KINDS = {"kind": str, "variant": str, "script": str, "task": str, "metric": str,
 
 
 def _check_kinds(entry, where):
-    """ValueError for a value that the report would stumble over: a seal says that nothing was changed, not that it is
+    """ValueError for a value that the report would stumble over: a checksum says that nothing was changed, not that it is
     right."""
     for key, kind in KINDS.items():
         value = entry.get(key)

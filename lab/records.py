@@ -1,4 +1,4 @@
-"""Records: one JSON-lines file per run, written line by line, sealed at its end, and read again.
+"""Records: one JSON-lines file per run, written line by line, with a checksum at its end, and read again.
 
 A file is a header (what was asked, of which code, on which machine), one line per logged step, one per evaluation, and a
 final line. The final line ends with a sha256 of everything from the header to there, so that a record that was changed
@@ -13,17 +13,17 @@ import re
 from pathlib import Path
 
 FORMAT = 2  # of records and states; 1 had none written in it, and other names
-SEAL = ', "sha256": "{}"}}'  # how a final line ends
+CHECKSUM = ', "sha256": "{}"}}'  # how a final line ends
 
 
-def sealed(text):
-    """The lines of a whole run, as text without a newline at the end -> the same with its seal."""
-    return text[:-1] + SEAL.format(hashlib.sha256(text.encode()).hexdigest())
+def with_checksum(text):
+    """The lines of a whole run, as text without a newline at the end -> the same with its checksum."""
+    return text[:-1] + CHECKSUM.format(hashlib.sha256(text.encode()).hexdigest())
 
 
-def is_sealed(text):
-    """Whether a text is what `sealed` made of some other: not a bit of it was changed."""
-    return text == sealed(text[: -len(SEAL.format("0" * 64))] + "}")
+def has_checksum(text):
+    """Whether a text is what `with_checksum` made of some other: not a bit of it was changed."""
+    return text == with_checksum(text[: -len(CHECKSUM.format("0" * 64))] + "}")
 
 
 def run_name(variant, seed, budget):
@@ -63,14 +63,14 @@ class RunLog:
         self.file = self.path.open("x", encoding="utf-8", newline="\n")
 
     def write(self, kind, **figures):
-        """Append {"kind": kind, **figures}; floats are rounded to 7 digits. A final line seals the record."""
+        """Append {"kind": kind, **figures}; floats are rounded to 7 digits. A final line holds the record's checksum."""
         if kind == "final" and not self.in_place():  # somebody moved or emptied the folder: what is known is written anew
             self.file.close()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.begin_file()
             self.file.write(self.text)
         before, text = len(self.text), self.text + json.dumps({"kind": kind} | rounded(figures), allow_nan=False)
-        self.text = (sealed(text) if kind == "final" else text) + "\n"
+        self.text = (with_checksum(text) if kind == "final" else text) + "\n"
         self.file.write(self.text[before:])
         self.file.flush()
 
@@ -143,12 +143,12 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
         return None
     if not path.is_file():  # reading from a pipe would wait for ever
         raise ValueError(f"{path.name} is no file: move it away, or give another --out")
-    text = path.read_bytes().decode("utf-8", "replace")  # a seal does not fit what was replaced
+    text = path.read_bytes().decode("utf-8", "replace")  # a checksum does not fit what was replaced
     lines = text.removesuffix("\n").split("\n")
     header = parsed(lines[0])
     if not isinstance(header, dict) or not isinstance(header.get("flags"), dict):
         cut_off = "\n" not in text  # within its first line
-        if not re.fullmatch(r".+_seed\d+", name) or not cut_off and is_sealed(text.removesuffix("\n")):
+        if not re.fullmatch(r".+_seed\d+", name) or not cut_off and has_checksum(text.removesuffix("\n")):
             raise ValueError(f"{path.name} is no record of this project: move it away, or give another --out")
         if cut_off:
             return None
@@ -157,7 +157,7 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
         finished = any('"kind": "final"' in line or '"sha256": "' in line for line in lines[1:])
         if parsed(lines[-1]) is None and not text.endswith("\n"):
             finished = False  # cut off within its final line
-    if finished and not is_sealed(text.removesuffix("\n")):
+    if finished and not has_checksum(text.removesuffix("\n")):
         say(f"{path.name} is not what was written: set aside as {set_aside(path).name}, to be run again")
         return None
     refuse_format(path.name, header.get("format", 1))

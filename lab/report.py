@@ -31,15 +31,15 @@ from lab.tables import inert, render_table, summary, with_relative_seconds
 
 ROOT = Path(__file__).parents[1]
 
-# What a comparison of each script is about: (control, focus). The control is the method that differences are taken
-# to in the first table, the focus is the method that the second table holds against all others.
+# What a comparison of each script is about: (control, main_method). The control is the method that differences are taken
+# to in the first table, the main_method is the method that the second table holds against all others.
 COMPARISONS = {"train_skd": ("supervised", "skd"), "train_okd": ("fixed_forward_kl", "okd")}
 
 
-def render_report(folder, order=None, control=None, focus=None):
+def render_report(folder, order=None, control=None, main_method=None):
     """{"table.md": text, "curves.svg": text, "summary.json": text} of the records in folder; writes nothing.
 
-    The same records give the same texts. control and focus default to those of the script that wrote the records.
+    The same records give the same texts. control and main_method default to those of the script that wrote the records.
     Raises ValueError if a record is broken, none is finished, or a name that was given is no method's.
     """
     runs, unfinished = read_runs(folder)
@@ -48,27 +48,27 @@ def render_report(folder, order=None, control=None, focus=None):
         raise ValueError(f"{folder} holds no finished run ({found}): let train_skd.py or train_okd.py finish first")
     variants = ordered_variants(runs)
     methods = dict.fromkeys([*variants, *(variant.split()[0] for variant in variants)])  # with swept values and without
-    asked = ("--control", [control], variants), ("--focus", [focus], variants), ("--order", order or [], methods)
+    asked = ("--control", [control], variants), ("--main-method", [main_method], variants), ("--order", order or [], methods)
     for flag, names, known in asked:
         for name in names:
             if name is not None and name not in known:
                 raise ValueError(f"{flag} {name!r} is no method of {folder}: there are {', '.join(known)}")
     usual = COMPARISONS.get(runs[0].header.get("script"), COMPARISONS["train_skd"])
-    control, focus = usual[0] if control is None else control, usual[1] if focus is None else focus
-    table = render_table(runs, control, focus, order)
+    control, main_method = usual[0] if control is None else control, usual[1] if main_method is None else main_method
+    table = render_table(runs, control, main_method, order)
     if unfinished:
         table += f"\nNot counted, unfinished: {inert('; '.join(unfinished))}.\n"
     figures = summary(with_relative_seconds(runs, control), order)
     text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
-    return {"table.md": table, "curves.svg": curves_page(runs, order, (control, focus)), "summary.json": text + "\n"}
+    return {"table.md": table, "curves.svg": curves_page(runs, order, (control, main_method)), "summary.json": text + "\n"}
 
 
-def write_report(folder, order=None, control=None, focus=None):
+def write_report(folder, order=None, control=None, main_method=None):
     """Write table.md, curves.svg and summary.json of render_report into folder; returns the text of table.md.
 
     In a study's folder the table goes into README.md, between the markers of the section "table".
     """
-    folder, texts = Path(folder), render_report(folder, order, control, focus)
+    folder, texts = Path(folder), render_report(folder, order, control, main_method)
     table = texts["table.md"]
     if (folder / PACKED).exists():
         del texts["table.md"]
@@ -85,7 +85,7 @@ def study_page(folder, table):
     return replace_section(read_page(page) if page.exists() else bare, "table", table)
 
 
-def pack(folder, order=None, control=None, focus=None):
+def pack(folder, order=None, control=None, main_method=None):
     """Make a study of a finished run's folder; returns the text of the table, which then stands in its README.md.
 
     What is removed is what was packed: the records, once the archive was read back, and a table.md that says what they
@@ -96,7 +96,7 @@ def pack(folder, order=None, control=None, focus=None):
     archive, texts = folder / PACKED, dict(record_files(folder))
     if not archive.exists():  # else an earlier call was interrupted: it is finished here
         # Every complaint comes before the first change.
-        study_page(folder, render_report(folder, order, control, focus)["table.md"])
+        study_page(folder, render_report(folder, order, control, main_method)["table.md"])
         if unfinished := read_runs(folder)[1]:
             raise ValueError(f"{folder} holds what is unfinished ({'; '.join(unfinished)}): use --resume, or move it "
                              "away")
@@ -106,7 +106,7 @@ def pack(folder, order=None, control=None, focus=None):
         raise ValueError(f"{archive} does not hold {missing[0]}: move one of the two away")
     for path in texts:
         path.unlink()
-    table, old = write_report(folder, order, control, focus), folder / "table.md"
+    table, old = write_report(folder, order, control, main_method), folder / "table.md"
     if old.is_file() and old.read_bytes() == table.encode():
         old.unlink()
     return table
@@ -176,14 +176,14 @@ def main(argv=None):
                         help="render all studies in results/ and the tables in docs/ again")
     parser.add_argument("--order", help="names of methods in the order of the rows, joined by commas")
     parser.add_argument("--control", help="method that differences in the first table are taken to")
-    parser.add_argument("--focus", help="method that the second table compares with all others")
+    parser.add_argument("--main-method", "--focus", help="method that the second table compares with all others")
     parser.error = lambda message: parser.exit(2, f"lab.report: {' '.join(message.split())} (see --help)\n")
     args = parser.parse_args(argv)
     try:
         for name, value in vars(args).items():
             if value == "":  # a shell's unset variable; as a path it would be the folder one stands in
                 raise ValueError(f"{name if name == 'folder' else f'--{name}'} is empty: give a name, or leave it out")
-        given = [args.order, args.control, args.focus]
+        given = [args.order, args.control, args.main_method]
         if args.pages:
             if args.folder or args.pack or any(given):
                 raise ValueError("--pages renders all pages: give nothing beside it")
@@ -192,7 +192,7 @@ def main(argv=None):
         if args.folder is None:
             raise ValueError("give the folder of records, or --pages")
         make = pack if args.pack else write_report
-        _show(make(args.folder, args.order.split(",") if args.order else None, args.control, args.focus))
+        _show(make(args.folder, args.order.split(",") if args.order else None, args.control, args.main_method))
     except (ValueError, OSError) as error:
         raise SystemExit(f"lab.report: {' '.join(str(error).split())}") from None
 

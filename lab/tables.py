@@ -192,20 +192,20 @@ def _extra_columns(runs, variants, control, figures):
     return extra
 
 
-def _difference_table(runs, variants, focus):
-    """The focus minus every other method, paired by seed, at every budget that was run."""
+def _difference_table(runs, variants, main_method):
+    """The main_method minus every other method, paired by seed, at every budget that was run."""
     columns = [("score (greedy)", "score", "steps"), ("score (sampled)", "score_sampled", "steps"),
                ("greedy at equal compute", "score", "compute"),
                ("sampled at equal compute", "score_sampled", "compute")]
     columns = [column for column in columns if any(run.budget == column[2] for run in runs)]
     rows = []
     for variant in variants:
-        if variant != focus:
+        if variant != main_method:
             rows.append([variant])
             for _, key, budget in columns:
-                pair = select_runs(runs, focus, budget), select_runs(runs, variant, budget)
+                pair = select_runs(runs, main_method, budget), select_runs(runs, variant, budget)
                 rows[-1].append(_difference_text(paired_difference(*pair, key)))
-    return markdown_table(rows, [f"{focus} minus"] + [heading for heading, _, _ in columns])
+    return markdown_table(rows, [f"{main_method} minus"] + [heading for heading, _, _ in columns])
 
 
 def _raw_table(runs, variants):
@@ -318,11 +318,11 @@ def _notes(runs, variants, control):
     return "\n".join(f"- {inert(note)}" for note in notes)
 
 
-def render_table(runs, control="supervised", focus="skd", order=None):
-    """The report as Markdown: notes, one row per method, paired differences of `focus`, and every run on its own.
+def render_table(runs, control="supervised", main_method="skd", order=None):
+    """The report as Markdown: notes, one row per method, paired differences of `main_method`, and every run on its own.
 
     Rows come in the order of `order` (a list of names), else of "order" in the headers (a list of names, or the
-    method's own index), else of first appearance; never by score. Columns and tables about a control or a focus that
+    method's own index), else of first appearance; never by score. Columns and tables about a control or a main_method that
     was not run are left out. Raises ValueError if there is no run.
     """
     if not runs:
@@ -332,9 +332,9 @@ def render_table(runs, control="supervised", focus="skd", order=None):
     tasks = in_headers(runs, "task")
     parts = [f"**Task {inert(tasks[0])}**" if tasks else "**Results**", _notes(runs, variants, control),
              _result_table(runs, variants, control)]
-    if focus in variants and len(variants) > 1:
-        parts.append(f"**{inert(focus)} minus every other method**, paired by seed")
-        parts.append(_difference_table(runs, variants, focus))
+    if main_method in variants and len(variants) > 1:
+        parts.append(f"**{inert(main_method)} minus every other method**, paired by seed")
+        parts.append(_difference_table(runs, variants, main_method))
     parts += ["<details><summary>Every run</summary>", _raw_table(runs, variants), "</details>"]
     return "\n\n".join(parts) + "\n"
 

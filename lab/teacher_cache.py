@@ -62,7 +62,7 @@ class TeacherCache:
         stem = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:16]
         self.paths = [stem.with_suffix(f".{name}.npy") for name in columns]
         self.shapes = [((int(lengths.sum()), *width), kind) for width, kind in columns.values()]
-        self.seal = stem.with_suffix(".sha256")
+        self.checksum_file = stem.with_suffix(".sha256")
         with locked(stem.with_suffix(".lock")) if compare else contextlib.nullcontext():  # one process makes it
             if compare and not self._is_whole(report):
                 self._build(report)
@@ -79,12 +79,12 @@ class TeacherCache:
 
     def _is_whole(self, report):
         """Whether the files are there and are what was written; others are set aside, unfinished ones deleted."""
-        if not self.seal.exists():  # which is written last
-            for path in [*self.paths, *self.seal.parent.glob(f"{self.seal.stem}*.partial")]:
+        if not self.checksum_file.exists():  # which is written last
+            for path in [*self.paths, *self.checksum_file.parent.glob(f"{self.checksum_file.stem}*.partial")]:
                 path.unlink(missing_ok=True)
             return False
-        there = [path for path in (*self.paths, self.seal) if path.exists()]
-        if len(there) == len(self.paths) + 1 and self.seal.read_text(encoding="ascii", errors="replace") == self._checksum():
+        there = [path for path in (*self.paths, self.checksum_file) if path.exists()]
+        if len(there) == len(self.paths) + 1 and self.checksum_file.read_text(encoding="ascii", errors="replace") == self._checksum():
             return True
         for path in there:
             report(f"{path.name} is damaged: set aside as {set_aside(path).name}, to be made again")
@@ -129,7 +129,7 @@ class TeacherCache:
                 array.flush()
             for path, final in zip(beside, self.paths):
                 os.replace(path, final)
-            write_whole(self.seal, self._checksum())
+            write_whole(self.checksum_file, self._checksum())
         finally:
             for path in beside:
                 path.unlink(missing_ok=True)

@@ -295,7 +295,7 @@ def test_any_record_comes_back(values, bit):
         data = "\n".join(lines).encode()
         place = bit % (8 * len(data))
         flipped = data[: place // 8] + bytes([data[place // 8] ^ 1 << place % 8]) + data[place // 8 + 1 :]
-        assert records.is_sealed(data.decode()) and not records.is_sealed(flipped.decode("utf-8", "replace"))
+        assert records.has_checksum(data.decode()) and not records.has_checksum(flipped.decode("utf-8", "replace"))
 
 
 @law("files", plain=PLAIN, tensors=st.dictionaries(TEXTS, TENSORS, max_size=3))

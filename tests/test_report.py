@@ -54,7 +54,7 @@ def make_lines(variant, seed, budget="steps", order=None, **final):
 
 def record(lines):
     """The text of a whole record."""
-    return records.sealed("\n".join(map(json.dumps, lines))) + "\n"
+    return records.with_checksum("\n".join(map(json.dumps, lines))) + "\n"
 
 
 def write_records(folder, variants=VARIANTS, seeds=5, budgets=("steps",), **final):
@@ -204,7 +204,7 @@ def test_a_changed_digit_is_refused(tmp_path):
     places = [place for place, character in enumerate(text) if character.isdigit()]
     for place in places[::5]:
         path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1:]}")
-        with pytest.raises(ValueError, match=r"does not seal .*--resume|is not JSON") as error:  # 100 may become 000
+        with pytest.raises(ValueError, match=r"holds no checksum .*--resume|is not JSON") as error:  # 100 may become 000
             reading.read_records(tmp_path)
         assert "\n" not in str(error.value)
     path.write_text(text)
@@ -703,14 +703,14 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_control_and_focus_follow_the_script(tmp_path):
-    """Records of train_okd compare with its own control and focus unless others are asked for."""
+    """Records of train_okd compare with its own control and main_method unless others are asked for."""
     for variant in ("fixed_forward_kl", "okd"):
         header, *others = make_lines(variant, 1)
         lines = [{**header, "script": "train_okd"}, *others]
         (tmp_path / f"{variant}.jsonl").write_text(record(lines))
     text = report.write_report(tmp_path)
     assert "Δ score to fixed_forward_kl" in text and "| okd minus" in text
-    text = report.write_report(tmp_path, control="okd", focus="fixed_forward_kl")
+    text = report.write_report(tmp_path, control="okd", main_method="fixed_forward_kl")
     assert "Δ score to okd" in text and "| fixed_forward_kl minus" in text
 
 
@@ -921,8 +921,8 @@ def test_a_row_says_what_it_is(script, capsys):
         assert "| fixed | - |" in lines["gkd"]
         assert "| alpha `--alpha`, `--teacher-divergence`, rate `--module-lr` |" in lines["okd"]
         assert "| alpha 0, rate `--module-lr` |" in lines["okd_no_feedback"]
-        assert "| alpha 1, `reverse_kl`, rate 1, anchor 1 to 0, alternating |" in lines["promptkd"]
-        assert "| an exam, rate `--module-lr`, alternating |" in lines["ikd"]
+        assert "| alpha 1, `forward_kl`, rate 1, anchor 1 to 0, alternating |" in lines["promptkd"]
+        assert "| a meta-gradient, rate `--module-lr`, alternating |" in lines["ikd"]
     for name, row in script.VARIANTS.items():
         assert row.note, name
         assert row.paper is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d{4}/\S+", row.paper), name
@@ -981,7 +981,7 @@ def stopped(argv):
     return stop.value.code
 
 
-@pytest.mark.parametrize("flag", ["--control", "--focus", "--order"])
+@pytest.mark.parametrize("flag", ["--control", "--main-method", "--order"])
 def test_unknown_methods_are_named(tmp_path, flag):
     """A method that is not in the folder, or a blank too many: one line with those that are, and nothing is written."""
     write_records(tmp_path, ["sft", "skd"], 1)
@@ -1011,7 +1011,7 @@ def test_a_folder_in_a_files_place_is_named(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sft_seed1_steps.jsonl", "table.md"]
 
 
-@pytest.mark.parametrize("argv", [[""], ["{}", "--order", ""], ["{}", "--control", ""], ["{}", "--focus", ""]], ids=str)
+@pytest.mark.parametrize("argv", [[""], ["{}", "--order", ""], ["{}", "--control", ""], ["{}", "--main-method", ""]], ids=str)
 def test_empty_words_are_refused(tmp_path, monkeypatch, argv):
     """An empty folder is not the one that one stands in, and an empty flag is not one left out."""
     monkeypatch.chdir(write_records(tmp_path, ["sft"], 1))

@@ -342,7 +342,7 @@ def test_a_line_behind_the_seal_is_noticed(tmp_path, more):
 def test_sealed_words_are_no_record(tmp_path):
     """A file with a seal that fits and no header is nobody's damaged record: it is named, and left."""
     for first in ("[1]", "17", '{"flags": 1}'):
-        (tmp_path / "a_seed1.jsonl").write_text(records.sealed(f'{first}\n{{"kind": "final"}}') + "\n")
+        (tmp_path / "a_seed1.jsonl").write_text(records.with_checksum(f'{first}\n{{"kind": "final"}}') + "\n")
         with pytest.raises(ValueError, match="a_seed1.jsonl is no record of this project"):
             records.read_finished(tmp_path, "a_seed1", {"lr": 0.1})
 
@@ -376,7 +376,7 @@ def test_a_record_whose_folder_was_moved_is_written_anew(tmp_path, lost):
     log.write("final", score=1.0)
     log.close()
     text = log.path.read_text()
-    assert records.is_sealed(text.removesuffix("\n")) and text.count('"kind": "step"') == 2
+    assert records.has_checksum(text.removesuffix("\n")) and text.count('"kind": "step"') == 2
 
 
 @pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO, errno.EMFILE])
@@ -425,4 +425,4 @@ def test_a_record_goes_on_behind_its_text(tmp_path):
     again.close()
     lines = (tmp_path / "a_seed1.jsonl").read_text().splitlines()
     assert [json.loads(line).get("step") for line in lines] == [None, 1, 2, None] and "again" in lines[2] and "other" not in lines[0]
-    assert records.is_sealed("\n".join(lines))
+    assert records.has_checksum("\n".join(lines))

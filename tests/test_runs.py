@@ -208,6 +208,6 @@ def test_a_record_that_was_cut_off_is_run_again(tmp_path, content):
 def test_another_device_is_named_by_its_flag(tmp_path):
     """--device, not the name inside."""
     text = '{"kind": "header", "flags": {"device_type": "cuda"}}\n{"kind": "final"}'
-    (tmp_path / "a.jsonl").write_text(records.sealed(text) + "\n")
+    (tmp_path / "a.jsonl").write_text(records.with_checksum(text) + "\n")
     with pytest.raises(ValueError, match="--device cuda, now it is cpu"):
         records.read_finished(tmp_path, "a", {"device_type": "cpu"})

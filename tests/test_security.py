@@ -148,7 +148,7 @@ def test_no_payload_of_a_teacher_cache_runs(tmp_path):
     """An array of objects under a checksum that fits: refused, and nothing was unpickled."""
     cache = TeacherCache(BASE, [[1]], [[2, 3]], folder=tmp_path, report=str)
     np.save(cache.paths[0], np.array([Payload(os.mkdir, str(tmp_path / "ran"))], dtype=object), allow_pickle=True)
-    cache.seal.write_text(cache._checksum())
+    cache.checksum_file.write_text(cache._checksum())
     with pytest.raises(ValueError) as error:
         TeacherCache(BASE, [[1]], [[2, 3]], folder=tmp_path, report=str)
     assert one_line(error) and not (tmp_path / "ran").exists()
@@ -327,7 +327,7 @@ def test_an_array_that_claims_more_than_its_file_is_refused(tmp_path):
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**9, 257)})
     cache.paths[0].write_bytes(header.getvalue() + bytes(100))
-    cache.seal.write_text(cache._checksum())
+    cache.checksum_file.write_text(cache._checksum())
     with pytest.raises(ValueError) as error:
         TeacherCache(BASE, [[1]], [[2, 3]], folder=tmp_path, report=str)
     one_line(error)
@@ -382,7 +382,7 @@ def test_no_line_of_a_record_is_believed(tmp_path, name):
     """The same bytes as a line between the header and a final line whose seal fits: one line that names file and line."""
     lines = [b'{"kind": "header", "variant": "a", "seed": 1, "flags": {}}', JSON[name].replace(b"\n", b" "), b'{"kind": "final", "score": 0.5}']
     text = b"\n".join(lines).decode("latin-1")
-    (tmp_path / "a_seed1.jsonl").write_text(records.sealed(text) + "\n", encoding="latin-1")
+    (tmp_path / "a_seed1.jsonl").write_text(records.with_checksum(text) + "\n", encoding="latin-1")
     with pytest.raises(ValueError, match="a_seed1.jsonl, line 2 ") as error:
         report.write_report(tmp_path)
     one_line(error)
@@ -400,7 +400,7 @@ def test_no_figure_breaks_a_report(tmp_path, first):
         lines += [{"kind": kind, "step": step, "score": value, "val_nll": value, "kl_teacher": value, "replacement_rate": value}
                   for step in (1, 2**40) for kind in ("step", "eval")]  # fmt: skip
         lines.append({"kind": "final", "score": value, "score_sampled": value, "seconds": value, "compute": value, "drift": value})
-        (tmp_path / f"a_seed{seed}.jsonl").write_text(records.sealed("\n".join(map(json.dumps, lines))) + "\n")
+        (tmp_path / f"a_seed{seed}.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "| a " in report.write_report(tmp_path)
@@ -413,7 +413,7 @@ def test_counts_are_whole_numbers(tmp_path, key, value):
     """What is counted with is one, and of a size that can be drawn: otherwise one line."""
     lines = [{"kind": "header", "variant": "a", "seed": 1}, {"kind": "eval", "step": 1, "score": 0.5}, {"kind": "final", "score": 0.5}]
     lines[0 if key == "jobs" else 1][key] = value
-    (tmp_path / "a_seed1.jsonl").write_text(records.sealed("\n".join(map(json.dumps, lines))) + "\n")
+    (tmp_path / "a_seed1.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
     with pytest.raises(ValueError, match=f"a {key} that is none") as error:
         report.write_report(tmp_path)
     one_line(error)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data import tasks
-from data.tasks import Dice, Example, encode_example, make_task, split_of, task_names
+from data.tasks import Draws, Example, encode_example, make_task, split_of, task_names
 from sample import pad_sequences
 
 FAMILY_CASES = {  # every synthetic family, math in both of its forms
@@ -30,8 +30,8 @@ def build(case, **changes):
     return make_task(name, **{"seed": 1, **SMALL, **options, **changes})
 
 
-def new_dice(seed):
-    return Dice(torch.Generator().manual_seed(seed))
+def new_rng(seed):
+    return Draws(torch.Generator().manual_seed(seed))
 
 
 def score_text(task, prompt, completion):
@@ -110,13 +110,13 @@ def test_every_reference_scores_one(case):
 
 @CASES
 def test_score_ignores_mode_and_surface_choices(case):
-    """Whatever the style dice write for a prompt, easy or hard, is right, and differs between the modes."""
+    """Whatever the style rng write for a prompt, easy or hard, is right, and differs between the modes."""
     task = build(case)
-    respond, dice = task.family.respond, new_dice(5)
+    respond, rng = task.family.respond, new_rng(5)
     for example in task.examples("test") + task.examples("ood"):
         for hard in (False, True):
             for entropy in (0.0, 1.0):
-                text = respond(dice, example.prompt, hard, entropy)
+                text = respond(rng, example.prompt, hard, entropy)
                 assert score_text(task, example.prompt, text) == 1.0
                 assert task.family.mode(example.prompt, text) in ("hard" if hard else "easy", None)
 
@@ -128,7 +128,7 @@ def test_responses_are_random_only_through_the_two_knobs(case):
     for split in plain.splits:
         assert [e.prompt for e in plain.examples(split)] == [e.prompt for e in rich.examples(split)]
     for number, example in enumerate(plain.examples("train")):
-        assert example.response == plain.family.respond(new_dice(number), example.prompt, False, 0.0)
+        assert example.response == plain.family.respond(new_rng(number), example.prompt, False, 0.0)
     for task, share in ((plain, 0.0), (rich, 1.0)):
         examples = task.examples("train")
         figures = task.details(examples, [example.response for example in examples])
@@ -150,8 +150,8 @@ def test_share_of_the_hard_mode(case):
 def test_entropy_sets_the_share_of_the_first_choice():
     """P(first of 3) = 1 - e + e/3; 3000 draws, 5 standard deviations, false alarm below 1e-6; e = 0 and 1 are exact."""
     for entropy in (0.0, 0.3, 1.0):
-        dice, expected = new_dice(3), 1 - entropy + entropy / 3
-        draws = [dice.surface("abc", entropy) for _ in range(3000)]
+        rng, expected = new_rng(3), 1 - entropy + entropy / 3
+        draws = [rng.surface("abc", entropy) for _ in range(3000)]
         allowed = 5 * (expected * (1 - expected) / 3000) ** 0.5
         assert abs(draws.count("a") / 3000 - expected) <= allowed
         assert abs(draws.count("b") - draws.count("c")) <= 5 * (3000 * 2 * entropy / 3) ** 0.5
@@ -159,9 +159,9 @@ def test_entropy_sets_the_share_of_the_first_choice():
 
 def test_dice_reach_both_ends_and_nothing_else():
     """integer(2, 5) takes exactly 2, 3, 4, 5, and blocks of uniforms do not repeat."""
-    dice = new_dice(0)
-    assert {dice.integer(2, 5) for _ in range(500)} == {2, 3, 4, 5}
-    assert len({dice.uniform() for _ in range(9000)}) == 9000  # more than two blocks
+    rng = new_rng(0)
+    assert {rng.integer(2, 5) for _ in range(500)} == {2, 3, 4, 5}
+    assert len({rng.uniform() for _ in range(9000)}) == 9000  # more than two blocks
 
 
 # -------------------------------------------------------------------------------------------------- hostile completions

@@ -69,7 +69,7 @@ def test_a_file_that_contradicts_the_teacher_is_refused(teacher, tmp_path):
     good = np.load(cache.paths[0])
     for bad in (good[::-1], good * 1.2, good[:-1], np.full_like(good, np.nan)):
         np.save(cache.paths[0], bad)
-        cache.seal.write_text(cache._checksum())
+        cache.checksum_file.write_text(cache._checksum())
         with pytest.raises(ValueError, match="does not agree with the teacher: delete"):
             open_cache(teacher, tmp_path)
 
@@ -78,7 +78,7 @@ def test_a_file_that_contradicts_the_teacher_is_refused(teacher, tmp_path):
 def test_a_damaged_file_is_set_aside_and_made_again(teacher, tmp_path, best):
     """Any bit of any file, a cut or a missing one: named in one line, kept under another name, and the answers are right again."""
     first = open_cache(teacher, tmp_path, best)
-    whole = {path: path.read_bytes() for path in (*first.paths, first.seal)}
+    whole = {path: path.read_bytes() for path in (*first.paths, first.checksum_file)}
     for path, content in whole.items():
         flips = [content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :] for place in (0, len(content) // 2, len(content) - 1)]
         for bad in (*flips, content[: len(content) // 2], b"", None):
@@ -86,7 +86,7 @@ def test_a_damaged_file_is_set_aside_and_made_again(teacher, tmp_path, best):
             said = []
             again = open_cache(teacher, tmp_path, best, said)
             assert all(np.array_equal(one, other) for one, other in zip(first.arrays, again.arrays))
-            unfinished = path == first.seal and bad is None  # the seal is written last: without one nothing was promised
+            unfinished = path == first.checksum_file and bad is None  # the seal is written last: without one nothing was promised
             assert len(said) == (1 if unfinished else len(whole) + (bad is not None)) and all("set aside" in line for line in said[:-1])
             assert {path: path.read_bytes() for path in whole} == whole
     assert all(path in whole or ".damaged" in path.name for path in tmp_path.iterdir())

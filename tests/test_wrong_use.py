@@ -623,7 +623,7 @@ def test_headers_of_another_kind_are_refused(tmp_path, change):
 def test_lines_of_another_kind_are_refused(tmp_path, figures):
     """The same for a final line and its warnings."""
     lines = [{"kind": "header", "variant": "a", "seed": 1, "task": "math"}, {"kind": "final", "score": 0.5} | figures]
-    (tmp_path / "a_seed1.jsonl").write_text(records.sealed("\n".join(map(json.dumps, lines))) + "\n")
+    (tmp_path / "a_seed1.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
     with pytest.raises(ValueError, match="a_seed1.jsonl, line 2 ") as error:
         report.write_report(tmp_path)
     assert "\n" not in str(error.value)
