@@ -673,6 +673,8 @@ def interleaved_plain(
     sequences stay in the batch (for one that is done no proposal counts), and the rollout has neither counters nor
     blocks. options: accept_rule, accept_top_k and all others that decide tokens, as there.
     """
+    if gamma is None:
+        raise ValueError("interleaved_plain takes a fixed gamma of at least 1: interleaved_generate chooses one by itself")
     rules = interleaved_rules(student, teacher, gamma=gamma, **options)
     device, vocab_size = _device(student), student.config.vocab_size
     block_size = min(student.config.block_size, teacher.config.block_size)

@@ -64,7 +64,7 @@ def methods_table(script, variants):
     titles = ["method", "what it changes", "who writes", "loss", *module_titles, "paper", "not the paper's"]
     lines = [f"| {' | '.join(titles)} | command |", "| --- " * (len(titles) + 1) + "|"]
     for name, row in variants.items():
-        writer = WRITERS[row["writer"]]
+        writer = WRITERS.get(row["writer"], row["writer"])
         if row.get("answers") is not None and row["writer"] == "mixed":
             writer = "teacher, before training, or student"
         loss = row.get("loss") or row.get("student_divergence") or "--student-divergence"
