@@ -146,6 +146,13 @@ def distilled(script, row, student, pair, args, seed=1, log=None, report=lambda 
     return script.distill(row, student, pair.teacher, pair.train.prompts, pair.train.responses, run)
 
 
+def teacher_of(row, pair, args, seed=1, **knobs):
+    """Whom a row's student learns from, made as a run makes it; `knobs` of the function in methods.TEACHERS."""
+    run, student = compare.make_run(pair, args, seed), pair.new_student()
+    run.begin(student, pair.train.prompts, pair.train.responses)
+    return methods.TEACHERS[row.teacher](train_skd.distill, student, pair.teacher, run, **knobs)
+
+
 class Watched:
     """One run of `distill` with everything that can be seen of it: rollouts, log lines, weights, costs; and of its method.
 
