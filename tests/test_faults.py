@@ -242,7 +242,7 @@ def test_a_lock_waits(tmp_path):
     """Four processes add 1 to a number in a file, each five times: none is lost."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from data import runs\n"
+        "from pathlib import Path; from lab import folders\n"
         "number = Path(sys.argv[2])\n"
         "for _ in range(5):\n"
         "    with folders.locked(str(number) + '.lock'):\n"
@@ -484,7 +484,7 @@ def test_leftovers_of_a_kill_are_cleared(cached_pairs, tmp_path):  # noqa: F811
 
 def test_no_clock_decides(monkeypatch):
     """Nothing asks the wall clock but for the date of a record: a clock that jumps changes no run."""
-    sources = [path.read_text() for path in [*folders.ROOT.glob("*.py"), *folders.ROOT.glob("data/*.py")]]
+    sources = [path.read_text() for path in [*folders.ROOT.glob("*.py"), *folders.ROOT.glob("data/*.py"), *folders.ROOT.glob("lab/*.py")]]
     assert not any("time.time(" in source or "datetime.now" in source for source in sources)
     assert sum(source.count("time.strftime") for source in sources) == 1
 

@@ -11,6 +11,7 @@ import functools
 import io
 import itertools
 import math
+import types
 
 import pytest
 import torch
@@ -18,11 +19,13 @@ import torch.nn.functional as F
 from test_sample import FALSE_ALARM, assert_follows
 from tiny import (
     Watched,
+    distilled,
     flags,
     generator,
     moved_apart,
     prompts_of,
     same_weights,
+    teacher_of,
     tiny_pair,
     weights_of,
 )
@@ -31,12 +34,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import features
 import methods
 import train_skd
-from lab import records
-from lab.checkpoints import Checkpointer
+from lab import compare
 from losses import Tokens
 from model import GPT, GPTConfig, learning_rate, make_optimizer
 from sample import DATASET, STUDENT, TEACHER, Noise, rollout_from_ids
-from train_skd import VARIANTS, distill
+from train_skd import VARIANTS
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One row of a batch, as a formula sees it.
@@ -564,26 +566,45 @@ def test_the_conditions_are_met():
 # Methods by themselves.
 
 
+def run_of(pair, student, args, seed=1):
+    """A run that has its data, as one has before its method begins, and no batches; validation is worse every time."""
+    run = compare.make_run(pair, args, seed)
+    numbers = itertools.count()
+    run.validate = lambda student, adapted: {"score": 0.0, "val_nll": float(next(numbers))}
+    run.begin(student, pair.train.prompts, pair.train.responses, order=[])
+    return run
+
+
 def method_of(variant, pair=None, student=None, seed=1, args=None, **knobs):
     """The state object of a row, as a run begins it."""
     pair, args = pair or tiny_pair(2, 3), args or flags(steps=10)
-    row = train_skd.resolve(VARIANTS[variant], args)
-    row = dataclasses.replace(row, knobs=row.knobs | knobs)
-    return methods.begin(row, student or pair.new_student(), pair, args, seed)
+    student = student or pair.new_student()
+    row = methods.resolve(VARIANTS[variant], args.accept_top_k)
+    return methods.begin(dataclasses.replace(row, knobs=row.knobs | knobs), student, pair.teacher, run_of(pair, student, args, seed))
+
+
+def at_step(number, num_steps=10, rows=4, write=None):
+    """What a method is told of a step of a run."""
+    return types.SimpleNamespace(number=number, progress=number / num_steps, places=range(rows), write=write)
 
 
 def random_logits(*shape, seed=0, scale=2.0):
     return scale * torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
-def batch_of(student_logits, teacher_logits, targets=None, places=None, **rest):
-    """A Batch whose every position counts."""
+def part_of(targets, mask=None, inputs=None, places=None, captured=None):
+    """What a method reads of a training.Part; every position counts unless `mask` says otherwise."""
+    mask = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
+    places = list(range(len(targets))) if places is None else places
+    inputs = targets if inputs is None else inputs
+    return types.SimpleNamespace(tokens=Tokens(targets, mask, torch.zeros_like(mask)), inputs=inputs, places=places, captured=captured or {})
+
+
+def per_token_of(method, student_logits, teacher_logits, targets=None, places=None):
+    """The method's loss at every position of a batch of such logits."""
     B, T, V = student_logits.shape
     targets = torch.randint(V, (B, T), generator=generator(9)) if targets is None else targets
-    everywhere = torch.ones(B, T, dtype=torch.bool)
-    tokens = Tokens(targets, everywhere, torch.zeros_like(everywhere))
-    fields = {"inputs": targets, "places": places or list(range(B)), "models": (None, None)} | rest
-    return methods.Batch(student_logits, teacher_logits, tokens, **fields)
+    return method.per_token(student_logits, teacher_logits, part_of(targets, places=places))
 
 
 def probs_and_kl(student_logits, teacher_logits):
@@ -599,7 +620,7 @@ def test_taids_schedule_by_hand():
     """Losses 2.0, then 1.0, at share .4: momentum .005, step 1.503750e-4; the first loss is only kept."""
     method = method_of("taid", args=flags(steps=10**9)).double()  # so many steps that the linear part stands still
     method.share.fill_(0.4)
-    method.before_step(0, range(4))
+    method.before_step(at_step(0))
     method.after_step(torch.tensor(2.0).double())
     assert method.share == 0.4 and method.momentum == 0
     method.after_step(torch.tensor(1.0).double())
@@ -615,7 +636,7 @@ def test_taids_share_moves_one_way(num_steps, rate):
     losses = (3 * torch.rand(40, generator=generator(3), dtype=torch.float64)).tolist()
     share, momentum, before, shares = 0.4, 0.0, None, []
     for step, loss in enumerate(losses):
-        method.before_step(step, range(4))
+        method.before_step(at_step(step, num_steps))
         share = max(share, 0.4 + 0.6 * step / num_steps)
         assert method.share.item() == pytest.approx(share, rel=1e-9)
         shares.append(method.share.item())
@@ -638,7 +659,7 @@ def test_taid_begins_at_itself_and_ends_at_the_teacher():
     for share in (0.0, 0.4, 1.0):
         method.share.fill_(share)
         leaf = student_logits.clone().requires_grad_()
-        value = method.per_token(batch_of(leaf, teacher_logits))
+        value = per_token_of(method, leaf, teacher_logits)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
         target = ((1 - share) * student_logits + share * teacher_logits).softmax(-1)
         assert torch.allclose(gradient, own - target, atol=1e-12)
@@ -652,7 +673,7 @@ def test_taid_begins_at_itself_and_ends_at_the_teacher():
 def draws_of(method, teacher_logits, places=None):
     """How often each token was drawn at each position: the gradient is the student's probability minus counts / draws."""
     leaf = torch.zeros_like(teacher_logits).requires_grad_()
-    (gradient,) = torch.autograd.grad(method.per_token(batch_of(leaf, teacher_logits, places=places)).sum(), leaf)
+    (gradient,) = torch.autograd.grad(per_token_of(method, leaf, teacher_logits, places=places).sum(), leaf)
     counts = method.draws * (1 / leaf.size(-1) - gradient)
     assert (counts - counts.round()).abs().max() < 1e-4 and (counts.round().sum(-1) == method.draws).all()
     return counts.round().long()
@@ -662,7 +683,7 @@ def test_sampled_targets_follow_the_teacher():
     """24,000 draws have the teacher's frequencies, and so have pairs of draws at neighbouring positions (false alarm below 1e-6 each)."""
     method = method_of("rs_kd")
     row = torch.tensor([0.4, 0.3, 0.2, 0.07, 0.03]).log()
-    method.before_step(0, range(50))
+    method.before_step(at_step(0, rows=50))
     counts = draws_of(method, row.expand(50, 40, 5))
     law = {(v,): prob for v, prob in enumerate(row.exp().tolist())}
     assert_follows(law, [(v,) for v, number in enumerate(counts.sum((0, 1)).tolist()) for _ in range(number)])
@@ -676,13 +697,13 @@ def test_sampled_targets_follow_the_teacher():
 def test_sampled_targets_belong_to_their_place():
     """However a batch is split, padded or shuffled, a row's draws are the same; another step and another place draw anew."""
     method, teacher_logits = method_of("rs_kd"), random_logits(6, 9, 30).float()
-    method.before_step(0, range(6))
+    method.before_step(at_step(0, rows=6))
     whole = draws_of(method, teacher_logits)
     for rows in ([0, 1, 2], [5, 3], [4]):
         assert torch.equal(draws_of(method, teacher_logits[rows], rows), whole[rows])
         assert torch.equal(draws_of(method, teacher_logits[rows, :4], rows), whole[rows, :4])
     assert not torch.equal(draws_of(method, teacher_logits, [1, 0, 3, 2, 5, 4]), whole)
-    method.before_step(1, range(6))
+    method.before_step(at_step(1, rows=6))
     assert not torch.equal(draws_of(method, teacher_logits), whole)
 
 
@@ -690,15 +711,17 @@ def test_sampled_targets_belong_to_their_place():
 
 
 def test_the_threshold_follows_validation():
-    """It rises by .1 only where the loss is .1 above its reference, and only then the reference moves; at most 1."""
+    """It rises by .1 only where the loss is .1 above its reference, and only then the reference moves; at most 1.
+
+    The first reference is what validation says before the first step, here 0.
+    """
     method = method_of("distillm")
+    assert (method.threshold, method.reference) == (0, 0.0)
     seen = []
-    for loss in (2.0, 2.05, 1.5, 2.09, 2.11, 2.15, 2.20, 2.22, 2.31, 2.33):
+    for loss in (0.05, -0.5, 0.09, 0.11, 0.15, 0.20, 0.22, 0.31, 0.33):
         method.after_evaluation({"val_nll": loss})
         seen.append((round(method.threshold, 9), method.reference))
-    assert seen == [
-        (0, 2.0), (0, 2.0), (0, 2.0), (0, 2.0), (0.1, 2.11), (0.1, 2.11), (0.1, 2.11), (0.2, 2.22), (0.2, 2.22), (0.3, 2.33),
-    ]  # fmt: skip
+    assert seen == [(0, 0.0), (0, 0.0), (0, 0.0), (0.1, 0.11), (0.1, 0.11), (0.1, 0.11), (0.2, 0.22), (0.2, 0.22), (0.3, 0.33)]
     for loss in range(3, 20):
         method.after_evaluation({"val_nll": float(loss)})
     assert method.threshold == 1
@@ -709,7 +732,7 @@ def test_who_writes_at_which_number():
     method = method_of("distillm", args=flags(steps=10), capacity=8)
     for threshold, step in ((0.0, 0), (0.5, 0), (0.5, 2), (0.5, 9), (1.0, 5)):
         method.threshold = threshold
-        method.before_step(step, range(4))
+        method.before_step(at_step(step))
         cut = threshold * (1 - step / 10)
         for seen_rows in (0, 7, 8, 30):
             method.seen_rows = seen_rows
@@ -729,7 +752,7 @@ class Scripted:
         choose = self.method.choose
         self.method.choose = lambda uniform: choose(next(self.numbers))
 
-    def by(self, writer):
+    def by(self, writer, *models, **options):
         prompts = [[100 + len(self.written), i] for i in range(4)]
         responses = [[len(self.written)] * (1 + (len(self.written) + i) % 5) for i in range(4)]
         rollout = rollout_from_ids(prompts, responses, [STUDENT if writer == "student" else DATASET] * 4, "cpu")
@@ -740,8 +763,7 @@ class Scripted:
 
     def step(self, number, step=5):
         self.numbers = iter([number])
-        self.method.before_step(step, range(4))
-        return self.method.write(self.by)
+        return self.method.write(at_step(step, write=self.by))
 
 
 def lines_of_rollout(rollout):
@@ -812,7 +834,7 @@ def test_a_run_that_replays(monkeypatch):
     def worse(*args, **kwargs):
         return {"score": 0.0, "val_nll": float(next(losses)), "kl_teacher": 0.0}
 
-    monkeypatch.setattr(train_skd, "evaluate_quickly", worse)
+    monkeypatch.setattr(compare, "evaluate_quickly", worse)
     row = dataclasses.replace(VARIANTS["distillm"], knobs={"capacity": 12, "rise": 0.3})
     run = Watched(row, tiny_pair(2, 3), flags(steps=24), seed=3)
     # Measured before the first step and after every third: each is worse than the one before by 1.
@@ -871,15 +893,17 @@ def test_a_run_trains_the_discriminator_on_its_own_loss():
 
 
 def test_references_come_in_order():
-    """references_of gives every reference once, in order, whatever the size of its batches; once_over counts that pass."""
+    """references_of gives every reference once, in order, whatever the size of its batches; count_pass notes that pass."""
     pair = tiny_pair()
+    run = run_of(pair, pair.new_student(), flags())
     for size in (1, 7, 24, 64):
-        batches = list(methods.references_of(pair, "cpu", size))
+        batches = list(methods.references_of(run, size))
         assert [len(batch.lengths) for batch in batches[:-1]] == [size] * (len(batches) - 1)
         assert [prompt for batch in batches for prompt in prompts_of(batch)] == pair.train.prompts
         assert [response for batch in batches for response in batch.responses()] == pair.train.responses
     fed = sum(int((batch.lengths - 1).sum()) for batch in batches)
-    assert methods.once_over(pair, 2) == {"teacher_tokens": 2 * fed, "teacher_forwards": 1}
+    methods.count_pass(run, 2)
+    assert run.prepared == [{"teacher_tokens": 2 * fed, "teacher_forwards": 1}]
 
 
 # Features.
@@ -957,27 +981,34 @@ def test_a_right_guess_is_no_second_token(monkeypatch):
 # LELP.
 
 
+def forward_of(method, student, teacher, rollout):
+    """Both models' forwards over a batch, as a part makes them -> (student's logits, teacher's logits, the part)."""
+    inputs, captured = rollout.tokens[:, :-1], {}
+    with torch.no_grad(), method.capture(teacher, False) as captured[id(teacher)]:
+        teacher_logits = teacher(inputs)
+    with method.capture(student, True) as captured[id(student)]:
+        student_logits = student(inputs)
+    return student_logits, teacher_logits, part_of(rollout.tokens[:, 1:], rollout.response_mask[:, 1:], inputs, captured=captured)
+
+
 def lelp_batch(variant="lelp", **knobs):
-    """(method, batch, own features (B, T, C), the teacher's) of a step on references."""
+    """(method, (student's logits, teacher's, part) of references, own features (B, T, C), the teacher's)."""
     pair = tiny_pair(2, 3)
-    student = pair.new_student()
+    student, teacher = pair.new_student(), pair.teacher
     method = method_of(variant, pair, student, **knobs)
-    rollout = next(methods.references_of(pair, "cpu"))
-    inputs, targets, mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
-    method.before_step(0, range(24))
-    with method.watching(student, True) as own, method.watching(pair.teacher, False) as other:
-        student_logits, teacher_logits = student(inputs), pair.teacher(inputs)
-    tokens = Tokens(targets, mask, torch.zeros_like(mask))
-    batch = methods.Batch(student_logits, teacher_logits, tokens, inputs, list(range(24)), (student, pair.teacher), (own, other))
-    return method, batch, student.norm(own.hidden[0]), pair.teacher.norm(other.hidden[0])
+    method.before_step(at_step(0, rows=24))
+    batch = forward_of(method, student, teacher, next(methods.references_of(method.run)))
+    own, other = method.captured(batch[-1])
+    return method, batch, student.norm(own.hidden[0]), teacher.norm(other.hidden[0])
 
 
 def joint_of(method, batch, own, other, parts=4):
     """(student's, teacher's) probabilities of (token, part), each (B, T, V, parts): a whole token has its mass in part 0."""
+    student_logits, teacher_logits, _ = batch
     joints = []
     for probs, logits in (
-        (batch.student_logits.double().softmax(-1), torch.einsum("nsc,btc->btns", method.head.double(), own.double())),
-        (batch.teacher_logits.double().softmax(-1), torch.stack(
+        (student_logits.double().softmax(-1), torch.einsum("nsc,btc->btns", method.head.double(), own.double())),
+        (teacher_logits.double().softmax(-1), torch.stack(
             [(other.double() - centre) @ directions.T for centre, directions in zip(method.centres.double(), method.directions.double())], 2)),
     ):  # fmt: skip
         shares = torch.zeros(*probs.shape, parts, dtype=torch.float64)
@@ -993,8 +1024,8 @@ def test_parts_add_up_to_their_tokens():
     """Summed over the parts both joint distributions are the models' own; at least three tokens were split, not all."""
     method, batch, own, other = lelp_batch()
     student_joint, teacher_joint = joint_of(method, batch, own, other)
-    assert torch.allclose(student_joint.sum(-1), batch.student_logits.double().softmax(-1), atol=1e-12)
-    assert torch.allclose(teacher_joint.sum(-1), batch.teacher_logits.double().softmax(-1), atol=1e-12)
+    assert torch.allclose(student_joint.sum(-1), batch[0].double().softmax(-1), atol=1e-12)
+    assert torch.allclose(teacher_joint.sum(-1), batch[1].double().softmax(-1), atol=1e-12)
     assert 3 <= int((method.slot >= 0).sum()) < 30
     assert sorted(method.slot[method.slot >= 0].tolist()) == list(range(len(method.centres)))
 
@@ -1014,10 +1045,10 @@ def test_the_joint_cross_entropy_comes_apart():
     tokens_ce, parts_ce = -(token_probs * own_probs.log()).sum(-1), -(conditional * own_conditional).sum(-1)
     assert torch.allclose(whole, tokens_ce + (token_probs * parts_ce).sum(-1), atol=1e-9)
     entropy_of_joint = -(teacher_joint * teacher_joint.log().masked_fill(teacher_joint == 0, 0.0)).sum((-2, -1))
-    found = method.per_token(batch).double()
+    found = method.per_token(*batch).double()
     assert torch.allclose(found, whole - entropy_of_joint, atol=1e-4)
     method.top_k = 2
-    fewer = method.per_token(batch).double()
+    fewer = method.per_token(*batch).double()
     assert (fewer < found + 1e-6).all() and (fewer < found - 1e-3).any()
 
 
@@ -1025,8 +1056,8 @@ def test_the_joint_cross_entropy_comes_apart():
 def test_without_parts_lelp_is_word_level(knobs):
     """One part per token, or no token seen often enough: forward KL, to rounding, and a head that learns nothing."""
     method, batch, *_ = lelp_batch(**knobs)
-    _, _, distance = probs_and_kl(batch.student_logits.double(), batch.teacher_logits.double())
-    per_token = method.per_token(batch)
+    _, _, distance = probs_and_kl(batch[0].double(), batch[1].double())
+    per_token = method.per_token(*batch)
     assert torch.allclose(per_token.double(), distance, rtol=1e-4, atol=1e-5)
     gradient = torch.autograd.grad(per_token.sum(), method.head, allow_unused=True)[0]
     assert gradient is None or not gradient.any()
@@ -1086,23 +1117,22 @@ def test_a_token_counts_where_one_of_both_has_it_hard():
     A threshold that nobody is below, or nobody above, selects nothing: plain word-level KD.
     """
     method = method_of("rdd", warmup=0.0).double()
-    method.before_step(0, range(1))
+    method.before_step(at_step(0))
     assert not method.warm
     probs = torch.tensor([[[0.1, 0.9], [0.1, 0.9], [0.8, 0.2], [0.7, 0.3]], [[0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.9, 0.1]]])
     own, other = probs.double().log()[:, None]
-    batch = batch_of(own, other, targets=torch.zeros(1, 4, dtype=torch.long))
     _, _, distance = probs_and_kl(own, other)
     for threshold, chosen in ((0.5, [0, 1, 1, 0]), (0.2, [0, 1, 0, 0]), (0.19, [1, 1, 0, 0]), (0.0, [0] * 4), (1.0, [0] * 4)):
         method.threshold.fill_(threshold + 1e-9)
         wanted = distance[0] - torch.tensor(chosen) * own[0, :, 0]
-        assert torch.allclose(method.per_token(batch)[0], wanted, atol=1e-9)
+        assert torch.allclose(per_token_of(method, own, other, torch.zeros(1, 4, dtype=torch.long))[0], wanted, atol=1e-9)
 
 
 def test_the_stages_of_rdd():
     """A tenth of the run is the first stage, and what it weighs by is exp(-KL): at most 1, and 1 where the middle agrees."""
     method = method_of("rdd", args=flags(steps=30))
     for step in range(30):
-        method.before_step(step, range(4))
+        method.before_step(at_step(step, 30))
         assert method.warm == (step < 3)
     run = ragged_run("rdd")
     for row in rows_of(run, 0):
@@ -1117,7 +1147,7 @@ def gold_mass(method, tokens, steps=40):
     """The mass that soft labels give to their own token, over the noise of some steps: (steps, len(tokens))."""
     found, targets = [], torch.tensor([tokens])
     for step in range(steps):
-        method.before_step(step, range(1))
+        method.before_step(at_step(step, steps, 1))
         labels = method.soft_labels(targets, [0]).exp()
         assert torch.allclose(labels.sum(-1), torch.ones(1, len(tokens)), atol=1e-5)
         found.append(labels[0].gather(-1, method.slot[targets[0]][:, None])[:, 0])
@@ -1136,7 +1166,7 @@ def test_soft_labels_know_the_token():
     assert used == sorted({token for response in pair.train.responses for token in response})
     mass = gold_mass(method, used, steps=math.ceil(2000 / len(used)))
     assert abs(mass.mean() - 0.8) < 0.12
-    method.before_step(0, range(1))
+    method.before_step(at_step(0, rows=1))
     same = method.soft_labels(torch.full((1, 9), used[3]), [0])[0]
     assert all((a - b).abs().max() > 1e-3 for a, b in itertools.combinations(same, 2))
     sharper = method_of("lwkd", pair, gold=0.95)
@@ -1155,10 +1185,9 @@ def test_soft_labels_are_as_strong_as_their_control():
     targets = torch.tensor(in_use())[None].expand(60, -1)
     for variant, knobs, strength in (("lwkd", {"adversarial": 0.0}, 2), ("label_smoothing", {}, 1)):
         method = method_of(variant, pair, **knobs)
-        method.before_step(0, range(60))
+        method.before_step(at_step(0, rows=60))
         leaf = random_logits(*targets.shape, V).float().requires_grad_()
-        batch = batch_of(leaf, None, targets)
-        (gradient,) = torch.autograd.grad(method.per_token(batch).sum(), leaf)
+        (gradient,) = torch.autograd.grad(per_token_of(method, leaf, None, targets).sum(), leaf)
         target = leaf.softmax(-1) - gradient / strength
         assert torch.allclose(target.sum(-1), torch.ones(targets.shape), atol=1e-4) and target.min() > -1e-5
         masses[variant] = target.gather(-1, targets[..., None]).mean().item()
@@ -1173,16 +1202,14 @@ def test_the_discriminator_learns_apart_from_the_student():
     pair = tiny_pair(2, 3)
     student = pair.new_student()
     method = method_of("lwkd", pair, student)
-    rollout = next(methods.references_of(pair, "cpu"))
+    rollout = next(methods.references_of(method.run))
     inputs, targets, mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
 
     def losses():
         """(the student's, the discriminator's) gradients of one step: of the student's loss, and what learn() will follow."""
-        method.before_step(0, range(24))
+        method.before_step(at_step(0, rows=24))
         student.zero_grad()
-        logits = student(inputs)
-        tokens = Tokens(targets, mask, torch.zeros_like(mask))
-        per_token = method.per_token(methods.Batch(logits, None, tokens, inputs, list(range(24)), (student, pair.teacher)))
+        per_token = method.per_token(student(inputs), None, part_of(targets, mask, inputs))
         per_token[mask].mean().backward()
         before = {name: weight.grad.clone() for name, weight in student.named_parameters()}
         real, made_up = (torch.cat([probs[counted] for probs, counted in rows]) for rows in (method.real, method.made_up))
@@ -1201,7 +1228,7 @@ def test_the_discriminator_learns_apart_from_the_student():
         assert torch.allclose(wanted.float(), found, rtol=1e-3, atol=1e-6)
     for _ in range(60):
         losses()
-        method.learn(0.01)
+        method.learn(torch.tensor(0.0), 0.01)
     real, made_up, _ = losses()
     right = (method.looks_real(real) > 0).float().mean() + (method.looks_real(made_up) < 0).float().mean()
     assert right / 2 > 0.8
@@ -1254,8 +1281,8 @@ def test_an_assistant_is_of_middle_size(student, teacher, wanted):
     V, block = pair.tokenizer.n_vocab, pair.student_config.block_size
     small, large = (GPT(GPTConfig(V, block, *shape)) for shape in (student, teacher))
     pair = dataclasses.replace(pair, teacher=large.requires_grad_(False), student_config=small.config, student_weights=small.state_dict())
-    taught, _ = train_skd.assistant(pair, flags(steps=1), 1, Checkpointer())
-    between, config = taught.teacher, taught.teacher.config
+    between = teacher_of(VARIANTS["takd"], pair, flags(steps=1))
+    config = between.config
     assert (config.n_layer, config.n_head, config.n_embd) == wanted and (config.vocab_size, config.block_size) == (V, block)
     assert small.num_parameters() < between.num_parameters() < large.num_parameters()
 
@@ -1265,7 +1292,7 @@ def test_takd_is_two_runs_of_supervised():
     pair, args = tiny_pair(2, 3), flags(steps=3)
     run = Watched(VARIANTS["takd"], pair, args, seed=4)
     between = GPT(run.teacher.config, generator(1_000_003 * 4 + 5))
-    distill(VARIANTS["supervised"], between, pair, flags(steps=9), 4, records.NoLog(), lambda line: None)
+    distilled(train_skd, VARIANTS["supervised"], between, pair, flags(steps=9), 4)
     assert same_weights(between.state_dict(), run.teacher.state_dict())
     assert not run.teacher.training and all(weight.grad is None for weight in pair.teacher.parameters())
     chain = Watched(VARIANTS["supervised"], dataclasses.replace(pair, teacher=between), args, seed=4)
@@ -1273,7 +1300,7 @@ def test_takd_is_two_runs_of_supervised():
     assert not same_weights(Watched(VARIANTS["supervised"], pair, args, seed=4).end, run.end)
 
 
-def test_a_friendly_teacher_is_a_copy_that_learned():
+def test_sftns_teacher_is_a_copy_that_learned():
     """SFTN's teacher moved, stands still from there on and asks no gradient; the pair's own one did not move."""
     pair, args = tiny_pair(2, 3), flags(steps=3)
     before = weights_of(pair.teacher)
@@ -1282,16 +1309,16 @@ def test_a_friendly_teacher_is_a_copy_that_learned():
     moved = {name: (run.teacher.state_dict()[name] - before[name]).abs().max().item() for name in before}
     assert min(moved.values()) > 0 and max(moved.values()) < 3 * 3 * 0.1 * args.settings.teacher_lr
     assert not any(weight.requires_grad for weight in run.teacher.parameters()) and not run.teacher.training
-    again, _ = methods.friendly_teacher(pair, args, 1)
+    again = teacher_of(VARIANTS["sftn"], pair, args)
     assert same_weights(weights_of(run.teacher), weights_of(again))
-    still, _ = methods.friendly_teacher(pair, args, 1, rate=0.0)
+    still = teacher_of(VARIANTS["sftn"], pair, args, rate=0.0)
     assert same_weights(before, weights_of(still))
 
 
-def test_a_friendly_teachers_first_step_by_hand():
+def test_the_first_step_of_sftns_teacher_by_hand():
     """CE of both, and KL(teacher || branch) with gradients to both, on the branch = the student's upper half over a bridge."""
     pair, args = tiny_pair(2, 3), flags(steps=1)
-    found, _ = methods.friendly_teacher(pair, args, 1)
+    found = teacher_of(VARIANTS["sftn"], pair, args)
     coins = generator(1_000_003 + 4)
     bridge = torch.empty(8, 12).normal_(0.0, 12**-0.5, generator=coins).double().requires_grad_()
     rows = torch.randperm(24, generator=coins)[:4].tolist()
@@ -1328,39 +1355,29 @@ class Driven:
         self.pair = tiny_pair(2, 3)
         self.student, knobs = self.pair.new_student(), {"distillm": {"capacity": 10, "rise": 0.05}, "rdd": {"warmup": 0.7}}.get(variant, {})
         self.method = method_of(variant, self.pair, self.student, seed, flags(steps=24), **knobs)
-        if self.method.asks_start:
-            self.method.after_evaluation({"val_nll": 0.0})
         self.outputs = []
 
     def write(self, step):
         prompts, responses = ([column[i % 24] for i in range(4 * step, 4 * step + 4)] for column in self.pair.train[1:])
 
-        def by(writer):
+        def by(writer, *models, **options):
             if writer == "student":  # any text, as long as the step decides it
                 return rollout_from_ids(prompts, [response[::-1] for response in responses], [STUDENT] * 4, "cpu")
             return rollout_from_ids(prompts, responses, [DATASET] * 4, "cpu")
 
-        return self.method.write(by)
+        return self.method.write(at_step(step, 24, write=by))
 
     def step(self, step):
-        self.method.before_step(step, range(4))
         rollout = self.write(step)
-        inputs, targets, mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
-        with torch.no_grad(), self.method.watching(self.pair.teacher, is_student=False) as other:
-            teacher_logits = self.pair.teacher(inputs)
-        with self.method.watching(self.student, is_student=True) as own:
-            student_logits = self.student(inputs)
-        tokens = Tokens(targets, mask, torch.zeros_like(mask))
-        models = (self.student, self.pair.teacher)
-        per_token = self.method.per_token(methods.Batch(student_logits, teacher_logits, tokens, inputs, list(range(4)), models, (own, other)))
+        student_logits, teacher_logits, part = forward_of(self.method, self.student, self.pair.teacher, rollout)
+        per_token, mask = self.method.per_token(student_logits, teacher_logits, part), part.tokens.mask
         self.student.zero_grad()
         loss = per_token[mask].mean()
         loss.backward()
         with torch.no_grad():
             for weight in self.student.parameters():
                 weight -= 0.003 * weight.grad / weight.grad.norm().clamp(min=1e-9)
-        self.method.after_step(loss.detach())
-        self.method.learn(0.01)
+        self.method.learn(loss.detach(), 0.01)
         self.method.after_evaluation({"val_nll": float(step + 1)})
         self.outputs += [per_token.detach().masked_fill(~mask, 0.0), rollout.finished, rollout.source]
 

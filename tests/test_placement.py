@@ -6,7 +6,6 @@ whatever needs an answer from the device (item, bool, tolist, a mask as an index
 are and when the host waits, not kernels and not numerics.
 """
 
-import argparse
 import contextlib
 import copy
 import dataclasses
@@ -14,14 +13,14 @@ import dataclasses
 import adapters
 import pytest
 import torch
-from test_train_skd import pair  # noqa: F401  (a fixture)
+from tiny import distilled, pair  # noqa: F401  (a fixture)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 import sample
 import train_okd
 import train_skd
-from lab import processes
+from lab import training
 from lab.costs import Meter
 from model import OnlineTeacher
 
@@ -231,12 +230,12 @@ def on_device(pair, monkeypatch):  # noqa: F811
             [*"--device cpu --steps 32 --batch-size 4 --accept-top-k 60 --log-every 100".split(), *argv]
         )[0]
         args.chunk_loss = "no" if args.chunk_loss == "auto" else args.chunk_loss
-        row = script.VARIANTS[variant] if script is train_skd else train_okd.resolve(train_okd.VARIANTS[variant], args)
-        attach, begin, learn, write = OnlineTeacher.__init__, script.Clock, processes.parts, script.write_tokens
+        attach, clock, cut, write = OnlineTeacher.__init__, training.Clock, training.cuts, training.write_tokens
         begins, learns, rollouts = [], [], []
 
-        def at(marks, function):
-            return lambda *arguments, **keywords: (marks.append(len(device.waits)), function(*arguments, **keywords))[1]
+        def begin(*arguments, **keywords):
+            begins.append(len(device.waits))
+            return clock(*arguments, **keywords)
 
         def stop(*arguments, **keywords):
             if begins:
@@ -248,23 +247,23 @@ def on_device(pair, monkeypatch):  # noqa: F811
             place(self.module)
 
         monkeypatch.setattr(OnlineTeacher, "__init__", attach_there)
-        monkeypatch.setattr(script, "Clock", at(begins, begin))
-        def parts(*arguments):
-            if len(learns) < len(begins):  # an exam is cut into parts as well
+        def cuts(*arguments):
+            if len(learns) < len(begins):  # the held-out batch of a meta-gradient is cut as well
                 learns.append(len(device.waits))
-            return learn(*arguments)
+            return cut(*arguments)
 
-        monkeypatch.setattr(processes, "parts", parts)
-        monkeypatch.setattr(script, "write_tokens", lambda *a, **k: (rollouts.append(write(*a, **k)), rollouts[-1])[1])
-        monkeypatch.setattr(script, "evaluate_quickly", stop)
+        monkeypatch.setattr(training, "Clock", begin)
+        for module in (training, train_okd):
+            monkeypatch.setattr(module, "cuts", cuts)
+        monkeypatch.setattr(training, "write_tokens", lambda *a, **k: (rollouts.append(write(*a, **k)), rollouts[-1])[1])
+        monkeypatch.setattr(training.Run, "evaluation", stop)
         monkeypatch.setattr(Meter, "__enter__", lambda self: None)  # it asks for addresses, which nothing here has
         monkeypatch.setattr(Meter, "__exit__", lambda self, *error: None)
         teacher, student = copy.deepcopy(pair.teacher), pair.new_student()
         with Device() as device:
             student, there = place(student), dataclasses.replace(pair, teacher=place(teacher))
-            log = argparse.Namespace(write=lambda kind, **figures: None)
             with pytest.raises(Enough):
-                script.distill(row, student, there, args, 1, log, lambda line: None)
+                distilled(script, script.VARIANTS[variant], student, there, args)
             waits = list(device.waits)
         ends = [*begins[1:], len(waits)]
         return [(waits[a:b], waits[b:c]) for a, b, c in zip(begins, learns, ends)], rollouts

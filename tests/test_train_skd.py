@@ -39,6 +39,7 @@ from tiny import (  # noqa: F401  (some are for other files)
     sharp_gpt,
     sources_of,
     state_of,
+    teacher_of,
     tiny_pair,
     weight_differences,
     weights_of,
@@ -52,14 +53,14 @@ import train_skd
 from data import corpora
 from data.tasks import make_task
 from data.tokenizer import train_tokenizer
-from lab import command_line, compare, folders, pairs, records, rollouts
-from lab.checkpoints import Checkpointer
-from lab.evaluate import sample_responses, step_columns
+from lab import command_line, compare, folders, pairs, records, rollouts, training
+from lab.evaluate import sample_responses, step_columns, step_figures
 from lab.pairs import PairSettings, encode_task
 from losses import forward_kl, masked_mean, with_tail
+from methods import resolve, sampling_now, scheduled
 from model import GPT, learning_rate, save_checkpoint
-from sample import DATASET, STUDENT, TEACHER
-from train_skd import VARIANTS, main, parse_flags, resolve, sampling_now
+from sample import DATASET, STUDENT, TEACHER, rollout_from_ids
+from train_skd import VARIANTS, main, parse_flags
 
 ROOT = Path(train_skd.__file__).parent
 SIX_SIGMA = 4.9  # |z| above this has a probability below 1e-6 for a fair coin
@@ -77,10 +78,8 @@ def write_tokens(row, student, pair, rows, half, args, generator, teacher_answer
         pair.max_new_tokens,
         generator=generator,
         eos_token=pair.tokenizer.eos_token,
-        student_share=row.student_share[half],
-        coin=row.coin,
         reference_source=TEACHER if row.answers is not None else DATASET,
-        **sampling_now(resolve(row, args), args, half / 2),
+        **sampling_now(resolve(row, args.accept_top_k), compare.make_run(pair, args, 1), half / 2),
     )
 
 
@@ -106,7 +105,7 @@ def test_the_table_holds_what_others_rely_on(capsys):
         assert row["writer"] in ("dataset", "teacher", "student", "mixed", "interleaved", "switching")
         assert row["paper"] is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d+/\S+", row["paper"])
         assert row["loss"] in known
-        assert row["method"] in {None, *methods.METHODS} and row["teacher"] in train_skd.TEACHERS
+        assert row["method"] in {None, *methods.METHODS} and row["teacher"] in methods.TEACHERS
         assert 0 < row["kd_weight"] <= 1 and row["temperature"] > 0 and row["coin"] in ("batch", "sequence")
     assert all(table[name]["method"] is None and table[name]["teacher"] == "pair" for name in required)
     writers = {name: table[name]["writer"] for name in required}
@@ -278,18 +277,18 @@ def test_a_schedule_goes_from_first_to_last(shape):
     """At 0 the first, at .5 the middle, at 1 the last, no way back; linear is a line, cosine stands still at both ends."""
     for first, last in ((1.0, 3.0), (0.5, 0.25), (2.0, 2.0)):
         places = [i / 50 for i in range(51)]
-        values = [train_skd.scheduled((shape, first, last), place) for place in places]
+        values = [scheduled((shape, first, last), place) for place in places]
         assert [values[0], values[25], values[50]] == pytest.approx([first, (first + last) / 2, last])
         assert values == sorted(values, reverse=last < first)
         steps = [abs(b - a) for a, b in zip(values, values[1:])]
         if first != last:
             assert (max(steps) < 1.001 * min(steps)) == (shape == "linear") and (steps[0] < 0.1 * steps[25]) == (shape == "cosine")
-    assert train_skd.scheduled(["linear", 1, 3], 0.25) == 1.5  # as JSON has it
-    assert [train_skd.scheduled(number, place) for number in (0.3, 4) for place in (0, 0.7)] == [0.3, 0.3, 4, 4]
+    assert scheduled(["linear", 1, 3], 0.25) == 1.5  # as JSON has it
+    assert [scheduled(number, place) for number in (0.3, 4) for place in (0, 0.7)] == [0.3, 0.3, 4, 4]
 
 
 def options_of(variant, args, progress):
-    return sampling_now(resolve(VARIANTS[variant], args), args, progress)
+    return sampling_now(resolve(VARIANTS[variant], args.accept_top_k), compare.make_run(tiny_pair(), args, 1), progress)
 
 
 def test_what_the_rows_ask_of_the_sampler():
@@ -302,10 +301,12 @@ def test_what_the_rows_ask_of_the_sampler():
     along = options_of("skd_k_along", args, 0.7)["interleaved"]
     assert (along["accept_top_k"], along["first"], along["last"], along["along"]) == (60, 2.0, 1 / 3, 32.0)
     assert options_of("adaswitch", args, 0.3)["switching"] == {"factor": 3.0, "window": 4}
-    assert resolve(VARIANTS["speckd"], args).hyper == {"accept_top_k": 60} and VARIANTS["speckd"].hyper == {"accept_top_k": None}
-    for name, row in VARIANTS.items():
-        if not row.sampling:
-            assert options_of(name, args, 0.3) == command_line.sampling_options(args), name
+    assert resolve(VARIANTS["speckd"], 60).hyper == {"accept_top_k": 60} and VARIANTS["speckd"].hyper == {"accept_top_k": None}
+    for progress, half in ((0.3, 0), (0.5, 1)):
+        for name, row in VARIANTS.items():
+            if not row.sampling:
+                wanted = command_line.sampling_options(args) | {"student_share": row.student_share[half], "coin": row.coin}
+                assert wanted.pop("rule") == {} and options_of(name, args, progress) == wanted, name
 
 
 def test_a_flags_rule_is_not_a_rows_rule():
@@ -317,7 +318,11 @@ def test_a_flags_rule_is_not_a_rows_rule():
         assert options["gamma"] == 3 and options["teacher_temperature"] == 0.7
     options = options_of("skd", args, 0.2)["interleaved"]
     assert options["accept_rule"] == "topp" and options["accept_top_p"] == 0.5
-    assert args.rule == {"accept_top_p": 0.5} and command_line.sampling_options(args)["interleaved"]["accept_top_p"] == 0.5
+    run = compare.make_run(tiny_pair(), args, 1)
+    before = copy.deepcopy(run.sampling)
+    for name in VARIANTS:  # nobody takes the flags' values away from the next step
+        sampling_now(VARIANTS[name], run, 0.2)
+    assert args.rule == {"accept_top_p": 0.5} and run.sampling == before == command_line.sampling_options(args)
     warped = flags("--accept-on", "warped", "--teacher-top-p", "0.9")  # which is for topk alone
     assert {options_of(name, warped, 0.2)["interleaved"]["accept_on"] for name in ("ca_opd", "skd_k_along", "skd_entropy")} == {"raw"}
     assert options_of("skd_k_steps", warped, 0.2)["interleaved"]["accept_on"] == "warped"
@@ -339,8 +344,8 @@ def test_rows_and_flags_get_along(pair, variant, switch):
 
 def test_a_schedule_follows_the_steps(pair, monkeypatch):
     """In a run of four steps the writer is asked at 0, 1/4, 1/2 and 3/4 of the way, with the row's numbers of then."""
-    asked, original = [], train_skd.write_tokens
-    monkeypatch.setattr(train_skd, "write_tokens", lambda *args, **rest: asked.append(rest["interleaved"]) or original(*args, **rest))
+    asked, original = [], training.write_tokens
+    monkeypatch.setattr(training, "write_tokens", lambda *args, **rest: asked.append(rest["interleaved"]) or original(*args, **rest))
     for name, knob in (("ca_opd", "accept_min_prob"), ("skd_k_steps", "accept_top_k")):
         asked.clear()
         args = flags(steps=4)
@@ -404,7 +409,7 @@ def test_all_methods_see_the_same_prompts(pair):
 def test_responses_of_different_lengths_tell_the_reductions_apart(pair):
     """A batch as above with one short response: means over tokens and over responses differ (the test above sees both)."""
     def cut(rollout):
-        return pairs.rollout_from_ids(
+        return rollout_from_ids(
             prompts_of(rollout), [response[: 3 * i + 1] for i, response in enumerate(rollout.responses())], [DATASET] * 4, "cpu"
         )
 
@@ -522,8 +527,8 @@ def test_long_gradients_are_clipped(pair):
 def test_measuring_changes_nothing(pair, variant, monkeypatch):
     """A run that is never measured or logged on the way ends with the same weights."""
     wanted = Watched(VARIANTS[variant], pair, flags(steps=3)).end
-    monkeypatch.setattr(train_skd, "evaluate_quickly", lambda *args, **kwargs: {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0})
-    monkeypatch.setattr(train_skd, "step_figures", lambda *args, **kwargs: {})
+    monkeypatch.setattr(compare, "evaluate_quickly", lambda *args, **kwargs: {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0})
+    monkeypatch.setattr(training, "step_figures", lambda *args, **kwargs: {})
     assert same_weights(wanted, Watched(VARIANTS[variant], pair, flags(steps=3, log_every=100)).end)
 
 
@@ -558,7 +563,7 @@ def test_the_step_that_went_wrong_is_named(pair, log_every):
             rollout = dataclasses.replace(rollout, teacher_logits=logits)
         return rollout
 
-    order = pairs.batch_order(len(pair.train.prompts), 4, 30, generator(1)).tolist()
+    order = training.batch_order(len(pair.train.prompts), 4, 30, generator(1)).tolist()
     with pytest.raises(ValueError) as error:
         Watched(VARIANTS["supervised"], pair, flags(steps=30, log_every=log_every), change=poison)
     assert "step 4 " in str(error.value) and str(order[3]).strip("[]") in str(error.value)
@@ -621,7 +626,7 @@ def test_the_best_and_the_tail_are_learned_from(pair, tmp_path, monkeypatch, how
 def test_bf16_is_close_and_its_losses_are_float32(pair, monkeypatch):
     """Under autocast the passes round to 8 bits, the losses and the weights do not."""
     seen = []
-    monkeypatch.setattr(train_skd, "masked_mean", lambda per_token, *rest: seen.append(per_token.dtype) or masked_mean(per_token, *rest))
+    monkeypatch.setattr(training, "masked_mean", lambda per_token, *rest: seen.append(per_token.dtype) or masked_mean(per_token, *rest))
     plain, ours = (Watched(VARIANTS["supervised"], pair, flags("--precision", name)) for name in ("fp32", "bf16"))
     assert ours.steps[0]["loss"] != plain.steps[0]["loss"] == pytest.approx(ours.steps[0]["loss"], rel=0.05)
     assert set(seen) == {torch.float32} and {weight.dtype for weight in ours.end.values()} == {torch.float32}
@@ -632,7 +637,7 @@ def test_bf16_is_close_and_its_losses_are_float32(pair, monkeypatch):
 def test_every_row_trains_in_bf16(name, monkeypatch):
     """Whatever a row keeps, learns and compares, its losses, its gradients and its own weights are float32 and finite."""
     seen, kept = [], []
-    monkeypatch.setattr(train_skd, "masked_mean", lambda per_token, *rest: seen.append(per_token.dtype) or masked_mean(per_token, *rest))
+    monkeypatch.setattr(training, "masked_mean", lambda per_token, *rest: seen.append(per_token.dtype) or masked_mean(per_token, *rest))
     for module, divergence in ((losses, "kl"), (methods, "kl")):
         inner = getattr(module, divergence)
         monkeypatch.setattr(module, divergence, lambda *rows, inner=inner: kept.extend(x.dtype for x in rows) or inner(*rows))
@@ -675,25 +680,27 @@ def counted(monkeypatch):
 
     Evaluation is left out.
     """
-    monkeypatch.setattr(train_skd, "evaluate_quickly", lambda *args, **kwargs: {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0})
-    forward, begin, events = GPT.forward, methods.begin, []
+    monkeypatch.setattr(compare, "evaluate_quickly", lambda *args, **kwargs: {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0})
+    forward, events = GPT.forward, []
 
     def called(self, *args, **kwargs):
         events.append(self)
         return forward(self, *args, **kwargs)
 
-    def begun(*args):
-        events.append("begin")
-        return begin(*args)
+    def made(make, *arguments):
+        teacher = make(*arguments)
+        events.append("there")
+        return teacher
 
     def run(row, pair, **knobs):
         with monkeypatch.context() as patch, FlopCounterMode(display=False) as counter:
             patch.setattr(GPT, "forward", called)
-            patch.setattr(methods, "begin", begun)
+            for name, make in methods.TEACHERS.items():
+                patch.setitem(methods.TEACHERS, name, functools.partial(made, make))
             watched = Watched(row, pair, flags(**knobs))
         products = counter.get_flop_counts()["Global"]  # attention's own are others
         flop = sum(number for name, number in products.items() if str(name) in ("aten.mm", "aten.addmm"))
-        since = len(events) - events[::-1].index("begin")  # takd's assistant has a begin of its own, before
+        since = len(events) - events[::-1].index("there")  # takd's assistant has a teacher of its own, before
         return watched, flop, sum(model is watched.teacher for model in events[since:])
 
     return run
@@ -726,7 +733,7 @@ def test_costs_are_what_the_models_did(deep_pair, counted, variant):
     assert run.costs["teacher_forwards"] == forwards + before
     if row.answers is None and row.writer not in ("interleaved", "switching"):
         before = {"lelp": 1, "rdd": 50}.get(variant, 0)
-        assert forwards == before + (0 if row.loss in train_skd.NO_TEACHER else 5)
+        assert forwards == before + (0 if row.loss in losses.NO_TEACHER else 5)
 
 
 def tokens_of_references(pair):
@@ -913,11 +920,11 @@ def test_another_teacher_is_counted(pair):
     passes of the teacher and of the branch (bridge, norm and head: a student of one block has no upper one) before."""
     args = flags(steps=3)
     for variant in ("takd", "sftn"):
-        taught, _ = train_skd.TEACHERS[VARIANTS[variant].teacher](pair, args, 1, Checkpointer())
+        teacher = teacher_of(VARIANTS[variant], pair, args)
         found = Watched(VARIANTS[variant], pair, args).costs["compute"]
-        plain = Watched(VARIANTS["supervised"], dataclasses.replace(pair, teacher=taught.teacher), args).costs["compute"]
+        plain = Watched(VARIANTS["supervised"], dataclasses.replace(pair, teacher=teacher), args).costs["compute"]
         if variant == "takd":
-            between = dataclasses.replace(pair, student_config=taught.teacher.config, student_weights=taught.teacher.state_dict())
+            between = dataclasses.replace(pair, student_config=teacher.config, student_weights=teacher.state_dict())
             before = Watched(VARIANTS["supervised"], between, flags(steps=9)).costs["compute"]
         else:
             coins = generator(1_000_003 + 4)
@@ -932,7 +939,7 @@ def test_another_teacher_is_counted(pair):
 @pytest.mark.parametrize("variant", [name for name, row in VARIANTS.items() if row.writer == "dataset"])
 def test_steps_cost_in_proportion(deep_pair, variant, monkeypatch):
     """A run twice as long on the same batch costs twice as much beyond what was spent once."""
-    monkeypatch.setattr(pairs, "batch_order", lambda n, size, steps, generator: torch.arange(size).expand(steps, -1))
+    monkeypatch.setattr(training, "batch_order", lambda n, size, steps, generator: torch.arange(size).expand(steps, -1))
     costs = [Watched(VARIANTS[variant], deep_pair, flags(steps=steps)).costs for steps in (2, 4)]
     short, long = (cost["compute"] - cost.get("compute_once", 0) for cost in costs)
     assert long == pytest.approx(2 * short)
@@ -945,7 +952,7 @@ def test_step_figures_by_hand(pair):
     student_logits, teacher_logits = (adapters.model_logits(model, rollout.tokens[:, :-1]) for model in (student, teacher))
     per_token = torch.rand(rollout.tokens[:, 1:].shape, generator=generator())
     columns = step_columns(student_logits, teacher_logits)
-    found = train_skd.step_figures(rollout, columns, per_token, pair.max_new_tokens)
+    found = step_figures(rollout, columns, per_token, pair.max_new_tokens)
     cells, by_place = [], [[0, 0] for _ in range(8)]
     for b, (start, stop) in enumerate(zip(rollout.prompt_len.tolist(), rollout.lengths.tolist())):
         for t in range(start, stop):

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import methods
+import train_okd
 import train_skd
 from data.tasks import make_task
-from lab import compare
+from lab import compare, training
 from lab.pairs import Pair, PairSettings, encode_task
 from sample import PROMPT
 
@@ -116,7 +117,7 @@ def greedy_by_loop(model, prompt, budget, eos):
 
 def cached(monkeypatch, folder):
     """Caches of a teacher's answers go to `folder`."""
-    monkeypatch.setattr(compare, "TeacherCache", functools.partial(compare.TeacherCache, folder=folder))
+    monkeypatch.setattr(training, "TeacherCache", functools.partial(training.TeacherCache, folder=folder))
 
 
 def padded(rollout, extra=5):
@@ -145,6 +146,13 @@ def distilled(script, row, student, pair, args, seed=1, log=None, report=lambda 
     return script.distill(row, student, pair.teacher, pair.train.prompts, pair.train.responses, run)
 
 
+def teacher_of(row, pair, args, seed=1, **knobs):
+    """Whom a row's student learns from, made as a run makes it; `knobs` of the function in methods.TEACHERS."""
+    run, student = compare.make_run(pair, args, seed), pair.new_student()
+    run.begin(student, pair.train.prompts, pair.train.responses)
+    return methods.TEACHERS[row.teacher](train_skd.distill, student, pair.teacher, run, **knobs)
+
+
 class Watched:
     """One run of `distill` with everything that can be seen of it: rollouts, log lines, weights, costs; and of its method.
 
@@ -158,16 +166,16 @@ class Watched:
         self.start = weights_of(self.student)
         begin = methods.begin
 
-        def watch(row, student, pair, args, seed):
-            method = begin(row, student, pair, args, seed)
+        def watch(row, student, teacher, run):
+            method = begin(row, student, teacher, run)
             if student is self.student:
-                self.method, self.teacher, self.row = method, pair.teacher, row
+                self.method, self.teacher, self.row = method, teacher, row
                 self.listen(method)
             return method
 
         methods.begin = watch
         try:
-            self.costs, adapted = train_skd.distill(row, self.student, pair, args, seed, self, lambda line: None)
+            self.costs, adapted = distilled(train_skd, row, self.student, pair, args, seed, self)
             assert adapted is None
         finally:
             methods.begin = begin
@@ -178,12 +186,12 @@ class Watched:
     def listen(self, method):
         before_step, write = method.before_step, method.write
 
-        def begun(step, places):
-            before_step(step, places)
+        def begun(step):
+            before_step(step)
             self.states.append(state_of(method))
 
-        def written(by):
-            self.rollouts.append(self.change(write(by)))
+        def written(step):
+            self.rollouts.append(self.change(write(step)))
             self.writers.append(method.writer)
             return self.rollouts[-1]
 
