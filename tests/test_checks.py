@@ -225,7 +225,8 @@ def test_a_sum_that_is_not_finite_is_never_saved(pair, tmp_path):  # noqa: F811
 
     checkpointer.save = save_and_break
     with pytest.raises(ValueError, match="not finite at step 3 .*the state after 2 steps"), checkpointer:
-        distilled(train_skd, train_skd.VARIANTS["supervised"], student, pair, args, log=Quiet(), checkpointer=checkpointer)
+        row = train_skd.VARIANTS["supervised"]
+        distilled(train_skd, row, student, pair, args, log=Quiet(), checkpointer=checkpointer)
     assert saved == [2] and all(bool(w.isfinite().all()) for w in load_file(str(tmp_path / "run_seed1.state.pt"))["parts"]["student"].values())
 
 

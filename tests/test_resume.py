@@ -87,8 +87,9 @@ def test_going_on_changes_no_bit(script, variant, tmp_path):
 
 
 PARTS = [
-    ("train_skd", "on_policy", "student"), ("train_skd", "on_policy", "student_optimizer"), ("train_skd", "on_policy", "sampling"),
-    ("train_skd", "fitnet", "method"), ("train_skd", "on_policy", "costs"), ("train_skd", "sft", "log"), ("train_okd", "okd", "module"),
+    ("train_skd", "on_policy", "student"), ("train_skd", "on_policy", "student_optimizer"),
+    ("train_skd", "on_policy", "sampling"), ("train_skd", "fitnet", "method"), ("train_skd", "on_policy", "costs"),
+    ("train_skd", "sft", "log"), ("train_okd", "okd", "module"),
     ("train_okd", "okd", "module_optimizer"), ("train_okd", "gkd", "sampling"),
 ]  # fmt: skip
 
