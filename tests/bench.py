@@ -35,7 +35,7 @@ import sample  # noqa: E402
 import train_okd  # noqa: E402
 import train_skd  # noqa: E402
 from data.tasks import Encoded  # noqa: E402
-from lab import command_line, compare, folders, processes, records, tables  # noqa: E402
+from lab import command_line, compare, folders, processes, records, tables, training  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 # name -> student and teacher as (n_layer, n_head, n_embd)
@@ -192,28 +192,21 @@ def train(script, variant, extra, pair, device, steps, folder, batch=64, length=
     )[0]
     student, teacher = make_pair(pair, vocabulary, PROMPT + length, device)
     prompts = make_prompts(batch, vocabulary)
-    train_split = Encoded([None] * batch, prompts, [prompt[:1] * length for prompt in prompts])
+    references = [prompt[:1] * length for prompt in prompts]
     # An end token that no model can write: all responses have the same length.
     tokenizer = types.SimpleNamespace(eos_token=None, n_vocab=vocabulary)
-    random_pair = types.SimpleNamespace(
-        teacher=teacher.requires_grad_(False),
-        train=train_split,
-        val=train_split,
-        task=None,
-        tokenizer=tokenizer,
-        max_new_tokens=length,
-    )
+    random_pair = types.SimpleNamespace(tokenizer=tokenizer, max_new_tokens=length)
     lines = []
     log = types.SimpleNamespace(write=lambda kind, **figures: lines.append(figures) if kind == "step" else None)
     row = script.VARIANTS[variant] if script is train_skd else train_okd.resolve(script.VARIANTS[variant], args)
     row = dataclasses.replace(row, **changes)
-    quickly, cache = script.evaluate_quickly, compare.TeacherCache
-    script.evaluate_quickly = lambda *arguments: {"score": 0.0, "val_nll": 0.0, "drift": 0.0}  # training alone
-    compare.TeacherCache = functools.partial(cache, folder=folder)
+    run, cache = compare.make_run(random_pair, args, 1, log), training.TeacherCache
+    run.validate = lambda *models: {"score": 0.0, "val_nll": 0.0, "drift": 0.0}  # training alone
+    training.TeacherCache = functools.partial(cache, folder=folder)
     try:
-        costs, _ = script.distill(row, student.train(), random_pair, args, 1, log, lambda line: None)
+        costs, _ = script.distill(row, student.train(), teacher.requires_grad_(False), prompts, references, run)
     finally:
-        script.evaluate_quickly, compare.TeacherCache = quickly, cache
+        training.TeacherCache = cache
     return lines[2:], costs["memory_mb"]
 
 

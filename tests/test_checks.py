@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from test_train_skd import SMALL, cached_pairs, lines_of  # noqa: F401
-from tiny import Watched, flags, pair, tiny_pair  # noqa: F401
+from tiny import Watched, distilled, flags, pair, tiny_pair  # noqa: F401
 
 import losses
 import train_okd
 import train_skd
-from lab import checks, reading
+from lab import checks, compare, reading, training
 from lab.checkpoints import Checkpointer
-from lab.pairs import batch_order
 from lab.records import RunLog
+from lab.training import batch_order
 from losses import Unprojected, masked_mean
-from model import load_file
+from model import clip_and_step, load_file
 
 FINAL = {"eos_share": 1.0, "student_entropy": 0.2, "teacher_entropy": 0.2, "score": 0.5}
 
@@ -90,7 +90,7 @@ def test_a_deaf_loss_of_the_other_script(pair, monkeypatch):  # noqa: F811
     args = flags(script=train_okd)
     monkeypatch.setitem(train_okd.DIVERGENCES, "forward_kl", lambda student_logits, teacher_logits: losses.entropy(student_logits))
     with pytest.raises(ValueError, match="does not depend on the teacher"):
-        train_okd.distill(train_okd.resolve(train_okd.VARIANTS["okd"], args), pair.new_student(), pair, args, 1, Told(), lambda line: None)
+        distilled(train_okd, train_okd.VARIANTS["okd"], pair.new_student(), pair, args, log=Told())
 
 
 class Told:
@@ -107,25 +107,23 @@ class Told:
 def test_a_teacher_that_moves_is_noticed(monkeypatch):
     """An optimizer that was given the teacher as well: the run ends after its first step, in both scripts."""
     for script, variant in ((train_skd, "supervised"), (train_okd, "okd")):
-        own, args, move = tiny_pair(), flags(script=script), script.move
+        own, args, step = tiny_pair(), flags(script=script), clip_and_step
 
-        def moves_all(model, optimizer, rate, own=own, move=move):
+        def moves_all(model, optimizer, rate, own=own, step=step):
             with torch.no_grad():
                 own.teacher.norm.bias += 1e-4
-            return move(model, optimizer, rate)
+            return step(model, optimizer, rate)
 
-        monkeypatch.setattr(script, "move", moves_all)
-        row = script.VARIANTS[variant]
-        row = script.resolve(row, args) if script is train_okd else row
+        monkeypatch.setattr(training, "clip_and_step", moves_all)
         with pytest.raises(ValueError, match="the teacher's own weights moved"):
-            script.distill(row, own.new_student(), own, args, 1, Told(), lambda line: None)
+            distilled(script, script.VARIANTS[variant], own.new_student(), own, args, log=Told())
 
 
 def test_a_student_that_does_not_move_is_warned_of(pair, monkeypatch):  # noqa: F811
     """An update that changes no weight: said in the record and to the user, and the run goes on."""
     log, said = Told(), []
-    monkeypatch.setattr(train_skd, "move", lambda model, optimizer, rate: torch.zeros(()))
-    train_skd.distill(train_skd.VARIANTS["sft"], pair.new_student(), pair, flags(), 1, log, said.append)
+    monkeypatch.setattr(training, "clip_and_step", lambda model, optimizer, rate: torch.zeros(()))
+    distilled(train_skd, train_skd.VARIANTS["sft"], pair.new_student(), pair, flags(), log=log, report=said.append)
     assert log.warnings == ["the first step moved no weight of the student: raise --lr"]
     assert [line for line in said if "warning" in line] == [f"  warning: {log.warnings[0]}"]
 
@@ -226,7 +224,8 @@ def test_a_sum_that_is_not_finite_is_never_saved(pair, tmp_path):  # noqa: F811
 
     checkpointer.save = save_and_break
     with pytest.raises(ValueError, match="not finite at step 3 .*the state after 2 steps"), checkpointer:
-        train_skd.distill(train_skd.VARIANTS["supervised"], student, pair, args, 1, Quiet(), lambda line: None, checkpointer)
+        row = train_skd.VARIANTS["supervised"]
+        distilled(train_skd, row, student, pair, args, log=Quiet(), checkpointer=checkpointer)
     assert saved == [2] and all(bool(w.isfinite().all()) for w in load_file(str(tmp_path / "run_seed1.state.pt"))["parts"]["student"].values())
 
 
@@ -237,7 +236,7 @@ def test_a_sampler_that_meets_broken_logits_names_the_step(pair, monkeypatch, tm
     """A student that breaks before it writes, or where it is measured: the step under way and its batch; one that broke a step
     before, while it learned: that one and its batch. The record ends with the last whole line."""
     args = flags("--steps", "30", "--log-every", "1000", script=script)
-    row = script.VARIANTS[variant] if script is train_skd else train_okd.resolve(script.VARIANTS[variant], args)
+    row = script.VARIANTS[variant]
     student, calls, log = pair.new_student(), [], RunLog(tmp_path, "run_seed1", {})
 
     def breaks(function, number, before=True):
@@ -253,12 +252,12 @@ def test_a_sampler_that_meets_broken_logits_names_the_step(pair, monkeypatch, tm
 
     if where == "measuring":  # every third step, and once before the first where there is a module
         number = 2 + (script is train_okd and row.module is not None)
-        monkeypatch.setattr(script, "evaluate_quickly", breaks(script.evaluate_quickly, number))
+        monkeypatch.setattr(compare, "validation", breaks(compare.validation, number))
     else:
-        monkeypatch.setattr(script, "write_tokens", breaks(script.write_tokens, 5, before=where == "writing"))
+        monkeypatch.setattr(training, "write_tokens", breaks(training.write_tokens, 5, before=where == "writing"))
     wrong = {"writing": 5, "measuring": 6, "learning": 5}[where]
     with pytest.raises(ValueError) as error:
-        script.distill(row, student, pair, args, 1, log, lambda line: None)
+        distilled(script, row, student, pair, args, log=log)
     log.close()
     order = batch_order(len(pair.train.prompts), 4, 30, torch.Generator().manual_seed(1)).tolist()
     assert f" step {wrong} (train examples {order[wrong - 1]})" in str(error.value) and "\n" not in str(error.value)

@@ -13,7 +13,14 @@ import pytest
 import torch
 
 import sample
-from data.tasks import Encoded, Example, complete, encode_example, make_task
+from data.tasks import (
+    Encoded,
+    Example,
+    complete,
+    encode_example,
+    encode_split,
+    make_task,
+)
 from data.tokenizer import train_tokenizer
 from lab import command_line, folders, pairs, processes, records
 from lab import evaluate as yardstick
@@ -789,8 +796,7 @@ def test_encode_split_keeps_rows_together(data):
         for example, prompt, response in zip(split.examples, split.prompts, split.responses):
             assert data.tokenizer.decode(prompt) == example.prompt
             assert response[-1] == data.tokenizer.eos_token and complete(data.tokenizer, [response]) == [example.response]
-    empty = yardstick.encode_split(data.tokenizer, [])
-    assert empty == Encoded([], [], [])
+    assert encode_split(data.tokenizer, []) == Encoded([], [], [])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

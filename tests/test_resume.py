@@ -7,11 +7,11 @@ import signal
 
 import pytest
 import torch
-from tiny import flags, pair, same_weights, tiny_pair, weights_of  # noqa: F401
+from tiny import distilled, flags, same_weights, tiny_pair, weights_of
 
 import train_okd
 import train_skd
-from lab import checkpoints, folders, pairs, processes, records
+from lab import checkpoints, folders, pairs, processes, records, training
 from lab.checkpoints import Checkpointer
 from model import load_checkpoint, load_file, save_checkpoint, save_file
 
@@ -47,13 +47,12 @@ def go(script, variant, folder, stop=None, every=1000, steps=4, checkpointer=Non
     """A run in `folder`, stopped by a signal in step `stop`, or gone on with -> what it came to; None if it was stopped."""
     script, pair = SCRIPTS[script], tiny_pair()
     args = flags("--steps", str(steps), "--lr", "0.05", script=script)
-    row = script.VARIANTS[variant]
-    row = script.resolve(row, args) if script is train_okd else row
     folder.mkdir(exist_ok=True)
     student, log = pair.new_student(), Signalled(folder, stop, **how)
     try:
         with checkpointer or Checkpointer(str(folder / "run_seed1"), every, {"steps": steps}) as checkpointer:
-            costs, adapted = script.distill(row, student, pair, args, 1, log, lambda line: None, checkpointer)
+            row = script.VARIANTS[variant]
+            costs, adapted = distilled(script, row, student, pair, args, log=log, checkpointer=checkpointer)
     except processes.Stopped as stopped:
         assert stopped.number == log.number
         return None
@@ -88,8 +87,9 @@ def test_going_on_changes_no_bit(script, variant, tmp_path):
 
 
 PARTS = [
-    ("train_skd", "on_policy", "student"), ("train_skd", "on_policy", "optimizer"), ("train_skd", "on_policy", "sampling"),
-    ("train_skd", "fitnet", "method"), ("train_skd", "on_policy", "costs"), ("train_skd", "sft", "log"), ("train_okd", "okd", "module"),
+    ("train_skd", "on_policy", "student"), ("train_skd", "on_policy", "student_optimizer"),
+    ("train_skd", "on_policy", "sampling"), ("train_skd", "fitnet", "method"), ("train_skd", "on_policy", "costs"),
+    ("train_skd", "sft", "log"), ("train_okd", "okd", "module"),
     ("train_okd", "okd", "module_optimizer"), ("train_okd", "gkd", "sampling"),
 ]  # fmt: skip
 
@@ -122,16 +122,16 @@ def test_what_was_made_before_training_is_found(variant, tmp_path, monkeypatch):
     """Another teacher, and the teacher's answers, are not made a second time: its own steps are done, its answers kept."""
     whole = go("train_skd", variant, tmp_path / "whole")
     go("train_skd", variant, tmp_path / "parts", stop=2, every=2)
-    inner = {"takd": "assistant", "sftn": "friendly"}.get(variant)
+    inner = {"takd": "assistant", "sftn": "sftn"}.get(variant)
     if inner:
         state = load_file(str(tmp_path / "parts" / f"run_seed1.{inner}.state.pt"))
         assert state["step"] == {"takd": 12, "sftn": 4}[variant]
     else:
-        monkeypatch.setattr(train_skd, "sample_responses", None)
+        monkeypatch.setattr(training, "sample_responses", None)
     assert same_run(whole, go("train_skd", variant, tmp_path / "parts"))
 
 
-@pytest.mark.parametrize("variant,inner,stop", [("takd", "assistant", 7), ("sftn", "friendly", 3)])
+@pytest.mark.parametrize("variant,inner,stop", [("takd", "assistant", 7), ("sftn", "sftn", 3)])
 def test_another_teacher_is_gone_on_with(variant, inner, stop, tmp_path, monkeypatch):
     """A run that ends while it makes its teacher goes on in the middle of that."""
     whole = go("train_skd", variant, tmp_path / "whole")

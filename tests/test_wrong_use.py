@@ -173,7 +173,8 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("okd", ["--variants", "fixed_forward_kl", "--sweep", "teacher-mix=0.1,0.9"], "would not reach fixed_forward_kl"),
     ("okd", ["--variants", "fixed_forward_kl", "--alpha", "0.3"], "--alpha 0.3 would reach none of fixed_forward_kl"),
     ("okd", ["--variants", "fixed_forward_kl", "--anchor", "2"], "add e.g. okd"),
-    ("okd", ["--variants", "metadistil", "--teacher-divergence", "reverse_kl"], "--teacher-divergence reverse_kl"),
+    ("okd", ["--variants", "metadistil", "--teacher-divergence", "forward_kl"], "--teacher-divergence forward_kl"),
+    ("okd", ["--teacher-divergence", "amid"], "--teacher-divergence"),  # a divergence that has no mirror
     ("okd", ["--variants", "minillm", "--temperature", "2"], "--temperature"),
     ("okd", ["--variants", "okd,minillm", "--student-temperature", "0.5"], "--student-temperature"),
     ("okd", ["--variants", "sft,minillm", "--student-top-p", "0.9"], "minillm"),
