@@ -34,7 +34,6 @@ import losses  # noqa: E402
 import sample  # noqa: E402
 import train_okd  # noqa: E402
 import train_skd  # noqa: E402
-from data.tasks import Encoded  # noqa: E402
 from lab import command_line, compare, folders, processes, records, tables, training  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
