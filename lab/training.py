@@ -103,7 +103,8 @@ class Run:
             raise ValueError(f"lr must be above 0, found {lr!r}")
         self.num_steps, self.batch_size, self.lr, self.weight_decay = steps, batch_size, lr, weight_decay
         self.reduction, self.seed, self.max_new_tokens, self.eos_token = reduction, seed, max_new_tokens, eos_token
-        self.accept_top_k, self.sampling = accept_top_k, sampling or {"interleaved": {"accept_top_k": accept_top_k}}
+        interleaved = {"accept_top_k": accept_top_k} | (sampling or {}).get("interleaved", {})
+        self.accept_top_k, self.sampling = accept_top_k, (sampling or {}) | {"interleaved": interleaved}
         self.micro_batch, self.chunked, self.recompute, self.compile = micro_batch, chunk_loss, recompute, compile
         self.cache_teacher, self.log_every = cache_teacher, log_every
         self.validate, self.pretraining_lr = validate, pretraining_lr
