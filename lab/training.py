@@ -131,6 +131,12 @@ class Run:
 
     def begin(self, student, prompts, responses=None, held_out=0, order=None):
         """The data of a run: `student`, on whose device all happens, and lists of ids. The last `held_out` prompts are not learned."""
+        if hasattr(self, "student"):
+            raise ValueError("a Run is one student's training, and this one has begun: make another")
+        if not prompts or responses is not None and len(responses) != len(prompts):
+            found = "" if responses is None else f" and {len(responses)} responses"
+            found = f"{len(prompts)} prompts{found}"
+            raise ValueError(f"give at least one prompt, and no responses or one for each; found {found}")
         self.student, self.device = student, next(student.parameters()).device
         self.prompts, self.responses = prompts, responses
         self.references = responses
