@@ -103,7 +103,8 @@ class Run:
             raise ValueError(f"lr must be above 0, found {lr!r}")
         self.num_steps, self.batch_size, self.lr, self.weight_decay = steps, batch_size, lr, weight_decay
         self.reduction, self.seed, self.max_new_tokens, self.eos_token = reduction, seed, max_new_tokens, eos_token
-        self.accept_top_k, self.sampling = accept_top_k, sampling or {"interleaved": {"accept_top_k": accept_top_k}}
+        interleaved = {"accept_top_k": accept_top_k} | (sampling or {}).get("interleaved", {})
+        self.accept_top_k, self.sampling = accept_top_k, (sampling or {}) | {"interleaved": interleaved}
         self.micro_batch, self.chunked, self.recompute, self.compile = micro_batch, chunk_loss, recompute, compile
         self.cache_teacher, self.log_every = cache_teacher, log_every
         self.validate, self.pretraining_lr = validate, pretraining_lr
@@ -130,6 +131,12 @@ class Run:
 
     def begin(self, student, prompts, responses=None, held_out=0, order=None):
         """The data of a run: `student`, on whose device all happens, and lists of ids. The last `held_out` prompts are not learned."""
+        if hasattr(self, "student"):
+            raise ValueError("a Run is one student's training, and this one has begun: make another")
+        if not prompts or responses is not None and len(responses) != len(prompts):
+            found = "" if responses is None else f" and {len(responses)} responses"
+            found = f"{len(prompts)} prompts{found}"
+            raise ValueError(f"give at least one prompt, and no responses or one for each; found {found}")
         self.student, self.device = student, next(student.parameters()).device
         self.prompts, self.responses = prompts, responses
         self.references = responses

@@ -484,7 +484,7 @@ def test_leftovers_of_a_kill_are_cleared(cached_pairs, tmp_path):  # noqa: F811
 
 def test_no_clock_decides(monkeypatch):
     """Nothing asks the wall clock but for the date of a record: a clock that jumps changes no run."""
-    sources = [path.read_text() for path in [*folders.ROOT.glob("*.py"), *folders.ROOT.glob("data/*.py"), *folders.ROOT.glob("lab/*.py")]]
+    sources = [path.read_text() for kind in ("*.py", "data/*.py", "lab/*.py") for path in folders.ROOT.glob(kind)]
     assert not any("time.time(" in source or "datetime.now" in source for source in sources)
     assert sum(source.count("time.strftime") for source in sources) == 1
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import generator, sharp_gpt, weights_of
+from tiny import generator, moved_apart, sharp_gpt, weights_of
 
 import methods
 import train_okd
@@ -181,6 +181,44 @@ def test_a_run_keeps_nothing_and_says_nothing(tmp_path, monkeypatch, capsys):
 def test_numbers_that_make_no_run_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         run(**wrong)
+
+
+@pytest.mark.parametrize("first, second", [("seqkd", "fdistill_kl"), ("seqkd", "sft"), ("sft", "sft")])
+def test_a_run_is_of_one_student(first, second):
+    """What the first has prepared, answers and costs, would be taken for the second's: one line, before anything is trained."""
+    student, teacher, prompts, responses = models()
+    once = run(steps=2)
+    train_skd.distill(train_skd.VARIANTS[first], student, teacher, prompts, responses, once)
+    before = weights_of(student)
+    with pytest.raises(ValueError, match="make another") as error:
+        train_skd.distill(train_skd.VARIANTS[second], student, teacher, prompts, responses, once)
+    assert "\n" not in str(error.value) and equal(before, weights_of(student))
+
+
+@pytest.mark.parametrize("keep, given", [(0, 0), (0, None), (11, 10), (11, 0), (10, 11)])
+def test_columns_that_do_not_fit_are_refused(keep, given):
+    """No prompt, or not one response for each: one line with both numbers."""
+    student, teacher, prompts, responses = models()
+    responses = None if given is None else responses[:given]
+    found = f"found {keep} prompts" + ("" if given is None else f" and {given} responses")
+    with pytest.raises(ValueError, match=found) as error:
+        train_skd.distill(train_skd.VARIANTS["seqkd"], student, teacher, prompts[:keep], responses, run())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 1.0}, {"interleaved": {"gamma": 2}}, {"interleaved": {"accept_top_k": 5}}]
+)
+@pytest.mark.parametrize("name", ["on_policy", "skd"])
+def test_what_sampling_leaves_out_keeps_its_default(name, sampling):
+    """What is given is added to what a run does without it: K stays accept_top_k, and gamma changes rounding alone."""
+    ends = []
+    for given in (None, sampling):
+        student, teacher, prompts, _ = models()
+        this = run(steps=3, accept_top_k=5, sampling=given)
+        train_skd.distill(train_skd.VARIANTS[name], student, teacher, prompts, run=this)
+        ends.append(weights_of(student))
+    assert moved_apart(*ends) < 1e-5
 
 
 def test_a_noted_figure_stands_in_the_steps_record(monkeypatch):

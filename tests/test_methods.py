@@ -580,7 +580,8 @@ def method_of(variant, pair=None, student=None, seed=1, args=None, **knobs):
     pair, args = pair or tiny_pair(2, 3), args or flags(steps=10)
     student = student or pair.new_student()
     row = methods.resolve(VARIANTS[variant], args.accept_top_k)
-    return methods.begin(dataclasses.replace(row, knobs=row.knobs | knobs), student, pair.teacher, run_of(pair, student, args, seed))
+    row = dataclasses.replace(row, knobs=row.knobs | knobs)
+    return methods.begin(row, student, pair.teacher, run_of(pair, student, args, seed))
 
 
 def at_step(number, num_steps=10, rows=4, write=None):
@@ -597,7 +598,8 @@ def part_of(targets, mask=None, inputs=None, places=None, captured=None):
     mask = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
     places = list(range(len(targets))) if places is None else places
     inputs = targets if inputs is None else inputs
-    return types.SimpleNamespace(tokens=Tokens(targets, mask, torch.zeros_like(mask)), inputs=inputs, places=places, captured=captured or {})
+    tokens = Tokens(targets, mask, torch.zeros_like(mask))
+    return types.SimpleNamespace(tokens=tokens, inputs=inputs, places=places, captured=captured or {})
 
 
 def per_token_of(method, student_logits, teacher_logits, targets=None, places=None):
@@ -721,7 +723,9 @@ def test_the_threshold_follows_validation():
     for loss in (0.05, -0.5, 0.09, 0.11, 0.15, 0.20, 0.22, 0.31, 0.33):
         method.after_evaluation({"val_nll": loss})
         seen.append((round(method.threshold, 9), method.reference))
-    assert seen == [(0, 0.0), (0, 0.0), (0, 0.0), (0.1, 0.11), (0.1, 0.11), (0.1, 0.11), (0.2, 0.22), (0.2, 0.22), (0.3, 0.33)]
+    assert seen == [
+        (0, 0.0), (0, 0.0), (0, 0.0), (0.1, 0.11), (0.1, 0.11), (0.1, 0.11), (0.2, 0.22), (0.2, 0.22), (0.3, 0.33),
+    ]  # fmt: skip
     for loss in range(3, 20):
         method.after_evaluation({"val_nll": float(loss)})
     assert method.threshold == 1
@@ -893,7 +897,7 @@ def test_a_run_trains_the_discriminator_on_its_own_loss():
 
 
 def test_references_come_in_order():
-    """references_of gives every reference once, in order, whatever the size of its batches; count_pass notes that pass."""
+    """references_of gives every reference once, in order, in batches of any size; count_pass notes that pass."""
     pair = tiny_pair()
     run = run_of(pair, pair.new_student(), flags())
     for size in (1, 7, 24, 64):
@@ -988,7 +992,8 @@ def forward_of(method, student, teacher, rollout):
         teacher_logits = teacher(inputs)
     with method.capture(student, True) as captured[id(student)]:
         student_logits = student(inputs)
-    return student_logits, teacher_logits, part_of(rollout.tokens[:, 1:], rollout.response_mask[:, 1:], inputs, captured=captured)
+    part = part_of(rollout.tokens[:, 1:], rollout.response_mask[:, 1:], inputs, captured=captured)
+    return student_logits, teacher_logits, part
 
 
 def lelp_batch(variant="lelp", **knobs):
@@ -1125,7 +1130,8 @@ def test_a_token_counts_where_one_of_both_has_it_hard():
     for threshold, chosen in ((0.5, [0, 1, 1, 0]), (0.2, [0, 1, 0, 0]), (0.19, [1, 1, 0, 0]), (0.0, [0] * 4), (1.0, [0] * 4)):
         method.threshold.fill_(threshold + 1e-9)
         wanted = distance[0] - torch.tensor(chosen) * own[0, :, 0]
-        assert torch.allclose(per_token_of(method, own, other, torch.zeros(1, 4, dtype=torch.long))[0], wanted, atol=1e-9)
+        found = per_token_of(method, own, other, torch.zeros(1, 4, dtype=torch.long))
+        assert torch.allclose(found[0], wanted, atol=1e-9)
 
 
 def test_the_stages_of_rdd():

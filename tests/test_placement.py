@@ -252,10 +252,14 @@ def on_device(pair, monkeypatch):  # noqa: F811
                 learns.append(len(device.waits))
             return cut(*arguments)
 
+        def written(*arguments, **keywords):
+            rollouts.append(write(*arguments, **keywords))
+            return rollouts[-1]
+
         monkeypatch.setattr(training, "Clock", begin)
         for module in (training, train_okd):
             monkeypatch.setattr(module, "cuts", cuts)
-        monkeypatch.setattr(training, "write_tokens", lambda *a, **k: (rollouts.append(write(*a, **k)), rollouts[-1])[1])
+        monkeypatch.setattr(training, "write_tokens", written)
         monkeypatch.setattr(training.Run, "evaluation", stop)
         monkeypatch.setattr(Meter, "__enter__", lambda self: None)  # it asks for addresses, which nothing here has
         monkeypatch.setattr(Meter, "__exit__", lambda self, *error: None)

@@ -56,7 +56,7 @@ from data.tokenizer import train_tokenizer
 from lab import command_line, compare, folders, pairs, records, rollouts, training
 from lab.evaluate import sample_responses, step_columns, step_figures
 from lab.pairs import PairSettings, encode_task
-from losses import forward_kl, masked_mean, with_tail
+from losses import forward_kl, with_tail
 from methods import resolve, sampling_now, scheduled
 from model import GPT, learning_rate, save_checkpoint
 from sample import DATASET, STUDENT, TEACHER, rollout_from_ids
@@ -301,11 +301,13 @@ def test_what_the_rows_ask_of_the_sampler():
     along = options_of("skd_k_along", args, 0.7)["interleaved"]
     assert (along["accept_top_k"], along["first"], along["last"], along["along"]) == (60, 2.0, 1 / 3, 32.0)
     assert options_of("adaswitch", args, 0.3)["switching"] == {"factor": 3.0, "window": 4}
-    assert resolve(VARIANTS["speckd"], 60).hyper == {"accept_top_k": 60} and VARIANTS["speckd"].hyper == {"accept_top_k": None}
+    assert VARIANTS["speckd"].hyper == {"accept_top_k": None}
+    assert resolve(VARIANTS["speckd"], 60).hyper == {"accept_top_k": 60}
     for progress, half in ((0.3, 0), (0.5, 1)):
         for name, row in VARIANTS.items():
             if not row.sampling:
-                wanted = command_line.sampling_options(args) | {"student_share": row.student_share[half], "coin": row.coin}
+                wanted = command_line.sampling_options(args)
+                wanted |= {"student_share": row.student_share[half], "coin": row.coin}
                 assert wanted.pop("rule") == {} and options_of(name, args, progress) == wanted, name
 
 
@@ -345,7 +347,12 @@ def test_rows_and_flags_get_along(pair, variant, switch):
 def test_a_schedule_follows_the_steps(pair, monkeypatch):
     """In a run of four steps the writer is asked at 0, 1/4, 1/2 and 3/4 of the way, with the row's numbers of then."""
     asked, original = [], training.write_tokens
-    monkeypatch.setattr(training, "write_tokens", lambda *args, **rest: asked.append(rest["interleaved"]) or original(*args, **rest))
+
+    def told(*arguments, **options):
+        asked.append(options["interleaved"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(training, "write_tokens", told)
     for name, knob in (("ca_opd", "accept_min_prob"), ("skd_k_steps", "accept_top_k")):
         asked.clear()
         args = flags(steps=4)
@@ -527,7 +534,8 @@ def test_long_gradients_are_clipped(pair):
 def test_measuring_changes_nothing(pair, variant, monkeypatch):
     """A run that is never measured or logged on the way ends with the same weights."""
     wanted = Watched(VARIANTS[variant], pair, flags(steps=3)).end
-    monkeypatch.setattr(compare, "evaluate_quickly", lambda *args, **kwargs: {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0})
+    figures = {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0}
+    monkeypatch.setattr(compare, "evaluate_quickly", lambda *args, **kwargs: figures)
     monkeypatch.setattr(training, "step_figures", lambda *args, **kwargs: {})
     assert same_weights(wanted, Watched(VARIANTS[variant], pair, flags(steps=3, log_every=100)).end)
 
@@ -623,10 +631,21 @@ def test_the_best_and_the_tail_are_learned_from(pair, tmp_path, monkeypatch, how
     assert expected < forward_kl(student_logits, teacher_logits)[rollout.response_mask[:, 1:]].mean()
 
 
+def types_of_losses(monkeypatch):
+    """A list that gets the type of every per-token loss whose mean a run takes."""
+    seen, mean = [], training.masked_mean
+
+    def told(per_token, *rest):
+        seen.append(per_token.dtype)
+        return mean(per_token, *rest)
+
+    monkeypatch.setattr(training, "masked_mean", told)
+    return seen
+
+
 def test_bf16_is_close_and_its_losses_are_float32(pair, monkeypatch):
     """Under autocast the passes round to 8 bits, the losses and the weights do not."""
-    seen = []
-    monkeypatch.setattr(training, "masked_mean", lambda per_token, *rest: seen.append(per_token.dtype) or masked_mean(per_token, *rest))
+    seen = types_of_losses(monkeypatch)
     plain, ours = (Watched(VARIANTS["supervised"], pair, flags("--precision", name)) for name in ("fp32", "bf16"))
     assert ours.steps[0]["loss"] != plain.steps[0]["loss"] == pytest.approx(ours.steps[0]["loss"], rel=0.05)
     assert set(seen) == {torch.float32} and {weight.dtype for weight in ours.end.values()} == {torch.float32}
@@ -636,8 +655,7 @@ def test_bf16_is_close_and_its_losses_are_float32(pair, monkeypatch):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_row_trains_in_bf16(name, monkeypatch):
     """Whatever a row keeps, learns and compares, its losses, its gradients and its own weights are float32 and finite."""
-    seen, kept = [], []
-    monkeypatch.setattr(training, "masked_mean", lambda per_token, *rest: seen.append(per_token.dtype) or masked_mean(per_token, *rest))
+    seen, kept = types_of_losses(monkeypatch), []
     for module, divergence in ((losses, "kl"), (methods, "kl")):
         inner = getattr(module, divergence)
         monkeypatch.setattr(module, divergence, lambda *rows, inner=inner: kept.extend(x.dtype for x in rows) or inner(*rows))
@@ -680,7 +698,8 @@ def counted(monkeypatch):
 
     Evaluation is left out.
     """
-    monkeypatch.setattr(compare, "evaluate_quickly", lambda *args, **kwargs: {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0})
+    figures = {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0}
+    monkeypatch.setattr(compare, "evaluate_quickly", lambda *args, **kwargs: figures)
     forward, events = GPT.forward, []
 
     def called(self, *args, **kwargs):
