@@ -15,7 +15,7 @@ detached inside; what lies outside the mask is replaced by 0 before any arithmet
 neither value nor gradient; a vector of zeros has no direction, and its unit vector is taken to be 0.
 
 The number in each docstring is the masked mean for a sequence of three positions, teacher_hidden (3,0) (0,4) (3,4)
-against student_hidden (4,0) (0,3) (4,3): check one by hand. `watch` collects such hidden states from a GPT.
+against student_hidden (4,0) (0,3) (4,3): check one by hand. `capture_hidden` collects such hidden states from a GPT.
 """
 
 from contextlib import contextmanager
@@ -246,21 +246,21 @@ class Projector(nn.Module):
 
 
 @contextmanager
-def watch(model, blocks=(), inputs=False):
-    """`with watch(gpt, (0, -1)) as seen: gpt(tokens)` keeps seen.hidden, the outputs (B, T, C) of these blocks.
+def capture_hidden(model, blocks=(), inputs=False):
+    """`with capture_hidden(gpt, (0, -1)) as captured: gpt(tokens)` keeps captured.hidden, the outputs (B, T, C) of these blocks.
 
     They are those of the model's last forward, in the order of `blocks` (negative numbers count from the end, one that
-    is out of range raises an IndexError), and part of its graph. With inputs=True, seen.inputs are the token embeddings
+    is out of range raises an IndexError), and part of its graph. With inputs=True, captured.inputs are the token embeddings
     (B, T, C) before positions are added, which require a gradient even if the weights are frozen (not under no_grad).
     `model` is the GPT itself, which may be called through a wrapper. All hooks are gone when the `with` block ends.
     """
     watched = [model.blocks[block] for block in blocks]
-    seen = SimpleNamespace(hidden=[None] * len(blocks), inputs=None)
+    captured = SimpleNamespace(hidden=[None] * len(blocks), inputs=None)
     inside = False
 
     def begin(module, args):
         nonlocal inside
-        inside, seen.hidden, seen.inputs = True, [None] * len(blocks), None
+        inside, captured.hidden, captured.inputs = True, [None] * len(blocks), None
 
     def end(module, args, output):
         nonlocal inside
@@ -269,18 +269,18 @@ def watch(model, blocks=(), inputs=False):
     def keep(place):
         def hook(module, args, output):
             if inside:  # and not in a backward pass, where activation checkpointing runs a block once more
-                seen.hidden[place] = output
+                captured.hidden[place] = output
 
         return hook
 
     def keep_inputs(module, args, output):
-        seen.inputs = output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
+        captured.inputs = output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
 
     hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
     try:
         hooks += [block.register_forward_hook(keep(place)) for place, block in enumerate(watched)]
         hooks += [model.token_embedding.register_forward_hook(keep_inputs)] if inputs else []
-        yield seen
+        yield captured
     finally:
         for hook in hooks:
             hook.remove()
@@ -302,7 +302,7 @@ def second_order():
 def input_gradient(loss_per_token, inputs, embedding_weight, target_mask, ids=None, create_graph=True):
     """d (mean loss of a sequence) / d (its one-hot inputs) in nats: (B, T, k) for `ids` (B, T, k) long, else (B, T, V).
 
-    `inputs` (B, T, C) are token embeddings that loss_per_token (B, T) was worked out from (see `watch`), the loss of a
+    `inputs` (B, T, C) are token embeddings that loss_per_token (B, T) was worked out from (see `capture_hidden`), the loss of a
     sequence is its mean over target_mask. The chain rule through one_hot @ embedding_weight, (V, C), gives the entry of
     token v at position t as the gradient at inputs[t] times row v: how much the loss would change with a dash of v
     there. Models of any width share V, so these compare (our reading of arXiv 2110.12072; embeddings would not).

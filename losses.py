@@ -23,7 +23,7 @@ The teacher is detached inside, gradients reach the student only. Formulas and g
 
 Four tables, by what a loss must know; `per_token_loss` finds a name in any of them:
 - DIVERGENCES: zero exactly where both models agree, and a gradient that is the derivative of the value.
-- MATCHES: the same arguments, but zero elsewhere as well, or with a gradient that is not the value's derivative.
+- MATCHING_LOSSES: the same arguments, but zero elsewhere as well, or with a gradient that is not the value's derivative.
 - TOKEN_LOSSES: need the token of the position, or to know who wrote it (`Tokens`); still each position for itself.
 - SEQUENCE_LOSSES: the positions of a sequence depend on each other, so these take its mask too.
 """
@@ -468,21 +468,21 @@ def universal_logit(student_logits, teacher_logits):
     return (ordered(student_logits) - ordered(teacher_logits.detach())).abs().sum(-1)
 
 
-def top_k_kl(student_logits, teacher_logits, top_k=8, missing="bucket"):
+def top_k_kl(student_logits, teacher_logits, top_k=8, missing="other"):
     """Forward KL over the teacher's top_k tokens, as a cache of a teacher has them; -> (B, T) nats. Example: .396058.
 
-    What becomes of the `missing` mass? "bucket": all other tokens are one (with_tail), a true KL, at most the whole
+    What becomes of the `missing` mass? "other": all other tokens are one (with_tail), a true KL, at most the whole
     one. "renormalize_both": each model's top_k is made to sum to 1, the tail is free. "renormalize_teacher": the
     teacher's alone; zero for an over-confident student, and -ln of the top_k's mass at the teacher itself. "truncate":
     the terms are left out; may be negative, and its gradient pulls away from the teacher. Example, k 2, in that order:
     .396058, .310819, .667494, .505920. ValueError for another word and top_k below 1. (Bias: arXiv 2503.16870.)
     """
-    choices = ("bucket", "renormalize_teacher", "renormalize_both", "truncate")
+    choices = ("other", "renormalize_teacher", "renormalize_both", "truncate")
     _require(missing in choices, f"missing must be one of {', '.join(choices)}, found {missing!r}")
     _require(top_k >= 1, f"top_k must be at least 1, found {top_k}")
-    if missing == "bucket":
+    if missing == "other":
         _assert_one_vocabulary(student_logits, teacher_logits)
-        ids = teacher_logits.topk(min(top_k, teacher_logits.size(-1) - 1)).indices  # one token is a bucket as well
+        ids = teacher_logits.topk(min(top_k, teacher_logits.size(-1) - 1)).indices  # one token is a class as well
         return forward_kl(with_tail(student_logits, ids), with_tail(teacher_logits, ids))
     student_best, teacher_best = _teachers_best(student_logits, teacher_logits, top_k)
     if missing != "truncate":
@@ -490,7 +490,7 @@ def top_k_kl(student_logits, teacher_logits, top_k=8, missing="bucket"):
     return kl(teacher_best, student_best.log_softmax(-1) if missing == "renormalize_both" else student_best)
 
 
-MATCHES = {
+MATCHING_LOSSES = {
     "adaptive_kl": adaptive_kl,
     "standardized_kl": standardized_kl,
     "bidirectional_logit_differences": bidirectional_logit_differences,
@@ -532,7 +532,7 @@ def cross_entropy(student_logits, targets):
 def soften(model_logits, temperature):
     """Logits / T, in float32: bf16 logits divided by T would be rounded a second time."""
     _require(temperature > 0, f"a temperature must be positive, found {temperature}")
-    return (model_logits if isinstance(model_logits, Unprojected) else at_least_float32(model_logits)) / temperature
+    return (model_logits if isinstance(model_logits, HiddenStates) else at_least_float32(model_logits)) / temperature
 
 
 def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, temperature=1.0, divergence=forward_kl):
@@ -541,7 +541,7 @@ def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, tempe
     Hinton's word-level distillation (arXiv 1503.02531). Softening both sides by T shrinks the gradient by 1/T^2; the
     factor T^2 gives it back, so that kd_weight means the same at every temperature. With kd_weight 1 and T = 4 the
     example gives .432038; for T to infinity it tends to the squared distance of the centred logits / (2V), .431310.
-    `divergence` is any function of two logits; either may be Unprojected, if it takes that.
+    `divergence` is any function of two logits; either may be HiddenStates, if it takes that.
     """
     _require(0 <= kd_weight <= 1, f"kd_weight is a share, 0..1; found {kd_weight}")
     assert temperature > 0, f"the distillation temperature must be positive, found {temperature}"
@@ -639,7 +639,7 @@ def skew_by_writer(student_logits, teacher_logits, tokens, alpha=0.1, beta=1.0):
 
 
 def confidence_gated(student_logits, teacher_logits, tokens, top_k=8):
-    """Cross-entropy where the teacher wrote (replaced) the token, bucketed top_k_kl elsewhere -> (B, T) nats.
+    """Cross-entropy where the teacher wrote (replaced) the token, top_k_kl elsewhere -> (B, T) nats.
 
     CA-OPD (2026): a replaced token is a label. Example: 1.609438 (target 0) or .396058. ValueError for top_k below 1.
     """
@@ -712,8 +712,8 @@ def minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0.2, leng
 
 def _inside(model_logits, mask):
     """Logits, or features, with zeros wherever the mask is False: not even nan there reaches a head's gradient."""
-    if isinstance(model_logits, Unprojected):
-        return Unprojected(_inside(model_logits.features, mask), model_logits.head)
+    if isinstance(model_logits, HiddenStates):
+        return HiddenStates(_inside(model_logits.features, mask), model_logits.head)
     return model_logits.masked_fill(~mask[..., None], 0.0)
 
 
@@ -764,7 +764,7 @@ def comparative(student_logits, teacher_logits, tokens, label_weight=1.0, teache
     """
     outside = ~tokens.mask[..., None]
     student_logits, teacher_logits = (
-        raw_logits(whole(_inside(x, tokens.mask))) for x in (student_logits, teacher_logits.detach())
+        raw_logits(to_logits(_inside(x, tokens.mask))) for x in (student_logits, teacher_logits.detach())
     )
     _assert_one_vocabulary(student_logits, teacher_logits)
     count = tokens.mask.sum(-1).clamp(min=1)[:, None, None]
@@ -791,39 +791,39 @@ NO_TEACHER = ("cross_entropy", "label_smoothing")  # names of per_token_loss tha
 
 def loss_names():
     """Every name that per_token_loss knows."""
-    return ["cross_entropy", *DIVERGENCES, *MATCHES, *TOKEN_LOSSES, *SEQUENCE_LOSSES]
+    return ["cross_entropy", *DIVERGENCES, *MATCHING_LOSSES, *TOKEN_LOSSES, *SEQUENCE_LOSSES]
 
 
-def check_loss(name, hyper):
+def check_loss(name, loss_kwargs):
     """ValueError with one line for a keyword or a value that the loss `name` does not take: it is tried on two tokens."""
     student_logits, teacher_logits = torch.tensor([[[0.0, 1, 2], [1, 0, 2]]]), torch.tensor([[[1.0, 0, 0], [0, 2, 0]]])
     tokens = Tokens(torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool))
     try:
-        per_token_loss(name, student_logits, teacher_logits, tokens, **hyper)
+        per_token_loss(name, student_logits, teacher_logits, tokens, **loss_kwargs)
     except (TypeError, AssertionError, RuntimeError) as error:
-        raise ValueError(f"{name} does not take {hyper}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{name} does not take {loss_kwargs}: {str(error).splitlines()[0]}") from error
 
 
-def per_token_loss(name, student_logits, teacher_logits, tokens, **hyper):
+def per_token_loss(name, student_logits, teacher_logits, tokens, **loss_kwargs):
     """The loss called `name`, from whichever table has it, at every position -> per_token (B, T).
 
-    Either model's logits (B, T, V) may be Unprojected; what needs one position at a time goes through by_chunks. Beside
+    Either model's logits (B, T, V) may be HiddenStates; what needs one position at a time goes through by_chunks. Beside
     the four tables "cross_entropy" is a name; it and label_smoothing take None for a teacher. ValueError for another
     name.
     """
     if name in SEQUENCE_LOSSES:
-        return SEQUENCE_LOSSES[name](student_logits, teacher_logits, tokens, **hyper)
+        return SEQUENCE_LOSSES[name](student_logits, teacher_logits, tokens, **loss_kwargs)
     if name == "cross_entropy":
-        return by_chunks(functools.partial(cross_entropy, **hyper), student_logits, tokens.targets)
-    pairs = DIVERGENCES | MATCHES
+        return by_chunks(functools.partial(cross_entropy, **loss_kwargs), student_logits, tokens.targets)
+    pairs = DIVERGENCES | MATCHING_LOSSES
     if name in pairs:
-        return by_chunks(functools.partial(pairs[name], **hyper), student_logits, teacher_logits)
+        return by_chunks(functools.partial(pairs[name], **loss_kwargs), student_logits, teacher_logits)
     _require(name in TOKEN_LOSSES, f"no loss {name!r}: choose from {', '.join(loss_names())}")
     models = [student_logits] if teacher_logits is None else [student_logits, teacher_logits]
 
     def pointwise(*parts):
         own, other = (*parts[:-3], None)[:2]
-        return TOKEN_LOSSES[name](own, other, Tokens(*parts[-3:]), **hyper)
+        return TOKEN_LOSSES[name](own, other, Tokens(*parts[-3:]), **loss_kwargs)
 
     return by_chunks(pointwise, *models, *tokens)
 
@@ -831,7 +831,7 @@ def per_token_loss(name, student_logits, teacher_logits, tokens, **hyper):
 def with_tail(model_logits, ids):
     """Log-probs of the tokens `ids` and, last, of all others together: (..., V), (..., k) long -> (..., k + 1).
 
-    k + 1 buckets in place of V tokens; a divergence of two such rows is at most that of the whole rows. Teacher of the
+    k + 1 classes in place of V tokens; a divergence of two such rows is at most that of the whole rows. Teacher of the
     example, ids 0: log (.6, .4); forward_kl against the student is then .381909.
     """
     logprobs = at_least_float32(model_logits).log_softmax(-1)
@@ -844,7 +844,7 @@ def with_tail(model_logits, ids):
 # Large vocabularies: losses that never hold the logits of a whole batch.
 
 
-class Unprojected(NamedTuple):
+class HiddenStates(NamedTuple):
     """Logits that nobody has computed: `features` (B, T, C), a model's last hidden states, and its `head` (V, C).
 
     logits = features @ head^T. At V = 50,257 and C = 768 they are 65 times larger than the features.
@@ -854,15 +854,15 @@ class Unprojected(NamedTuple):
     head: torch.Tensor
 
     def detach(self):
-        return Unprojected(self.features.detach(), self.head.detach())
+        return HiddenStates(self.features.detach(), self.head.detach())
 
     def __truediv__(self, temperature):
-        return Unprojected(self.features / temperature, self.head)
+        return HiddenStates(self.features / temperature, self.head)
 
 
-def whole(model_logits):
-    """The logits (B, T, V) themselves, worked out if they are Unprojected."""
-    return F.linear(*model_logits) if isinstance(model_logits, Unprojected) else model_logits
+def to_logits(model_logits):
+    """The logits (B, T, V) themselves, worked out if they are HiddenStates."""
+    return F.linear(*model_logits) if isinstance(model_logits, HiddenStates) else model_logits
 
 
 AT_ONCE = 2**22  # logits of one chunk: 16 MiB in float32
@@ -871,14 +871,14 @@ AT_ONCE = 2**22  # logits of one chunk: 16 MiB in float32
 def by_chunks(function, *inputs, at_once=AT_ONCE):
     """function(*inputs) at every position, (B, T) or (B, T, k), with the logits of a few positions at a time.
 
-    Inputs are Unprojected, or tensors (B, T, ...) that are cut alongside, such as targets; where none is Unprojected,
+    Inputs are HiddenStates, or tensors (B, T, ...) that are cut alongside, such as targets; where none is HiddenStates,
     this is function(*inputs). A chunk holds at most `at_once` logits of one model (at least one position) and is worked
     out again for the backward pass: value and gradients are those of the whole, for one more product with the head.
     """
-    if not any(isinstance(x, Unprojected) for x in inputs):
+    if not any(isinstance(x, HiddenStates) for x in inputs):
         return function(*inputs)
-    heads = [x.head if isinstance(x, Unprojected) else None for x in inputs]
-    rows = [x.features if isinstance(x, Unprojected) else x for x in inputs]
+    heads = [x.head if isinstance(x, HiddenStates) else None for x in inputs]
+    rows = [x.features if isinstance(x, HiddenStates) else x for x in inputs]
     shape, vocab_size = rows[0].shape[:2], max(len(head) for head in heads if head is not None)
 
     def piece(*parts):

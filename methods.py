@@ -34,17 +34,17 @@ from features import (
     FEATURES,
     NEEDS_PROJECTOR,
     Projector,
+    capture_hidden,
     flow,
     input_gradient,
     input_gradient_alignment,
     second_order,
-    watch,
 )
 from lab.training import all_reduce_mean
 from losses import (
     DIVERGENCES,
     NO_TEACHER,
-    Unprojected,
+    HiddenStates,
     at_least_float32,
     by_chunks,
     cross_entropy,
@@ -56,7 +56,7 @@ from losses import (
     random_sampling_kd,
     soften,
     taid_target,
-    whole,
+    to_logits,
 )
 from model import GPT, GPTConfig, clip_and_step, learning_rate, make_optimizer
 from sample import DATASET, Noise, Rollout, rollout_from_ids, to_device
@@ -69,7 +69,7 @@ from sample import DATASET, Noise, Rollout, rollout_from_ids, to_device
 class Variant:
     """One method with a fixed teacher. A new one is a new row of a table; flags, tests and docs/methods.md follow.
 
-    A None in `hyper` is what the flag of the same name says. In `sampling`, (shape, first, last) moves over the run,
+    A None in `loss_kwargs` is what the flag of the same name says. In `sampling`, (shape, first, last) moves over the run,
     shape being "linear" or "cosine".
     """
 
@@ -77,26 +77,26 @@ class Variant:
     loss: str  # "cross_entropy", or a name in one of the tables of losses.py
     paper: str | None  # arXiv id
     note: str  # what it changes
-    ours: str = ""  # what is not the paper's: analogy, restriction, reconstruction
-    hyper: dict = field(default_factory=dict)  # of the loss
+    deviation: str = ""  # what is not the paper's: analogy, restriction, reconstruction
+    loss_kwargs: dict = field(default_factory=dict)  # of the loss
     kd_weight: float = 1.0  # of the loss; the rest is cross-entropy on the tokens
     temperature: float = 1.0  # of both sides of the loss
     # mixed: chance that the student writes, in the first and in the second half of the run
     student_share: tuple = (0.0, 0.0)
-    coin: str = "batch"  # mixed: one coin per "batch" or per "sequence"
+    mix_per: str = "batch"  # mixed: one draw per "batch" or per "sequence"
     answers: float | None = None  # the teacher's answers at this temperature take the place of the references
     sampling: dict = field(default_factory=dict)  # goes before the sampling flags; accept_top_k is in units of the flag
     method: str | None = None  # a name in METHODS: what is kept from step to step
-    knobs: dict = field(default_factory=dict)  # keywords of the method
+    method_kwargs: dict = field(default_factory=dict)  # keywords of the method
     teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made from it before training
 
     def __post_init__(self):
-        assert self.coin in ("batch", "sequence"), f"a coin is thrown per batch or per sequence, not per {self.coin}"
+        assert self.mix_per in ("batch", "sequence"), f"who writes is drawn per batch or per sequence, not per {self.mix_per}"
         assert not self.sampling or self.writer in ("interleaved", "switching"), f"{self.writer} has no use for {self.sampling}"
         shapes = {value[0] for value in self.sampling.values() if isinstance(value, tuple)}
         assert shapes <= {"linear", "cosine"}, f"a schedule is linear or cosine, found {shapes}"
         fixed = self.loss in NO_TEACHER and self.loss != "label_smoothing"
-        assert not fixed or (self.kd_weight == 1 and not self.hyper), f"{self.loss} has neither hyper nor another loss beside it"
+        assert not fixed or (self.kd_weight == 1 and not self.loss_kwargs), f"{self.loss} has neither loss_kwargs nor another loss beside it"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class OnlineVariant:
     note: str
     writer: str = "dataset"  # of the tokens that divergences are taken on (sample.write_tokens)
     student_share: tuple = (0.0, 0.0)  # mixed: in the first and in the second half
-    coin: str = "batch"
+    mix_per: str = "batch"
     # the student's side
     student_divergence: str | None = None  # a name in losses.DIVERGENCES, or "minillm"
     student_kd: float | None = None  # weight of the divergence; the rest is cross-entropy on the references
@@ -122,7 +122,7 @@ class OnlineVariant:
     rank: int | None = None
     # in place of the teacher's loss: a meta-gradient, "exact" or by "difference"
     meta_gradient: str | None = None
-    ours: str = ""  # what is not the paper's
+    deviation: str = ""  # what is not the paper's
     temperature: float | None = None  # of both divergences
     module_scale: float | None = None  # factor on what the module adds
     module_start: float | None = None  # share of the steps before the module starts to move
@@ -132,7 +132,7 @@ class OnlineVariant:
 
 def resolve(row, accept_top_k):
     """The row with the flag's K in place of None."""
-    return dataclasses.replace(row, hyper={k: accept_top_k if v is None else v for k, v in row.hyper.items()})
+    return dataclasses.replace(row, loss_kwargs={k: accept_top_k if v is None else v for k, v in row.loss_kwargs.items()})
 
 
 def scheduled(value, progress):
@@ -146,7 +146,7 @@ def scheduled(value, progress):
 
 def sampling_now(row, run, progress):
     """The keywords of sample.write_tokens at this point of a run: the run's own, and before them what the row says."""
-    options = run.sampling | {"student_share": row.student_share[int(progress >= 0.5)], "coin": row.coin}
+    options = run.sampling | {"student_share": row.student_share[int(progress >= 0.5)], "mix_per": row.mix_per}
     rule = options.pop("rule", {})
     own = {knob: scheduled(value, progress) for knob, value in row.sampling.items()}
     if row.writer == "switching":
@@ -203,16 +203,16 @@ class Method(nn.Module):
         return self.student_passes if is_student else self.teacher_passes
 
     @property
-    def hyper(self):
+    def loss_kwargs(self):
         """Of the row's own loss."""
-        return self.row.hyper
+        return self.row.loss_kwargs
 
     def word_loss(self, student_logits, teacher_logits, part):
         """The row's own loss, at every position."""
-        row, hyper = self.row, self.hyper
+        row, loss_kwargs = self.row, self.loss_kwargs
 
         def distance(student_logits, teacher_logits):
-            return per_token_loss(row.loss, student_logits, teacher_logits, part.tokens, **hyper)
+            return per_token_loss(row.loss, student_logits, teacher_logits, part.tokens, **loss_kwargs)
 
         return hinton_mixture(student_logits, teacher_logits, part.tokens.targets, row.kd_weight, row.temperature, distance)
 
@@ -250,7 +250,7 @@ class Method(nn.Module):
             return masked_mean(take(student_logits, teacher_logits, few), few.tokens.mask)
 
         def distance_of(student_logits, teacher_logits):
-            per_token = per_token_loss(row.loss, student_logits, teacher_logits, few.tokens, **row.hyper)
+            per_token = per_token_loss(row.loss, student_logits, teacher_logits, few.tokens, **row.loss_kwargs)
             return masked_mean(per_token, few.tokens.mask)
 
         if row.loss in DIVERGENCES and not self.replaces_loss:  # whatever stands beside it
@@ -280,9 +280,9 @@ class Method(nn.Module):
 def begin(row, student, teacher, run):
     """The state object of one run, on the student's device."""
     kind = METHODS[row.method] if row.method else Method
-    if kind.replaces_loss and (row.hyper or row.kd_weight != 1 or row.temperature != 1):
-        raise ValueError(f"{row.method} has a loss of its own: hyper, kd_weight and temperature of the row would do nothing")
-    method = kind(row, student, teacher, run, **row.knobs)
+    if kind.replaces_loss and (row.loss_kwargs or row.kd_weight != 1 or row.temperature != 1):
+        raise ValueError(f"{row.method} has a loss of its own: loss_kwargs, kd_weight and temperature of the row would do nothing")
+    method = kind(row, student, teacher, run, **row.method_kwargs)
     method.to(run.device)
     if any(True for _ in method.parameters()):
         method.optimizer = make_optimizer(method, run.lr, weight_decay=0.0)
@@ -486,25 +486,25 @@ class Feature(Method):
 
     captures_teacher = True
 
-    def __init__(self, row, student, teacher, run, feature, weight=1.0, at="middle", **hyper):
+    def __init__(self, row, student, teacher, run, feature, weight=1.0, at="middle", **feature_kwargs):
         super().__init__(row, student, teacher, run)
-        self.feature, self.weight, self.at = functools.partial(FEATURES[feature], **hyper), weight, at
+        self.feature, self.weight, self.at = functools.partial(FEATURES[feature], **feature_kwargs), weight, at
         if feature in NEEDS_PROJECTOR:
             self.projector = Projector(student.config.n_embd, teacher.config.n_embd, self.generator)
 
     def capture(self, model, is_student):
-        return watch(model, [block_at(model, self.at)])
+        return capture_hidden(model, [block_at(model, self.at)])
 
     def per_token(self, student_logits, teacher_logits, part):
-        student_hidden, teacher_hidden = (seen.hidden[0] for seen in self.captured(part))
+        student_hidden, teacher_hidden = (captured.hidden[0] for captured in self.captured(part))
         if hasattr(self, "projector"):
             student_hidden = self.projector(student_hidden)
         return self.word_loss(student_logits, teacher_logits, part) + self.weight * self.feature(student_hidden, teacher_hidden, part.tokens.mask)
 
 
 def like(model_logits, as_these):
-    """Unprojected logits, worked out unless `as_these` are Unprojected themselves."""
-    return model_logits if isinstance(as_these, Unprojected) else whole(model_logits)
+    """HiddenStates logits, worked out unless `as_these` are HiddenStates themselves."""
+    return model_logits if isinstance(as_these, HiddenStates) else to_logits(model_logits)
 
 
 class Flow(Method):
@@ -518,10 +518,10 @@ class Flow(Method):
         self.first, self.second = (Projector(*widths, self.generator) for _ in range(2))
 
     def capture(self, model, is_student):
-        return watch(model, [block_at(model, "middle"), block_at(model, "last")])
+        return capture_hidden(model, [block_at(model, "middle"), block_at(model, "last")])
 
     def per_token(self, student_logits, teacher_logits, part):
-        student_hidden, teacher_hidden = (seen.hidden for seen in self.captured(part))
+        student_hidden, teacher_hidden = (captured.hidden for captured in self.captured(part))
         own = self.first(student_hidden[0]), self.second(student_hidden[1])
         return self.word_loss(student_logits, teacher_logits, part) + self.weight * flow(*own, *teacher_hidden, part.tokens.mask)
 
@@ -547,14 +547,14 @@ class DualSpace(Method):
         self.products = 2 * heads + 3 * self.to_teacher.weight.numel() + 2 * self.to_student.weight.numel()
 
     def capture(self, model, is_student):
-        return watch(model, [block_at(model, "last")])
+        return capture_hidden(model, [block_at(model, "last")])
 
     def per_token(self, student_logits, teacher_logits, part):
         """Both spaces' losses, (B, T)."""
         student, teacher = self.models
-        own, other = (model.norm(seen.hidden[0]) for model, seen in zip(self.models, self.captured(part)))  # (B, T, C) each
-        projected_teacher = like(Unprojected(self.to_student(other), student.head.detach()), student_logits)
-        projected_student = like(Unprojected(self.to_teacher(own), teacher.head), student_logits)
+        own, other = (model.norm(captured.hidden[0]) for model, captured in zip(self.models, self.captured(part)))  # (B, T, C) each
+        projected_teacher = like(HiddenStates(self.to_student(other), student.head.detach()), student_logits)
+        projected_student = like(HiddenStates(self.to_teacher(own), teacher.head), student_logits)
         of_map = by_chunks(cross_entropy, projected_teacher, part.tokens.targets)
         teachers_space = by_chunks(forward_kl, projected_student, teacher_logits)
         students_space = self.word_loss(student_logits, projected_teacher.detach(), part)
@@ -580,8 +580,8 @@ class InputGradient(Method):
 
     @contextmanager
     def capture(self, model, is_student):
-        with watch(model, inputs=True) as seen, second_order() if is_student else torch.enable_grad():
-            yield seen
+        with capture_hidden(model, inputs=True) as captured, second_order() if is_student else torch.enable_grad():
+            yield captured
 
     def per_token(self, student_logits, teacher_logits, part):
         """The row's loss, and one distance of gradients per sequence at all of its positions."""
@@ -593,9 +593,9 @@ class InputGradient(Method):
         ids = torch.cat([part.inputs[..., None], guesses], -1)  # (B, T, 1 + k)
         seen_twice = F.pad(guesses == part.inputs[..., None], (1, 0))  # a right guess is the token itself: it counts once
         gradients = []
-        for model, model_logits, seen in zip(self.models, (student_logits, teacher_logits), self.captured(part)):
+        for model, model_logits, captured in zip(self.models, (student_logits, teacher_logits), self.captured(part)):
             model_loss = by_chunks(cross_entropy, model_logits, targets)
-            entries = input_gradient(model_loss, seen.inputs, model.head, masked, ids, create_graph=model is self.models[0])
+            entries = input_gradient(model_loss, captured.inputs, model.head, masked, ids, create_graph=model is self.models[0])
             gradients.append(entries.masked_fill(seen_twice, 0.0))
         # The prompt's tokens are inputs too; what stands behind the last token that counts has no gradient.
         is_input = masked.flip(-1).cumsum(-1).flip(-1) > 0
@@ -658,10 +658,10 @@ class Subclasses(Method):
         self.head = nn.Parameter(head)
 
     def capture(self, model, is_student):
-        return watch(model, [block_at(model, "last")])
+        return capture_hidden(model, [block_at(model, "last")])
 
     def per_token(self, student_logits, teacher_logits, part):
-        own, others = (model.norm(seen.hidden[0]) for model, seen in zip(self.models, self.captured(part)))  # (B, T, C)
+        own, others = (model.norm(captured.hidden[0]) for model, captured in zip(self.models, self.captured(part)))  # (B, T, C)
         with torch.no_grad():
             ids = by_chunks(lambda rows: rows.topk(self.top_k).indices, teacher_logits)
             probs = by_chunks(lambda rows: at_least_float32(rows).softmax(-1).topk(self.top_k).values, teacher_logits)
@@ -682,55 +682,55 @@ class Regions(Method):
     says from its middle block: easy tokens count. Then tokens count that are hard for one of the two models and not for
     the other: a token is hard for a model that gives it at most `threshold`, the teacher's median over the references
     (the first 3,200), since many a language model is below the paper's fixed .7 nearly everywhere. The early answer goes
-    through a linear map that is trained for `lens_steps` steps before the run (the paper's teacher has an auxiliary head
+    through a linear map that is trained for `early_steps` steps before the run (the paper's teacher has an auxiliary head
     of its own). The mean is over all tokens, not over those that count.
     """
 
     captures_teacher = True
 
-    def __init__(self, row, student, teacher, run, warmup=0.1, lens_steps=50, lens_rate=1e-2):
+    def __init__(self, row, student, teacher, run, warmup=0.1, early_steps=50, early_rate=1e-2):
         super().__init__(row, student, teacher, run)
         self.warmup, middle = warmup * run.num_steps, block_at(teacher, "middle")
-        lens = nn.Parameter(torch.eye(teacher.config.n_embd, device=run.device))
-        optimizer = torch.optim.Adam([lens], lr=lens_rate)
+        early_map = nn.Parameter(torch.eye(teacher.config.n_embd, device=run.device))
+        optimizer = torch.optim.Adam([early_map], lr=early_rate)
         batches = list(references_of(run))
         lengths = [len(prompt) + len(response) - 1 for prompt, response in zip(run.prompts, run.responses)]
         kept, fed = [], 0
-        for step in range(lens_steps):
+        for step in range(early_steps):
             batch = batches[step % len(batches)]
             inputs, targets, masked = batch.tokens[:, :-1], batch.tokens[:, 1:], batch.response_mask[:, 1:]
-            with torch.no_grad(), watch(teacher, [middle]) as seen:
+            with torch.no_grad(), capture_hidden(teacher, [middle]) as captured:
                 teacher_logits = teacher(inputs)
             if step < len(batches):
                 kept.append((-cross_entropy(teacher_logits, targets)[masked]).exp())
             fed += sum(lengths[step % len(batches) * 64 :][: len(inputs)])
-            loss = masked_mean(cross_entropy(self.early(teacher, seen.hidden[0], lens), targets), masked)
+            loss = masked_mean(cross_entropy(self.early(teacher, captured.hidden[0], early_map), targets), masked)
             optimizer.zero_grad()
-            (lens.grad,) = torch.autograd.grad(loss, lens)
+            (early_map.grad,) = torch.autograd.grad(loss, early_map)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, lens_steps, lens_rate)
+                group["lr"] = learning_rate(step, early_steps, early_rate)
             optimizer.step()
-        self.register_buffer("lens", lens.detach())
+        self.register_buffer("early_map", early_map.detach())
         self.register_buffer("threshold", torch.cat(kept).median())
-        run.prepare(teacher_tokens=2 * fed, teacher_forwards=lens_steps)
+        run.prepare(teacher_tokens=2 * fed, teacher_forwards=early_steps)
 
     @staticmethod
-    def early(teacher, hidden, lens):
-        return F.linear(teacher.norm(hidden @ lens), teacher.head)
+    def early(teacher, hidden, early_map):
+        return F.linear(teacher.norm(hidden @ early_map), teacher.head)
 
     def before_step(self, step):
         super().before_step(step)
         self.warm = step.number < self.warmup
 
     def capture(self, model, is_student):
-        return nullcontext() if is_student or not self.warm else watch(model, [block_at(model, "middle")])
+        return nullcontext() if is_student or not self.warm else capture_hidden(model, [block_at(model, "middle")])
 
     def per_token(self, student_logits, teacher_logits, part):
         teacher, targets = self.models[1], part.tokens.targets
         own = by_chunks(cross_entropy, student_logits, targets)
         with torch.no_grad():
             if self.warm:
-                early = Unprojected(teacher.norm(self.captured(part)[1].hidden[0] @ self.lens), teacher.head)
+                early = HiddenStates(teacher.norm(self.captured(part)[1].hidden[0] @ self.early_map), teacher.head)
                 weight = (-by_chunks(forward_kl, teacher_logits, early)).exp()  # KL(early || teacher)
             else:
                 others = by_chunks(cross_entropy, teacher_logits, targets)
@@ -763,7 +763,7 @@ class Branches(Method):
         self.products = 3 * extra
 
     def capture(self, model, is_student):
-        return watch(model, [self.trunk]) if is_student else nullcontext()
+        return capture_hidden(model, [self.trunk]) if is_student else nullcontext()
 
     def per_token(self, student_logits, teacher_logits, part):
         student, trunk = self.models[0], self.captured(part)[0].hidden[0]
@@ -772,7 +772,7 @@ class Branches(Method):
             x = trunk
             for number, block in enumerate(blocks):
                 x = block(x, self.trunk + 1 + number)
-            branches.append(like(Unprojected(norm(x), student.head), student_logits))
+            branches.append(like(HiddenStates(norm(x), student.head), student_logits))
         gate = at_least_float32(trunk @ self.gate).softmax(-1)  # (B, T, branches)
 
         def all_of_them(gate, targets, *branches):
@@ -801,8 +801,8 @@ class Smoothing(Method):
         self.register_buffer("among", torch.tensor(tokens_in_use(run)), persistent=False)
 
     @property
-    def hyper(self):
-        return self.row.hyper | {"among": self.among}
+    def loss_kwargs(self):
+        return self.row.loss_kwargs | {"among": self.among}
 
 
 class SoftLabels(Method):
@@ -967,9 +967,9 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
         for step, rows in inner.plain_steps(order, both=both, optimizer=optimizer):
             batch = rollout_from_ids([prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), run.device)
             inputs, targets, masked = batch.tokens[:, :-1], batch.tokens[:, 1:], batch.response_mask[:, 1:]
-            with watch(teacher, [below]) as seen:
+            with capture_hidden(teacher, [below]) as captured:
                 teacher_logits = teacher(inputs)
-            x = bridge(seen.hidden[0])
+            x = bridge(captured.hidden[0])
             for number, block in enumerate(above):
                 x = block(x, number)
             branch_logits = F.linear(branch.norm(x), head)

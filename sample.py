@@ -65,7 +65,7 @@ class Rollout:
     finished: torch.Tensor  # (B,) bool: ended by the end token, not by the budget
     teacher_logits: torch.Tensor | None = None  # (B, T-1, V), row t judged token t+1; defined on response rows only
     teacher_features: torch.Tensor | None = None  # (B, T-1, C) in their place, if asked for
-    unwritten: torch.Tensor | None = None  # (B, T) long: the token NOT written where a proposal was rejected, else -1
+    rejected_tokens: torch.Tensor | None = None  # (B, T) long: the token NOT written where a proposal was rejected, else -1
     counters: torch.Tensor | None = None  # (7,) long, named by COUNTERS, summed over rows
     blocks: list = field(default_factory=list)  # of Block
     fed: torch.Tensor | None = None  # (4,) long, named by FED: what writing it took; None where nobody wrote it now
@@ -754,7 +754,7 @@ def _in_blocks(
     student, teacher, prompts, max_new_tokens, *, rules, generator, gamma, eos_token, row_keys, write_back=True,
     keep_features=False,
 ):  # fmt: skip
-    """interleaved_plain, fast, by InterleavedRules or SpeculativeRules -> Rollout, with counters, blocks, `unwritten`.
+    """interleaved_plain, fast, by InterleavedRules or SpeculativeRules -> Rollout, with counters, blocks, `rejected_tokens`.
 
     n sequences are running; one that is done leaves the working set. gamma None: best_gamma. Reads the device once per
     block. write_back False: the control, see `_mark`. keep_features: teacher_features in the place of teacher_logits.
@@ -769,7 +769,7 @@ def _in_blocks(
     student_cache = _prefill(student, tokens, prompt_len, width, capacity)
     teacher_cache = _prefill(teacher, tokens, prompt_len, width, capacity)
     tables = {role: noise.table(capacity, role) for role in rules.roles}
-    length, unwritten = prompt_len.clone(), torch.full_like(tokens, -1)
+    length, rejected_tokens = prompt_len.clone(), torch.full_like(tokens, -1)
     finished = torch.zeros(B, dtype=torch.bool, device=device)
     kept_rows = None  # (B, capacity, V), or C with keep_features
     blocks, live, live_on_host, T = [], torch.arange(B, device=device), list(range(B)), 0
@@ -804,7 +804,7 @@ def _in_blocks(
 
         # 3. Keep it. All G columns are written; the next block overwrites those behind the judged, or they are cut.
         tokens[rows, positions], length[live], finished[live] = committed
-        unwritten[rows, positions] = torch.where(verdict.rejected, lost, -1)
+        rejected_tokens[rows, positions] = torch.where(verdict.rejected, lost, -1)
         if kept_rows is None:
             kept_rows = output.new_zeros(B, capacity, output.size(-1))
         kept_rows[rows, positions - 1] = output  # row t predicts token t+1: these are the training targets
@@ -833,7 +833,7 @@ def _in_blocks(
         tokens,
         prompt_len,
         length,
-        torch.where((unwritten >= 0) & write_back, TEACHER, STUDENT),
+        torch.where((rejected_tokens >= 0) & write_back, TEACHER, STUDENT),
         finished,
         T,
         **{"teacher_features" if keep_features else "teacher_logits": kept_rows[:, : T - 1]},
@@ -841,7 +841,7 @@ def _in_blocks(
         fed=_fed_in_blocks(counters, prompt_len, len(blocks)),
         blocks=blocks,
     )
-    rollout.unwritten = unwritten[:, :T].masked_fill(~rollout.response_mask, -1)
+    rollout.rejected_tokens = rejected_tokens[:, :T].masked_fill(~rollout.response_mask, -1)
     return rollout
 
 
@@ -1114,7 +1114,7 @@ class Request(NamedTuple):
     generator: torch.Generator
     eos_token: int | None
     student_share: float
-    coin: str
+    mix_per: str
     temperature: float
     top_p: float | None
     teacher_mix: float
@@ -1133,9 +1133,9 @@ class Request(NamedTuple):
 
 
 def _write_mixed(request):
-    """References or student, by a coin per "batch" or per "sequence" that says student at student_share."""
+    """References or student, by a draw per "batch" or per "sequence" that takes the student at student_share."""
     prompts, rows, batch_size = request.prompts, request.rows, request.batch_size
-    coins = torch.rand(batch_size if request.coin == "sequence" else 1, generator=request.generator).expand(batch_size)
+    coins = torch.rand(batch_size if request.mix_per == "sequence" else 1, generator=request.generator).expand(batch_size)
     anywhere = (coins < request.student_share).tolist()  # in the whole batch
     number = list(itertools.accumulate(anywhere))  # the student's rows are numbered through: their noise's keys
     by_student, responses, fed = [anywhere[row] for row in rows], request.references, None
@@ -1156,12 +1156,12 @@ def _write_mixed(request):
 
 
 def _write_dataset(request):
-    """The references. The coin of `mixed` is thrown as well: a run draws the same numbers whoever writes a batch."""
+    """The references. The draw of `mixed` is made as well: a run draws the same numbers whoever writes a batch."""
     return _write_mixed(request._replace(student_share=0.0))
 
 
 def _write_student(request):
-    """The student itself, now; the coin is thrown as for `dataset`."""
+    """The student itself, now; the draw of `mixed` is made as for `dataset`."""
     return _write_mixed(request._replace(student_share=1.0))
 
 
@@ -1231,7 +1231,7 @@ def write_tokens(
     generator,
     eos_token,
     student_share=0.0,
-    coin="batch",
+    mix_per="batch",
     temperature=1.0,
     top_p=None,
     teacher_mix=0.2,
@@ -1243,19 +1243,19 @@ def write_tokens(
 ):
     """One batch of training tokens -> Rollout, written by `writer`, a row of WRITERS, whose function explains it.
 
-    student_share and coin are mixed's, teacher_mix is teacher_mixed's, `interleaved` holds interleaved_generate's
+    student_share and mix_per are mixed's, teacher_mix is teacher_mixed's, `interleaved` holds interleaved_generate's
     options and `switching` the knobs of Switching. Where the references are the teacher's answers, `reference_source`
     says TEACHER; a writer that needs none takes None for each, or for all. The student's temperature and top_p are the
     same for every writer, and no gradient flows through a draw.
 
     Several processes write one batch together: `rows` are the places in it that these prompts have, `batch_size` is its
     size. Noise and coins belong to the places, so the batch is the same, however many processes share it. Raises
-    ValueError for an unknown writer or coin, a share outside 0..1, and references that are needed and missing.
+    ValueError for an unknown writer or mix_per, a share outside 0..1, and references that are needed and missing.
     """
-    if writer not in WRITERS or coin not in ("batch", "sequence") or not 0 <= student_share <= 1:
+    if writer not in WRITERS or mix_per not in ("batch", "sequence") or not 0 <= student_share <= 1:
         raise ValueError(
-            f"a writer is one of {', '.join(WRITERS)}, a coin per batch or per sequence, a share in 0..1; "
-            f"found {writer!r}, {coin!r}, {student_share}"
+            f"a writer is one of {', '.join(WRITERS)}, mix_per batch or sequence, a share in 0..1; "
+            f"found {writer!r}, {mix_per!r}, {student_share}"
         )
     if references is None:
         references = [None] * len(prompts)
@@ -1265,7 +1265,7 @@ def write_tokens(
         raise ValueError(f"writer {writer} needs a reference for each prompt, {missing[0]} has none: give `responses`")
     rows, batch_size = range(len(prompts)) if rows is None else rows, batch_size or len(prompts)
     request = Request(
-        student, teacher, prompts, references, max_new_tokens, generator, eos_token, student_share, coin, temperature,
+        student, teacher, prompts, references, max_new_tokens, generator, eos_token, student_share, mix_per, temperature,
         top_p, teacher_mix, interleaved, switching, reference_source, rows, batch_size,
     )  # fmt: skip
     return WRITERS[writer].write(request)

@@ -13,7 +13,7 @@ otherwise) learns along with the student. Each step, from ONE forward of each mo
     teacher:  alpha * KL(student || teacher) + (1 - alpha) * cross-entropy on the references                 (Eq. 16)
 
 Either side takes the other's distribution as a constant, and both distributions are computed before either moves. So
-each runs the same code with the roles swapped: `player_loss`. Taken alone, the teacher's loss pulls it towards the
+each runs the same code with the roles swapped: `kd_loss`. Taken alone, the teacher's loss pulls it towards the
 mixture alpha * student + (1 - alpha) * data: at alpha 0 the student has no influence on it (okd_no_feedback, the control
 that the paper lacks); at alpha 1 nothing but the student has one, and any agreement gives loss 0: collapse (okd_collapse).
 
@@ -72,15 +72,15 @@ VARIANTS = {
     "sft": OnlineVariant(None, "no teacher: cross-entropy on the references", student_divergence="forward_kl", student_kd=0.0),
     "fixed_forward_kl": OnlineVariant("1910.01108", "word-level KD: forward KL to the fixed teacher", student_divergence="forward_kl"),
     "fixed_reverse_kl": OnlineVariant("2306.08543", "reverse KL to the fixed teacher on the references", student_divergence="reverse_kl"),
-    "imitkd": OnlineVariant("2009.07253", "a coin per sequence: reference or student sample", writer="mixed",
-                      student_share=(0.5, 0.5), coin="sequence", student_divergence="forward_kl"),
-    "gkd": OnlineVariant("2306.13649", "a coin per batch: references or student samples; JSD", writer="mixed",
+    "imitkd": OnlineVariant("2009.07253", "a draw per sequence: reference or student sample", writer="mixed",
+                      student_share=(0.5, 0.5), mix_per="sequence", student_divergence="forward_kl"),
+    "gkd": OnlineVariant("2306.13649", "a draw per batch: references or student samples; JSD", writer="mixed",
                    student_share=(0.5, 0.5), student_divergence="generalized_jsd"),
     "minillm": OnlineVariant("2306.08543", "policy gradient of the sequence's reverse KL on teacher-mixed samples",
                        writer="teacher_mixed", student_divergence="minillm",
-                       ours="no clipping of repeated updates, since each batch is used once; no loss on a pretraining corpus"),
+                       deviation="no clipping of repeated updates, since each batch is used once; no loss on a pretraining corpus"),
     "okd": OnlineVariant("2409.12512", "the teacher's LoRA learns from student and references", module="flag",
-                   ours="the module's rate, where the paper has one for both players (--module-lr 1); alpha; rank 8"),
+                   deviation="the module's rate, where the paper has one for both players (--module-lr 1); alpha; rank 8"),
     "okd_no_feedback": OnlineVariant(None, "control: the LoRA learns from the references alone", module="flag", alpha=0.0),
 }
 # fmt: on
@@ -117,7 +117,7 @@ def resolve(row, args=None):
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. What either of them minimises.
 
-def player_loss(
+def kd_loss(
     own_logits,
     other_logits,
     mask,
@@ -183,15 +183,15 @@ class OnlineLosses(Method):
         return by_chunks(DIVERGENCES[self.row.student_divergence], student_logits, teacher_logits)
 
     def student(self, part, student_logits, teacher_logits):
-        """player_loss of the student; with forward KL at weight 1 Eq. 17."""
+        """kd_loss of the student; with forward KL at weight 1 Eq. 17."""
         row, student = self.row, self.models[0]
         learned = self.reference_loss(part, student, part.student_logits) if row.student_kd < 1 else 0.0
         divergence = functools.partial(self.student_divergence, part)
         means = (row.temperature, self.run.reduction, part.total)
-        return player_loss(student_logits, teacher_logits, part.tokens.mask, learned, row.student_kd, divergence, *means)
+        return kd_loss(student_logits, teacher_logits, part.tokens.mask, learned, row.student_kd, divergence, *means)
 
     def teacher(self, part, teacher_logits, student_logits):
-        """player_loss of the teacher, with reverse KL Eq. 16, and the anchor KL(adapted || original) of a row that has one.
+        """kd_loss of the teacher, with reverse KL Eq. 16, and the anchor KL(adapted || original) of a row that has one.
 
         None where the teacher stands still: a fixed one, one that has not begun to move, one that has moved in this step.
         """
@@ -201,7 +201,7 @@ class OnlineLosses(Method):
         learned = self.reference_loss(part, teacher, teacher_logits) if row.alpha < 1 else 0.0
         divergence = functools.partial(by_chunks, DIVERGENCES[TEACHER_DIVERGENCES[row.teacher_divergence]])
         means = (row.temperature, self.run.reduction, part.total)
-        loss = player_loss(teacher_logits, student_logits, part.tokens.mask, learned, row.alpha, divergence, *means)
+        loss = kd_loss(teacher_logits, student_logits, part.tokens.mask, learned, row.alpha, divergence, *means)
         if row.anchor > 0:
             with torch.no_grad():
                 original_logits = part.forward(teacher.base)
@@ -503,7 +503,7 @@ def check_row(name, args, examples):
         )
 
 
-def unreached(flag, name, args):
+def ignored_reason(flag, name, args):
     """Why a flag does not reach the training of a method, as what follows "which"; None where it does."""
     own, row = VARIANTS[name], resolve(VARIANTS[name], args)
     of_student = ("student_divergence", "student_kd", "temperature", "teacher_mix")
@@ -525,7 +525,7 @@ def unreached(flag, name, args):
         (("cache_teacher",), not asks_about_references(row), "takes nothing from a cache"),
         (("recompute",), row.meta_gradient, "takes a second derivative"),
     )
-    return command_line.first_reason(flag, table) or command_line.unreached_tokens(flag, row.writer, {}, args)
+    return command_line.first_reason(flag, table) or command_line.ignored_sampling_reason(flag, row.writer, {}, args)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -561,7 +561,7 @@ def parse_flags(argv=None):
     add("update", None, "alternating: the teacher moves first", choices=("simultaneous", "alternating"))
     add("anchor", float, "weight of KL(adapted || original teacher)")
     add("teacher_mix", float, "minillm: the teacher's share in every draw")
-    args, names = command_line.parse(parser, argv, VARIANTS, MAIN, "train_okd", unreached)
+    args, names = command_line.parse(parser, argv, VARIANTS, MAIN, "train_okd", ignored_reason)
     command_line.check_cache(args)
     return args, names
 

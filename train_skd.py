@@ -57,10 +57,10 @@ VARIANTS = {
     "seqkd": Variant("teacher", "cross_entropy", "1606.07947", "cross-entropy on the teacher's greedy answers, written once",
                      "greedy answers in place of beam search", answers=0.0),
     "on_policy": Variant("student", "forward_kl", "2306.13649", "KD on the student's own samples"),
-    "imitkd": Variant("mixed", "forward_kl", "2009.07253", "a coin per sequence: reference or student sample",
-                      "constant chance .5; the paper's annealing was not seen", student_share=(0.5, 0.5), coin="sequence"),
-    "gkd": Variant("mixed", "generalized_jsd", "2306.13649", "a coin per batch: references or student samples; JSD",
-                   hyper={"beta": 0.5}, student_share=(0.5, 0.5)),
+    "imitkd": Variant("mixed", "forward_kl", "2009.07253", "a draw per sequence: reference or student sample",
+                      "constant chance .5; the paper's annealing was not seen", student_share=(0.5, 0.5), mix_per="sequence"),
+    "gkd": Variant("mixed", "generalized_jsd", "2306.13649", "a draw per batch: references or student samples; JSD",
+                   loss_kwargs={"beta": 0.5}, student_share=(0.5, 0.5)),
     "two_stage": Variant("mixed", "forward_kl", "2410.11325", "references in the first half, student samples in the second",
                          student_share=(0.0, 1.0)),
     "skd": Variant("interleaved", "forward_kl", "2410.11325", "the student proposes, the teacher replaces what it ranks poorly"),
@@ -102,23 +102,23 @@ def resolve(row, args):
     """The row with what the flags say of it: --loss on a row that takes one, --accept-top-k where its loss wants it."""
     if args.loss and not methods.keeps_its_loss(row):
         kd_weight = 1.0 if args.loss in NO_TEACHER else row.kd_weight
-        row = dataclasses.replace(row, loss=args.loss, hyper=args.loss_args, kd_weight=kd_weight)
+        row = dataclasses.replace(row, loss=args.loss, loss_kwargs=args.loss_args, kd_weight=kd_weight)
     return methods.resolve(row, args.accept_top_k)
 
 
-def unreached(flag, name, args):
+def ignored_reason(flag, name, args):
     """Why a flag does not reach the training of a method, as what follows "which"; None where it does."""
     row = VARIANTS[name]
     if flag in ("loss", "loss_args") and methods.keeps_its_loss(row):
         return "has a loss of its own"
-    if flag in row.hyper and row.hyper[flag] is None:
+    if flag in row.loss_kwargs and row.loss_kwargs[flag] is None:
         return None
     row = resolve(row, args)
     if flag == "cache_teacher" and not methods.asks_about_references(row):
         return "takes nothing from a cache"
     if flag in ("recompute", "compile") and row.method and methods.METHODS[row.method].plain_forward:
         return "needs the student's forward as it is"
-    return command_line.unreached_tokens(flag, row.writer, row.sampling, args)
+    return command_line.ignored_sampling_reason(flag, row.writer, row.sampling, args)
 
 
 def check_row(name, args, examples):
@@ -130,7 +130,7 @@ def check_row(name, args, examples):
             f"{name} weighs its samples as the student's own, without an importance ratio: leave out --student-temperature"
             " and --student-top-p, or leave it out of --variants"
         )
-    if row.hyper.get("accept_top_k") == 0:
+    if row.loss_kwargs.get("accept_top_k") == 0:
         raise ValueError(f"--accept-top-k 0 leaves {name} without a loss: give at least 1, or leave it out of --variants")
 
 
@@ -147,7 +147,7 @@ def parse_flags(argv=None):
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", choices=loss_names(), metavar="NAME", help="in place of each method's own: a name of losses.py")
     group.add_argument("--loss-args", default="", metavar="K=V,..", help="its keywords, e.g. beta=0.3")
-    args, names = command_line.parse(parser, argv, VARIANTS, MAIN, "train_skd", unreached)
+    args, names = command_line.parse(parser, argv, VARIANTS, MAIN, "train_skd", ignored_reason)
     command_line.check_cache(args)
     for own in [args, *(own for _, own in args.swept)]:
         if own.loss_args and not own.loss:

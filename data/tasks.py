@@ -681,7 +681,7 @@ class Family(NamedTuple):
 
 SIZES = {"train_examples": 4000, "val_examples": 200, "test_examples": 500, "ood_examples": 200}
 # sixteenths of the hash range; ood has its own, since a longer problem here is an ordinary one at higher difficulty
-SPLIT_BUCKETS = {"train": range(0, 10), "val": range(10, 12), "test": range(12, 14), "ood": range(14, 16)}
+SPLIT_PARTS = {"train": range(0, 10), "val": range(10, 12), "test": range(12, 14), "ood": range(14, 16)}
 
 FAMILIES = {
     "math": Family(
@@ -714,7 +714,7 @@ CORPUS_OPTIONS = {"cache_dir": None, "download": True}
 
 
 class Task:
-    """A named set of splits and its yardstick. The two kinds below fill `by_split` and bring score(example, completion)
+    """A named set of splits and its score. The two kinds below fill `by_split` and bring score(example, completion)
     -> 0..1 and details(examples, completions) -> {name: float}, the further figures."""
 
     splits = SPLITS
@@ -752,7 +752,7 @@ class GeneratedTask(Task):
         """`count` examples with distinct prompts; raises ValueError where the knobs do not allow that many."""
         # two streams: the prompts stay the same whatever `entropy` and `hard_share` do to the responses
         prompt_rng, style_rng = (self.rng(split, use) for use in ("prompts", "responses"))
-        hash_share = len(SPLIT_BUCKETS[split]) / 16
+        hash_share = len(SPLIT_PARTS[split]) / 16
         examples, seen, misses = [], set(), 0
         while len(examples) < count:
             prompt = self.family.make_prompt(prompt_rng, self.options, split == "ood")
@@ -883,8 +883,8 @@ def check_paired(examples, completions):
 
 def split_of(prompt):
     """The split that a generated prompt belongs to: a function of its sha256 alone."""
-    bucket = hashlib.sha256(prompt.encode()).digest()[0] % 16
-    return next(split for split, buckets in SPLIT_BUCKETS.items() if bucket in buckets)
+    part = hashlib.sha256(prompt.encode()).digest()[0] % 16
+    return next(split for split, parts in SPLIT_PARTS.items() if part in parts)
 
 
 # ------------------------------------------------------------------------------------------------------- to tokens

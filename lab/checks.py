@@ -9,7 +9,7 @@ import contextlib
 
 import torch
 
-from losses import Unprojected
+from losses import HiddenStates
 from sample import WRITERS
 
 GATE = 0.5  # score from which on a teacher of a synthetic task has learned it
@@ -19,24 +19,24 @@ FEW = 8  # rows of a batch are enough to ask, and what is asked is held in memor
 
 def first_rows(column):
     """The first few rows of a batch's logits, or of any other column of it."""
-    if isinstance(column, Unprojected):
+    if isinstance(column, HiddenStates):
         return column._replace(features=column.features[:FEW])
     return column[:FEW]
 
 
 def _probe(model_logits):
     """The same numbers, of which a gradient can be asked: (what stands for them, the tensor that takes the gradient)."""
-    if isinstance(model_logits, Unprojected):
+    if isinstance(model_logits, HiddenStates):
         features = model_logits.features.detach().requires_grad_()
-        return Unprojected(features, model_logits.head.detach()), features
+        return HiddenStates(features, model_logits.head.detach()), features
     own = model_logits.detach().requires_grad_()
     return own, own
 
 
 def _another(teacher_logits):
     """What a teacher would say that means other tokens and is less sure of them."""
-    if isinstance(teacher_logits, Unprojected):
-        return Unprojected(teacher_logits.features, teacher_logits.head.roll(1, 0) / 2)
+    if isinstance(teacher_logits, HiddenStates):
+        return HiddenStates(teacher_logits.features, teacher_logits.head.roll(1, 0) / 2)
     return teacher_logits.roll(1, -1) / 2
 
 

@@ -2,7 +2,7 @@
 
     make_parser    the flags of both scripts; each adds its own
     parse          words -> args and names of methods, one set of args per combination of swept values
-    unreached_tokens, and `unreached` of each script: why a flag changes nothing about how a method is trained
+    ignored_sampling_reason, and `ignored_reason` of each script: why a flag changes nothing about how a method is trained
 
 Every number has a range (RANGES), which is checked before anything is run.
 """
@@ -318,11 +318,11 @@ def make_parser(script, description, variants, main_variants):
     return parser
 
 
-def parse(parser, argv, variants, main_variants, script, unreached):
+def parse(parser, argv, variants, main_variants, script, ignored_reason):
     """Command line -> (args with everything resolved that needs no data, names of the methods).
 
     args.swept holds one pair (label, args) per combination of swept values, or one with an empty label; args.notes lines
-    for the user. unreached(flag, name, args) says why a flag does not reach the training of a method, None where it does.
+    for the user. ignored_reason(flag, name, args) says why a flag does not reach the training of a method, None where it does.
     """
     argv, parser = sys.argv[1:] if argv is None else list(argv), with_aliases(parser)
     args, names = parse_once(parser, argv, variants, main_variants, script)
@@ -354,22 +354,22 @@ def parse(parser, argv, variants, main_variants, script, unreached):
                         f"--sweep{label} would change --{name.replace('_', '-')}, which all runs of a table share: "
                         "run the script once per value"
                     )
-    check_sweeps(args, sweeps, names, unreached)
+    check_sweeps(args, sweeps, names, ignored_reason)
     typed = {flag: value for flag, value in vars(parser.parse_args(argv)).items() if value != parser.get_default(flag)}
-    args.notes = check_typed(args, typed, names, variants, unreached)
+    args.notes = check_typed(args, typed, names, variants, ignored_reason)
     if args.data_dir is not None and args.task in tasks.FAMILIES:
         args.notes.append(f"note: --data-dir is not read, --task {args.task} is made here")
     return args, names
 
 
-def check_sweeps(args, sweeps, names, unreached):
+def check_sweeps(args, sweeps, names, ignored_reason):
     """ValueError where a sweep (flag -> its text) would be one run, repeated: by a method that trains the same whatever the
     flag says, even if it is measured otherwise, or by two values that are the same number."""
     done = {}
     for label, own in args.swept:
         for flag, text in sweeps.items():
             for name in names:
-                if why := unreached(flag, name, own):
+                if why := ignored_reason(flag, name, own):
                     raise ValueError(
                         f"--sweep {text} would not reach {name}, which {why}: leave {name} out of --variants, or this sweep"
                     )
@@ -380,13 +380,13 @@ def check_sweeps(args, sweeps, names, unreached):
         done[label] = values
 
 
-def check_typed(args, typed, names, variants, unreached):
+def check_typed(args, typed, names, variants, ignored_reason):
     """ValueError where a flag that was typed (name -> value) reaches no method -> lines about those that reach some only."""
     notes = []
     for flag, value in typed.items():
         if flag in EVALUATION_FLAGS:
             continue
-        missed = {name: [unreached(flag, name, own) for _, own in args.swept] for name in names}
+        missed = {name: [ignored_reason(flag, name, own) for _, own in args.swept] for name in names}
         missed = {name: reasons[0] for name, reasons in missed.items() if all(reasons)}
         if not missed:
             continue
@@ -399,7 +399,7 @@ def check_typed(args, typed, names, variants, unreached):
         if len(missed) < len(names):
             notes.append(f"note: {told} does not reach {listed}")
             continue
-        others = [name for name in variants if not unreached(flag, name, args)]
+        others = [name for name in variants if not ignored_reason(flag, name, args)]
         add = f", or add e.g. {others[0]} to --variants" if others else ""
         raise ValueError(f"{told} would reach none of {listed}: leave it out{add}")
     return notes
@@ -410,7 +410,7 @@ def first_reason(flag, table):
     return next((why for flags, is_so, why in table if flag in flags and is_so), None)
 
 
-def unreached_tokens(flag, writer, own, args):
+def ignored_sampling_reason(flag, writer, own, args):
     """Why a sampling flag changes neither a token nor a mark of a row with this writer, whose `own` options go before the flags;
     None where it may."""
     said = vars(args) | own
@@ -527,7 +527,7 @@ def check_cache(args):
     for own in [args, *(own for _, own in args.swept)]:
         if own.cache_teacher and getattr(own, "temperature", 1.0) != 1.0:
             raise ValueError(
-                f"--cache-teacher {own.cache_teacher} keeps the tail as one bucket, which no --temperature can soften "
+                f"--cache-teacher {own.cache_teacher} keeps all other tokens as one class, which no --temperature can soften "
                 "(its tokens are gone): use --cache-teacher dense, or --temperature 1"
             )
 

@@ -143,7 +143,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
         "row": dataclasses.asdict(row),
     }
     first, machine = processes.rank_and_size()[0] == 0, folders.describe_machine(device)  # the first one writes
-    say = processes.say if args.jobs == 1 and first else lambda _: None
+    say = processes.print_line if args.jobs == 1 and first else lambda _: None
     say(f"{name}: {here.steps} steps")
     # What a state must have in common with this run, to be gone on with.
     identity = shared["flags"] | {name: shared[name] for name in ("pair", "inputs", "accept_top_k", "processes")}
@@ -152,7 +152,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     every = args.save_every or max(1, here.steps // 8)
     stem, log = str(Path(folder) / name), records.NoLog()
     sources = shared["sources"]
-    checkpointer = checkpoints.Checkpointer(stem, every, identity, processes.say, machine | {"sources": sources}, sources)
+    checkpointer = checkpoints.Checkpointer(stem, every, identity, processes.print_line, machine | {"sources": sources}, sources)
     try:
         if first:
             log = records.RunLog(folder, name, shared | header | machine)
@@ -221,7 +221,7 @@ def without_unfit(methods, args, data, check_row):
         except ValueError as error:
             if args.variants not in ("main", "all"):
                 raise
-            processes.say(f"note: left out: {error}")
+            processes.print_line(f"note: left out: {error}")
             left_out.add(label)
     return [(label, own) for label, own in methods if label not in left_out]
 
@@ -229,16 +229,16 @@ def without_unfit(methods, args, data, check_row):
 def say_data(args, data):
     """What is learned, in how many examples and tokens."""
     sizes = {name: len(split.prompts) for name, split in data.splits.items()}
-    processes.say(
+    processes.print_line(
         f"task {args.task}: {sizes['train']} train, {sizes['val']} val, {sizes['test']} test, {sizes['ood']} ood examples"
         + (f" ({data.dropped} longer than the block left out)" if data.dropped else "")
     )
-    processes.say(
+    processes.print_line(
         f"tokenizer: {data.tokenizer.n_vocab} tokens, {data.vocabulary_in_use} in use; block of {data.block_size}, at most "
         f"{data.max_new_tokens} new tokens; K = {args.accept_top_k}, gamma = {args.gamma or 'auto'}"
     )
     if args.task in corpora.CORPORA:
-        processes.say(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
+        processes.print_line(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
 
 
 def open_folder(held, script, args, flags, inputs):
@@ -255,7 +255,7 @@ def open_folder(held, script, args, flags, inputs):
             path.unlink()
     kept = sorted(folder.glob("*.jsonl"))
     if args.resume and not [*kept, *folder.glob("*.state*.pt")]:
-        processes.say(f"nothing to go on with in {args.out or folder.name}: begins anew")
+        processes.print_line(f"nothing to go on with in {args.out or folder.name}: begins anew")
     for path in kept:
         records.read_finished(folder, path.stem, flags, inputs, script)
     return folder
@@ -271,7 +271,7 @@ def measure_start(pair, args, folder):
         if processes.rank_and_size()[0] == 0:
             path, tokenizer = str(folder / f"{label}.pt"), pair.tokenizer.state_dict()
             save_checkpoint(path, model, tokenizer, score=figures["score"], **about(pair, args))
-        processes.say(
+        processes.print_line(
             f"{label:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  "
             f"{figures['parameters']:,} parameters"
         )
@@ -296,7 +296,7 @@ def missing_runs(folder, args, methods, shared, budget):
             if steps:
                 todo.append((own, folder, shared, label, seed, budget, steps))
     if without_student:
-        processes.say(f"{without_student} finished runs have no student here any more; without its record a run is run again")
+        processes.print_line(f"{without_student} finished runs have no student here any more; without its record a run is run again")
     return todo
 
 
@@ -329,7 +329,7 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
         if len(run_name(label, args.seed + args.seeds, "compute").encode()) > 200:  # 255 with what states are called
             raise ValueError(f"a run would be called {label[:60]}...: too long for the name of a file, sweep less at a time")
     for note in args.notes:
-        processes.say(note)
+        processes.print_line(note)
 
     # 1. Task, tokenizer, pair. All that can be refused is refused before anything is written or trained.
     data = load_data(args)
@@ -342,7 +342,7 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
 
     def load_pair():
-        return pairs.load_or_pretrain_pair(data, args.settings, device, report=processes.say, otherwise=[folder / "pairs"])
+        return pairs.load_or_pretrain_pair(data, args.settings, device, report=processes.print_line, otherwise=[folder / "pairs"])
 
     pair = processes.first_then_others(load_pair)  # pretrained once
     processes.use_precision(args.precision, device)  # what the students will be measured with
@@ -351,7 +351,7 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     teacher_figures, start_figures = measure_start(pair, args, folder)
     start_warnings = [] if args.quick else checks.about_start(teacher_figures, start_figures, args.task in tasks.FAMILIES)
     for text in start_warnings:
-        processes.say(f"  warning: {text}")
+        processes.print_line(f"  warning: {text}")
     shared = {  # what the header of every record says
         "format": records.FORMAT,
         "script": script,
@@ -389,11 +389,11 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
         for name, line in failed.items():
             print(f"{script}.py: run {name} failed: {line}", file=sys.stderr)
         print("\n" + report.write_report(folder))
-    processes.say(
+    processes.print_line(
         f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, summary.json and the students lie in {folder}"
     )
     if args.quick:
-        processes.say("This was --quick, a smoke run: its numbers mean nothing.")
+        processes.print_line("This was --quick, a smoke run: its numbers mean nothing.")
     processes.leave()
     return 1 if failed else 0
 
@@ -418,7 +418,7 @@ class Progress:
         """A line that stays: a run has ended."""
         self.finished += 1
         if self.bar.disable:
-            processes.say(line)
+            processes.print_line(line)
         else:
             self.bar.write(line)  # above the bar
             sys.stdout.flush()
@@ -436,7 +436,7 @@ class Progress:
         self.bar.set_postfix_str(", ".join(words))
         if self.bar.disable and running and time.monotonic() - self.spoken > 60:
             self.spoken = time.monotonic()
-            processes.say("  " + ", ".join(words))
+            processes.print_line("  " + ", ".join(words))
 
 
 def last_step(path):

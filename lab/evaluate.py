@@ -1,4 +1,4 @@
-"""The one yardstick: every model of every method, in both scripts and at every stage, is measured here and nowhere else.
+"""The one evaluation: every model of every method, in both scripts and at every stage, is measured here and nowhere else.
 
     evaluate(student, teacher, task, encoded, ...) -> a flat dict of figures
 
@@ -315,7 +315,7 @@ def step_figures(rollout, columns, per_token, budget, bins=8):
     figures = {name: value.item() for name, value in figures.items()}
     if rollout.counters is not None:
         counts = rollout.counts()
-        rejected = (rollout.unwritten >= 0) & mask
+        rejected = (rollout.rejected_tokens >= 0) & mask
         slots = torch.arange(mask.size(1), device=mask.device) - rollout.prompt_len[:, None]  # place in the response
         place = (slots * bins // budget).clamp(0, bins - 1)
         by_position = [(rejected & (place == b)).sum() / ((place == b) & mask).sum().clamp(min=1) for b in range(bins)]

@@ -15,7 +15,7 @@ from lab import command_line, processes
 from lab.records import write_whole
 from losses import (
     DIVERGENCES,
-    MATCHES,
+    MATCHING_LOSSES,
     SEQUENCE_LOSSES,
     TOKEN_LOSSES,
     Tokens,
@@ -38,7 +38,7 @@ def two_rows(logits):
     return torch.cat([logits, logits.flip(-1)], 1)
 
 
-def examine(name, student_probs=STUDENT):
+def value_and_gradient(name, student_probs=STUDENT):
     """(value, gradient as a list) of a loss at the example's first position, target 0, written by the student."""
     student_logits, teacher_logits = two_rows(as_logits(student_probs)), two_rows(as_logits(TEACHER))
     student_logits.requires_grad_()
@@ -53,13 +53,13 @@ def table():
     best, worst = ([NEARLY_NOTHING] * 3 for _ in range(2))
     best[0] = worst[2] = 1 - 2 * NEARLY_NOTHING
     lines = [f"{'':<34}{'value':>10}  {'gradient in the student logits':<32}{'equal':>10}{'best only':>11}{'worst only':>11}"]
-    groups = (("divergences", DIVERGENCES), ("matches", MATCHES), ("of a token", ["cross_entropy", *TOKEN_LOSSES]),
+    groups = (("divergences", DIVERGENCES), ("matches", MATCHING_LOSSES), ("of a token", ["cross_entropy", *TOKEN_LOSSES]),
               ("of a sequence", SEQUENCE_LOSSES))  # fmt: skip
     for title, names in groups:
         lines.append(f"{title}:")
         for name in names:
-            value, gradient = examine(name)
-            limits = [examine(name, probs)[0] + 0.0 for probs in (TEACHER, best, worst)]
+            value, gradient = value_and_gradient(name)
+            limits = [value_and_gradient(name, probs)[0] + 0.0 for probs in (TEACHER, best, worst)]
             limits = "".join(f"{0.0 if abs(limit) < 5e-7 else limit:>11.6f}" for limit in limits)
             numbers = " ".join(f"{number:+.6f}" for number in gradient)
             lines.append(f"  {name:<32}{value:>10.6f}  {numbers:<31}{limits}")
@@ -153,7 +153,7 @@ def tell(path):
     print("\n".join(table()))
     print(f"\nA bump that can only move, and a teacher with bumps at {BUMPS[0][0]} ({BUMPS[0][1]}) and {BUMPS[1][0]} ({BUMPS[1][1]}):\n")
     fits = {}
-    for name in (*DIVERGENCES, *MATCHES):
+    for name in (*DIVERGENCES, *MATCHING_LOSSES):
         fits[name], loss, spread = fit(name)
         flat = "; hardly cares" if spread < 1e-3 else ""
         print(f"  {name:<34}at {fits[name]:5.2f}   loss {loss:8.4f}   {verdict(fits[name])}{flat}")

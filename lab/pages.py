@@ -68,17 +68,17 @@ def methods_table(script, variants):
         if row.get("answers") is not None and row["writer"] == "mixed":
             writer = "teacher, before training, or student"
         loss = row.get("loss") or row.get("student_divergence") or "--student-divergence"
-        given = [row.get("hyper", {}), row.get("knobs", {})]
-        hyper, knobs = (", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+        given = [row.get("loss_kwargs", {}), row.get("method_kwargs", {})]
+        loss_kwargs, method_kwargs = (", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
                         for values in given)
-        loss = f"`{loss}`" + (f" ({hyper})" if hyper else "")
+        loss = f"`{loss}`" + (f" ({loss_kwargs})" if loss_kwargs else "")
         weight = row.get("kd_weight", row.get("student_kd"))
         loss = f"{weight:g} {loss} + {1 - weight:.2g} cross-entropy" if weight and weight < 1 else loss
         loss = "`cross_entropy`" if weight == 0 else loss
         loss += f", T = {row['temperature']:g}" if row.get("temperature") not in (None, 1) else ""
-        loss += f", keeps `{row['method']}`" + (f" ({knobs})" if knobs else "") if row.get("method") else ""
+        loss += f", keeps `{row['method']}`" + (f" ({method_kwargs})" if method_kwargs else "") if row.get("method") else ""
         module = {None: "fixed", "flag": "lora (`--module`)"}.get(row.get("module"), row.get("module"))
         cells = [f"`{name}`", row["note"], writer, loss, *([module, _learning(row)] if with_module else []),
-                 row["paper"] or "-", row["ours"] or "-"]
+                 row["paper"] or "-", row["deviation"] or "-"]
         lines.append(f"| {' | '.join(cells)} | `python {script}.py --variants {name}` |")
     return "\n".join(lines) + "\n"

@@ -339,7 +339,7 @@ def use_any_terminal():
             stream.reconfigure(errors="replace")
 
 
-def say(line):
+def print_line(line):
     """Print at once, also into a pipe or a log file; of processes that share a run, the first one speaks."""
     if rank_and_size()[0] == 0:
         print(line, flush=True)

@@ -112,7 +112,7 @@ def main(argv=None):
         data = pairs.encode_task(tasks.make_task("math", **pairs.QUICK_TASK), pairs.QUICK)
         check_top_k(data.tokenizer.n_vocab)
         with tempfile.TemporaryDirectory() as elsewhere:  # where the pair is kept if the checkout is read-only
-            kept = {"report": processes.say, "otherwise": [elsewhere]}
+            kept = {"report": processes.print_line, "otherwise": [elsewhere]}
             pair = pairs.load_or_pretrain_pair(data, pairs.QUICK, device, **kept)
         student, teacher, tokenizer = pair.new_student().eval(), pair.teacher, pair.tokenizer
         top_k, budget = pairs.default_accept_top_k(data.vocabulary_in_use), pair.max_new_tokens

@@ -5,10 +5,10 @@ answers are kept, one row per response token of the student's prompts:
 
     dense      the teacher's logits, (N, V) float32: the same training, to rounding
     K          its K best tokens, ids (N, K) and log-probabilities (N, K + 1) of these and of all other tokens together:
-               the tail bucket. A divergence is then one of K + 1 buckets, which is never above that of the V tokens.
+               the tail. A divergence is then one of K + 1 classes, which is never above that of the V tokens.
 
 Leaving the tail out and scaling the K up to 1 would teach the student that nothing else can happen; that is why it is a
-bucket of its own. The files are named by a hash of all that decides them; what is read has the checksum of what was written,
+class of its own. The files are named by a hash of all that decides them; what is read has the checksum of what was written,
 and is compared with the teacher.
 """
 

@@ -31,7 +31,7 @@ from lab.evaluate import sample_responses, step_columns, step_figures
 from lab.processes import all_reduce_mean
 from lab.records import NoLog
 from lab.teacher_cache import TeacherCache
-from losses import Tokens, Unprojected, by_chunks, masked_mean, weight_of, with_tail
+from losses import HiddenStates, Tokens, by_chunks, masked_mean, weight_of, with_tail
 from model import clip_and_step, learning_rate, make_optimizer
 from sample import DATASET, TEACHER, WRITERS, rollout_from_ids, write_tokens
 
@@ -304,7 +304,7 @@ class Run:
         """forward(tokens) as logits (B, T, V), or hidden states and head in their place (--chunk-loss); `model` owns the head."""
         if not self.chunked:
             return forward(tokens)
-        return Unprojected(forward(tokens, features=True), model.head)
+        return HiddenStates(forward(tokens, features=True), model.head)
 
     # -----------------------------------------------------------------------------------------------------------------
     # 3. After a step.
@@ -565,5 +565,5 @@ class Part:
 def kept_logits(rollout, teacher, rows):
     """What the verification of a rollout left of the teacher's logits for these rows, or None."""
     if rollout.teacher_features is not None:
-        return Unprojected(rollout.teacher_features[rows], teacher.head)
+        return HiddenStates(rollout.teacher_features[rows], teacher.head)
     return None if rollout.teacher_logits is None else rollout.teacher_logits[rows]

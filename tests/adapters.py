@@ -99,8 +99,8 @@ def attach_online_module(teacher, kind="lora", rank=8, seed=0):
 def okd_losses(student_logits, teacher_logits, targets, mask, alpha=0.5):
     """(student_loss, teacher_loss) scalars, each side detached from the other."""
     references = losses.masked_mean(losses.cross_entropy(teacher_logits, targets), mask)
-    student_loss = train_okd.player_loss(student_logits, teacher_logits, mask, 0.0, 1.0, losses.forward_kl)
-    return student_loss, train_okd.player_loss(
+    student_loss = train_okd.kd_loss(student_logits, teacher_logits, mask, 0.0, 1.0, losses.forward_kl)
+    return student_loss, train_okd.kd_loss(
         teacher_logits, student_logits, mask, references, alpha, losses.forward_kl
     )
 

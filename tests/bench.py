@@ -279,14 +279,14 @@ def large_vocabulary(device, rounds, positions=(8, 64), vocabulary=50257):
         if name == "cross_entropy":
             loss, other = losses.cross_entropy, targets
         else:
-            loss, other = losses.DIVERGENCES[name], losses.Unprojected(teacher_features, teacher_head)
+            loss, other = losses.DIVERGENCES[name], losses.HiddenStates(teacher_features, teacher_head)
 
         def dense(loss=loss, other=other):
-            judged = other.features @ other.head.T if isinstance(other, losses.Unprojected) else other
+            judged = other.features @ other.head.T if isinstance(other, losses.HiddenStates) else other
             torch.autograd.grad(loss(features @ head.T, judged).mean(), (features, head))
 
         def chunked(loss=loss, other=other):
-            value = losses.by_chunks(loss, losses.Unprojected(features, head), other)
+            value = losses.by_chunks(loss, losses.HiddenStates(features, head), other)
             torch.autograd.grad(value.mean(), (features, head))
 
         times = in_turns({"dense": dense, "chunked": chunked}, rounds, device)
@@ -331,10 +331,10 @@ def peers(device, rounds):
     sampled = {"do_sample": True, "max_new_tokens": length, "min_new_tokens": length, "pad_token_id": 0, "top_k": 0}
 
     def compare(what, pair, batch, unit, ours, theirs):
-        times = in_turns({"ours": ours, "theirs": theirs}, rounds, device)
+        times = in_turns({"deviation": ours, "theirs": theirs}, rounds, device)
         row = {"pair": pair, "batch": batch, "what": what, "against": unit}
-        row |= {"ours, s": statistics.median(times["ours"]), "theirs, s": statistics.median(times["theirs"])}
-        rows.append(row | {"theirs / ours": ratio(times["theirs"], times["ours"])})
+        row |= {"ours, s": statistics.median(times["deviation"]), "theirs, s": statistics.median(times["theirs"])}
+        rows.append(row | {"theirs / ours": ratio(times["theirs"], times["deviation"])})
 
     for pair in PAIRS:
         models = make_pair(pair, vocabulary, PROMPT + length, device)
@@ -397,7 +397,7 @@ def gkd_steps(device, rounds):
             optimizer.zero_grad()
 
         for what, variant, on_policy in (("supervised step", "supervised", False), ("on-policy step", "on_policy", True)):
-            same = {"loss": "generalized_jsd", "hyper": {"beta": 0.5}}  # as trl's
+            same = {"loss": "generalized_jsd", "loss_kwargs": {"beta": 0.5}}  # as trl's
             lines, _ = train(train_skd, variant, "", pair, device, rounds, None, **BASE, **same)
             ours = [sum(line[part] for part in PARTS) / 1e3 for line in lines]
             theirs = in_turns({"theirs": functools.partial(step, on_policy)}, rounds, device)["theirs"]

@@ -262,7 +262,7 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_sample.py::test_speculative_sequence_law[2-0.6]",),
      "q of another temperature than the draft's: transformers#32867, #47932, DeepSpec#31"),
     ("coin: per sequence for everybody", "sample.py",
-     'batch_size if request.coin == "sequence" else 1', 'batch_size if request.coin else 1',
+     'batch_size if request.mix_per == "sequence" else 1', 'batch_size if request.mix_per else 1',
      ("test_train_skd.py::test_a_coin_per_sequence_or_per_batch",),
      "GKD throws one coin per batch, ImitKD one per sequence: trl has the former"),
     # ------------------------------------------------------------------------------------------------------ model.py

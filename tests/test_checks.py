@@ -15,7 +15,7 @@ from lab import checks, compare, reading, training
 from lab.checkpoints import Checkpointer
 from lab.records import RunLog
 from lab.training import batch_order
-from losses import Unprojected, masked_mean
+from losses import HiddenStates, masked_mean
 from model import clip_and_step, load_file
 
 FINAL = {"eos_share": 1.0, "student_entropy": 0.2, "teacher_entropy": 0.2, "score": 0.5}
@@ -38,7 +38,7 @@ def test_every_divergence_is_sound(name):
     divergence = losses.DIVERGENCES[name]
     assert checks.check_signal(loss_of(divergence), STUDENT, TEACHER, is_divergence=True) is None
     noise = torch.Generator().manual_seed(0)
-    own, other = (Unprojected(torch.randn(1, 2, 4, generator=noise), torch.randn(5, 4, generator=noise)) for _ in range(2))
+    own, other = (HiddenStates(torch.randn(1, 2, 4, generator=noise), torch.randn(5, 4, generator=noise)) for _ in range(2))
 
     def by_chunks(student_logits, teacher_logits):
         return losses.by_chunks(divergence, student_logits, teacher_logits)
@@ -80,7 +80,7 @@ PLANTED = {"supervised": "forward_kl", "bild": "bidirectional_logit_differences"
 @pytest.mark.parametrize("variant", PLANTED)
 def test_a_run_with_a_deaf_loss_ends_at_once(pair, variant, monkeypatch):  # noqa: F811
     """Whatever the table of its loss: a loss that has lost its teacher does not survive the first step of a run."""
-    table = next(table for table in (losses.DIVERGENCES, losses.MATCHES, losses.TOKEN_LOSSES, losses.SEQUENCE_LOSSES) if PLANTED[variant] in table)
+    table = next(table for table in (losses.DIVERGENCES, losses.MATCHING_LOSSES, losses.TOKEN_LOSSES, losses.SEQUENCE_LOSSES) if PLANTED[variant] in table)
     monkeypatch.setitem(table, PLANTED[variant], lambda student_logits, *rest, **hyper: losses.entropy(student_logits))
     with pytest.raises(ValueError, match="does not depend on the teacher"):
         Watched(train_skd.VARIANTS[variant], pair, flags())

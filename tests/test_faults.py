@@ -436,7 +436,7 @@ def test_a_terminal_without_our_letters_ends_nothing(monkeypatch, encoding):
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", None)  # closed
     processes.use_any_terminal()
-    processes.say("\N{GREEK CAPITAL LETTER DELTA} score")
+    processes.print_line("\N{GREEK CAPITAL LETTER DELTA} score")
     stream.flush()
     assert stream.buffer.getvalue() == b"? score\n"
 

@@ -462,7 +462,7 @@ def test_watch_sees_the_blocks():
     model = tiny_gpt()
     embedded, outputs = by_hand(model, TOKENS)
     logits = model(TOKENS)
-    with features.watch(model, (2, 0, -2), inputs=True) as seen:
+    with features.capture_hidden(model, (2, 0, -2), inputs=True) as seen:
         assert torch.equal(model(TOKENS), logits)
     assert len(seen.hidden) == 3 and torch.equal(seen.inputs, embedded)
     assert all(torch.equal(x, outputs[at]) for x, at in zip(seen.hidden, (2, 0, 1)))
@@ -472,7 +472,7 @@ def test_watch_sees_the_blocks():
 def test_watch_keeps_the_last_forward():
     """A second forward replaces the first; no_grad and features=True work as well."""
     model = tiny_gpt()
-    with features.watch(model, [1], inputs=True) as seen:
+    with features.capture_hidden(model, [1], inputs=True) as seen:
         model(TOKENS)
         first = seen.hidden
         with torch.no_grad():
@@ -484,13 +484,13 @@ def test_watch_keeps_the_last_forward():
 def test_watch_leaves_no_hook():
     """Not at the end, not after an exception, and not after a block that does not exist."""
     model = tiny_gpt()
-    with features.watch(model, (0, 1), inputs=True):
+    with features.capture_hidden(model, (0, 1), inputs=True):
         assert number_of_hooks(model) == 5
     assert number_of_hooks(model) == 0
-    with pytest.raises(ZeroDivisionError), features.watch(model, (0,), inputs=True):
+    with pytest.raises(ZeroDivisionError), features.capture_hidden(model, (0,), inputs=True):
         raise ZeroDivisionError
     assert number_of_hooks(model) == 0
-    with pytest.raises(IndexError), features.watch(model, (0, 3)):
+    with pytest.raises(IndexError), features.capture_hidden(model, (0, 3)):
         pass
     assert number_of_hooks(model) == 0
 
@@ -509,7 +509,7 @@ class Wrapper(nn.Module):
 def test_watch_through_a_wrapper():
     """The GPT is watched, its wrapper is called."""
     model = tiny_gpt()
-    with features.watch(model, (1,)) as seen:
+    with features.capture_hidden(model, (1,)) as seen:
         Wrapper(model)(TOKENS)
     assert torch.equal(seen.hidden[0], by_hand(model, TOKENS)[1][1])
 
@@ -528,7 +528,7 @@ def test_watch_with_recompute(loss, early_stop):
         calls = []
         model.blocks[1].register_forward_pre_hook(lambda *_: calls.append(0))
         stop = torch.utils.checkpoint.set_checkpoint_early_stop(early_stop)
-        with stop, features.watch(model, (0, 1), inputs=True) as seen, features.second_order():
+        with stop, features.capture_hidden(model, (0, 1), inputs=True) as seen, features.second_order():
             per_token = F.cross_entropy(model(TOKENS).mT, TARGETS, reduction="none")
             kept = [*seen.hidden, seen.inputs]
             if loss == "hidden":
@@ -550,7 +550,7 @@ def test_watch_frozen_inputs():
     """A frozen model's embeddings require a gradient while it is watched, its weights do not."""
     model = tiny_gpt().requires_grad_(False)
     logits = model(TOKENS)
-    with features.watch(model, inputs=True) as seen:
+    with features.capture_hidden(model, inputs=True) as seen:
         watched = model(TOKENS)
     assert seen.hidden == [] and torch.equal(watched, logits) and watched.requires_grad and not logits.requires_grad
     (gradient,) = torch.autograd.grad(watched[0, 2].sum(), seen.inputs)
@@ -567,7 +567,7 @@ INPUT_MASK = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]], dtype=torch.
 
 def gradient_of(model, tokens=TOKENS, targets=TARGETS, target_mask=TARGET_MASK, ids=None, create_graph=True):
     """The one-hot input gradient of a GPT's mean cross-entropy."""
-    with features.second_order(), features.watch(model, inputs=True) as seen:
+    with features.second_order(), features.capture_hidden(model, inputs=True) as seen:
         per_token = F.cross_entropy(model(tokens).mT, targets, reduction="none")
         return features.input_gradient(per_token, seen.inputs, model.head, target_mask, ids, create_graph)
 

@@ -10,25 +10,25 @@ import torch
 import losses
 from lab import gallery
 
-PAIRS = [*losses.DIVERGENCES, *losses.MATCHES]
+PAIRS = [*losses.DIVERGENCES, *losses.MATCHING_LOSSES]
 ALL = [*PAIRS, "cross_entropy", *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES]
 
 
 @pytest.mark.parametrize("name", losses.DIVERGENCES)
 def test_the_table_says_what_the_divergence_says(name):
     """Value and gradient of the first position are the divergence's own, whatever stands beside it."""
-    value, gradient = gallery.examine(name)
+    value, gradient = gallery.value_and_gradient(name)
     own = gallery.as_logits(gallery.STUDENT).requires_grad_()
     wanted = adapters.divergence(name, own, gallery.as_logits(gallery.TEACHER))
     assert value == pytest.approx(wanted.item()) and gradient == pytest.approx(torch.autograd.grad(wanted.sum(), own)[0].flatten().tolist())
-    assert gallery.examine(name, gallery.TEACHER)[0] == pytest.approx(0, abs=1e-12)
+    assert gallery.value_and_gradient(name, gallery.TEACHER)[0] == pytest.approx(0, abs=1e-12)
 
 
 def test_every_loss_has_its_line():
     """One line for each name of the four tables and cross-entropy, and all its numbers are finite."""
     lines = [line for line in gallery.table()[1:] if not line.endswith(":")]
     assert [line.split()[0] for line in lines] == [
-        *losses.DIVERGENCES, *losses.MATCHES, "cross_entropy", *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES
+        *losses.DIVERGENCES, *losses.MATCHING_LOSSES, "cross_entropy", *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES
     ]  # fmt: skip
     assert all(len(re.findall(r"[-+]?\d+\.\d{6}", line)) == 7 for line in lines)
 

@@ -394,7 +394,7 @@ def test_amid_in_every_order(alpha, base):
         expected = adapters.divergence(base, second, first)  # these take the first as the teacher
         torch.testing.assert_close(adapters.divergence("amid", student_logits, teacher_logits, **hyper), expected)
         assert torch.autograd.gradcheck(
-            lambda logits, hyper=hyper: losses.amid(logits, teacher_logits, **hyper), student_logits.clone().requires_grad_()
+            lambda logits, loss_kwargs=hyper: losses.amid(logits, teacher_logits, **hyper), student_logits.clone().requires_grad_()
         )
         value, gradient = both("amid", teacher_logits, teacher_logits, **hyper)
         assert value.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
@@ -802,7 +802,7 @@ def test_chunks_change_nothing(name, at_once):
     results = []
     for chunked in (False, True):
         leaves = [x.detach().clone().requires_grad_() for x in (features, head, teacher_features, teacher_head)]
-        own, other = losses.Unprojected(*leaves[:2]), losses.Unprojected(*leaves[2:])
+        own, other = losses.HiddenStates(*leaves[:2]), losses.HiddenStates(*leaves[2:])
         if chunked:
             value = losses.by_chunks(PER_TOKEN[name], own, other, ids, at_once=at_once)
         else:
@@ -823,7 +823,7 @@ def test_minillm_by_chunks(teacher_mix, monkeypatch):
     results = []
     for chunked in (False, True):
         leaf = features.clone().requires_grad_()
-        pairs = (losses.Unprojected(leaf, head), losses.Unprojected(teacher_features, teacher_head))
+        pairs = (losses.HiddenStates(leaf, head), losses.HiddenStates(teacher_features, teacher_head))
         own, other = pairs if chunked else [pair.features @ pair.head.T for pair in pairs]
         value = losses.masked_mean(losses.minillm(own, other, ids, mask, teacher_mix), mask)
         results.append((value, *torch.autograd.grad(value, leaf)))
@@ -848,7 +848,7 @@ def test_chunks_never_hold_a_whole_batch(name):
     """Forward and backward, nothing is made that is larger than a chunk (but for features, heads and their gradients)."""
     features, head, teacher_features, teacher_head, ids = two_heads(vocab_size=200)
     features, head = features.repeat(9, 1, 1).requires_grad_(), head.requires_grad_()
-    own, other = losses.Unprojected(features, head), losses.Unprojected(teacher_features.repeat(9, 1, 1), teacher_head)
+    own, other = losses.HiddenStates(features, head), losses.HiddenStates(teacher_features.repeat(9, 1, 1), teacher_head)
     with Largest() as largest:
         losses.by_chunks(PER_TOKEN[name], own, other, ids.repeat(9, 1), at_once=2000).sum().backward()
     assert largest.numbers == 2000 < 27 * 4 * 200 / 10
@@ -857,7 +857,7 @@ def test_chunks_never_hold_a_whole_batch(name):
 def test_unprojected_logits():
     """Detached they teach nobody; divided by a temperature they are the logits divided; without any, chunks are off."""
     features, head, *_ = two_heads()
-    own = losses.Unprojected(features.requires_grad_(), head.requires_grad_())
+    own = losses.HiddenStates(features.requires_grad_(), head.requires_grad_())
     assert not any(part.requires_grad for part in own.detach())
     torch.testing.assert_close((own / 4).features @ (own / 4).head.T, features @ head.T / 4)
     seen = []

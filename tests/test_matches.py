@@ -25,7 +25,7 @@ from test_losses import (
 import losses
 from losses import Tokens
 
-POINTWISE = [*losses.MATCHES, *losses.TOKEN_LOSSES]
+POINTWISE = [*losses.MATCHING_LOSSES, *losses.TOKEN_LOSSES]
 SEQUENCE = list(losses.SEQUENCE_LOSSES)
 ALL = POINTWISE + SEQUENCE
 
@@ -128,7 +128,7 @@ def test_taid_target():
 # Laws of every row.
 
 MINIMUM_AT_EQUALITY = [  # with hyper-parameters, and who wrote the tokens
-    *((name, {}, True) for name in [*losses.MATCHES, "decoupled_kd", "gated_forward_kl", "policy_gradient"]),
+    *((name, {}, True) for name in [*losses.MATCHING_LOSSES, "decoupled_kd", "gated_forward_kl", "policy_gradient"]),
     *((name, {}, by_teacher) for name in ("jsd_by_writer", "skew_by_writer") for by_teacher in (True, False)),
     ("adaptive_kl", {"mu": 1.0}, True),
     ("standardized_kl", {"correction": 0, "temperature": 1.0}, True),
@@ -321,8 +321,8 @@ def test_chunks_change_nothing(name, monkeypatch):
     results = []
     for chunked in (False, True):
         leaves = [x.detach().clone().requires_grad_() for x in parts]
-        pairs = losses.Unprojected(*leaves[:2]), losses.Unprojected(*leaves[2:])
-        own, other = pairs if chunked else [losses.whole(pair) for pair in pairs]
+        pairs = losses.HiddenStates(*leaves[:2]), losses.HiddenStates(*leaves[2:])
+        own, other = pairs if chunked else [losses.to_logits(pair) for pair in pairs]
         value = losses.per_token_loss(name, own, other, tokens)
         gradients = torch.autograd.grad((value * torch.arange(12.0).view(3, 4)).sum(), leaves, allow_unused=True)
         assert all(gradient is None or not gradient.any() for gradient in gradients[2:])
@@ -337,7 +337,7 @@ def test_chunks_never_hold_a_whole_batch(name, monkeypatch):
     monkeypatch.setattr(losses, "by_chunks", lambda *inputs, chunked=losses.by_chunks: chunked(*inputs, at_once=2000))
     features, head, teacher_features, teacher_head, ids = two_heads(vocab_size=200)
     features, head = features.repeat(9, 1, 1).requires_grad_(), head.requires_grad_()
-    own, other = losses.Unprojected(features, head), losses.Unprojected(teacher_features.repeat(9, 1, 1), teacher_head)
+    own, other = losses.HiddenStates(features, head), losses.HiddenStates(teacher_features.repeat(9, 1, 1), teacher_head)
     hyper = {"top_k": 8} if name in ("spearman", "cmkd") else {}
     tokens = random_tokens(27, 4, vocab_size=200)._replace(targets=ids.repeat(9, 1))
     with Largest() as largest:
@@ -347,7 +347,7 @@ def test_chunks_never_hold_a_whole_batch(name, monkeypatch):
 
 def test_a_name_is_found_in_any_table_and_once():
     """Each row as its function gives it; a typo names the choices; no name stands in two tables."""
-    tables = [losses.DIVERGENCES, losses.MATCHES, losses.TOKEN_LOSSES, losses.SEQUENCE_LOSSES, {"cross_entropy": None}]
+    tables = [losses.DIVERGENCES, losses.MATCHING_LOSSES, losses.TOKEN_LOSSES, losses.SEQUENCE_LOSSES, {"cross_entropy": None}]
     assert len(set().union(*tables)) == sum(map(len, tables))
     rows, tokens = (random_logits(2, 3, 5), random_logits(2, 3, 5, seed=1)), random_tokens(2, 3, vocab_size=5)
     for table, arguments in zip(tables, [rows, rows, (*rows, tokens), (*rows, tokens)]):
@@ -366,9 +366,9 @@ def test_no_teacher_is_needed(name, monkeypatch):
     """None for a teacher, dense and by chunks, is as good as any."""
     monkeypatch.setattr(losses, "by_chunks", lambda *inputs, chunked=losses.by_chunks: chunked(*inputs, at_once=23))
     features, head, *_, ids = two_heads()
-    own, tokens = losses.Unprojected(features, head), tokens_of(ids)
-    expected = losses.per_token_loss(name, losses.whole(own), random_logits(3, 4, 11), tokens)
-    for student in (own, losses.whole(own)):
+    own, tokens = losses.HiddenStates(features, head), tokens_of(ids)
+    expected = losses.per_token_loss(name, losses.to_logits(own), random_logits(3, 4, 11), tokens)
+    for student in (own, losses.to_logits(own)):
         torch.testing.assert_close(losses.per_token_loss(name, student, None, tokens), expected)
 
 
@@ -461,7 +461,7 @@ def test_matches_are_zero_elsewhere_as_well(name, hyper, change):
     teacher_logits = random_logits(2, 5, 9)
     student_logits = change(teacher_logits)
     assert losses.forward_kl(student_logits, teacher_logits).min() > 1e-4
-    assert losses.MATCHES[name](student_logits, teacher_logits, **hyper).abs().max() < 1e-9
+    assert losses.MATCHING_LOSSES[name](student_logits, teacher_logits, **hyper).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("name, hyper", [(name, hyper) for name, hyper, _ in BLIND] + [("cmkd", {}), ("top_k_kl", {"top_k": 3})])
@@ -469,8 +469,8 @@ def test_matches_are_not_blind_to_the_order(name, hyper):
     """The teacher with its two best tokens swapped differs (but for ULD), and so does one that is turned round."""
     teacher_logits = random_logits(2, 5, 9).sort(-1, descending=True).values
     swapped, turned = reordered(teacher_logits, (1, 0, 2, 3, 4, 5, 6, 7, 8)), -teacher_logits
-    assert (losses.MATCHES[name](swapped, teacher_logits, **hyper).min() > 1e-6) == (name != "universal_logit")
-    assert losses.MATCHES[name](turned, teacher_logits, **hyper).min() > 1e-3
+    assert (losses.MATCHING_LOSSES[name](swapped, teacher_logits, **hyper).min() > 1e-6) == (name != "universal_logit")
+    assert losses.MATCHING_LOSSES[name](turned, teacher_logits, **hyper).min() > 1e-3
 
 
 def test_bild_by_hand():
@@ -523,9 +523,9 @@ def test_a_correlation_keeps_its_digits_near_one(name):
     hyper = {} if name == "pearson" else {"tau": 1.0}
     value, gradient = both(name, teacher_logits, teacher_logits, **hyper)
     assert not value.any() and gradient.abs().max() < 1e-9
-    exact = losses.MATCHES[name](near.double(), teacher_logits.double(), **hyper)
+    exact = losses.MATCHING_LOSSES[name](near.double(), teacher_logits.double(), **hyper)
     assert exact.max() < 1e-5
-    torch.testing.assert_close(losses.MATCHES[name](near, teacher_logits, **hyper).double(), exact, rtol=0.01, atol=0)
+    torch.testing.assert_close(losses.MATCHING_LOSSES[name](near, teacher_logits, **hyper).double(), exact, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -574,9 +574,9 @@ def test_universal_logit():
     assert losses.universal_logit(STUDENT, wide).item() == pytest.approx(0.2)
     assert losses.universal_logit(wide, STUDENT).item() == pytest.approx(0.2)
     own, other = two_heads(), two_heads(vocab_size=6)
-    own, other = losses.Unprojected(*own[:2]), losses.Unprojected(*other[2:4])
+    own, other = losses.HiddenStates(*own[:2]), losses.HiddenStates(*other[2:4])
     value = losses.per_token_loss("universal_logit", own, other, random_tokens(3, 4, vocab_size=6))
-    assert torch.allclose(value, losses.universal_logit(losses.whole(own), losses.whole(other)))
+    assert torch.allclose(value, losses.universal_logit(losses.to_logits(own), losses.to_logits(other)))
     with pytest.raises(AssertionError, match="positions"):
         losses.universal_logit(random_logits(1, 3, 5), random_logits(1, 2, 5))
 
@@ -584,15 +584,15 @@ def test_universal_logit():
 def test_what_becomes_of_the_missing_mass():
     """(.5, .3, .15, .05) against (.55, .35, .05, .05), k = 2: cut off it is -.0939; one bucket gives .0447 <= .0709."""
     student_logits, teacher_logits = log_of(0.55, 0.35, 0.05, 0.05), log_of(0.5, 0.3, 0.15, 0.05)
-    value = {way: losses.top_k_kl(student_logits, teacher_logits, 2, way).item() for way in ("truncate", "bucket")}
+    value = {way: losses.top_k_kl(student_logits, teacher_logits, 2, way).item() for way in ("truncate", "other")}
     assert value["truncate"] == pytest.approx(-0.0939, abs=5e-5)
-    assert value["bucket"] == pytest.approx(0.0447, abs=5e-5)
+    assert value["other"] == pytest.approx(0.0447, abs=5e-5)
     assert losses.forward_kl(student_logits, teacher_logits).item() == pytest.approx(0.0709, abs=5e-5)
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 8, 9, 20])
 def test_top_k_kl(top_k):
-    """The four by hand; "bucket" is never above forward KL, and with all but one token named it is forward KL."""
+    """The four by hand; "other" is never above forward KL, and with all but one token named it is forward KL."""
     student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
     whole = losses.forward_kl(student_logits, teacher_logits)
     for b, t in itertools.product(range(2), range(5)):
@@ -604,7 +604,7 @@ def test_top_k_kl(top_k):
             "truncate": cut,
             "renormalize_teacher": cut / mass - math.log(mass),
             "renormalize_both": cut / mass - math.log(mass / own_mass),
-            "bucket": cut + (1 - mass) * math.log((1 - mass) / (1 - own_mass)) if top_k < 9 else cut,
+            "other": cut + (1 - mass) * math.log((1 - mass) / (1 - own_mass)) if top_k < 9 else cut,
         }
         for missing, expected in by_hand.items():
             value = losses.top_k_kl(student_logits[b : b + 1, t : t + 1], teacher_logits[b : b + 1, t : t + 1], top_k, missing)
@@ -713,7 +713,7 @@ def test_skew_by_writer():
 def test_confidence_gated():
     """Cross-entropy on what the teacher replaced, bucketed forward KL on what it kept."""
     rows, tokens = (random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)), random_tokens(2, 5, vocab_size=9)
-    expected = torch.where(tokens.by_teacher, losses.cross_entropy(rows[0], tokens.targets), losses.top_k_kl(*rows, 3, "bucket"))
+    expected = torch.where(tokens.by_teacher, losses.cross_entropy(rows[0], tokens.targets), losses.top_k_kl(*rows, 3, "other"))
     torch.testing.assert_close(losses.confidence_gated(*rows, tokens, top_k=3), expected)
 
 
@@ -941,14 +941,14 @@ def test_garbage_outside_the_mask_changes_nothing(name, hyper, garbage):
 
 @pytest.mark.parametrize("name, hyper", SEQUENCE_CASES)
 def test_garbage_features_reach_no_head(name, hyper, monkeypatch):
-    """Unprojected, with nan features outside the mask: the head's gradient is that of clean ones."""
+    """HiddenStates, with nan features outside the mask: the head's gradient is that of clean ones."""
     monkeypatch.setattr(losses, "by_chunks", lambda *inputs, chunked=losses.by_chunks: chunked(*inputs, at_once=23))
     *parts, ids = two_heads()
     tokens, gradients = tokens_of(ids)._replace(mask=ROWS_MASK), []
     for garbage in (0.5, math.nan):
         features, teacher_features = (x.masked_fill(~ROWS_MASK[..., None], garbage) for x in (parts[0], parts[2]))
         leaves = [features.requires_grad_(), parts[1].clone().requires_grad_()]
-        loss = reduced(name, hyper, losses.Unprojected(*leaves), losses.Unprojected(teacher_features, parts[3]), tokens)
+        loss = reduced(name, hyper, losses.HiddenStates(*leaves), losses.HiddenStates(teacher_features, parts[3]), tokens)
         gradients.append(torch.autograd.grad(loss, leaves))
     assert gradients[0][1].any() and all(torch.equal(one, other) for one, other in zip(*gradients))
 
@@ -999,7 +999,7 @@ def test_no_token_gives_zero_with_a_graph(name, hyper):
 @pytest.mark.parametrize("side", ["student", "teacher"])
 @pytest.mark.parametrize(
     "name",
-    [*losses.DIVERGENCES, *losses.MATCHES, "cross_entropy", *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES],
+    [*losses.DIVERGENCES, *losses.MATCHING_LOSSES, "cross_entropy", *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES],
 )
 def test_minus_infinity_is_named_or_does_no_harm(name, side):
     """One logit of -inf on either side: a ValueError that says what to give, or finite values and gradients; never a nan."""

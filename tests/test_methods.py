@@ -204,13 +204,13 @@ def advantage(own, other, token, by):
 
 def gated(row):
     def one(own, other, token, by):
-        return kl(other, own) * (ranked(other).index(int(own.argmax())) < row.variant.hyper["accept_top_k"])
+        return kl(other, own) * (ranked(other).index(int(own.argmax())) < row.variant.loss_kwargs["accept_top_k"])
 
     return at_each(one)(row)
 
 
 def unsure(row):
-    threshold = row.variant.hyper.get("threshold", 0.5)
+    threshold = row.variant.loss_kwargs.get("threshold", 0.5)
     return at_each(lambda own, other, token, by: kl(own, other) + kl(other, own) * (entropy(other) > threshold))(row)
 
 
@@ -384,7 +384,7 @@ def parts_of_tokens(row):
 
 def easy_or_hard(row):
     """RDD: cross-entropy weighted by what the teacher's middle says, then where exactly one of both has it hard."""
-    early = middle(hidden_of(row.teacher, row.inputs))[list(row.at)] @ row.double("lens")
+    early = middle(hidden_of(row.teacher, row.inputs))[list(row.at)] @ row.double("early_map")
     early = (row.teacher.norm(early) @ row.teacher.head.T).softmax(-1).detach()
     losses = []
     for place, (own, other, token) in enumerate(zip(row.student_probs, row.teacher_probs, row.response)):
@@ -517,8 +517,8 @@ def ragged(rollout):
 
 
 MOVED = {  # where untrained models, whose rows are flat, would always decide alike: numbers with which they do not
-    "lelp": {"knobs": {"top_k": 60}},
-    "eopd": {"hyper": {"threshold": 4.7}},
+    "lelp": {"method_kwargs": {"top_k": 60}},
+    "eopd": {"loss_kwargs": {"threshold": 4.7}},
     "adaswitch": {"sampling": {"factor": 1.1, "window": 4}},
     "ca_opd": {"sampling": VARIANTS["ca_opd"].sampling | {"accept_min_prob": 0.004}},
 }
@@ -580,7 +580,7 @@ def method_of(variant, pair=None, student=None, seed=1, args=None, **knobs):
     pair, args = pair or tiny_pair(2, 3), args or flags(steps=10)
     student = student or pair.new_student()
     row = methods.resolve(VARIANTS[variant], args.accept_top_k)
-    row = dataclasses.replace(row, knobs=row.knobs | knobs)
+    row = dataclasses.replace(row, method_kwargs=row.method_kwargs | knobs)
     return methods.begin(row, student, pair.teacher, run_of(pair, student, args, seed))
 
 
@@ -839,7 +839,7 @@ def test_a_run_that_replays(monkeypatch):
         return {"score": 0.0, "val_nll": float(next(losses)), "kl_teacher": 0.0}
 
     monkeypatch.setattr(compare, "evaluate_quickly", worse)
-    row = dataclasses.replace(VARIANTS["distillm"], knobs={"capacity": 12, "rise": 0.3})
+    row = dataclasses.replace(VARIANTS["distillm"], method_kwargs={"capacity": 12, "rise": 0.3})
     run = Watched(row, tiny_pair(2, 3), flags(steps=24), seed=3)
     # Measured before the first step and after every third: each is worse than the one before by 1.
     assert [state["threshold"] for state in run.states[::3]] == pytest.approx([0, 0.3, 0.6, 0.9, 1, 1, 1, 1])
@@ -861,7 +861,7 @@ def test_a_run_that_replays(monkeypatch):
 
 def test_a_run_tells_its_method_the_loss():
     """After every step TAID has its loss, the one that is logged, and from the second on a share beyond the linear part."""
-    row = dataclasses.replace(VARIANTS["taid"], knobs={"rate": 1.0})
+    row = dataclasses.replace(VARIANTS["taid"], method_kwargs={"rate": 1.0})
     run = Watched(row, tiny_pair(2, 3), flags(steps=4))
     told = [state["before"].item() for state in run.states[1:]] + [run.method.before.item()]
     assert told == [line["loss"] for line in run.steps] and run.states[0]["before"].isnan()
@@ -872,7 +872,7 @@ def test_a_run_tells_its_method_the_loss():
 def test_a_method_learns_by_its_own_clipped_gradient():
     """What its optimizer is given has norm 1 where it was longer; the student's is clipped apart from it."""
     for weight, longer in ((1e3, True), (1e-3, False)):
-        row = dataclasses.replace(VARIANTS["fsp"], knobs={"weight": weight})
+        row = dataclasses.replace(VARIANTS["fsp"], method_kwargs={"weight": weight})
         run = Watched(row, tiny_pair(2, 3), flags(steps=1))
         norms = [math.sqrt(sum(x.grad.square().sum().item() for x in model.parameters())) for model in (run.method, run.student)]
         assert norms[1] == pytest.approx(min(1.0, run.steps[0]["gradient_norm"]), rel=1e-4)
@@ -935,13 +935,13 @@ def test_a_projector_learns_beside_the_student(variant):
 @pytest.mark.parametrize("variant", [name for name, row in VARIANTS.items() if row.method in ("feature", "flow", "subclasses", "dual_space")])
 def test_which_blocks_are_compared(variant, monkeypatch):
     """Of a student with 2 blocks and a teacher with 3 the middle ones are the first and the second; the last are the last."""
-    seen, watch = [], methods.watch
+    seen, capture_hidden = [], methods.capture_hidden
 
     def told(model, blocks):
         seen.append((model.config.n_layer, tuple(blocks)))
-        return watch(model, blocks)
+        return capture_hidden(model, blocks)
 
-    monkeypatch.setattr(methods, "watch", told)
+    monkeypatch.setattr(methods, "capture_hidden", told)
     Watched(VARIANTS[variant], tiny_pair(2, 3), flags(steps=1))
     middle_ones, last_ones = {(2, (0,)), (3, (1,))}, {(2, (1,)), (3, (2,))}
     wanted = {"fitnet": middle_ones, "at": middle_ones, "fsp": {(2, (0, 1)), (3, (1, 2))}}
@@ -974,7 +974,7 @@ def test_a_right_guess_is_no_second_token(monkeypatch):
 
     monkeypatch.setattr(methods, "input_gradient", told)
     monkeypatch.setattr(methods, "input_gradient_alignment", compared)
-    row = dataclasses.replace(VARIANTS["kdiga"], knobs={"weight": 0.05, "top_k": 10_000})
+    row = dataclasses.replace(VARIANTS["kdiga"], method_kwargs={"weight": 0.05, "top_k": 10_000})
     Watched(row, tiny_pair(2, 3), flags(steps=1))
     assert len(whole) == len(picked) == 2
     for every, some in zip(whole, picked):
@@ -1057,7 +1057,7 @@ def test_the_joint_cross_entropy_comes_apart():
     assert (fewer < found + 1e-6).all() and (fewer < found - 1e-3).any()
 
 
-@pytest.mark.parametrize("knobs", [{"subclasses": 1}, {"least": 10**6}, {"most_classes": 0}])
+@pytest.mark.parametrize("method_kwargs", [{"subclasses": 1}, {"least": 10**6}, {"most_classes": 0}])
 def test_without_parts_lelp_is_word_level(knobs):
     """One part per token, or no token seen often enough: forward KL, to rounding, and a head that learns nothing."""
     method, batch, *_ = lelp_batch(**knobs)
@@ -1108,7 +1108,7 @@ def test_the_threshold_is_the_teachers_median():
             probs = pair.teacher(tokens[None, :-1])[0].softmax(-1)
             gold += [probs[place, tokens[place + 1]].item() for place in at]
             hidden = middle(hidden_of(pair.teacher, tokens[:-1]))
-            for name, lens in (("before", torch.eye(12)), ("after", method.lens)):
+            for name, lens in (("before", torch.eye(12)), ("after", method.early_map)):
                 probs = (pair.teacher.norm(hidden @ lens) @ pair.teacher.head.T).softmax(-1)
                 early[name] += [probs[place, tokens[place + 1]].log().item() for place in at]
     threshold = method.threshold.item()
@@ -1262,7 +1262,7 @@ def test_branches_differ_and_all_learn():
 
 def test_one_branch_is_two_cross_entropies():
     """Without others the sum is the student itself: 2 CE + 9 KL(itself || itself)."""
-    run = Watched(dataclasses.replace(VARIANTS["one"], knobs={"branches": 1}), tiny_pair(2, 3), flags(steps=1))
+    run = Watched(dataclasses.replace(VARIANTS["one"], method_kwargs={"branches": 1}), tiny_pair(2, 3), flags(steps=1))
     plain = Watched(VARIANTS["sft"], tiny_pair(2, 3), flags(steps=1))
     assert run.steps[0]["loss"] == pytest.approx(2 * plain.steps[0]["loss"], rel=1e-5)
     assert run.steps[0]["gradient_norm"] == pytest.approx(2 * plain.steps[0]["gradient_norm"], rel=1e-4)
@@ -1500,18 +1500,18 @@ def test_draws_are_the_seeds(variant):
 SAME_AT_AN_END = [
     ("hinton", {"kd_weight": 0.0, "temperature": 1.0}, "sft"),
     ("hinton", {"kd_weight": 1.0, "temperature": 1.0}, "supervised"),
-    ("gkd", {"student_share": (0.0, 0.0), "loss": "forward_kl", "hyper": {}}, "supervised"),
-    ("gkd", {"student_share": (1.0, 1.0), "loss": "forward_kl", "hyper": {}}, "on_policy"),
-    ("amid", {"hyper": {"alpha": -1.0, "weight": 0.1, "order": "teacher_assistant", "base": "forward_kl"}}, "skew_kl"),
-    ("topk_kd", {"hyper": {"top_k": 256}}, "supervised"),
-    ("fitnet", {"knobs": {"feature": "hidden_mse", "weight": 0.0}}, "supervised"),
-    ("kdiga", {"knobs": {"weight": 0.0}}, "supervised"),
+    ("gkd", {"student_share": (0.0, 0.0), "loss": "forward_kl", "loss_kwargs": {}}, "supervised"),
+    ("gkd", {"student_share": (1.0, 1.0), "loss": "forward_kl", "loss_kwargs": {}}, "on_policy"),
+    ("amid", {"loss_kwargs": {"alpha": -1.0, "weight": 0.1, "order": "teacher_assistant", "base": "forward_kl"}}, "skew_kl"),
+    ("topk_kd", {"loss_kwargs": {"top_k": 256}}, "supervised"),
+    ("fitnet", {"method_kwargs": {"feature": "hidden_mse", "weight": 0.0}}, "supervised"),
+    ("kdiga", {"method_kwargs": {"weight": 0.0}}, "supervised"),
     ("dskd", {"kd_weight": 0.0}, "sft"),
     ("fresh_teacher", {"sampling": {"accept_rule": "topk", "accept_on": "raw"}}, "skd"),
-    ("taid", {"knobs": {"start": 1.0}}, "supervised"),
+    ("taid", {"method_kwargs": {"start": 1.0}}, "supervised"),
     ("skd_k_steps", {"sampling": {"accept_top_k": ("linear", 1.0, 1.0)}}, "skd"),
-    ("speckd", {"hyper": {"accept_top_k": 257}}, "supervised"),
-    ("dkd", {"hyper": {"alpha": 0.0, "beta": 1e-5}, "kd_weight": 0.5}, "half of sft"),
+    ("speckd", {"loss_kwargs": {"accept_top_k": 257}}, "supervised"),
+    ("dkd", {"loss_kwargs": {"alpha": 0.0, "beta": 1e-5}, "kd_weight": 0.5}, "half of sft"),
 ]
 
 

@@ -363,7 +363,7 @@ def test_flags_ask_the_kind(monkeypatch):
     for kind in ONLINE_MODULES:
         args = train_okd.parse_flags(["--module", kind])[0]
         for flag, has in (("module_rank", "has_rank"), ("module_scale", "has_scale")):
-            reason = train_okd.unreached(flag, "okd", args)
+            reason = train_okd.ignored_reason(flag, "okd", args)
             assert (reason is None) == getattr(ONLINE_MODULES[kind], has), (kind, flag)
     with pytest.raises(ValueError, match="has a module without a rank"):
         train_okd.parse_flags(["--module", "biases", "--module-rank", "3", "--variants", "okd"])

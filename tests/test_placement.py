@@ -298,7 +298,7 @@ def test_training_steps_stay_on_the_device(on_device, case):
         assert [len(writing) for writing, _ in steps] == [len(rollout.blocks) for rollout in rollouts]
     tokens = 15  # at most, per response of this pair
     most = tokens if row.writer == "interleaved" else 2 + tokens // 8
-    most += 3 * (row.writer == "mixed" and row.coin == "sequence")  # a batch of both kinds is put together on the host: tokens and lengths
+    most += 3 * (row.writer == "mixed" and row.mix_per == "sequence")  # a batch of both kinds is put together on the host: tokens and lengths
     assert all(len(writing) <= most for writing, _ in steps)
     asleep = row.writer in ("dataset", "teacher") or case[1] in ("two_stage", "distillm")  # at the start of a run
     assert any(writing for writing, _ in steps) != asleep

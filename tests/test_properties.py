@@ -26,7 +26,7 @@ from data.tokenizer import Tokenizer, train_tokenizer
 from lab import exchange, records, report, statistics
 from lab.checkpoints import Checkpointer
 from losses import (
-    MATCHES,
+    MATCHING_LOSSES,
     SEQUENCE_LOSSES,
     TOKEN_LOSSES,
     Tokens,
@@ -169,7 +169,7 @@ def test_any_loss_is_a_number_per_position(seed, vocab_size, scale, length):
     targets, coins = torch.randint(vocab_size, (2, length), generator=noise), torch.rand(2, 2, length, generator=noise)
     tokens = Tokens(targets, coins[0] < 0.7, coins[1] < 0.5)
     own, other = ((scale * torch.randn(2, length, vocab_size, generator=noise)).requires_grad_() for _ in range(2))
-    for name in ("cross_entropy", *MATCHES, *TOKEN_LOSSES, *SEQUENCE_LOSSES):
+    for name in ("cross_entropy", *MATCHING_LOSSES, *TOKEN_LOSSES, *SEQUENCE_LOSSES):
         value = per_token_loss(name, own, other, tokens)
         assert value.shape == targets.shape and bool(value.isfinite().all()), name
         to_own, to_other = torch.autograd.grad(masked_mean(value, tokens.mask), [own, other], allow_unused=True)
@@ -249,7 +249,7 @@ def test_any_writer_writes_one_batch(writer, rows, share, coin, seed, processes,
     def write(places):
         noise = torch.Generator().manual_seed(seed)
         return write_tokens(writer, MODELS[1], MODELS[2], [prompts[i] for i in places], [references[i] for i in places], budget, generator=noise,
-                            eos_token=3, student_share=share, coin=coin, interleaved={"accept_top_k": top_k}, rows=places, batch_size=len(rows))  # fmt: skip
+                            eos_token=3, student_share=share, mix_per=coin, interleaved={"accept_top_k": top_k}, rows=places, batch_size=len(rows))  # fmt: skip
 
     whole = write(range(len(rows)))
     mask = whole.response_mask

@@ -938,7 +938,7 @@ def project(tmp_path):
     (tmp_path / "results" / "notes").mkdir()
     (tmp_path / "results" / "bench" / "cpu.json").write_text("fast")
     (tmp_path / "tests" / "bench.py").write_text("import sys; print(open(sys.argv[2]).read(), '‖')")
-    row = {"note": "é", "writer": "student", "loss": "kl", "paper": None, "ours": None}
+    row = {"note": "é", "writer": "student", "loss": "kl", "paper": None, "deviation": None}
     for script in ("skd", "okd"):
         (tmp_path / f"train_{script}.py").write_text(f"import json; print(json.dumps({{'{script}': {row}}}))")
     sections = "".join(f"<!-- methods-{script}:begin --><!-- methods-{script}:end -->\n" for script in ("skd", "okd"))

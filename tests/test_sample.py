@@ -637,7 +637,7 @@ def same_rollout(one, other):
     assert one.responses() == other.responses() and sources_of(one) == sources_of(other)
     assert torch.equal(one.finished, other.finished)
     T = int(one.lengths.max())
-    assert torch.equal(one.unwritten[:, :T], other.unwritten[:, :T])
+    assert torch.equal(one.rejected_tokens[:, :T], other.rejected_tokens[:, :T])
     response = one.response_mask[:, 1:T]
     difference = (one.teacher_logits[:, : T - 1] - other.teacher_logits[:, : T - 1])[response]
     assert difference.abs().max() < 1e-8
@@ -732,7 +732,7 @@ def test_a_batch_shared_by_processes_is_one_batch(writer, coin):
         draws = generator(seed)
         rollout = sample.write_tokens(
             writer, student, teacher, [prompts[i] for i in rows], [references[i] for i in rows], 8, generator=draws,
-            student_share=0.4, coin=coin, rows=rows, batch_size=7, eos_token=0, **source,
+            student_share=0.4, mix_per=coin, rows=rows, batch_size=7, eos_token=0, **source,
         )  # fmt: skip
         return rollout.responses(), torch.rand(3, generator=draws).tolist()
 
@@ -948,7 +948,7 @@ def test_greedy_student_with_argmax_replacement_is_greedy_teacher():
 
 @pytest.mark.parametrize("options", RULES[:9], ids=name_of)
 def test_sources_agree_with_membership(options):
-    """Proposals and membership recomputed from full forward passes give the sources and `unwritten`, token by token."""
+    """Proposals and membership recomputed from full forward passes give the sources and `rejected_tokens`, token by token."""
     student, teacher = make_pair(9)
     prompts = random_prompts(9, 6)
     rollout = sample.interleaved_generate(student, teacher, prompts, 12, generator=generator(2), eos_token=0, **options)
@@ -964,7 +964,7 @@ def test_sources_agree_with_membership(options):
             proposed = int(sample.draw(student_rows[i].expand(6, -1), numbers, student_temperature)[b])
             stays = acceptance(teacher_row=teacher_rows[i], **{"accept_rule": "topk", **membership})[proposed] == 1
             assert rollout.source[b, slot] == (STUDENT if stays else TEACHER)
-            assert rollout.unwritten[b, slot] == (-1 if stays else proposed)
+            assert rollout.rejected_tokens[b, slot] == (-1 if stays else proposed)
             assert token == proposed or not stays
 
 
@@ -1015,8 +1015,8 @@ def test_shapes_and_padding_of_a_rollout(sampler):
         # The padding id is the end token's id here: only lengths can tell them apart.
         assert rollout.finished[b] == (response[-1] == 0) and 0 not in response[:-1]
         assert len(response) == 10 or rollout.finished[b]
-        if rollout.unwritten is not None:
-            assert (rollout.unwritten[b][~rollout.response_mask[b]] == -1).all()
+        if rollout.rejected_tokens is not None:
+            assert (rollout.rejected_tokens[b][~rollout.response_mask[b]] == -1).all()
 
 
 @pytest.mark.parametrize("sampler", ["interleaved", "speculative", "control"])
@@ -1038,7 +1038,7 @@ def test_counters_add_up(sampler):
         assert list(counts) == list(sample.COUNTERS)
         assert counts["judged"] == counts["accepted"] + counts["replaced"] == sum(map(len, rollout.responses()))
         assert counts["proposed"] == counts["judged"] + counts["discarded"]
-        assert counts["replaced"] == (rollout.unwritten >= 0).sum() > 0
+        assert counts["replaced"] == (rollout.rejected_tokens >= 0).sum() > 0
         assert counts["teacher_calls"] <= counts["student_steps"] <= gamma * counts["teacher_calls"]
         if sampler != "control":
             assert counts["accepted"] == (rollout.source == STUDENT).sum()
@@ -1141,7 +1141,7 @@ def test_number_of_teacher_calls():
 
 
 def test_without_write_back_the_student_writes_everything():
-    """write_back=False: tokens of generate(student), marks by membership, `unwritten` holds the teacher's own draws."""
+    """write_back=False: tokens of generate(student), marks by membership, `rejected_tokens` holds the teacher's own draws."""
     student, teacher = make_pair(14)
     prompts = random_prompts(14, 6)
     expected = adapters.generate(student, prompts, 12, eos_token=0, seed=7)
@@ -1160,7 +1160,7 @@ def test_without_write_back_the_student_writes_everything():
                 numbers = noise(torch.full((6,), slot), "teacher")
                 teachers_own = int(sample.draw(row.expand(6, -1), numbers)[b])
                 stays = acceptance("topk", row, 2)[response[i]] == 1
-                assert rollout.unwritten[b, slot] == (-1 if stays else teachers_own)
+                assert rollout.rejected_tokens[b, slot] == (-1 if stays else teachers_own)
 
 
 def test_warped_membership_differs_from_raw():
@@ -1274,7 +1274,7 @@ def test_end_token_rejected(gamma):
     response, sources, rollout = run_script([A, EOS, C, A, A, A], [A, B, C, A, EOS, A], 6, gamma)
     assert response == [A, B, C, A, EOS]
     assert sources == [STUDENT, TEACHER, STUDENT, STUDENT, TEACHER]
-    assert rollout.finished.item() and rollout.unwritten[0].tolist() == [-1, -1, EOS, -1, -1, A]
+    assert rollout.finished.item() and rollout.rejected_tokens[0].tolist() == [-1, -1, EOS, -1, -1, A]
 
 
 @pytest.mark.parametrize("gamma", range(1, 9))
@@ -1345,7 +1345,7 @@ def test_end_token_without_write_back():
             write_back=False,
         )  # fmt: skip
         assert rollout.responses() == [[A, B, EOS]] and rollout.finished.item()
-        assert rollout.unwritten.tolist() == [[-1, B, -1, C]]
+        assert rollout.rejected_tokens.tolist() == [[-1, B, -1, C]]
         assert rollout.counts()["judged"] == 3 and rollout.counts()["replaced"] == 2
 
 
@@ -1600,10 +1600,10 @@ def test_a_new_writer_is_one_function_and_one_row(monkeypatch):
         accept_rule="topk", replace="sample", accept_on="raw", no_write_back=False, teacher_top_p=None,
         teacher_temperature=1, student_temperature=1,
     )  # fmt: skip
-    assert command_line.unreached_tokens("teacher_mix", "greedy", {}, args) is None
-    assert command_line.unreached_tokens("teacher_mix", "student", {}, args) == "does not write teacher_mixed or greedy"
-    assert command_line.unreached_tokens("student_top_p", "greedy", {}, args) == "lets no student write"
-    assert command_line.unreached_tokens("gamma", "greedy", {}, args) == "does not write interleaved"
+    assert command_line.ignored_sampling_reason("teacher_mix", "greedy", {}, args) is None
+    assert command_line.ignored_sampling_reason("teacher_mix", "student", {}, args) == "does not write teacher_mixed or greedy"
+    assert command_line.ignored_sampling_reason("student_top_p", "greedy", {}, args) == "lets no student write"
+    assert command_line.ignored_sampling_reason("gamma", "greedy", {}, args) == "does not write interleaved"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1804,7 +1804,7 @@ def test_answers_of_the_teacher_are_labelled_so():
     for source, wanted in (({}, sample.DATASET), ({"reference_source": TEACHER}, TEACHER)):
         for writer, share in (("mixed", 0.5), ("dataset", 0.0)):
             rollout = sample.write_tokens(
-                writer, student, teacher, prompts, answers, 8, generator=generator(2), eos_token=0, student_share=share, coin="sequence", **source
+                writer, student, teacher, prompts, answers, 8, generator=generator(2), eos_token=0, student_share=share, mix_per="sequence", **source
             )
             labels = [set(row) for row in sources_of(rollout)]
             assert {wanted} in labels and ({STUDENT} in labels) == (writer == "mixed") and all(len(label) == 1 for label in labels)

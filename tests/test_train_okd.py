@@ -49,9 +49,9 @@ from train_okd import (
     TEACHER_DIVERGENCES,
     VARIANTS,
     distill,
+    kd_loss,
     main,
     parse_flags,
-    player_loss,
     resolve,
 )
 
@@ -176,7 +176,7 @@ def test_a_divergence_is_what_its_name_says_on_either_side(name):
     """Forward means teacher first, whoever minimises it: one number on three tokens, a gradient to who learns alone."""
     student, teacher = (logits.view(1, 1, 3).clone().requires_grad_() for logits in (STUDENT, TEACHER))
     for own, other, function in ((student, teacher, name), (teacher, student, TEACHER_DIVERGENCES[name])):
-        loss = player_loss(own, other, torch.tensor([[True]]), 0.0, 1.0, DIVERGENCES[function])
+        loss = kd_loss(own, other, torch.tensor([[True]]), 0.0, 1.0, DIVERGENCES[function])
         assert loss.item() == pytest.approx(CLOSED_FORMS[name], abs=1e-6)
         to_own, to_other = torch.autograd.grad(loss, (own, other), allow_unused=True)
         assert to_other is None and to_own.abs().max() > 0.01
@@ -227,7 +227,7 @@ def test_temperature_and_reduction():
         ("token", (per_token[0].sum() + per_token[1, 0]) / 4),
         ("sequence", (per_token[0].mean() + per_token[1, 0]) / 2),
     ):
-        got = player_loss(zs, zt, mask, fixed, 0.25, forward_kl, 3.0, reduction)
+        got = kd_loss(zs, zt, mask, fixed, 0.25, forward_kl, 3.0, reduction)
         torch.testing.assert_close(got, 0.25 * expected + 0.75 * 7)
 
 
@@ -995,7 +995,7 @@ KINDS += [("okd_no_feedback", {"student_kd": 0.0}), ("metadistil", {"module": "f
 
 @pytest.mark.parametrize("variant, settings", KINDS, ids=str)
 def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settings):
-    """What `unreached` says of a flag is what happens: the very same student and module, or another student or module."""
+    """What `ignored_reason` says of a flag is what happens: the very same student and module, or another student or module."""
     base = flags(**{"steps": 4, "batch_size": 6, "lr": 1e-2} | settings)
 
     def end(args):
@@ -1005,7 +1005,7 @@ def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settin
     before = end(base)
     for flag, value in OTHERWISE.items():
         after = end(argparse.Namespace(**vars(base) | {flag: value}))
-        reason = train_okd.unreached(flag, variant, base)
+        reason = train_okd.ignored_reason(flag, variant, base)
         changed = not all(one.keys() == other.keys() and same_weights(one, other) for one, other in zip(before, after))
         assert changed == (reason is None), (flag, reason)
 

@@ -99,7 +99,7 @@ def test_the_table_holds_what_others_rely_on(capsys):
     table = json.loads(capsys.readouterr().out)
     required = "sft supervised seqkd on_policy imitkd gkd two_stage skd".split()
     assert list(table) == list(VARIANTS) and set(required) <= set(table)
-    known = {"cross_entropy", *losses.DIVERGENCES, *losses.MATCHES, *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES}
+    known = {"cross_entropy", *losses.DIVERGENCES, *losses.MATCHING_LOSSES, *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES}
     for row in table.values():
         assert {"writer", "loss", "paper"} <= set(row) and row["note"]
         assert row["writer"] in ("dataset", "teacher", "student", "mixed", "interleaved", "switching")
@@ -112,7 +112,7 @@ def test_the_table_holds_what_others_rely_on(capsys):
     assert writers == dict(zip(required, "dataset dataset teacher student mixed mixed mixed interleaved".split()))
     forward = {"supervised", "on_policy", "imitkd", "two_stage", "skd"}
     assert {name for name in required if table[name]["loss"] == "forward_kl"} == forward
-    assert table["gkd"]["loss"] == "generalized_jsd" and table["gkd"]["hyper"] == {"beta": 0.5}
+    assert table["gkd"]["loss"] == "generalized_jsd" and table["gkd"]["loss_kwargs"] == {"beta": 0.5}
     assert set(train_skd.MAIN) == set(required)
 
 
@@ -301,13 +301,13 @@ def test_what_the_rows_ask_of_the_sampler():
     along = options_of("skd_k_along", args, 0.7)["interleaved"]
     assert (along["accept_top_k"], along["first"], along["last"], along["along"]) == (60, 2.0, 1 / 3, 32.0)
     assert options_of("adaswitch", args, 0.3)["switching"] == {"factor": 3.0, "window": 4}
-    assert VARIANTS["speckd"].hyper == {"accept_top_k": None}
-    assert resolve(VARIANTS["speckd"], 60).hyper == {"accept_top_k": 60}
+    assert VARIANTS["speckd"].loss_kwargs == {"accept_top_k": None}
+    assert resolve(VARIANTS["speckd"], 60).loss_kwargs == {"accept_top_k": 60}
     for progress, half in ((0.3, 0), (0.5, 1)):
         for name, row in VARIANTS.items():
             if not row.sampling:
                 wanted = command_line.sampling_options(args)
-                wanted |= {"student_share": row.student_share[half], "coin": row.coin}
+                wanted |= {"student_share": row.student_share[half], "mix_per": row.mix_per}
                 assert wanted.pop("rule") == {} and options_of(name, args, progress) == wanted, name
 
 
@@ -451,7 +451,7 @@ def test_nothing_is_learned_from_a_teacher_that_is_the_student(deep_pair, varian
         assert abs(line["loss"]) < 1e-6 and line["gradient_norm"] < 1e-4
 
 
-COLD = dataclasses.replace(VARIANTS["rdd"], knobs={"warmup": 0.0})  # rdd's second stage, from the first step on
+COLD = dataclasses.replace(VARIANTS["rdd"], method_kwargs={"warmup": 0.0})  # rdd's second stage, from the first step on
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "rdd's second stage"])
@@ -822,7 +822,7 @@ KINDS += [(name, settings) for name in ("sft", "seqkd", "on_policy", "imitkd", "
 
 @pytest.mark.parametrize("variant, settings", KINDS, ids=str)
 def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settings):
-    """What `unreached` says of a flag is what happens: the very same student, or another one, or at least other counts of its rollouts."""
+    """What `ignored_reason` says of a flag is what happens: the very same student, or another one, or at least other counts of its rollouts."""
     base = flags(**{"accept_top_k": 20, "steps": 3, "batch_size": 8} | settings)
 
     def end(args):
@@ -834,7 +834,7 @@ def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settin
         if value == getattr(base, flag) or flag == "accept_on" and (base.accept_rule != "topk" or base.teacher_temperature == 0):
             continue  # the same, or refused
         other_weights, other_counted = end(argparse.Namespace(**vars(base) | {flag: value}))
-        reason = train_skd.unreached(flag, variant, base)
+        reason = train_skd.ignored_reason(flag, variant, base)
         if reason:
             assert same_weights(weights, other_weights), (flag, reason)
         elif variant != "ca_opd":  # of which these models' proposals satisfy the rule nowhere
@@ -876,7 +876,7 @@ def test_notes_are_said_at_the_start(cached_pairs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong, word", [
-    ({"coin": "sentence"}, "coin"), ({"sampling": {"temperature": 0.1}}, "no use"), ({"loss": "cross_entropy", "hyper": {"beta": 1}}, "neither"),
+    ({"coin": "sentence"}, "coin"), ({"sampling": {"temperature": 0.1}}, "no use"), ({"loss": "cross_entropy", "loss_kwargs": {"beta": 1}}, "neither"),
     ({"writer": "interleaved", "sampling": {"accept_top_k": ("lineer", 1, 2)}}, "linear or cosine"),
 ])  # fmt: skip
 def test_a_row_that_would_not_do_what_it_says_is_refused(wrong, word):
@@ -887,10 +887,10 @@ def test_a_row_that_would_not_do_what_it_says_is_refused(wrong, word):
 
 def test_a_methods_own_loss_takes_no_knobs(pair):
     """taid and its like take their loss themselves: what the row says of another is refused; so is a place that is no place."""
-    for variant, changes, error in (("taid", {"kd_weight": 0.5}, ValueError), ("rs_kd", {"hyper": {"typo": 1}}, ValueError)):
+    for variant, changes, error in (("taid", {"kd_weight": 0.5}, ValueError), ("rs_kd", {"loss_kwargs": {"typo": 1}}, ValueError)):
         with pytest.raises(error, match="would do nothing"):
             Watched(dataclasses.replace(VARIANTS[variant], **changes), pair, flags())
-    row = dataclasses.replace(VARIANTS["sp"], knobs={"feature": "similarity_preserving", "at": "lsat"})
+    row = dataclasses.replace(VARIANTS["sp"], method_kwargs={"feature": "similarity_preserving", "at": "lsat"})
     with pytest.raises(KeyError):
         Watched(row, pair, flags())
 

@@ -129,7 +129,7 @@ def padded(rollout, extra=5):
         tokens=torch.cat([rollout.tokens, torch.full((B, extra), 7)], 1),
         source=torch.cat([rollout.source, torch.full((B, extra), PROMPT, dtype=torch.int8)], 1),
         teacher_logits=None if logits is None else torch.cat([logits, torch.full((B, extra, logits.size(-1)), 50.0)], 1),
-        unwritten=None if rollout.unwritten is None else torch.cat([rollout.unwritten, torch.full((B, extra), -1)], 1),
+        rejected_tokens=None if rollout.rejected_tokens is None else torch.cat([rollout.rejected_tokens, torch.full((B, extra), -1)], 1),
     )
 
 
