@@ -15,7 +15,7 @@ Regions, Branches), a teacher of their own with a discriminator (SoftLabels), or
     after_step     what it learns from the step
     after_evaluation
 
-All are nn.Modules: `state_dict` holds everything that a run needs to go on where it stopped. Their own parameters are
+All are nn.Modules: `state_dict` holds everything that a run needs to resume where it stopped. Their own parameters are
 trained by their own AdamW at the student's rate, without decay. Small layers of theirs run in the models' precision.
 """
 
@@ -952,7 +952,7 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
     As many updates as the student's, at `rate` times the rate that the teacher was pretrained with.
     """
     if run.pretraining_lr is None:
-        raise ValueError("sftn goes on with the teacher's pretraining: give Run(pretraining_lr=...), the rate that it had")
+        raise ValueError("sftn continues the teacher's pretraining: give Run(pretraining_lr=...), the rate that it had")
     generator, lr = run.generator(4), rate * run.pretraining_lr
     teacher, branch = copy.deepcopy(teacher).requires_grad_(True), copy.deepcopy(student)
     below, above = block_at(teacher, "middle"), branch.blocks[block_at(branch, "middle") + 1 :]

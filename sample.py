@@ -316,7 +316,7 @@ def _check_gamma(gamma):
 
 
 def to_device(tensor, device):
-    """A host tensor on `device`; to CUDA from pinned memory, so that the host goes on while it is copied."""
+    """A host tensor on `device`; to CUDA from pinned memory, so that the host continues while it is copied."""
     if device is not None and torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -360,7 +360,7 @@ def _start(prompts, max_new_tokens, block_size, vocab_size, eos_token, device, s
 
 
 def _close_ranks(done):
-    """Rows of a working set that go on, in their new order: the last ones fill the gaps of those that are done.
+    """Sequences that still run, in their new order: the last ones fill the gaps of those that are done.
 
     [no, yes, no, no] -> [0, 3, 2]: with KVCache.keep_rows this copies one row, not the batch.
     """
@@ -811,7 +811,7 @@ def _in_blocks(
         accepted, judged = verdict.accepted, verdict.judged
         blocks.append(Block(live, start, block.proposed, counts.sum(1), accepted, judged))
 
-        # 4. Who goes on? Their last committed token stays pending, whatever was cached beyond it is stale.
+        # 4. Which sequences still run? Their last committed token stays pending, whatever was cached beyond it is stale.
         done = finished[live] | (length[live] >= end[live])
         lengths, done, *counted = torch.stack([length[live], done, accepted, judged]).tolist()  # the one host sync
         accepted_so_far, judged_so_far = accepted_so_far + sum(counted[0]), judged_so_far + sum(counted[1])

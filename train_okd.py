@@ -504,7 +504,7 @@ def check_row(name, args, examples):
 
 
 def ignored_reason(flag, name, args):
-    """Why a flag does not reach the training of a method, as what follows "which"; None where it does."""
+    """Why a flag changes nothing about how a method is trained, as what follows "which"; None where it does."""
     own, row = VARIANTS[name], resolve(VARIANTS[name], args)
     of_student = ("student_divergence", "student_kd", "temperature", "teacher_mix")
     of_module = {flag for flag in FLAG_OF.values() if flag not in of_student}

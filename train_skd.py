@@ -107,7 +107,7 @@ def resolve(row, args):
 
 
 def ignored_reason(flag, name, args):
-    """Why a flag does not reach the training of a method, as what follows "which"; None where it does."""
+    """Why a flag changes nothing about how a method is trained, as what follows "which"; None where it does."""
     row = VARIANTS[name]
     if flag in ("loss", "loss_args") and methods.keeps_its_loss(row):
         return "has a loss of its own"

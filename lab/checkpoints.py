@@ -1,4 +1,4 @@
-"""How a run goes on where it stopped: a Checkpointer saves its state now and then, and finds it again.
+"""How a run resumes where it stopped: a Checkpointer saves its state now and then, and loads it again.
 
     with Checkpointer("out/skd_seed1", every=25, identity={...}) as checkpointer:     what lies on disk is read, and checked
         answers = checkpointer.found("answers", make)                           made once, before the loop
@@ -8,7 +8,7 @@
             if checkpointer.due(step + 1, last):
                 checkpointer.save(step + 1)
 
-The state is complete: whoever stopped and went on ends with the very bits of whoever never stopped. A part is anything
+The state is complete: a resumed run is bit-identical to an uninterrupted one. A part is anything
 with `state_dict` and `load_state_dict`, or a torch.Generator. What is drawn from the seed before the loop (the order of
 the batches, the first weights of a projector) is drawn again. The two newest states are kept, so that a damaged one costs
 some steps and not the run; they are deleted when the run has its final line.
@@ -30,8 +30,8 @@ class Checkpointer:
 
     `every` so many steps it is time to save; `identity` is a dict of plain values that decide the run: ValueError names
     the first one in which a state on disk differs. `say` takes lines for the user; `about` is what the record is to say of
-    a process that goes on, `sources` the sha256 of its code by file. What is odd about going on is in `warnings`. Processes
-    that share a run each keep a state of their own, and save, stop and go on at the same step; with `alone` the run is this
+    a process that resumes, `sources` the sha256 of its code by file. What is odd about resuming is in `warnings`. Processes
+    that share a run each keep a state of their own, and save, stop and resume at the same step; with `alone` the run is this
     process' own, whatever the others do.
     """
 
@@ -65,7 +65,7 @@ class Checkpointer:
             self.state = states[step]
             self.step, self.made = step, self.state["made"]
         if self.found("sources", lambda: self.sources) != self.sources:
-            self.warnings.append("the code has changed since a state was saved: this is a run of neither code")
+            self.warnings.append("the code has changed since a state was saved: its steps were made by two versions of it")
 
     def paths(self):
         """Where the newest state lies, and the one before it."""
@@ -104,7 +104,7 @@ class Checkpointer:
                 ) from error
             if "log" in parts:
                 parts["log"].write("resumed", step=self.step, **self.about)
-            self.say(f"{Path(self.stem).name}: goes on after step {self.step}")
+            self.say(f"{Path(self.stem).name}: resumes after step {self.step}")
         return self.step
 
     def due(self, step, last):

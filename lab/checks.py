@@ -177,9 +177,9 @@ def about_run(writer, accept_rule, steps, final):
 
     found = []
     if always("accept_rate", 1.0) and accept_rule != "all":
-        found.append("every proposal was accepted in every logged step, so the teacher wrote nothing: a stricter rule (topk: lower --accept-top-k)")
+        found.append("every proposal was accepted in every logged step, so the teacher wrote nothing: lower --accept-top-k, or take a stricter rule")
     if always("accept_rate", 0.0) and accept_rule != "none":
-        found.append("no proposal was accepted in any logged step, so the student wrote nothing: a laxer rule (topk: raise --accept-top-k)")
+        found.append("no proposal was accepted in any logged step, so the student wrote nothing: raise --accept-top-k, or take a laxer rule")
     if writer in STUDENT_WRITERS and always("eos_share", 0.0):
         found.append("all responses of all logged steps were cut at the budget: raise --start-steps, the student cannot end yet")
     if final["eos_share"] == 0:

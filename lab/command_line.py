@@ -322,7 +322,7 @@ def parse(parser, argv, variants, main_variants, script, ignored_reason):
     """Command line -> (args with everything resolved that needs no data, names of the methods).
 
     args.swept holds one pair (label, args) per combination of swept values, or one with an empty label; args.notes lines
-    for the user. ignored_reason(flag, name, args) says why a flag does not reach the training of a method, None where it does.
+    for the user. ignored_reason(flag, name, args) says why a flag changes nothing about how a method is trained, None where it does.
     """
     argv, parser = sys.argv[1:] if argv is None else list(argv), with_aliases(parser)
     args, names = parse_once(parser, argv, variants, main_variants, script)
@@ -371,7 +371,7 @@ def check_sweeps(args, sweeps, names, ignored_reason):
             for name in names:
                 if why := ignored_reason(flag, name, own):
                     raise ValueError(
-                        f"--sweep {text} would not reach {name}, which {why}: leave {name} out of --variants, or this sweep"
+                        f"--sweep {text} is ignored by {name}, which {why}: leave {name} out of --variants, or this sweep"
                     )
         values = [getattr(own, flag) for flag in sweeps]
         for other, those in done.items():
@@ -397,11 +397,11 @@ def check_typed(args, typed, names, variants, ignored_reason):
         if len(whys) == 1:
             listed += f" ({whys.pop()})"
         if len(missed) < len(names):
-            notes.append(f"note: {told} does not reach {listed}")
+            notes.append(f"note: {told} is ignored by {listed}")
             continue
         others = [name for name in variants if not ignored_reason(flag, name, args)]
         add = f", or add e.g. {others[0]} to --variants" if others else ""
-        raise ValueError(f"{told} would reach none of {listed}: leave it out{add}")
+        raise ValueError(f"{told} is ignored by all of {listed}: leave it out{add}")
     return notes
 
 

@@ -145,7 +145,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     first, machine = processes.rank_and_size()[0] == 0, folders.describe_machine(device)  # the first one writes
     say = processes.print_line if args.jobs == 1 and first else lambda _: None
     say(f"{name}: {here.steps} steps")
-    # What a state must have in common with this run, to be gone on with.
+    # What a state must have in common with this run, to be resumed.
     identity = shared["flags"] | {name: shared[name] for name in ("pair", "inputs", "accept_top_k", "processes")}
     identity |= {name: header[name] for name in ("variant", "seed", "budget", "row")}
     identity |= {"steps": here.steps, "torch": str(torch.__version__)}
@@ -255,7 +255,7 @@ def open_folder(held, script, args, flags, inputs):
             path.unlink()
     kept = sorted(folder.glob("*.jsonl"))
     if args.resume and not [*kept, *folder.glob("*.state*.pt")]:
-        processes.print_line(f"nothing to go on with in {args.out or folder.name}: begins anew")
+        processes.print_line(f"nothing to resume in {args.out or folder.name}: starts anew")
     for path in kept:
         records.read_finished(folder, path.stem, flags, inputs, script)
     return folder
@@ -460,7 +460,7 @@ def equal_compute_steps(folder, variant, main_method, seed, steps, flags):
     return max(1, round(steps * (unit["compute"] - once) / (own["compute"] - once)))
 
 
-GO_ON = "what is done is kept, the same command with --resume (and the same --out) goes on"
+GO_ON = "progress is saved; to continue: the same command with --resume (and the same --out)"
 
 
 GRACE = 20  # seconds that one of several processes gets to save after a signal; torchrun itself has patience for 30

@@ -106,7 +106,7 @@ class Clock:
 
 
 class Meter:
-    """Time and memory of training; what happens in a `with meter.paused()` block is left out.
+    """Time and memory of training; a `with meter.paused()` block is left out.
 
     Memory is the allocator's peak on CUDA; elsewhere it is counted, which no other program can disturb: weights, gradients
     and AdamW's two moments of what learns, the frozen teacher's weights, and the most that the first step's `with` blocks
@@ -175,11 +175,11 @@ class Meter:
         return {"seconds": self.seconds, "memory_mb": (held + self.most) / 1e6}
 
     def state_dict(self):
-        """The figures so far, for a process that goes on."""
+        """The figures so far, for a process that resumes."""
         return {"seconds": self.seconds, "most": self.most}
 
     def load_state_dict(self, state):
-        """Go on counting; what has passed since this meter was made is the time of going on, not of training."""
+        """Resume counting; what has passed since this meter was made is the time of loading, not of training."""
         self.seconds, self.most, self.counting = state["seconds"], state["most"], False
         self._go()
 

@@ -3,7 +3,7 @@
     export_gpt2(model, folder)      config.json and model.safetensors, which `GPT2LMHeadModel.from_pretrained(folder)` reads
     model = load_gpt2(folder)       the same two files, of any GPT-2, as a GPT of this project
 
-Only numbers travel: a safetensors file is a JSON header and raw bytes, so reading one runs nobody's code. What the header
+Only numbers travel: a safetensors file is a JSON header and raw bytes, so reading one runs no code. What the header
 promises is checked against the bytes that are there before a tensor is made. The tokenizer does not travel: two models
 are comparable only with one vocabulary.
 """

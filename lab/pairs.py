@@ -174,7 +174,7 @@ def _cached(name, candidates, device, build, tokenizer_state, report):
     is saved in the first folder that may be written to.
 
     Of several processes that want it at the same time one builds, and the others wait. What an interrupted one has left
-    is gone on with.
+    is resumed.
     """
 
     def load(mend):

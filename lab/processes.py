@@ -50,7 +50,7 @@ def default_jobs(device_type):
 
 
 def started_by_torchrun():
-    """Whether several processes are to share this run. A variable that something else has left is nobody's start."""
+    """Whether several processes are to share this run. A variable that something else has left starts nothing."""
     size = os.environ.get("WORLD_SIZE", "")
     return size.isdecimal() and int(size) > 1 and os.environ.get("RANK", "").isdecimal()
 
@@ -74,7 +74,7 @@ def join(device):
 
 
 def leave():
-    """Take leave of the other processes; nothing happens where there are none."""
+    """Destroy the process group; nothing happens where there is none."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -134,7 +134,7 @@ def wrapped(model, compiled=False):
         return torch.compile(model, dynamic=True) if compiled else model
     shared = torch.nn.parallel.DistributedDataParallel(model)
     # After its first backward pass it gathers gradients in the order in which they came, and from three processes on
-    # that order decides how sums round: one pass is spent on it, so that a run that goes on adds as the one before did.
+    # that order decides how sums round: one pass is spent on it, so that a resumed run adds as the one before did.
     shared(torch.zeros(2, 2, dtype=torch.long, device=next(model.parameters()).device)).sum().backward()
     model.zero_grad(set_to_none=True)
     if compiled:  # only now: that pass has a shape of its own
@@ -241,9 +241,9 @@ def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None, 
     def settle(task, outcome):
         try:
             report(outcome())
-        except Exception as error:  # whatever it was, the other runs go on; the line says what
+        except Exception as error:  # whatever it was, the other runs continue; the line says what
             if rank_and_size()[1] > 1:
-                raise  # the others may know nothing of it: going on alone, this process would wait for them forever
+                raise  # the others may know nothing of it: continuing alone, this process would wait for them forever
             broken = isinstance(error, concurrent.futures.process.BrokenProcessPool)
             line = "its process was killed (out of memory?)" if broken else f"{type(error).__name__}: {error}"
             failures.append((task, line.split("\n")[0]))
@@ -312,7 +312,7 @@ def _interrupts_wait():
 
 def _begin_worker():
     """Ctrl-C reaches every process of a terminal; the parent ends the workers, without a traceback from each. If the parent
-    is killed they end at once: a run that nobody looks after would write into the files of the one that goes on."""
+    is killed they end at once: a run that nobody looks after would write into the files of the resumed one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -125,7 +125,7 @@ def write_whole(path, text):
 
 
 def set_aside(path):
-    """Rename a damaged file, so that it is in nobody's way and can still be looked at -> its new path."""
+    """Rename a damaged file, so that it can still be looked at -> its new path."""
     aside, number = Path(f"{path}.damaged"), 1
     while aside.exists():
         aside, number = Path(f"{path}.damaged{number}"), number + 1
@@ -158,7 +158,7 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
         if parsed(lines[-1]) is None and not text.endswith("\n"):
             finished = False  # cut off within its final line
     if finished and not has_checksum(text.removesuffix("\n")):
-        say(f"{path.name} is not what was written: set aside as {set_aside(path).name}, to be run again")
+        say(f"{path.name} has a wrong checksum: renamed to {set_aside(path).name}, to be run again")
         return None
     refuse_format(path.name, header.get("format", 1))
     of_whom = [header.get(key) for key in ("variant", "seed", "budget")]
@@ -176,7 +176,7 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
 def refuse_format(name, found):
     """ValueError for a record or a state of another format than this code's."""
     if found != FORMAT:
-        raise ValueError(f"{name} is of format {found}, this code writes format {FORMAT}: give another --out, or go on with the older code")
+        raise ValueError(f"{name} is of format {found}, this code writes format {FORMAT}: give another --out, or continue with the older code")
 
 
 def parsed(line):

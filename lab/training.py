@@ -196,7 +196,7 @@ class Run:
                     self.cache_teacher,
                     self.settings["precision"],
                     report=self.report,
-                    compare=self.rank == 0,  # the others take its word: none may go on, or stop, alone
+                    compare=self.rank == 0,  # the others take its word: none may continue, or stop, alone
                 )
 
         self.cache = processes.first_then_others(make)

@@ -109,7 +109,7 @@ def test_killed_at_random_moments(clone, tmp_path, undisturbed, script):
         with running(clone, *command, str(out), "--jobs", str(jobs)) as process:
             printed = read_lines(process, lines)
         assert not any("damaged" in line for line in printed)
-        went_on += sum(" goes on after step " in line for line in printed)
+        went_on += sum(" resumes after step " in line for line in printed)
         killed += process.returncode == -signal.SIGKILL
         if process.returncode == 0:
             same_results(undisturbed[script], out, stems(script))
@@ -150,7 +150,7 @@ def test_a_signal_saves_and_tells_how_to_go_on(clone, tmp_path, undisturbed, num
     with running(clone, *command, "--resume") as process:
         output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors[-2000:]
-    assert "skd_seed1: goes on after step " in output
+    assert "skd_seed1: resumes after step " in output
     same_results(undisturbed["train_skd.py"], out, stems("train_skd.py"))
 
 
@@ -348,10 +348,10 @@ def test_what_going_on_finds_is_told(cached_pairs, tmp_path, capsys):  # noqa: F
     """--resume where nothing is, as after a typing error, says so; so it does where students of finished runs are gone."""
     argv = [*SMALL, "--variants", "sft", "--resume", "--out", str(tmp_path / "out")]
     assert train_skd.main(argv) == 0
-    assert "nothing to go on with in" in capsys.readouterr().out
+    assert "nothing to resume in" in capsys.readouterr().out
     assert train_skd.main(argv) == 0
     again = capsys.readouterr().out
-    assert "nothing to go on with" not in again and "no student" not in again
+    assert "nothing to resume" not in again and "no student" not in again
     (tmp_path / "out" / "sft_seed1.pt").unlink()
     assert train_skd.main(argv) == 0
     assert "1 finished runs have no student here" in capsys.readouterr().out

@@ -90,7 +90,7 @@ def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
     output, errors = running.communicate(timeout=600)
     assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
     assert (tmp_path / "out" / "sft_seed1.jsonl").read_bytes() == finished
-    assert "skd_seed1: goes on after step " in output and not list((tmp_path / "out").glob("*.state*"))
+    assert "skd_seed1: resumes after step " in output and not list((tmp_path / "out").glob("*.state*"))
     running = start(clone, 2, *command, str(tmp_path / "whole"))
     _, errors = running.communicate(timeout=600)
     assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
@@ -120,7 +120,7 @@ def test_a_signal_lets_three_processes_save(clone, tmp_path, script, number):
         running = start(clone, 3, *command, str(tmp_path / folder), *argv)
         output, errors = running.communicate(timeout=600)
         assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
-        assert (f"goes on after step {states[0]['step']}" in output) == (folder == "out")
+        assert (f"resumes after step {states[0]['step']}" in output) == (folder == "out")
     broken, whole = (lines_of(tmp_path / folder / f"{name}_seed1.jsonl") for folder in ("out", "whole"))
     assert [without_times(line) for line in broken if line["kind"] != "resumed"] == [without_times(line) for line in whole]
     one, two = (torch.load(tmp_path / folder / f"{name}_seed1.pt", weights_only=True) for folder in ("out", "whole"))

@@ -167,7 +167,7 @@ def test_pretraining_is_gone_on_with(tmp_path):
             pairs.load_or_pretrain_pair(data, settings, cache_dir=tmp_path / "parts", report=said)
     lines = []
     found = pairs.load_or_pretrain_pair(data, settings, cache_dir=tmp_path / "parts", report=lines.append)
-    assert any("goes on after step 8" in line for line in lines) and found.fingerprint == whole.fingerprint
+    assert any("resumes after step 8" in line for line in lines) and found.fingerprint == whole.fingerprint
     assert sorted(path.suffix for path in (tmp_path / "parts").iterdir()) == [".pt", ".pt"]
 
 

@@ -793,7 +793,7 @@ SWEEPS = [
 @pytest.mark.parametrize("names, sweep", SWEEPS)
 def test_a_sweep_that_a_row_would_not_hear_is_refused(names, sweep):
     """Where a row trains the same whatever the swept flag says all its runs would be one run; skd and its K schedules hear a swept K."""
-    with pytest.raises(ValueError, match="would not reach") as error:
+    with pytest.raises(ValueError, match="is ignored by") as error:
         parse_flags(["--variants", names, "--sweep", sweep])
     assert "\n" not in str(error.value)
     args, _ = parse_flags(["--variants", "skd,skd_k_steps,skd_k_along", "--sweep", "accept-top-k=1,2"])
@@ -803,7 +803,7 @@ def test_a_sweep_that_a_row_would_not_hear_is_refused(names, sweep):
 @pytest.mark.parametrize("sweeps", ["replace=sample,argmax teacher-temperature=.5,1", "student-temperature=0,1 student-top-p=.5,.9", "accept-rule=topk,argmax accept-top-k=1,2"])
 def test_sweeps_whose_product_holds_a_run_twice_are_refused(sweeps):
     """At replace=argmax no temperature counts, at temperature 0 no nucleus, at accept-rule=argmax no K; one such value alone is well."""
-    with pytest.raises(ValueError, match="would not reach skd"):
+    with pytest.raises(ValueError, match="is ignored by skd"):
         parse_flags(["--variants", "skd", *(word for text in sweeps.split() for word in ("--sweep", text))])
     for text in sweeps.split():
         assert len(parse_flags(["--variants", "skd", "--sweep", text])[0].swept) == 2
@@ -843,9 +843,9 @@ def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settin
 
 TYPED = [
     ("sft", "--student-temperature 0.5", "lets no student write.*on_policy"), ("supervised,sft", "--teacher-top-p .5", "skd"),
-    ("on_policy", "--rule accept_min_prob=.5 --accept-rule minprob", "skd"), ("supervised", "--no-write-back", "--no-write-back would reach none of supervised"),
+    ("on_policy", "--rule accept_min_prob=.5 --accept-rule minprob", "skd"), ("supervised", "--no-write-back", "--no-write-back is ignored by all of supervised"),
     ("skd", "--replace argmax --teacher-temperature 2", "argmax.*leave it out$"), ("kdiga", "--recompute", "as it is"), ("kdiga", "--compile", "as it is"),
-    ("skd,sft", "--cache-teacher dense", "--cache-teacher dense would reach none of skd, sft"),
+    ("skd,sft", "--cache-teacher dense", "--cache-teacher dense is ignored by all of skd, sft"),
     ("sft,supervised,seqkd,hinton,tvd,skew_kl,abkd", "--accept-rule argmax", "hinton, tvd and 2 more"),
 ]  # fmt: skip
 
@@ -860,9 +860,9 @@ def test_a_flag_that_reaches_no_chosen_row_is_refused(nothing_trained, capsys, n
 def test_a_flag_that_reaches_some_rows_is_noted():
     """One line per flag, of at most five names; none where it reaches all, is what it is anyway, or belongs to the yardstick."""
     notes = parse_flags(["--student-temperature", "0.5", "--lr", "1e-3", "--gamma", "2", "--accept-on", "raw"])[0].notes
-    assert notes == ["note: --student-temperature 0.5 does not reach sft, supervised, seqkd (lets no student write)"]
+    assert notes == ["note: --student-temperature 0.5 is ignored by sft, supervised, seqkd (lets no student write)"]
     (note,) = parse_flags(["--variants", "all", "--judge-fresh"])[0].notes
-    assert re.fullmatch(r"note: --judge-fresh does not reach (\w+, ){4}\w+ and \d+ more", note)
+    assert re.fullmatch(r"note: --judge-fresh is ignored by (\w+, ){4}\w+ and \d+ more", note)
     assert parse_flags(["--data-dir", "X"])[0].notes == ["note: --data-dir is not read, --task math is made here"]
     assert parse_flags(["--variants", "all", "--quick"])[0].notes == parse_flags([])[0].notes == []
 
@@ -871,7 +871,7 @@ def test_notes_are_said_at_the_start(cached_pairs, tmp_path, capsys):
     """Before the task is named, and not in the table."""
     argv = [*SMALL, "--variants", "sft,on_policy", "--student-temperature", "0.5", "--out", str(tmp_path / "out")]
     assert main(argv) == 0
-    note = "note: --student-temperature 0.5 does not reach sft (lets no student write)"
+    note = "note: --student-temperature 0.5 is ignored by sft (lets no student write)"
     assert capsys.readouterr().out.startswith(note + "\n") and "note:" not in (tmp_path / "out" / "table.md").read_text()
 
 
