@@ -69,7 +69,7 @@ def _at_every_position(value, target_mask):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One vector against one vector.
+# 1. One vector against one vector.
 
 
 def hidden_mse(student_hidden, teacher_hidden, target_mask):
@@ -96,7 +96,7 @@ def hidden_cosine(student_hidden, teacher_hidden, target_mask):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Relations between the positions of one sequence. C_s and C_t may differ.
+# 2. Relations between the positions of one sequence. C_s and C_t may differ.
 
 
 def attention_transfer(student_hidden, teacher_hidden, target_mask):
@@ -242,7 +242,7 @@ class Projector(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Looking into a GPT.
+# 3. Looking into a GPT.
 
 
 @contextmanager
@@ -287,7 +287,7 @@ def capture_hidden(model, blocks=(), inputs=False):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Input gradients (KDIGA, arXiv 2110.12072): two models that react alike to a change of their input.
+# 4. Input gradients (KDIGA, arXiv 2110.12072): two models that react alike to a change of their input.
 
 
 def second_order():

@@ -90,7 +90,7 @@ def _checked(targets, model_logits):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Divergences. All have one skeleton: two log-softmaxes, one line of mathematics, one sum over V.
+# 1. Divergences. All have one skeleton: two log-softmaxes, one line of mathematics, one sum over V.
 
 
 def forward_kl(student_logits, teacher_logits):
@@ -291,7 +291,7 @@ DIVERGENCES = {
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Matches: two models at a position, like a divergence, and with their defaults zero where both agree. But they are zero
+# 2. Matches: two models at a position, like a divergence, and with their defaults zero where both agree. But they are zero
 # elsewhere as well (each is blind to something), or their gradient is not the derivative of the value.
 
 
@@ -503,7 +503,7 @@ MATCHING_LOSSES = {
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Losses that need the token itself.
+# 3. Losses that need the token itself.
 
 
 class Tokens(NamedTuple):
@@ -670,7 +670,7 @@ TOKEN_LOSSES = {
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Losses of a sequence: a position's value depends on other positions of its row.
+# 4. Losses of a sequence: a position's value depends on other positions of its row.
 
 
 def _chosen_and_single(student_logits, teacher_logits, targets):
@@ -841,7 +841,7 @@ def with_tail(model_logits, ids):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Large vocabularies: losses that never hold the logits of a whole batch.
+# 5. Large vocabularies: losses that never hold the logits of a whole batch.
 
 
 class HiddenStates(NamedTuple):
@@ -891,7 +891,7 @@ def by_chunks(function, *inputs, at_once=AT_ONCE):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reduction and diagnostics.
+# 6. Reduction and diagnostics.
 
 
 def weight_of(mask, reduction="token"):

@@ -250,7 +250,7 @@ class GPT(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The online teacher (OKD).
+# 1. The online teacher (OKD).
 
 
 class Hooks:
@@ -486,7 +486,7 @@ class OnlineTeacher(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Optimizer recipe and checkpoints.
+# 2. Optimizer recipe and checkpoints.
 
 MAX_BYTES = 2**36  # of a file that is read: 64 GiB
 

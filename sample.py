@@ -87,7 +87,7 @@ class Rollout:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Noise and draws.
+# 1. Noise and draws.
 
 
 def _mix(x):
@@ -159,7 +159,7 @@ def draw(model_logits, uniform, temperature=1.0, top_k=None, top_p=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Which proposals stay. An accept rule is one function and one row of ACCEPT_RULES: (teacher_logits (..., V), proposed
+# 2. Which proposals stay. An accept rule is one function and one row of ACCEPT_RULES: (teacher_logits (..., V), proposed
 # (...,) long, coin (...,) uniform, place (...,) long: tokens of the response before it) -> (...,) bool. Its own numbers
 # are keyword-only arguments, each annotated with the Range of its legal values.
 # Rules judge the drafted token on the teacher's raw logits (T = 1, nothing cut off), as Algorithm 1 does.
@@ -312,7 +312,7 @@ def _check_gamma(gamma):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Plain generation.
+# 3. Plain generation.
 
 
 def to_device(tensor, device):
@@ -418,19 +418,9 @@ def _fed(prompt_len, length, feeds):
 
 @torch.no_grad()
 def generate(
-    model,
-    prompts,
-    max_new_tokens,
-    *,
-    generator,
-    temperature=1.0,
-    top_k=None,
-    top_p=None,
-    greedy=False,
-    eos_token=None,
-    row_keys=None,
-    role="student",
-):
+    model, prompts, max_new_tokens, *, generator, temperature=1.0, top_k=None, top_p=None, greedy=False,
+    eos_token=None, row_keys=None, role="student",
+):  # fmt: skip
     """Let one model continue every prompt: list of B lists of ids -> Rollout (source = STUDENT, or TEACHER by `role`).
 
     Rows end at `eos_token` (kept), after max_new_tokens, or at the block's end. `generator` is a CPU torch.Generator;
@@ -478,7 +468,7 @@ def generate(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One block of G drafted tokens, for n sequences that are still running.
+# 4. One block of G drafted tokens, for n sequences that are still running.
 
 
 class Draft(NamedTuple):
@@ -616,26 +606,14 @@ def _shared_vocabulary(student, teacher):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Interleaved sampling (SKD), as it is read: the algorithm as printed, and in blocks.
+# 5. Interleaved sampling (SKD), as it is read: the algorithm as printed, and in blocks.
 
 
 @torch.no_grad()
 def interleaved_reference(
-    student,
-    teacher,
-    prompt,
-    max_new_tokens,
-    *,
-    generator,
-    accept_rule="topk",
-    accept_top_k=25,
-    replace="sample",
-    student_temperature=1.0,
-    teacher_temperature=1.0,
-    eos_token=None,
-    row_key=0,
-    **rule,
-):
+    student, teacher, prompt, max_new_tokens, *, generator, accept_rule="topk", accept_top_k=25, replace="sample",
+    student_temperature=1.0, teacher_temperature=1.0, eos_token=None, row_key=0, **rule,
+):  # fmt: skip
     """Algorithm 1 as printed: one prompt, one token at a time, no cache. -> (response ids, sources), the test's oracle.
 
     Given the same seed and row key, interleaved_generate returns exactly these tokens for every gamma and batch.
@@ -718,7 +696,7 @@ def interleaved_plain(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The same, fast: the block length follows the acceptance, and sequences that are done leave the batch.
+# 6. The same, fast: the block length follows the acceptance, and sequences that are done leave the batch.
 
 
 GAMMAS = (1, 2, 4, 8, 16, 32)  # few and even shapes: kernels like them
@@ -863,28 +841,10 @@ def _fed_in_blocks(counters, prompt_len, number):
 
 
 def interleaved_generate(
-    student,
-    teacher,
-    prompts,
-    max_new_tokens,
-    *,
-    generator,
-    gamma=None,
-    accept_rule="topk",
-    accept_top_k=25,
-    replace="sample",
-    student_temperature=1.0,
-    student_top_p=None,
-    teacher_temperature=1.0,
-    teacher_top_p=None,
-    eos_token=None,
-    row_keys=None,
-    write_back=True,
-    accept_on="raw",
-    judge_fresh=False,
-    keep_features=False,
-    **rule,
-):
+    student, teacher, prompts, max_new_tokens, *, generator, gamma=None, accept_rule="topk", accept_top_k=25,
+    replace="sample", student_temperature=1.0, student_top_p=None, teacher_temperature=1.0, teacher_top_p=None,
+    eos_token=None, row_keys=None, write_back=True, accept_on="raw", judge_fresh=False, keep_features=False, **rule,
+):  # fmt: skip
     """SKD's sampling (arXiv 2410.11325, Algorithm 1), batched and cached: list of B lists of ids -> Rollout.
 
     A proposal of the student stays if `accept_rule` says so on the teacher's raw logits; otherwise the teacher's own
@@ -910,7 +870,7 @@ def interleaved_generate(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Lossless speculative decoding: what a distilled student is worth as a draft.
+# 7. Lossless speculative decoding: what a distilled student is worth as a draft.
 
 
 class SpeculativeRules(NamedTuple):
@@ -948,18 +908,9 @@ class SpeculativeRules(NamedTuple):
 
 
 def speculative_generate(
-    draft,
-    target,
-    prompts,
-    max_new_tokens,
-    *,
-    generator,
-    gamma=None,
-    temperature=1.0,
-    eos_token=None,
-    row_keys=None,
+    draft, target, prompts, max_new_tokens, *, generator, gamma=None, temperature=1.0, eos_token=None, row_keys=None,
     keep_features=False,
-):
+):  # fmt: skip
     """Speculative sampling (arXiv 2211.17192): tokens distributed exactly as the target's own; -> Rollout.
 
     A drafted token stays with probability min(1, target / draft); otherwise it is redrawn from the positive part of
@@ -975,7 +926,7 @@ def speculative_generate(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Who writes the tokens that a student is trained on.
+# 8. Who writes the tokens that a student is trained on.
 
 
 def pad_sequences(sequences, device=None):
@@ -1221,26 +1172,10 @@ WRITERS = {  # writer: its function, whether a student writes, whether it needs 
 
 
 def write_tokens(
-    writer,
-    student,
-    teacher,
-    prompts,
-    references,
-    max_new_tokens,
-    *,
-    generator,
-    eos_token,
-    student_share=0.0,
-    mix_per="batch",
-    temperature=1.0,
-    top_p=None,
-    teacher_mix=0.2,
-    interleaved=None,
-    switching=None,
-    reference_source=DATASET,
-    rows=None,
-    batch_size=None,
-):
+    writer, student, teacher, prompts, references, max_new_tokens, *, generator, eos_token, student_share=0.0,
+    mix_per="batch", temperature=1.0, top_p=None, teacher_mix=0.2, interleaved=None, switching=None,
+    reference_source=DATASET, rows=None, batch_size=None,
+):  # fmt: skip
     """One batch of training tokens -> Rollout, written by `writer`, a row of WRITERS, whose function explains it.
 
     student_share and mix_per are mixed's, teacher_mix is teacher_mixed's, `interleaved` holds interleaved_generate's
