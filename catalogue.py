@@ -1,7 +1,7 @@
 """Every row beyond the two papers' own comparisons: one literal table per script, in the order of the pages.
 
-A row that only combines what exists is a new method: it stands here and nowhere else. What the columns mean says methods.py
-(Variant, OnlineVariant); docs/methods.md shows the rows as tables.
+A row that only combines what exists is a new method: it stands here and nowhere else. What the columns mean says
+methods.py (Variant, OnlineVariant); docs/methods.md shows the rows as tables.
 """
 
 from methods import OnlineVariant, Variant

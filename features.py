@@ -247,12 +247,14 @@ class Projector(nn.Module):
 
 @contextmanager
 def capture_hidden(model, blocks=(), inputs=False):
-    """`with capture_hidden(gpt, (0, -1)) as captured: gpt(tokens)` keeps captured.hidden, the outputs (B, T, C) of these blocks.
+    """`with capture_hidden(gpt, (0, -1)) as captured: gpt(tokens)` keeps captured.hidden, the outputs (B, T, C) of
+    these blocks.
 
     They are those of the model's last forward, in the order of `blocks` (negative numbers count from the end, one that
-    is out of range raises an IndexError), and part of its graph. With inputs=True, captured.inputs are the token embeddings
-    (B, T, C) before positions are added, which require a gradient even if the weights are frozen (not under no_grad).
-    `model` is the GPT itself, which may be called through a wrapper. All hooks are gone when the `with` block ends.
+    is out of range raises an IndexError), and part of its graph. With inputs=True, captured.inputs are the token
+    embeddings (B, T, C) before positions are added, which require a gradient even if the weights are frozen (not under
+    no_grad). `model` is the GPT itself, which may be called through a wrapper. All hooks are gone when the `with` block
+    ends.
     """
     watched = [model.blocks[block] for block in blocks]
     captured = SimpleNamespace(hidden=[None] * len(blocks), inputs=None)
@@ -302,12 +304,12 @@ def second_order():
 def input_gradient(loss_per_token, inputs, embedding_weight, target_mask, ids=None, create_graph=True):
     """d (mean loss of a sequence) / d (its one-hot inputs) in nats: (B, T, k) for `ids` (B, T, k) long, else (B, T, V).
 
-    `inputs` (B, T, C) are token embeddings that loss_per_token (B, T) was worked out from (see `capture_hidden`), the loss of a
-    sequence is its mean over target_mask. The chain rule through one_hot @ embedding_weight, (V, C), gives the entry of
-    token v at position t as the gradient at inputs[t] times row v: how much the loss would change with a dash of v
-    there. Models of any width share V, so these compare (our reading of arXiv 2110.12072; embeddings would not).
-    Keep create_graph for a student that learns from it; a teacher needs none. Raises torch's RuntimeError if the loss
-    does not depend on inputs. Loss 2 x_1 - x_2 and rows (1, 0) (0, 1) (1, 1) give 2, -1, 1.
+    `inputs` (B, T, C) are token embeddings that loss_per_token (B, T) was worked out from (see `capture_hidden`), the
+    loss of a sequence is its mean over target_mask. The chain rule through one_hot @ embedding_weight, (V, C), gives
+    the entry of token v at position t as the gradient at inputs[t] times row v: how much the loss would change with a
+    dash of v there. Models of any width share V, so these compare (our reading of arXiv 2110.12072; embeddings would
+    not). Keep create_graph for a student that learns from it; a teacher needs none. Raises torch's RuntimeError if the
+    loss does not depend on inputs. Loss 2 x_1 - x_2 and rows (1, 0) (0, 1) (1, 1) give 2, -1, 1.
     """
     per_sequence = loss_per_token.masked_fill(~target_mask, 0.0).sum(-1) / _count(target_mask)[:, 0]
     # Rows do not see each other, so the gradient of the sum holds the gradient of each. Autocast would round this pass.

@@ -9,7 +9,8 @@ number, and only losses of whole sequences know a mask before the reduction, so 
 on three tokens.
 
 Which way round? "Forward" always means teacher first: forward_kl = KL(teacher || student). The papers write the teacher
-as p (SKD: M_t) and the student as q (M_s); the code never uses these letters, because half of the literature swaps them.
+as p (SKD: M_t) and the student as q (M_s); the code never uses these letters, because half of the literature swaps
+them.
 
 Two rules that every function follows:
 - The arithmetic is float32 log space (float64 inputs stay float64): log_softmax and logaddexp, never log(softmax + eps).
@@ -45,7 +46,8 @@ def at_least_float32(x):
 
 
 def raw_logits(model_logits):
-    """The logits in at least float32; ValueError for -inf among them, on a CPU (elsewhere the question would cost a wait)."""
+    """The logits in at least float32; ValueError for -inf among them, on a CPU (elsewhere the question would cost a
+    wait)."""
     if model_logits.device.type == "cpu" and model_logits.numel() and model_logits.detach().min() == float("-inf"):
         raise ValueError(
             "found -inf among the logits: give raw ones, before top-k or top-p; padded vocabulary is cut off both models"
@@ -291,7 +293,8 @@ DIVERGENCES = {
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 2. Matches: two models at a position, like a divergence, and with their defaults zero where both agree. But they are zero
+# 2. Matches: two models at a position, like a divergence, and with their defaults zero where both agree. But they are
+# zero
 # elsewhere as well (each is blind to something), or their gradient is not the derivative of the value.
 
 
@@ -586,9 +589,9 @@ def decoupled_kd(student_logits, teacher_logits, tokens, alpha=1.0, beta=8.0, te
 def label_smoothing(student_logits, teacher_logits, tokens, smoothing=0.1, among=None):
     """Cross-entropy with 1 - smoothing on the target and the rest spread evenly -> (B, T) nats. Target 0: 1.565379.
 
-    A teacher that knows only the label (arXiv 1512.00567): the control of every soft target. Spread over all V tokens, or
-    over the ids `among` (1-D long): a classifier uses all of its classes, a byte vocabulary hardly ever. teacher_logits is
-    ignored and may be None. Among (0, 1): 1.563623. ValueError for a smoothing outside [0, 1).
+    A teacher that knows only the label (arXiv 1512.00567): the control of every soft target. Spread over all V tokens,
+    or over the ids `among` (1-D long): a classifier uses all of its classes, a byte vocabulary hardly ever.
+    teacher_logits is ignored and may be None. Among (0, 1): 1.563623. ValueError for a smoothing outside [0, 1).
     """
     _require(0 <= smoothing < 1, f"smoothing must lie in [0, 1), found {smoothing}")
     student_logits = raw_logits(student_logits)
@@ -685,12 +688,12 @@ def minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0.2, leng
     """MiniLLM's policy gradient of the sequence-level reverse KL (arXiv 2306.08543) -> per_token (B, T).
 
     With reward r_t = log teacher(y_t) - log student(y_t) the exact gradient has two parts: the reverse KL of every
-    position (single step), and for each token the rewards of what came after it (long): - R_{t+1} grad log student(y_t),
-    R_{t+1} the sum of later rewards, or with length_norm their mean. Both are weighted by w_t = student(y_t) / (what
-    wrote y_t), which is teacher_mix * teacher + (1 - teacher_mix) * student for teacher-mixed samples and the student
-    itself at teacher_mix 0. (Exact would be the product of these ratios over all tokens up to t, whose spread grows with the
-    length; the paper takes the token's own.) Both models' logits at temperature 1, as the samples. Only the gradient has a
-    meaning, the value is not a distance.
+    position (single step), and for each token the rewards of what came after it (long): - R_{t+1} grad log
+    student(y_t), R_{t+1} the sum of later rewards, or with length_norm their mean. Both are weighted by w_t =
+    student(y_t) / (what wrote y_t), which is teacher_mix * teacher + (1 - teacher_mix) * student for teacher-mixed
+    samples and the student itself at teacher_mix 0. (Exact would be the product of these ratios over all tokens up to
+    t, whose spread grows with the length; the paper takes the token's own.) Both models' logits at temperature 1, as
+    the samples. Only the gradient has a meaning, the value is not a distance.
 
     Rewards 1, 2, 3 give R_{t+1} = 5, 3, 0 as sums and 2.5, 3, 0 as means. The paper's clipping and its language-model
     loss on a pretraining corpus are left out: each batch is used for one update, and there is no such corpus here.
@@ -795,7 +798,8 @@ def loss_names():
 
 
 def check_loss(name, loss_kwargs):
-    """ValueError with one line for a keyword or a value that the loss `name` does not take: it is tried on two tokens."""
+    """ValueError with one line for a keyword or a value that the loss `name` does not take: it is tried on two
+    tokens."""
     student_logits, teacher_logits = torch.tensor([[[0.0, 1, 2], [1, 0, 2]]]), torch.tensor([[[1.0, 0, 0], [0, 2, 0]]])
     tokens = Tokens(torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool))
     try:
@@ -807,9 +811,9 @@ def check_loss(name, loss_kwargs):
 def per_token_loss(name, student_logits, teacher_logits, tokens, **loss_kwargs):
     """The loss called `name`, from whichever table has it, at every position -> per_token (B, T).
 
-    Either model's logits (B, T, V) may be HiddenStates; what needs one position at a time goes through by_chunks. Beside
-    the four tables "cross_entropy" is a name; it and label_smoothing take None for a teacher. ValueError for another
-    name.
+    Either model's logits (B, T, V) may be HiddenStates; what needs one position at a time goes through by_chunks.
+    Beside the four tables "cross_entropy" is a name; it and label_smoothing take None for a teacher. ValueError for
+    another name.
     """
     if name in SEQUENCE_LOSSES:
         return SEQUENCE_LOSSES[name](student_logits, teacher_logits, tokens, **loss_kwargs)

@@ -1,11 +1,12 @@
 """Rows and what they keep: a row says how a method trains, a state object what it remembers from step to step.
 
-Two kinds of rows: `Variant` (fixed teacher, train_skd.py) and `OnlineVariant` (a teacher that learns along, train_okd.py). The
-papers' own comparisons stand in the scripts, all other rows in catalogue.py.
+Two kinds of rows: `Variant` (fixed teacher, train_skd.py) and `OnlineVariant` (a teacher that learns along,
+train_okd.py). The papers' own comparisons stand in the scripts, all other rows in catalogue.py.
 
 Most methods keep nothing: who writes and which per-token loss says it all, and `Method` below is all they need. The
-others keep a schedule (Interpolation), a buffer (Replay), a projector (Feature, Flow, DualSpace), heads or branches (Subclasses,
-Regions, Branches), a teacher of their own with a discriminator (SoftLabels), or noise (SampledTargets). Each is one class:
+others keep a schedule (Interpolation), a buffer (Replay), a projector (Feature, Flow, DualSpace), heads or branches
+(Subclasses, Regions, Branches), a teacher of their own with a discriminator (SoftLabels), or noise (SampledTargets).
+Each is one class:
 
     __init__       what is prepared before training
     before_step    what changes with the step
@@ -69,8 +70,8 @@ from sample import DATASET, Noise, Rollout, rollout_from_ids, to_device
 class Variant:
     """One method with a fixed teacher. A new one is a new row of a table; flags, tests and docs/methods.md follow.
 
-    A None in `loss_kwargs` is what the flag of the same name says. In `sampling`, (shape, first, last) moves over the run,
-    shape being "linear" or "cosine".
+    A None in `loss_kwargs` is what the flag of the same name says. In `sampling`, (shape, first, last) moves over the
+    run, shape being "linear" or "cosine".
     """
 
     writer: str  # dataset | teacher | student | mixed | interleaved | switching
@@ -91,17 +92,24 @@ class Variant:
     teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made from it before training
 
     def __post_init__(self):
-        assert self.mix_per in ("batch", "sequence"), f"who writes is drawn per batch or per sequence, not per {self.mix_per}"
-        assert not self.sampling or self.writer in ("interleaved", "switching"), f"{self.writer} has no use for {self.sampling}"
+        assert self.mix_per in ("batch", "sequence"), (
+            f"who writes is drawn per batch or per sequence, not per {self.mix_per}"
+        )
+        assert not self.sampling or self.writer in ("interleaved", "switching"), (
+            f"{self.writer} has no use for {self.sampling}"
+        )
         shapes = {value[0] for value in self.sampling.values() if isinstance(value, tuple)}
         assert shapes <= {"linear", "cosine"}, f"a schedule is linear or cosine, found {shapes}"
         fixed = self.loss in NO_TEACHER and self.loss != "label_smoothing"
-        assert not fixed or (self.kd_weight == 1 and not self.loss_kwargs), f"{self.loss} has neither loss_kwargs nor another loss beside it"
+        assert not fixed or (self.kd_weight == 1 and not self.loss_kwargs), (
+            f"{self.loss} has neither loss_kwargs nor another loss beside it"
+        )
 
 
 @dataclass(frozen=True)
 class OnlineVariant:
-    """One method whose teacher learns along, or a control. None means: what the flag of the same name says (train_okd.DEFAULTS)."""
+    """One method whose teacher learns along, or a control. None means: what the flag of the same name says
+    (train_okd.DEFAULTS)."""
 
     paper: str | None  # arXiv id
     note: str
@@ -132,11 +140,14 @@ class OnlineVariant:
 
 def resolve(row, accept_top_k):
     """The row with the flag's K in place of None."""
-    return dataclasses.replace(row, loss_kwargs={k: accept_top_k if v is None else v for k, v in row.loss_kwargs.items()})
+    return dataclasses.replace(
+        row, loss_kwargs={k: accept_top_k if v is None else v for k, v in row.loss_kwargs.items()}
+    )
 
 
 def scheduled(value, progress):
-    """A number, or (shape, first, last) at `progress` in [0, 1): ("linear", 1, 3) at .5 is 2, so is ("cosine", 1, 3)."""
+    """A number, or (shape, first, last) at `progress` in [0, 1): ("linear", 1, 3) at .5 is 2, so is ("cosine", 1,
+    3)."""
     if not isinstance(value, (tuple, list)):
         return value
     shape, first, last = value
@@ -214,12 +225,16 @@ class Method(nn.Module):
         def distance(student_logits, teacher_logits):
             return per_token_loss(row.loss, student_logits, teacher_logits, part.tokens, **loss_kwargs)
 
-        return hinton_mixture(student_logits, teacher_logits, part.tokens.targets, row.kd_weight, row.temperature, distance)
+        return hinton_mixture(
+            student_logits, teacher_logits, part.tokens.targets, row.kd_weight, row.temperature, distance
+        )
 
     def per_token(self, student_logits, teacher_logits, part):
-        """What the student minimises at every position of a training.Part, (rows, T); what lies outside its mask is not looked at.
+        """What the student minimises at every position of a training.Part, (rows, T); what lies outside its mask is not
+        looked at.
 
-        Row t of the logits predicts part.tokens.targets[:, t]; teacher_logits are None where the row's loss asks no teacher.
+        Row t of the logits predicts part.tokens.targets[:, t]; teacher_logits are None where the row's loss asks no
+        teacher.
         """
         return self.word_loss(student_logits, teacher_logits, part)
 
@@ -230,7 +245,8 @@ class Method(nn.Module):
         """`figures` of the run's validation."""
 
     def learn(self, loss, rate):
-        """What the method itself learns from a step: after_step, and one update of its own parameters, clipped on their own."""
+        """What the method itself learns from a step: after_step, and one update of its own parameters, clipped on their
+        own."""
         self.after_step(loss)
         if self.optimizer is None:
             return
@@ -240,7 +256,8 @@ class Method(nn.Module):
         clip_and_step(self, self.optimizer, rate)
 
     def check_signal(self, part):
-        """Whether the teacher reaches the student's loss on a run's first part: a warning, or None; see lab/checks.py."""
+        """Whether the teacher reaches the student's loss on a run's first part: a warning, or None; see
+        lab/checks.py."""
         row = self.row
         if part.teacher_logits is None or row.kd_weight == 0:
             return None
@@ -281,7 +298,9 @@ def begin(row, student, teacher, run):
     """The state object of one run, on the student's device."""
     kind = METHODS[row.method] if row.method else Method
     if kind.replaces_loss and (row.loss_kwargs or row.kd_weight != 1 or row.temperature != 1):
-        raise ValueError(f"{row.method} has a loss of its own: loss_kwargs, kd_weight and temperature of the row would do nothing")
+        raise ValueError(
+            f"{row.method} has a loss of its own: loss_kwargs, kd_weight and temperature of the row would do nothing"
+        )
     method = kind(row, student, teacher, run, **row.method_kwargs)
     method.to(run.device)
     if any(True for _ in method.parameters()):
@@ -290,13 +309,16 @@ def begin(row, student, teacher, run):
 
 
 def prepare(row, student, teacher, run, distill):
-    """Everything that a row wants before its first step -> (the teacher that the student learns from, the state object).
+    """Everything that a row wants before its first step -> (the teacher that the student learns from, the state
+    object).
 
-    Another teacher than the one given (TEACHERS; `distill` trains an assistant), its answers in place of the references, a
-    cache of its logits, and what the method keeps.
+    Another teacher than the one given (TEACHERS; `distill` trains an assistant), its answers in place of the
+    references, a cache of its logits, and what the method keeps.
     """
     teacher = TEACHERS[row.teacher](distill, student, teacher, run)
-    if row.answers is not None:  # greedy ones stand in for the beam search of Kim & Rush: both aim at the likeliest response
+    if (
+        row.answers is not None
+    ):  # greedy ones stand in for the beam search of Kim & Rush: both aim at the likeliest response
         run.use_answers(teacher, row.answers)
     if run.cache_teacher is not None and asks_about_references(row):
         run.use_cache(teacher)
@@ -321,7 +343,8 @@ def keeps_its_loss(row):
 
 
 def asks_about_references(row):
-    """Whether a method's teacher says the same in every epoch, and nothing else, so that --cache-teacher can keep it."""
+    """Whether a method's teacher says the same in every epoch, and nothing else, so that --cache-teacher can keep
+    it."""
     plain = row.method is None and row.teacher == "pair" and row.temperature == row.kd_weight == 1
     return row.writer == "dataset" and plain and row.loss in DIVERGENCES
 
@@ -345,7 +368,8 @@ def count_pass(run, passes):
 
 
 class Interpolation(Method):
-    """TAID (arXiv 2501.16937): the target lies between the student's own logits and the teacher's, and moves to the latter.
+    """TAID (arXiv 2501.16937): the target lies between the student's own logits and the teacher's, and moves to the
+    latter.
 
     Its share of the teacher starts at `start`, is at least linear in the steps, and grows faster while the loss falls:
     with losses 2.0, 1.0 at share .4 the momentum becomes .005 and the step 1.503750e-4. The first loss is only stored.
@@ -380,7 +404,8 @@ class Interpolation(Method):
 
 
 class SampledTargets(Method):
-    """Random-sampling KD (arXiv 2503.16870): cross-entropy with `draws` tokens drawn from the teacher at every position."""
+    """Random-sampling KD (arXiv 2503.16870): cross-entropy with `draws` tokens drawn from the teacher at every
+    position."""
 
     replaces_loss = True
 
@@ -412,21 +437,32 @@ class Replay(Method):
     """DistiLLM's off-policy schedule (arXiv 2402.03898): references, until validation says that they teach no more.
 
     `threshold` starts at 0 and rises by .1 whenever the validation loss is .1 nats above the one at its last rise. With
-    chance threshold * (1 - progress), and as long as the buffer is not full with chance threshold, the student writes and
-    the batch is kept; with the rest of threshold a batch is drawn from what was kept; otherwise it is the references.
+    chance threshold * (1 - progress), and as long as the buffer is not full with chance threshold, the student writes
+    and the batch is kept; with the rest of threshold a batch is drawn from what was kept; otherwise it is the
+    references.
     """
 
     plain = ("threshold", "reference", "seen_rows", "width")
 
     def __init__(self, row, student, teacher, run, capacity=1000, rise=0.1, tolerance=0.1):
         super().__init__(row, student, teacher, run)
-        self.capacity, self.rise, self.tolerance, self.num_steps = max(capacity, run.batch_size), rise, tolerance, run.num_steps
+        self.capacity, self.rise, self.tolerance, self.num_steps = (
+            max(capacity, run.batch_size),
+            rise,
+            tolerance,
+            run.num_steps,
+        )
         self.batch_size, self.threshold, self.reference, self.seen_rows, self.width = run.batch_size, 0.0, None, 0, 1
         size = self.size = run.num_processes
         own = -(-self.capacity // size)  # rows that this process keeps
         self.at_least = size * (run.batch_size // size)  # rows of a batch, as the process with the fewest counts them
         block = student.config.block_size
-        for name, shape in (("tokens", (own, block)), ("prompt_len", (own,)), ("lengths", (own,)), ("finished", (own,))):
+        for name, shape in (
+            ("tokens", (own, block)),
+            ("prompt_len", (own,)),
+            ("lengths", (own,)),
+            ("finished", (own,)),
+        ):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.bool if name == "finished" else torch.long))
         self.register_buffer("source", torch.zeros(own, block, dtype=torch.int8))
         self.register_buffer("next_slot", torch.zeros((), dtype=torch.long))
@@ -449,8 +485,15 @@ class Replay(Method):
         self.before_step(step)
         self.writer = self.choose(torch.rand((), generator=self.generator).item())
         if self.writer == "replay":
-            rows = to_device(torch.randperm(len(self.lengths), generator=self.generator)[: self.rows], self.lengths.device)
-            kept = (self.tokens[rows, : self.width], self.prompt_len[rows], self.lengths[rows], self.source[rows, : self.width])
+            rows = to_device(
+                torch.randperm(len(self.lengths), generator=self.generator)[: self.rows], self.lengths.device
+            )
+            kept = (
+                self.tokens[rows, : self.width],
+                self.prompt_len[rows],
+                self.lengths[rows],
+                self.source[rows, : self.width],
+            )
             return Rollout(*kept, self.finished[rows])
         rollout = self.write_by(self.writer, step)
         if self.writer == "student":
@@ -482,7 +525,8 @@ def block_at(model, where):
 
 
 class Feature(Method):
-    """The row's loss + `weight` times a loss of hidden states (a name in features.FEATURES), behind one block of each model."""
+    """The row's loss + `weight` times a loss of hidden states (a name in features.FEATURES), behind one block of each
+    model."""
 
     captures_teacher = True
 
@@ -499,7 +543,9 @@ class Feature(Method):
         student_hidden, teacher_hidden = (captured.hidden[0] for captured in self.captured(part))
         if hasattr(self, "projector"):
             student_hidden = self.projector(student_hidden)
-        return self.word_loss(student_logits, teacher_logits, part) + self.weight * self.feature(student_hidden, teacher_hidden, part.tokens.mask)
+        return self.word_loss(student_logits, teacher_logits, part) + self.weight * self.feature(
+            student_hidden, teacher_hidden, part.tokens.mask
+        )
 
 
 def like(model_logits, as_these):
@@ -523,7 +569,9 @@ class Flow(Method):
     def per_token(self, student_logits, teacher_logits, part):
         student_hidden, teacher_hidden = (captured.hidden for captured in self.captured(part))
         own = self.first(student_hidden[0]), self.second(student_hidden[1])
-        return self.word_loss(student_logits, teacher_logits, part) + self.weight * flow(*own, *teacher_hidden, part.tokens.mask)
+        return self.word_loss(student_logits, teacher_logits, part) + self.weight * flow(
+            *own, *teacher_hidden, part.tokens.mask
+        )
 
 
 class DualSpace(Method):
@@ -552,7 +600,9 @@ class DualSpace(Method):
     def per_token(self, student_logits, teacher_logits, part):
         """Both spaces' losses, (B, T)."""
         student, teacher = self.models
-        own, other = (model.norm(captured.hidden[0]) for model, captured in zip(self.models, self.captured(part)))  # (B, T, C) each
+        own, other = (
+            model.norm(captured.hidden[0]) for model, captured in zip(self.models, self.captured(part))
+        )  # (B, T, C) each
         projected_teacher = like(HiddenStates(self.to_student(other), student.head.detach()), student_logits)
         projected_student = like(HiddenStates(self.to_teacher(own), teacher.head), student_logits)
         of_map = by_chunks(cross_entropy, projected_teacher, part.tokens.targets)
@@ -564,14 +614,16 @@ class DualSpace(Method):
 class InputGradient(Method):
     """The row's loss + `weight` times the distance of both models' input gradients (KDIGA, arXiv 2110.12072).
 
-    Pixels become one-hot tokens: the gradient of each sequence's cross-entropy in the input token at a position, at that
-    token and at the teacher's `top_k` guesses for it, is comparable because the vocabulary is shared. The student is
-    differentiated twice, which needs unfused attention.
+    Pixels become one-hot tokens: the gradient of each sequence's cross-entropy in the input token at a position, at
+    that token and at the teacher's `top_k` guesses for it, is comparable because the vocabulary is shared. The student
+    is differentiated twice, which needs unfused attention.
     """
 
     # Gradients in the inputs are one pass of either model, their derivative two of the student's.
     student_passes, teacher_passes = 3, 1
-    plain_forward = True  # made again in the backward pass it would take fused attention; compiled it has no second derivative
+    plain_forward = (
+        True  # made again in the backward pass it would take fused attention; compiled it has no second derivative
+    )
     captures_teacher = True
 
     def __init__(self, row, student, teacher, run, weight=1.0, top_k=4):
@@ -591,11 +643,15 @@ class InputGradient(Method):
         # Guesses for this token, not the next; the first one, which nobody guesses, takes those of its successor.
         guesses = torch.cat([guesses[:, :1], guesses[:, :-1]], 1)
         ids = torch.cat([part.inputs[..., None], guesses], -1)  # (B, T, 1 + k)
-        seen_twice = F.pad(guesses == part.inputs[..., None], (1, 0))  # a right guess is the token itself: it counts once
+        seen_twice = F.pad(
+            guesses == part.inputs[..., None], (1, 0)
+        )  # a right guess is the token itself: it counts once
         gradients = []
         for model, model_logits, captured in zip(self.models, (student_logits, teacher_logits), self.captured(part)):
             model_loss = by_chunks(cross_entropy, model_logits, targets)
-            entries = input_gradient(model_loss, captured.inputs, model.head, masked, ids, create_graph=model is self.models[0])
+            entries = input_gradient(
+                model_loss, captured.inputs, model.head, masked, ids, create_graph=model is self.models[0]
+            )
             gradients.append(entries.masked_fill(seen_twice, 0.0))
         # The prompt's tokens are inputs too; what stands behind the last token that counts has no gradient.
         is_input = masked.flip(-1).cumsum(-1).flip(-1) > 0
@@ -608,23 +664,22 @@ class InputGradient(Method):
 
 
 class Subclasses(Method):
-    """LELP (arXiv 2409.20449): the teacher's classes split by where its last feature lies, and the student learns the parts too.
+    """LELP (arXiv 2409.20449): the teacher's classes split by where its last feature lies, and the student learns the
+    parts too.
 
     A reconstruction. One pass over the references gathers the teacher's features by their next token; along the first
     principal directions of each class, rotated at random and each scaled to unit deviation (the scaling is ours),
-    `subclasses` parts get softmax probabilities. Of the classes the `most_classes` most frequent ones are split. The student's
-    (class, part) distribution is its own next-token distribution times a softmax of a head per class, so its marginal is
-    what it says without that head, and the loss is the sum over both: forward KL + sum over classes of teacher(class)
-    KL(teacher's parts || student's parts), taken on the teacher's `top_k` classes of a position. Classes seen fewer than
-    `least` times stay whole. The paper's projection on the null space of the output matrix has no use here: with at
-    least as many tokens as dimensions that space is {0}.
+    `subclasses` parts get softmax probabilities. Of the classes the `most_classes` most frequent ones are split. The
+    student's (class, part) distribution is its own next-token distribution times a softmax of a head per class, so its
+    marginal is what it says without that head, and the loss is the sum over both: forward KL + sum over classes of
+    teacher(class) KL(teacher's parts || student's parts), taken on the teacher's `top_k` classes of a position. Classes
+    seen fewer than `least` times stay whole. The paper's projection on the null space of the output matrix has no use
+    here: with at least as many tokens as dimensions that space is {0}.
     """
 
     captures_teacher = True
 
-    def __init__(
-        self, row, student, teacher, run, subclasses=4, sharpness=1.0, top_k=2, most_classes=256, least=16
-    ):
+    def __init__(self, row, student, teacher, run, subclasses=4, sharpness=1.0, top_k=2, most_classes=256, least=16):
         super().__init__(row, student, teacher, run)
         self.top_k, device, vocab_size = top_k, next(student.parameters()).device, student.config.vocab_size
         hidden, gold = [], []
@@ -641,7 +696,9 @@ class Subclasses(Method):
         slot, centres, directions = torch.full((vocab_size,), -1), [], []
         for number, token in enumerate(classes):
             own = hidden[gold == token]
-            axes = torch.linalg.svd(own - own.mean(0), full_matrices=False)[2][:subclasses]  # (S, C) principal directions
+            axes = torch.linalg.svd(own - own.mean(0), full_matrices=False)[2][
+                :subclasses
+            ]  # (S, C) principal directions
             square = torch.empty(subclasses, subclasses).normal_(generator=self.generator)
             rotated = torch.linalg.qr(square)[0].to(device) @ axes
             spread = ((own - own.mean(0)) @ rotated.T).std(0).clamp(min=1e-6)
@@ -661,7 +718,9 @@ class Subclasses(Method):
         return capture_hidden(model, [block_at(model, "last")])
 
     def per_token(self, student_logits, teacher_logits, part):
-        own, others = (model.norm(captured.hidden[0]) for model, captured in zip(self.models, self.captured(part)))  # (B, T, C)
+        own, others = (
+            model.norm(captured.hidden[0]) for model, captured in zip(self.models, self.captured(part))
+        )  # (B, T, C)
         with torch.no_grad():
             ids = by_chunks(lambda rows: rows.topk(self.top_k).indices, teacher_logits)
             probs = by_chunks(lambda rows: at_least_float32(rows).softmax(-1).topk(self.top_k).values, teacher_logits)
@@ -678,12 +737,12 @@ class Subclasses(Method):
 class Regions(Method):
     """RDD (arXiv 2407.03719): forward KL everywhere, and cross-entropy where it is worth it.
 
-    In the first `warmup` of the steps the weight of a token is exp(-KL(early || teacher)), `early` being what the teacher
-    says from its middle block: easy tokens count. Then tokens count that are hard for one of the two models and not for
-    the other: a token is hard for a model that gives it at most `threshold`, the teacher's median over the references
-    (the first 3,200), since many a language model is below the paper's fixed .7 nearly everywhere. The early answer goes
-    through a linear map that is trained for `early_steps` steps before the run (the paper's teacher has an auxiliary head
-    of its own). The mean is over all tokens, not over those that count.
+    In the first `warmup` of the steps the weight of a token is exp(-KL(early || teacher)), `early` being what the
+    teacher says from its middle block: easy tokens count. Then tokens count that are hard for one of the two models and
+    not for the other: a token is hard for a model that gives it at most `threshold`, the teacher's median over the
+    references (the first 3,200), since many a language model is below the paper's fixed .7 nearly everywhere. The early
+    answer goes through a linear map that is trained for `early_steps` steps before the run (the paper's teacher has an
+    auxiliary head of its own). The mean is over all tokens, not over those that count.
     """
 
     captures_teacher = True
@@ -741,9 +800,9 @@ class Regions(Method):
 class Branches(Method):
     """ONE (arXiv 1806.04606): no teacher; the student's upper half exists several times, and a gated sum teaches each.
 
-    All branches stand on the student's lower blocks (a student of one block has no upper ones: its branches stay equal).
-    Loss: cross-entropy of every branch and of the sum of their logits under a softmax gate, and T^2 KL(sum || branch) for
-    every branch. The first branch is the student, which is kept.
+    All branches stand on the student's lower blocks (a student of one block has no upper ones: its branches stay
+    equal). Loss: cross-entropy of every branch and of the sum of their logits under a softmax gate, and T^2 KL(sum ||
+    branch) for every branch. The first branch is the student, which is kept.
     """
 
     replaces_loss = True
@@ -810,10 +869,11 @@ class SoftLabels(Method):
 
     Its data set is made up: one point per token and noise around it. A linear softmax classifier learns it and then
     answers, for a noisy point of the reference token, with soft labels that vary from position to position; its
-    temperature is set such that the token itself gets `gold` on average. Loss: cross-entropy + KL(soft label || student)
-    + `adversarial` times -log D(student), where D, a small network on the sorted best probabilities, learns to tell
-    labels from students. With gold .8 the two targets put .9 on the reference between them: `label_smoothing` is the
-    control with about as much (.9 and its share of the rest), in one term where here are two, hence half as strong a pull.
+    temperature is set such that the token itself gets `gold` on average. Loss: cross-entropy + KL(soft label ||
+    student) + `adversarial` times -log D(student), where D, a small network on the sorted best probabilities, learns to
+    tell labels from students. With gold .8 the two targets put .9 on the reference between them: `label_smoothing` is
+    the control with about as much (.9 and its share of the rest), in one term where here are two, hence half as strong
+    a pull.
     """
 
     replaces_loss = True
@@ -830,7 +890,9 @@ class SoftLabels(Method):
         optimizer = torch.optim.Adam([weights], lr=0.1)
         for _ in range(300):
             labels = torch.randint(len(used), (256,), generator=self.generator)
-            (weights.grad,) = torch.autograd.grad(F.cross_entropy(self.noisy(points[labels]) @ weights.T, labels), weights)
+            (weights.grad,) = torch.autograd.grad(
+                F.cross_entropy(self.noisy(points[labels]) @ weights.T, labels), weights
+            )
             optimizer.step()
         labels = torch.randint(len(used), (2048,), generator=self.generator)
         answers = (self.noisy(points[labels]) @ weights.T).detach()
@@ -839,9 +901,17 @@ class SoftLabels(Method):
             middle = math.sqrt(low * high)
             mass = (answers / middle).softmax(-1).gather(-1, labels[:, None]).mean().item()
             low, high = (middle, high) if mass > gold else (low, middle)
-        for name, value in (("used", torch.tensor(used)), ("slot", slot), ("points", points), ("weights", weights.detach() / low)):
+        for name, value in (
+            ("used", torch.tensor(used)),
+            ("slot", slot),
+            ("points", points),
+            ("weights", weights.detach() / low),
+        ):
             self.register_buffer(name, value.to(device))
-        drawn = [torch.empty(shape).normal_(0.0, shape[0] ** -0.5, generator=self.generator) for shape in ((self.best, 32), (32, 1))]
+        drawn = [
+            torch.empty(shape).normal_(0.0, shape[0] ** -0.5, generator=self.generator)
+            for shape in ((self.best, 32), (32, 1))
+        ]
         self.hidden, self.last = (nn.Parameter(matrix) for matrix in drawn)
 
     def noisy(self, points, uniform=None):
@@ -929,8 +999,8 @@ def given_teacher(distill, student, teacher, run):
 def assistant(distill, student, teacher, run):
     """TAKD (arXiv 1902.03393): a model between the two in depth and width, drawn anew, and distilled from the teacher.
 
-    The link is a run of supervised KD of its own, three times as long as the student's; a chain of more links would be more
-    of these.
+    The link is a run of supervised KD of its own, three times as long as the student's; a chain of more links would be
+    more of these.
     """
     shapes = [(config.n_layer, config.n_head, config.n_embd) for config in (student.config, teacher.config)]
     n_layer, n_head, n_embd = (round(math.sqrt(small * large)) for small, large in zip(*shapes))
@@ -946,10 +1016,11 @@ def assistant(distill, student, teacher, run):
 
 
 def sftn_teacher(distill, student, teacher, run, rate=0.1):
-    """SFTN (arXiv 2102.07650): a copy of the teacher learns on, together with a student's upper half on top of its lower half.
+    """SFTN (arXiv 2102.07650): a copy of the teacher learns on, together with a student's upper half on top of its
+    lower half.
 
-    Both learn the references, and the KL from teacher to branch reaches both: what a student cannot follow becomes costly.
-    As many updates as the student's, at `rate` times the rate that the teacher was pretrained with.
+    Both learn the references, and the KL from teacher to branch reaches both: what a student cannot follow becomes
+    costly. As many updates as the student's, at `rate` times the rate that the teacher was pretrained with.
     """
     if run.pretraining_lr is None:
         raise ValueError("sftn continues the teacher's pretraining: give Run(pretraining_lr=...), the rate that it had")
@@ -965,7 +1036,9 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
     optimizer = make_optimizer(both, lr)
     with run.inner("sftn") as inner:
         for step, rows in inner.plain_steps(order, both=both, optimizer=optimizer):
-            batch = rollout_from_ids([prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), run.device)
+            batch = rollout_from_ids(
+                [prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), run.device
+            )
             inputs, targets, masked = batch.tokens[:, :-1], batch.tokens[:, 1:], batch.response_mask[:, 1:]
             with capture_hidden(teacher, [below]) as captured:
                 teacher_logits = teacher(inputs)
@@ -973,7 +1046,9 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
             for number, block in enumerate(above):
                 x = block(x, number)
             branch_logits = F.linear(branch.norm(x), head)
-            teacher_logprobs, branch_logprobs = (logits.float().log_softmax(-1) for logits in (teacher_logits, branch_logits))
+            teacher_logprobs, branch_logprobs = (
+                logits.float().log_softmax(-1) for logits in (teacher_logits, branch_logits)
+            )
             distance = kl(teacher_logprobs, branch_logprobs)  # gradients to both
             per_token = cross_entropy(teacher_logits, targets) + cross_entropy(branch_logits, targets) + distance
             optimizer.zero_grad(set_to_none=True)
@@ -981,7 +1056,9 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
             clip_and_step(both, optimizer, learning_rate(step, run.num_steps, lr))
         seconds = inner.meter.figures()["seconds"]
     fed = sum(len(prompts[i]) + len(responses[i]) - 1 for rows in order for i in rows)
-    others = sum(weight.numel() for weight in both.parameters()) - sum(weight.numel() for weight in teacher.parameters())
+    others = sum(weight.numel() for weight in both.parameters()) - sum(
+        weight.numel() for weight in teacher.parameters()
+    )
     run.prepare(seconds, tflop=6e-12 * fed * others, teacher_tokens=3 * fed, teacher_forwards=run.num_steps, grows=True)
     return teacher.requires_grad_(False).eval()
 

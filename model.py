@@ -4,13 +4,14 @@
 
 Distillation needs the teacher's whole distribution at every position, so `forward` returns all logits and nothing else.
 The architecture is GPT-2's to the letter (learned positions, LayerNorm before each sub-layer, biases everywhere, GELU,
-output head tied to the token embedding), so that real GPT-2 weights fit. Two liberties: no dropout (its noise would come
-from the global generators; a short run on a tiny model does not need it), and `gelu="erf"`, the exact GELU, for models
-trained here: on a CPU it is two to three times faster than GPT-2's tanh approximation.
+output head tied to the token embedding), so that real GPT-2 weights fit. Two liberties: no dropout (its noise would
+come from the global generators; a short run on a tiny model does not need it), and `gelu="erf"`, the exact GELU, for
+models trained here: on a CPU it is two to three times faster than GPT-2's tanh approximation.
 
 The cache in one sentence: **slot = absolute position**. Prompts are padded on the right, a query sees every slot up to
 its own position, and taking tokens back means lowering a row's length: the stale slots above it are overwritten before
-any query can see them. Nothing is shifted, copied or cleared. (tests/test_model.py fills the caches with 1e3 to show it.)
+any query can see them. Nothing is shifted, copied or cleared. (tests/test_model.py fills the caches with 1e3 to show
+it.)
 
 The online teacher (OKD, arXiv 2409.12512) is a frozen GPT with a small trainable module beside it:
 
@@ -78,7 +79,8 @@ class KVCache:
         self._bias = torch.zeros(capacity, capacity, device=device, dtype=dtype).masked_fill_(later, float("-inf"))
 
     def extend(self, T):
-        """Claim the next T slots of every row: positions (B, T), and the bias (B, 1, T, high) that hides later slots."""
+        """Claim the next T slots of every row: positions (B, T), and the bias (B, 1, T, high) that hides later
+        slots."""
         # (B, T); a sampler may draft past a row's end: what has no slot of its own shares the last one.
         positions = (self.lengths[:, None] + self._slots[:T]).clamp(max=self.capacity - 1)
         self.high = min(self.high + T, self.capacity)
@@ -86,14 +88,16 @@ class KVCache:
         return positions, self._bias[:, : self.high][positions][:, None]
 
     def write(self, layer, positions, keys_values):
-        """Store (B, T, 2, H, D) at `positions` (B, T); returns keys and values of all slots below `high`, (B, H, high, D)."""
+        """Store (B, T, 2, H, D) at `positions` (B, T); returns keys and values of all slots below `high`, (B, H, high,
+        D)."""
         stored = self.keys_values[layer]  # (2, B, H, capacity, D)
         # Two index tensors around a slice: the indexed dimensions come first, hence (B, T, 2, H, D) on the right.
         stored[:, self._rows, :, positions] = keys_values.to(stored.dtype)
         return stored[:, :, :, : self.high]
 
     def roll_back(self, lengths, high=None):
-        """Keep only the first `lengths` (B,) slots of each row; `high` is the host's bound on their maximum, if known."""
+        """Keep only the first `lengths` (B,) slots of each row; `high` is the host's bound on their maximum, if
+        known."""
         self.lengths = lengths
         if high is not None:
             self.high = high
@@ -187,10 +191,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator):
-        """Initial weights from one CPU generator: GPT-2's N(0, .02) at its width of 768, N(0, .02 sqrt(768 / C)) at others.
+        """Initial weights from one CPU generator: GPT-2's N(0, .02) at its width of 768, N(0, .02 sqrt(768 / C)) at
+        others.
 
-        Residual outputs are scaled by 1/sqrt(2 n_layer). With a flat .02 a model of width 32 starts with logits so close
-        to zero that it needs several times as many steps.
+        Residual outputs are scaled by 1/sqrt(2 n_layer). With a flat .02 a model of width 32 starts with logits so
+        close to zero that it needs several times as many steps.
         """
         for name, weight in self.named_parameters():
             if weight.dim() < 2:  # biases 0, LayerNorm gains 1
@@ -319,9 +324,9 @@ class LoRA(Hooks, nn.Module):
 class Prefix(Hooks, nn.Module):
     """`rank` trainable keys and values per block and head, attended apart and added through a gate that starts at 0.
 
-    Prefix tuning (arXiv 2101.00190) mixes its keys into one softmax with the tokens' and so changes the teacher from the
-    first step; the gate (LLaMA-Adapter's, arXiv 2303.16199) makes it start as the identity. OKD names prefixes as an
-    ablation and gives no details: this is our reading.
+    Prefix tuning (arXiv 2101.00190) mixes its keys into one softmax with the tokens' and so changes the teacher from
+    the first step; the gate (LLaMA-Adapter's, arXiv 2303.16199) makes it start as the identity. OKD names prefixes as
+    an ablation and gives no details: this is our reading.
     """
 
     def __init__(self, base, rank, scale, generator):
@@ -338,7 +343,8 @@ class Prefix(Hooks, nn.Module):
 
 
 class PTuning(Hooks, nn.Module):
-    """`rank` virtual tokens in front of every text: trainable embeddings through a small MLP (P-tuning, arXiv 2103.10385).
+    """`rank` virtual tokens in front of every text: trainable embeddings through a small MLP (P-tuning, arXiv
+    2103.10385).
 
     They have no position and see only each other, so their keys and values are worked out once per forward, and a cache
     keeps its law that a slot is a position. They are attended from the start: this kind does NOT begin as the identity.
@@ -440,8 +446,8 @@ class OnlineTeacher(nn.Module):
 
     `online(tokens)` is the adapted teacher, `online.base(tokens)` the original one, always; with `enabled = False` both
     are the same. The base is frozen here and shared, not copied: it never moves. Attached, a module leaves every logit
-    bit-equal, except "ptuning". `rank` is the module's size: LoRA's and an adapter's inner width, the number of prefix or
-    virtual tokens. Raises ValueError for an unknown kind or a rank below 1.
+    bit-equal, except "ptuning". `rank` is the module's size: LoRA's and an adapter's inner width, the number of prefix
+    or virtual tokens. Raises ValueError for an unknown kind or a rank below 1.
     """
 
     def __init__(self, base, kind="lora", rank=8, scale=1.0, generator=None):
@@ -492,7 +498,8 @@ MAX_BYTES = 2**36  # of a file that is read: 64 GiB
 
 
 def make_optimizer(model, lr, weight_decay=0.1, betas=(0.9, 0.95)):
-    """AdamW with decay on matrices only (not on biases, norms: a gain has no reason to shrink); fused where it exists."""
+    """AdamW with decay on matrices only (not on biases, norms: a gain has no reason to shrink); fused where it
+    exists."""
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
         {"params": [w for w in trainable if w.dim() >= 2], "weight_decay": weight_decay},
@@ -512,7 +519,8 @@ def learning_rate(step, num_steps, peak, warmup=0.05, floor=0.0):
 
 
 def clip_and_step(model, optimizer, rate):
-    """One update of what is trainable in a model by the gradients it has, clipped at 1 -> their norm before clipping."""
+    """One update of what is trainable in a model by the gradients it has, clipped at 1 -> their norm before
+    clipping."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -580,8 +588,8 @@ UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, 
 
 
 def load_file(path, device="cpu"):
-    """Read what save_file wrote. Raises ValueError with one line for anything else, be it only a bit that has changed, and
-    OSError for a file that cannot be read at all, and may be whole."""
+    """Read what save_file wrote. Raises ValueError with one line for anything else, be it only a bit that has changed,
+    and OSError for a file that cannot be read at all, and may be whole."""
     if os.path.getsize(path) > MAX_BYTES:
         raise ValueError(f"it has {os.path.getsize(path):,} bytes, more than the limit of {MAX_BYTES:,}")
     try:

@@ -159,7 +159,8 @@ def draw(model_logits, uniform, temperature=1.0, top_k=None, top_p=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 2. Which proposals stay. An accept rule is one function and one row of ACCEPT_RULES: (teacher_logits (..., V), proposed
+# 2. Which proposals stay. An accept rule is one function and one row of ACCEPT_RULES: (teacher_logits (..., V),
+# proposed
 # (...,) long, coin (...,) uniform, place (...,) long: tokens of the response before it) -> (...,) bool. Its own numbers
 # are keyword-only arguments, each annotated with the Range of its legal values.
 # Rules judge the drafted token on the teacher's raw logits (T = 1, nothing cut off), as Algorithm 1 does.
@@ -732,7 +733,8 @@ def _in_blocks(
     student, teacher, prompts, max_new_tokens, *, rules, generator, gamma, eos_token, row_keys, write_back=True,
     keep_features=False,
 ):  # fmt: skip
-    """interleaved_plain, fast, by InterleavedRules or SpeculativeRules -> Rollout, with counters, blocks, `rejected_tokens`.
+    """interleaved_plain, fast, by InterleavedRules or SpeculativeRules -> Rollout, with counters, blocks,
+    `rejected_tokens`.
 
     n sequences are running; one that is done leaves the working set. gamma None: best_gamma. Reads the device once per
     block. write_back False: the control, see `_mark`. keep_features: teacher_features in the place of teacher_logits.
@@ -789,7 +791,8 @@ def _in_blocks(
         accepted, judged = verdict.accepted, verdict.judged
         blocks.append(Block(live, start, block.proposed, counts.sum(1), accepted, judged))
 
-        # 4. Which sequences still run? Their last committed token stays pending, whatever was cached beyond it is stale.
+        # 4. Which sequences still run? Their last committed token stays pending, whatever was cached beyond it is
+        # stale.
         done = finished[live] | (length[live] >= end[live])
         lengths, done, *counted = torch.stack([length[live], done, accepted, judged]).tolist()  # the one host sync
         accepted_so_far, judged_so_far = accepted_so_far + sum(counted[0]), judged_so_far + sum(counted[1])
@@ -855,8 +858,9 @@ def interleaved_generate(
 
     Switches away from the paper, for measuring what they cost: write_back=False marks rejections but leaves the
     student's own tokens in place (control); accept_on="warped" tests membership after temperature and top-p, and
-    judge_fresh=True judges a second, fresh draw in place of the emitted token (both as in the released code, docs/papers.md,
-    "paper and code"). Raises ValueError for an unknown rule, gamma < 1, accept_top_k < 0, an empty or too long prompt.
+    judge_fresh=True judges a second, fresh draw in place of the emitted token (both as in the released code,
+    docs/papers.md, "paper and code"). Raises ValueError for an unknown rule, gamma < 1, accept_top_k < 0, an empty or
+    too long prompt.
     """
     rules = interleaved_rules(
         student, teacher, gamma=gamma, accept_rule=accept_rule, accept_top_k=accept_top_k, replace=replace,

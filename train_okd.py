@@ -13,11 +13,12 @@ otherwise) learns along with the student. Each step, from ONE forward of each mo
     teacher:  alpha * KL(student || teacher) + (1 - alpha) * cross-entropy on the references                 (Eq. 16)
 
 Either side takes the other's distribution as a constant, and both distributions are computed before either moves. So
-each runs the same code with the roles swapped: `kd_loss`. Taken alone, the teacher's loss pulls it towards the
-mixture alpha * student + (1 - alpha) * data: at alpha 0 the student has no influence on it (okd_no_feedback, the control
-that the paper lacks); at alpha 1 nothing but the student has one, and any agreement gives loss 0: collapse (okd_collapse).
+each runs the same code with the roles swapped: `kd_loss`. Taken alone, the teacher's loss pulls it towards the mixture
+alpha * student + (1 - alpha) * data: at alpha 0 the student has no influence on it (okd_no_feedback, the control that
+the paper lacks); at alpha 1 nothing but the student has one, and any agreement gives loss 0: collapse (okd_collapse).
 
-Without the plumbing, this is the method (student, base, batches of reference Rollouts, steps, rate and module_rate given):
+Without the plumbing, this is the method (student, base, batches of reference Rollouts, steps, rate and module_rate
+given):
 
     teacher = OnlineTeacher(base, "lora", 8, 1.0, torch.Generator().manual_seed(1_000_003 * seed + 2))
     optimizers = make_optimizer(student, rate), make_optimizer(teacher, module_rate, weight_decay=0.0)
@@ -34,13 +35,13 @@ Without the plumbing, this is the method (student, base, batches of reference Ro
         clip_and_step(student, optimizers[0], learning_rate(step, steps, rate))
         clip_and_step(teacher, optimizers[1], learning_rate(step, steps, module_rate))
 
-Every divergence detaches its second argument, so forward_kl(teacher_logits, student_logits) is KL(student || teacher) with
-a gradient to the teacher alone. Other rows let the teacher move before the student does (`alternating`), or by the gradient
-of a student's next step (`by_meta_gradient`).
+Every divergence detaches its second argument, so forward_kl(teacher_logits, student_logits) is KL(student || teacher)
+with a gradient to the teacher alone. Other rows let the teacher move before the student does (`alternating`), or by the
+gradient of a student's next step (`by_meta_gradient`).
 
-A student is close to the teacher that it trains on. Here every distance is to the ORIGINAL teacher (but for the step lines'
-agreement and entropy, which are the adapted one's); the adapted one has its own columns, and its drift and its own score are
-part of the record.
+A student is close to the teacher that it trains on. Here every distance is to the ORIGINAL teacher (but for the step
+lines' agreement and entropy, which are the adapted one's); the adapted one has its own columns, and its drift and its
+own score are part of the record.
 """
 
 import dataclasses
@@ -87,7 +88,8 @@ VARIANTS = {
 MAIN = tuple(VARIANTS)  # the comparison of the paper, and the control that it lacks
 VARIANTS |= ONLINE_TEACHER  # all others
 
-# What a row's None means: a field of OnlineVariant -> its value without a flag. The flags are called the same, but for --module-rank.
+# What a row's None means: a field of OnlineVariant -> its value without a flag. The flags are called the same, but for
+# --module-rank.
 DEFAULTS = {
     "student_divergence": "forward_kl",
     "student_kd": 1.0,
@@ -117,6 +119,7 @@ def resolve(row, args=None):
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. What either of them minimises.
 
+
 def kd_loss(
     own_logits,
     other_logits,
@@ -132,10 +135,10 @@ def kd_loss(
 
     own_logits, other_logits (B, T, V); mask (B, T); the other side is a constant: divergences detach their second
     argument. `divergence` is a function of logits, `reference_loss` the model's own cross-entropy (unused at weight 1).
-    For the student (own = student) forward_kl and weight 1 are Eq. 17; for the teacher (own = teacher) the same function and
-    weight alpha are Eq. 16: it then is KL(student || teacher), weighted by the STUDENT's distribution (TEACHER_DIVERGENCES
-    calls it reverse_kl). `total` as in masked_mean, for a part of a batch.
-    Student (.2, .5, .3), teacher (.6, .3, .1), token 0: Eq. 17 gives .396058, Eq. 16 at alpha .5 .438050.
+    For the student (own = student) forward_kl and weight 1 are Eq. 17; for the teacher (own = teacher) the same
+    function and weight alpha are Eq. 16: it then is KL(student || teacher), weighted by the STUDENT's distribution
+    (TEACHER_DIVERGENCES calls it reverse_kl). `total` as in masked_mean, for a part of a batch. Student (.2, .5, .3),
+    teacher (.6, .3, .1), token 0: Eq. 17 gives .396058, Eq. 16 at alpha .5 .438050.
     """
     loss = 0.0
     if kd_weight > 0:
@@ -145,7 +148,8 @@ def kd_loss(
     return loss + (1 - kd_weight) * reference_loss if kd_weight < 1 else loss
 
 
-# What the teacher minimises, named like the student's: forward means teacher first. Its own logits come first in the call, so
+# What the teacher minimises, named like the student's: forward means teacher first. Its own logits come first in the
+# call, so
 # each name stands beside the function that is its mirror; a divergence without one is not offered.
 TEACHER_DIVERGENCES = {
     "forward_kl": "reverse_kl",  # KL(teacher || student)
@@ -161,12 +165,14 @@ TEACHER_DIVERGENCES = {
 class OnlineLosses(Method):
     """Both models' losses on a training.Part, by a row. All logits are (rows, T, V); row t predicts token t+1.
 
-    Divergences are taken on the batch, cross-entropy on the references: the same tokens where no model has written. Means are
-    divided by what the whole batch holds, so that the losses of its parts add up.
+    Divergences are taken on the batch, cross-entropy on the references: the same tokens where no model has written.
+    Means are divided by what the whole batch holds, so that the losses of its parts add up.
     """
 
     def write_by(self, writer, step):
-        return step.write(writer, *self.models, teacher_mix=self.row.teacher_mix, **sampling_now(self.row, self.run, step.progress))
+        return step.write(
+            writer, *self.models, teacher_mix=self.row.teacher_mix, **sampling_now(self.row, self.run, step.progress)
+        )
 
     def reference_loss(self, part, model, model_logits):
         """Cross-entropy: tokens themselves are learned from references only, never from what a model wrote."""
@@ -193,7 +199,8 @@ class OnlineLosses(Method):
     def teacher(self, part, teacher_logits, student_logits):
         """kd_loss of the teacher, with reverse KL Eq. 16, and the anchor KL(adapted || original) of a row that has one.
 
-        None where the teacher stands still: a fixed one, one that has not begun to move, one that has moved in this step.
+        None where the teacher stands still: a fixed one, one that has not begun to move, one that has moved in this
+        step.
         """
         row, teacher = self.row, self.models[1]
         if not part.step.learns(teacher):
@@ -211,7 +218,8 @@ class OnlineLosses(Method):
         return loss
 
     def check_signal(self, part):
-        """Whether the teacher reaches the student's loss on a run's first part: a warning, or None; see lab/checks.py."""
+        """Whether the teacher reaches the student's loss on a run's first part: a warning, or None; see
+        lab/checks.py."""
         if self.row.student_kd == 0:
             return None
         few = part.first_rows()
@@ -222,7 +230,8 @@ class OnlineLosses(Method):
         return few.check_signal(loss_of, self.row.student_divergence in DIVERGENCES)
 
     def shown(self, part):
-        """The student's divergence per token as a logged step tells it, not softened; cross-entropy where no teacher is asked."""
+        """The student's divergence per token as a logged step tells it, not softened; cross-entropy where no teacher is
+        asked."""
         if part.teacher_logits is None:
             return by_chunks(cross_entropy, part.student_logits, part.tokens.targets)
         return self.student_divergence(part, constant(part.compared), constant(part.teacher_logits))
@@ -243,7 +252,8 @@ class OnlineLosses(Method):
 
 
 def distill(row, student, teacher, prompts, responses, run=None):
-    """Train `student`, and a module beside `teacher`, by a row of VARIANTS -> Result(costs, the adapted teacher or None).
+    """Train `student`, and a module beside `teacher`, by a row of VARIANTS -> Result(costs, the adapted teacher or
+    None).
 
     prompts, responses: lists of token ids; responses end with the end token. `teacher` itself never moves. `run`
     (lab/training.py) holds steps, rates and everything that is no method; Run() keeps nothing on disk. From a notebook:
@@ -273,7 +283,8 @@ def distill(row, student, teacher, prompts, responses, run=None):
 
 
 def attach(row, teacher, run):
-    """The teacher with the row's module beside it, which learns from the run's step module_start on; a fixed teacher as it is."""
+    """The teacher with the row's module beside it, which learns from the run's step module_start on; a fixed teacher as
+    it is."""
     if row.module is None:
         return teacher
     # A copy of the weights inherits it. No second derivative goes through a forward that is made again.
@@ -322,7 +333,8 @@ def simultaneous(row, run, losses):
 
 
 def alternating(row, run, losses):
-    """ProKT, PromptKD: the teacher moves by its loss against the student as it is; the student then learns from the moved one."""
+    """ProKT, PromptKD: the teacher moves by its loss against the student as it is; the student then learns from the
+    moved one."""
     student, teacher = losses.models
 
     def teacher_moves(step, rollout):
@@ -349,8 +361,8 @@ def held_out_prompts(row, examples):
 def by_meta_gradient(row, run, losses):
     """MetaDistil, IKD: the module moves such that one student step towards it lowers the loss on held-out references.
 
-    Inner loss: what the student learns by, on the batch. Outer loss: its cross-entropy on held-out references after one inner
-    step. The student then learns from the moved teacher.
+    Inner loss: what the student learns by, on the batch. Outer loss: its cross-entropy on held-out references after one
+    inner step. The student then learns from the moved teacher.
     """
     student, teacher = losses.models
     exact, examples = row.meta_gradient == "exact", len(run.prompts)
@@ -362,19 +374,29 @@ def by_meta_gradient(row, run, losses):
             return
         chosen = (examples - held_out + outer_order[step.number]).tolist()
         outer = step.examples([chosen[place] for place in range(run.rank, len(chosen), run.num_processes)])
-        inner_total, outer_total = (all_reduce_mean(weight_of(x.response_mask[:, 1:], run.reduction)) for x in (rollout, outer))
+        inner_total, outer_total = (
+            all_reduce_mean(weight_of(x.response_mask[:, 1:], run.reduction)) for x in (rollout, outer)
+        )
 
         def inner_loss_of(rows, weights):
             with run.precision(), second_order():
-                inputs, targets, mask = rollout.tokens[rows, :-1], rollout.tokens[rows, 1:], rollout.response_mask[rows, 1:]
-                student_logits, teacher_logits = (run.logits(model, inputs, model) for model in (WithWeights(student, weights), teacher))
+                inputs, targets, mask = (
+                    rollout.tokens[rows, :-1],
+                    rollout.tokens[rows, 1:],
+                    rollout.response_mask[rows, 1:],
+                )
+                student_logits, teacher_logits = (
+                    run.logits(model, inputs, model) for model in (WithWeights(student, weights), teacher)
+                )
                 per_token = inner_loss(student_logits, teacher_logits, targets, row.student_kd, row.temperature)
                 return masked_mean(per_token, mask, run.reduction, inner_total)
 
         def outer_loss_of(rows, weights):
             with run.precision():
                 model = WithWeights(student, weights)
-                per_token = by_chunks(cross_entropy, run.logits(model, outer.tokens[rows, :-1], model), outer.tokens[rows, 1:])
+                per_token = by_chunks(
+                    cross_entropy, run.logits(model, outer.tokens[rows, :-1], model), outer.tokens[rows, 1:]
+                )
                 return masked_mean(per_token, outer.response_mask[rows, 1:], run.reduction, outer_total)
 
         with run.meter:
@@ -442,7 +464,9 @@ def meta_gradient(inner, outer, weights, module_weights, rate=INNER_RATE, exact=
             found = [total + own for total, own in zip(found, torch.autograd.grad(value, at))]
         return [all_reduce_mean(total) for total in found], loss
 
-    after = [(weight - rate * own).detach().requires_grad_() for weight, own in zip(weights, gradient(inner, weights)[0])]
+    after = [
+        (weight - rate * own).detach().requires_grad_() for weight, own in zip(weights, gradient(inner, weights)[0])
+    ]
     direction, outer_loss = gradient(outer, after)
     found = [torch.zeros_like(weight) for weight in module_weights]
     scale = -rate
@@ -481,8 +505,8 @@ class WithWeights:
 
 
 def check_row(name, args, examples):
-    """ValueError for a method that cannot work with these flags, or with so many prompts: a meta-gradient holds out a fifth of
-    them, and each process needs one."""
+    """ValueError for a method that cannot work with these flags, or with so many prompts: a meta-gradient holds out a
+    fifth of them, and each process needs one."""
     row = resolve(VARIANTS[name], args)
     softened = args.temperature != 1 or args.student_temperature != 1 or args.student_top_p is not None
     if row.student_divergence == "minillm" and softened:
@@ -509,7 +533,9 @@ def ignored_reason(flag, name, args):
     of_student = ("student_divergence", "student_kd", "temperature", "teacher_mix")
     of_module = {flag for flag in FLAG_OF.values() if flag not in of_student}
     of_teacher = ("alpha", "teacher_divergence", "anchor")  # what its loss is made of
-    fixes = {flag for field, flag in FLAG_OF.items() if getattr(own, field) is not None and getattr(own, field) != "flag"}
+    fixes = {
+        flag for field, flag in FLAG_OF.items() if getattr(own, field) is not None and getattr(own, field) != "flag"
+    }
     listens = row.module is not None and row.meta_gradient is None and row.alpha > 0 and row.module_lr > 0
     table = (
         (of_module, row.module is None, "has no module"),
@@ -542,7 +568,9 @@ def parse_flags(argv=None):
     """Command line -> (args with everything resolved that needs no data, names of the methods)."""
     description = "Distil a student from a teacher that moves: OKD, its controls and its relatives."
     parser = command_line.make_parser("train_okd", description, VARIANTS, MAIN)
-    group = parser.add_argument_group("teacher module and losses (a method's fixed setting overrides a flag, which is then refused or noted)")
+    group = parser.add_argument_group(
+        "teacher module and losses (a method's fixed setting overrides a flag, which is then refused or noted)"
+    )
 
     def add(name, kind=None, help=None, **options):
         flag, default = FLAG_OF[name].replace("_", "-"), DEFAULTS[name]
@@ -554,8 +582,18 @@ def parse_flags(argv=None):
     add("module_scale", float, "factor on what it adds (OKD's s)")
     add("module_lr", float, "module learning rate / student learning rate")
     add("module_start", float, "fraction of steps the module stays frozen")
-    add("student_divergence", None, "which the student minimises; forward: KL(teacher || student)", choices=tuple(DIVERGENCES))
-    add("teacher_divergence", None, "which the teacher minimises; forward: KL(teacher || student)", choices=tuple(TEACHER_DIVERGENCES))
+    add(
+        "student_divergence",
+        None,
+        "which the student minimises; forward: KL(teacher || student)",
+        choices=tuple(DIVERGENCES),
+    )
+    add(
+        "teacher_divergence",
+        None,
+        "which the teacher minimises; forward: KL(teacher || student)",
+        choices=tuple(TEACHER_DIVERGENCES),
+    )
     add("student_kd", float, "weight of the student's divergence; the rest is cross-entropy (Fig. 9)")
     add("temperature", float, "of both divergences; cross-entropy stays at 1")
     add("update", None, "alternating: the teacher moves first", choices=("simultaneous", "alternating"))

@@ -36,8 +36,8 @@ From a notebook, with two models of one vocabulary and a list of prompts:
 Where this differs from the SKD paper: models of 30 k to 100 M parameters pretrained here, not 0.5 to 7 B; K scales with
 the vocabulary in use; the loss is the mean over all response tokens of a batch (--reduction sequence gives Eq. 1's mean
 over each response first); gamma follows the acceptance, which costs less and changes no token; the learning rate is of
-tiny models. Where the paper differs from its released code, the paper is followed (docs/papers.md; switches reproduce the
-code's way).
+tiny models. Where the paper differs from its released code, the paper is followed (docs/papers.md; switches reproduce
+the code's way).
 """
 
 import dataclasses
@@ -73,9 +73,10 @@ VARIANTS |= FIXED_TEACHER  # all others
 def distill(row, student, teacher, prompts, responses=None, run=None):
     """Train `student` in place by the method of a row of VARIANTS -> Result(costs, None: no teacher learns along).
 
-    prompts, responses: lists of token ids (responses end with the end token); methods whose tokens a model writes need no
-    responses. `run` (lab/training.py) holds steps, rates and everything that is no method; Run() keeps nothing on disk.
-    Raises ValueError where the row needs something that is not there: references, a validation, a pretraining rate.
+    prompts, responses: lists of token ids (responses end with the end token); methods whose tokens a model writes need
+    no responses. `run` (lab/training.py) holds steps, rates and everything that is no method; Run() keeps nothing on
+    disk. Raises ValueError where the row needs something that is not there: references, a validation, a pretraining
+    rate.
     """
     run = run or Run()
     run.begin(student, prompts, responses)
@@ -131,7 +132,9 @@ def check_row(name, args, examples):
             " and --student-top-p, or leave it out of --variants"
         )
     if row.loss_kwargs.get("accept_top_k") == 0:
-        raise ValueError(f"--accept-top-k 0 leaves {name} without a loss: give at least 1, or leave it out of --variants")
+        raise ValueError(
+            f"--accept-top-k 0 leaves {name} without a loss: give at least 1, or leave it out of --variants"
+        )
 
 
 def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
@@ -145,7 +148,9 @@ def parse_flags(argv=None):
     description = "Distil a student from a fixed teacher: SKD and its baselines."
     parser = command_line.make_parser("train_skd", description, VARIANTS, MAIN)
     group = parser.add_argument_group("loss")
-    group.add_argument("--loss", choices=loss_names(), metavar="NAME", help="in place of each method's own: a name of losses.py")
+    group.add_argument(
+        "--loss", choices=loss_names(), metavar="NAME", help="in place of each method's own: a name of losses.py"
+    )
     group.add_argument("--loss-args", default="", metavar="K=V,..", help="its keywords, e.g. beta=0.3")
     args, names = command_line.parse(parser, argv, VARIANTS, MAIN, "train_skd", ignored_reason)
     command_line.check_cache(args)

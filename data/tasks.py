@@ -844,7 +844,8 @@ def make_task(name, *, data_dir=None, seed=0, **options):
 
 
 def named_in(about, data_dir, most):
-    """The task that a checkpoint names in `about`, with `most` test examples at most and no others; ValueError if it names none.
+    """The task that a checkpoint names in `about`, with `most` test examples at most and no others; ValueError if it
+    names none.
 
     Of its options only the knobs of a family count: a file that came from elsewhere names no folder and no address.
     """
@@ -896,7 +897,8 @@ def encode_example(tokenizer, example):
 
 
 class Encoded(NamedTuple):
-    """A split as token ids: prompts and responses (lists of lists, responses end with the end token), and its examples."""
+    """A split as token ids: prompts and responses (lists of lists, responses end with the end token), and its
+    examples."""
 
     examples: list
     prompts: list

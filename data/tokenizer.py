@@ -255,7 +255,8 @@ def _check_text(text, name):
         raise ValueError(f"{name} has more than {LONGEST_BLANK} blanks in a row: cut them out")
 
 
-# What an engine without memory cannot do: look around, refer back, keep what it has. On some texts it takes for ever, or
+# What an engine without memory cannot do: look around, refer back, keep what it has. On some texts it takes for ever,
+# or
 # tiktoken gives up in a panic; PATTERN, which looks ahead once, is known to do neither.
 _BACKTRACKS = regex.compile(r"\(\?(?!:)|\\[1-9gkK]|[*+?]\+|\d\}\+")
 

@@ -1,7 +1,7 @@
 """A study's records in one compressed file: the JSON lines of all its runs, one behind the other.
 
-A record goes from a header line to a final line that holds its checksum, so a file of many records needs no names and no table of
-contents: `xz -dc records.jsonl.xz` shows them as they were written. Nothing is ever unpacked to disk.
+A record goes from a header line to a final line that holds its checksum, so a file of many records needs no names and
+no table of contents: `xz -dc records.jsonl.xz` shows them as they were written. Nothing is ever unpacked to disk.
 """
 
 try:

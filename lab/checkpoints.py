@@ -2,16 +2,16 @@
 
     with Checkpointer("out/skd_seed1", every=25, identity={...}) as checkpointer:     what lies on disk is read, and checked
         answers = checkpointer.found("answers", make)                           made once, before the loop
-        done = checkpointer.restore(student=student, optimizer=optimizer, ...)  from here on a signal waits for a step's end
-        for step in range(done, steps):
+        done = checkpointer.restore(student=student, optimizer=optimizer, ...)  from here on a signal waits for a step's
+        end for step in range(done, steps):
             ...
             if checkpointer.due(step + 1, last):
                 checkpointer.save(step + 1)
 
-The state is complete: a resumed run is bit-identical to an uninterrupted one. A part is anything
-with `state_dict` and `load_state_dict`, or a torch.Generator. What is drawn from the seed before the loop (the order of
-the batches, the first weights of a projector) is drawn again. The two newest states are kept, so that a damaged one costs
-some steps and not the run; they are deleted when the run has its final line.
+The state is complete: a resumed run is bit-identical to an uninterrupted one. A part is anything with `state_dict` and
+`load_state_dict`, or a torch.Generator. What is drawn from the seed before the loop (the order of the batches, the
+first weights of a projector) is drawn again. The two newest states are kept, so that a damaged one costs some steps and
+not the run; they are deleted when the run has its final line.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ class Checkpointer:
     """The state of one run on disk, of this process. Without a `stem` nothing is kept, and nothing waits.
 
     `every` so many steps it is time to save; `identity` is a dict of plain values that decide the run: ValueError names
-    the first one in which a state on disk differs. `say` takes lines for the user; `about` is what the record is to say of
-    a process that resumes, `sources` the sha256 of its code by file. What is odd about resuming is in `warnings`. Processes
-    that share a run each keep a state of their own, and save, stop and resume at the same step; with `alone` the run is this
-    process' own, whatever the others do.
+    the first one in which a state on disk differs. `say` takes lines for the user; `about` is what the record is to say
+    of a process that resumes, `sources` the sha256 of its code by file. What is odd about resuming is in `warnings`.
+    Processes that share a run each keep a state of their own, and save, stop and resume at the same step; with `alone`
+    the run is this process' own, whatever the others do.
     """
 
     def __init__(self, stem=None, every=None, identity=None, say=lambda line: None, about=None, sources=None, alone=False):
@@ -85,7 +85,8 @@ class Checkpointer:
         return self.made[name]
 
     def restore(self, **parts):
-        """Put every part into its saved state, if there is one -> the number of steps that are done. A part `log` is told."""
+        """Put every part into its saved state, if there is one -> the number of steps that are done. A part `log` is
+        told."""
         self.parts = parts
         if self.stem is not None:
             self.loop.enter_context(processes.saving_loop())
@@ -108,15 +109,16 @@ class Checkpointer:
         return self.step
 
     def due(self, step, last):
-        """Whether it is time to save after `step` steps; at the last one it is, and where a signal waits for this process or
-        one that shares the run."""
+        """Whether it is time to save after `step` steps; at the last one it is, and where a signal waits for this
+        process or one that shares the run."""
         if self.stem is None:
             return False
         self.stop = processes.any_asked_to_stop() if self.shared else processes.asked_to_stop()
         return last or step % self.every == 0 or self.stop is not None
 
     def save(self, step):
-        """Write the state after `step` steps; the newest one so far becomes the one before. Ends the run if a signal waited."""
+        """Write the state after `step` steps; the newest one so far becomes the one before. Ends the run if a signal
+        waited."""
         parts = {
             name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
             for name, part in self.parts.items()

@@ -1,8 +1,9 @@
-"""Silent faults made loud: does the teacher reach the student, does only move what should, and do the figures look sane?
+"""Silent faults made loud: does the teacher reach the student, does only move what should, and do the figures look
+sane?
 
 A loss that ignores its teacher trains without an error, and so do a teacher that learns along, a sampler that never
-accepts and a student that never ends. At the start of each run the signal is checked, on its first batch; at its end the
-figures are. What cannot be right raises ValueError; what may be meant is a warning, which says what to type.
+accepts and a student that never ends. At the start of each run the signal is checked, on its first batch; at its end
+the figures are. What cannot be right raises ValueError; what may be meant is a warning, which says what to type.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ def first_rows(column):
 
 
 def _probe(model_logits):
-    """The same numbers, of which a gradient can be asked: (what stands for them, the tensor that takes the gradient)."""
+    """The same numbers, of which a gradient can be asked: (what stands for them, the tensor that takes the
+    gradient)."""
     if isinstance(model_logits, HiddenStates):
         features = model_logits.features.detach().requires_grad_()
         return HiddenStates(features, model_logits.head.detach()), features
@@ -43,10 +45,10 @@ def _another(teacher_logits):
 def check_signal(loss_of, student_logits, teacher_logits, is_divergence, has_gate=False):
     """Ask the loss of a run's first batch whether its teacher matters -> a warning, or None.
 
-    loss_of(student_logits, teacher_logits) is a scalar. ValueError if another teacher gives the same gradient, or if the
-    loss of a divergence is not smallest where both agree. A warning if there is no gradient at all, or if a loss with a
-    gate has closed it everywhere. With losses.forward_kl, student (.2, .5, .3) and teacher (.6, .3, .1), the gradient is
-    (-.4, .2, .2); at agreement it is 0.
+    loss_of(student_logits, teacher_logits) is a scalar. ValueError if another teacher gives the same gradient, or if
+    the loss of a divergence is not smallest where both agree. A warning if there is no gradient at all, or if a loss
+    with a gate has closed it everywhere. With losses.forward_kl, student (.2, .5, .3) and teacher (.6, .3, .1), the
+    gradient is (-.4, .2, .2); at agreement it is 0.
     """
 
     def gradient(own_logits, other_logits):
@@ -81,7 +83,8 @@ def check_signal(loss_of, student_logits, teacher_logits, is_divergence, has_gat
 class Finite:
     """Whether all numbers of a run are finite: looked at in every step on the device, which is asked only now and then.
 
-    `order`: examples of every step's batch; `checkpointer`: knows the step that a state was saved after; `advice`: what to lower.
+    `order`: examples of every step's batch; `checkpointer`: knows the step that a state was saved after; `advice`: what
+    to lower.
     """
 
     def __init__(self, order, checkpointer, advice, device):
@@ -102,8 +105,9 @@ class Finite:
 
     @contextlib.contextmanager
     def naming(self, step):
-        """A `with` block in which a model writes or is measured, in the step under way: an error there, such as that of a sampler
-        who meets broken logits, names the step and the batch that went wrong first. Until then the device is not asked."""
+        """A `with` block in which a model writes or is measured, in the step under way: an error there, such as that of
+        a sampler who meets broken logits, names the step and the batch that went wrong first. Until then the device is
+        not asked."""
         try:
             yield
         except ValueError as error:
@@ -126,7 +130,8 @@ def warner(log, say):
 
 
 def weight_sums(model):
-    """Two sums over the bits of each of a model's tensors, without rounding: they stay the same only if the weights do."""
+    """Two sums over the bits of each of a model's tensors, without rounding: they stay the same only if the weights
+    do."""
     whole_numbers, sums = {2: torch.int16, 4: torch.int32, 8: torch.int64}, []
     for weight in model.parameters():
         bits = weight.detach().view(whole_numbers[weight.itemsize]).long()

@@ -2,7 +2,8 @@
 
     make_parser    the flags of both scripts; each adds its own
     parse          words -> args and names of methods, one set of args per combination of swept values
-    ignored_sampling_reason, and `ignored_reason` of each script: why a flag changes nothing about how a method is trained
+    ignored_sampling_reason, and `ignored_reason` of each script: why a flag changes nothing about how a method is
+    trained
 
 Every number has a range (RANGES), which is checked before anything is run.
 """
@@ -49,9 +50,7 @@ MOST = 10**9
 
 RANGES = {
     "seeds": (1, 10**4),
-    **dict.fromkeys(
-        ("steps", "batch_size", "jobs", "teacher_steps", "start_steps", "teacher_prompts"), (1, MOST)
-    ),
+    **dict.fromkeys(("steps", "batch_size", "jobs", "teacher_steps", "start_steps", "teacher_prompts"), (1, MOST)),
     **dict.fromkeys(("train_examples", "measure", "log_every", "save_every", "rows"), (1, MOST)),
     **dict.fromkeys(("seed", "pair_seed", "student_prompts", "accept_top_k"), (0, MOST)),
     "micro_batch": (1, MOST),
@@ -97,7 +96,9 @@ class Parser(argparse.ArgumentParser):
     """argparse with errors in one line instead of a screen of usage, without abbreviations, and with a short --help."""
 
     def __init__(self, short_help=(), **options):
-        super().__init__(allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(
+            allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+        )
         self.short_help = short_help
         self.add_argument("-h", "--help", action="help", help="this page")
         if short_help:
@@ -105,7 +106,9 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self):
         """The page of --help: of the flags in short_help only, where there are so many that this was set."""
-        hidden = [action for action in self._actions if self.short_help and action.dest not in (*self.short_help, "help_all")]
+        hidden = [
+            action for action in self._actions if self.short_help and action.dest not in (*self.short_help, "help_all")
+        ]
         texts = [action.help for action in hidden]
         for action in hidden:
             action.help = argparse.SUPPRESS
@@ -153,7 +156,9 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--seeds", type=int, default=1, help="runs per method, from --seed on (one seed is a demonstration)"
     )
-    group.add_argument("--seed", type=int, default=1, help="first seed: order of the prompts, sampling noise (default: 1)")
+    group.add_argument(
+        "--seed", type=int, default=1, help="first seed: order of the prompts, sampling noise (default: 1)"
+    )
     group.add_argument(
         "--quick", action="store_true", help="smoke run: every stage in under a minute; its numbers mean nothing"
     )
@@ -169,13 +174,16 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     )
     group.add_argument("--jobs", type=int, help="runs side by side, one thread each (default: CPU cores; 1 on a GPU)")
     group = parser.add_argument_group("task and pair")
-    group.add_argument("--task", default="math", metavar="NAME", help=f"what is learned (default: math): {', '.join(tasks.task_names())}")
+    group.add_argument(
+        "--task",
+        default="math",
+        metavar="NAME",
+        help=f"what is learned (default: math): {', '.join(tasks.task_names())}",
+    )
     group.add_argument(
         "--data-dir", metavar="DIR", help="where files of real data sets lie (default: download to data/cache)"
     )
-    group.add_argument(
-        "--size", default="tiny", choices=tuple(sizes), help="preset: models, steps, learning rates"
-    )
+    group.add_argument("--size", default="tiny", choices=tuple(sizes), help="preset: models, steps, learning rates")
     group.add_argument("--pair-seed", type=int, default=1, help="seed of the teacher and of the starting student")
     group.add_argument(
         "--student-start", default="sft", choices=("sft", "raw"), help="start from a short SFT, or untuned"
@@ -216,7 +224,10 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         " in use, 25 at 256,000 ids, 3 at 19)",
     )
     group.add_argument(
-        "--reduction", default="token", choices=("token", "sequence"), help="mean over all tokens, or mean per response, then over responses (default: token)"
+        "--reduction",
+        default="token",
+        choices=("token", "sequence"),
+        help="mean over all tokens, or mean per response, then over responses (default: token)",
     )
     group = parser.add_argument_group("memory and speed (results are the same, to rounding)")
     group.add_argument(
@@ -244,7 +255,9 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         choices=("auto", "fp32", "tf32", "bf16"),
         help="of matrix products; losses are float32 (auto: tf32 on CUDA, fp32 elsewhere)",
     )
-    group.add_argument("--compile", action="store_true", help="torch.compile the training passes (needs a C++ compiler)")
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile the training passes (needs a C++ compiler)"
+    )
 
 
 def block_length(text):
@@ -266,8 +279,19 @@ def cache_kind(text):
 
 
 TASK_FLAGS = ("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "measure")
-PAIR_FLAGS = ("teacher_steps", "start_steps", "teacher_prompts", "student_prompts", "student_start", "vocab_size", "block_size")
-EVALUATION_FLAGS = ("accept_top_k", "gamma")  # flags that every final student is measured with, whoever it was trained by
+PAIR_FLAGS = (
+    "teacher_steps",
+    "start_steps",
+    "teacher_prompts",
+    "student_prompts",
+    "student_start",
+    "vocab_size",
+    "block_size",
+)
+EVALUATION_FLAGS = (
+    "accept_top_k",
+    "gamma",
+)  # flags that every final student is measured with, whoever it was trained by
 
 
 def make_parser(script, description, variants, main_variants):
@@ -285,7 +309,10 @@ def make_parser(script, description, variants, main_variants):
         "--rule", default="", metavar="KNOB=X,..", help=f"the rule's own knobs, e.g. accept_min_prob=0.1 ({listed})"
     )
     group.add_argument(
-        "--replace", default="sample", choices=tuple(REPLACE_RULES), help="what takes the place of a rejected token (default: sample)"
+        "--replace",
+        default="sample",
+        choices=tuple(REPLACE_RULES),
+        help="what takes the place of a rejected token (default: sample)",
     )
     group.add_argument("--student-temperature", type=float, default=1.0, help="of every token that the student writes")
     group.add_argument("--student-top-p", type=float, help="nucleus of the student's draws")
@@ -300,9 +327,7 @@ def make_parser(script, description, variants, main_variants):
     group.add_argument("--judge-fresh", action="store_true", help="judge a second draw, as the released code does")
     group = parser.add_argument_group("comparison")
     main_method = report.COMPARISONS[script][1]
-    group.add_argument(
-        "--equal-compute", action="store_true", help=f"also train with {main_method}'s FLOP budget"
-    )
+    group.add_argument("--equal-compute", action="store_true", help=f"also train with {main_method}'s FLOP budget")
     group.add_argument(
         "--sweep",
         action="append",
@@ -313,7 +338,10 @@ def make_parser(script, description, variants, main_variants):
     group.add_argument("--weight-decay", type=float, default=0.1, help="on the student's matrices")
     group.add_argument("--log-every", type=int, default=20, help="steps between logged lines")
     group.add_argument(
-        "--save-every", type=int, metavar="N", help="steps between saved states, which --resume continues from (default: an eighth)"
+        "--save-every",
+        type=int,
+        metavar="N",
+        help="steps between saved states, which --resume continues from (default: an eighth)",
     )
     return parser
 
@@ -321,8 +349,9 @@ def make_parser(script, description, variants, main_variants):
 def parse(parser, argv, variants, main_variants, script, ignored_reason):
     """Command line -> (args with everything resolved that needs no data, names of the methods).
 
-    args.swept holds one pair (label, args) per combination of swept values, or one with an empty label; args.notes lines
-    for the user. ignored_reason(flag, name, args) says why a flag changes nothing about how a method is trained, None where it does.
+    args.swept holds one pair (label, args) per combination of swept values, or one with an empty label; args.notes
+    lines for the user. ignored_reason(flag, name, args) says why a flag changes nothing about how a method is trained,
+    None where it does.
     """
     argv, parser = sys.argv[1:] if argv is None else list(argv), with_aliases(parser)
     args, names = parse_once(parser, argv, variants, main_variants, script)
@@ -346,7 +375,10 @@ def parse(parser, argv, variants, main_variants, script, ignored_reason):
             (label, parse_once(parser, words, variants, main_variants, script)[0]) for label, words in args.swept
         ]
         # log_every: what is logged, not what is trained. What was typed before what it comes to.
-        fixed = sorted(NEUTRAL_FLAGS | {"quick", "size", "log_every", *TASK_FLAGS, *PAIR_FLAGS}) + ["settings", "task_options"]
+        fixed = sorted(NEUTRAL_FLAGS | {"quick", "size", "log_every", *TASK_FLAGS, *PAIR_FLAGS}) + [
+            "settings",
+            "task_options",
+        ]
         for label, other in args.swept:
             for name in fixed:
                 if name != "swept" and getattr(other, name, None) != getattr(args, name, None):
@@ -363,8 +395,8 @@ def parse(parser, argv, variants, main_variants, script, ignored_reason):
 
 
 def check_sweeps(args, sweeps, names, ignored_reason):
-    """ValueError where a sweep (flag -> its text) would be one run, repeated: by a method that trains the same whatever the
-    flag says, even if it is measured otherwise, or by two values that are the same number."""
+    """ValueError where a sweep (flag -> its text) would be one run, repeated: by a method that trains the same whatever
+    the flag says, even if it is measured otherwise, or by two values that are the same number."""
     done = {}
     for label, own in args.swept:
         for flag, text in sweeps.items():
@@ -381,7 +413,8 @@ def check_sweeps(args, sweeps, names, ignored_reason):
 
 
 def check_typed(args, typed, names, variants, ignored_reason):
-    """ValueError where a flag that was typed (name -> value) reaches no method -> lines about those that reach some only."""
+    """ValueError where a flag that was typed (name -> value) reaches no method -> lines about those that reach some
+    only."""
     notes = []
     for flag, value in typed.items():
         if flag in EVALUATION_FLAGS:
@@ -411,8 +444,8 @@ def first_reason(flag, table):
 
 
 def ignored_sampling_reason(flag, writer, own, args):
-    """Why a sampling flag changes neither a token nor a mark of a row with this writer, whose `own` options go before the flags;
-    None where it may."""
+    """Why a sampling flag changes neither a token nor a mark of a row with this writer, whose `own` options go before
+    the flags; None where it may."""
     said = vars(args) | own
     rule, replace, both = said["accept_rule"], said["replace"], writer == "interleaved"
     raw = said["accept_on"] == "raw"  # else the teacher's temperature and nucleus decide what is accepted, too
@@ -429,7 +462,11 @@ def ignored_sampling_reason(flag, writer, own, args):
         (("no_write_back", "judge_fresh"), rule == "all", "rejects nothing"),
         (("judge_fresh",), rule == "none", "accepts nothing"),
         (STUDENT_DRAWS, both and rule == "none" and not args.no_write_back, "keeps nothing of the student's"),
-        (("accept_on",), args.teacher_top_p is None and args.teacher_temperature == 1, "has no --teacher-top-p to warp by"),
+        (
+            ("accept_on",),
+            args.teacher_top_p is None and args.teacher_temperature == 1,
+            "has no --teacher-top-p to warp by",
+        ),
         (("student_top_p", "judge_fresh"), args.student_temperature == 0, "draws at temperature 0"),
         (("teacher_top_p", "replace"), args.teacher_temperature == 0, "draws at temperature 0"),
     )
@@ -487,7 +524,8 @@ def parse_rule(text):
 
 
 def parse_keywords(text):
-    """ "beta=0.3,baseline=true" -> {"beta": 0.3, "baseline": True}: numbers, true, false and names; ValueError for anything else."""
+    """ "beta=0.3,baseline=true" -> {"beta": 0.3, "baseline": True}: numbers, true, false and names; ValueError for
+    anything else."""
     words = [part.partition("=") for part in text.split(",")] if text else []
     if not all(key.isidentifier() and value for key, _, value in words) or len({key for key, *_ in words}) < len(words):
         raise ValueError(f"--loss-args takes K=V,K=V, e.g. beta=0.3, each once; found {text!r}")
@@ -502,7 +540,8 @@ def parse_keywords(text):
 
 
 def sampling_options(args):
-    """The flags of the sampling group as training.Run takes them: keywords of sample.write_tokens, and the accept rule's knobs."""
+    """The flags of the sampling group as training.Run takes them: keywords of sample.write_tokens, and the accept
+    rule's knobs."""
     return {
         "temperature": args.student_temperature,
         "top_p": args.student_top_p,

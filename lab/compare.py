@@ -1,6 +1,7 @@
 """The frame of an experiment, the same for both scripts: from the flags to the table.
 
-    flags (cli.py) -> task, tokenizer, pair -> teacher and untouched student measured -> every method with every seed -> table
+    flags (cli.py) -> task, tokenizer, pair -> teacher and untouched student measured -> every method with every seed ->
+    table
 
 What a method does is not here: a script hands over its table of variants and a function that trains one student.
 """
@@ -43,8 +44,23 @@ LARGE_VOCABULARY = 2**14  # from here on --chunk-loss auto is yes
 SOURCES = (  # whose sha256 a record holds, beside the script's own
     *("model.py", "losses.py", "features.py", "sample.py", "methods.py", "catalogue.py"),
     *(f"data/{name}.py" for name in ("tokenizer", "tasks", "corpora", "metrics")),
-    *(f"lab/{name}.py" for name in ("training", "evaluate", "costs", "pairs", "teacher_cache", "processes", "folders", "records", "checkpoints",
-                                     "checks", "command_line", "compare")),
+    *(
+        f"lab/{name}.py"
+        for name in (
+            "training",
+            "evaluate",
+            "costs",
+            "pairs",
+            "teacher_cache",
+            "processes",
+            "folders",
+            "records",
+            "checkpoints",
+            "checks",
+            "command_line",
+            "compare",
+        )
+    ),
 )
 # As they run: a file may be edited while a program runs, and the processes that it starts later read the new one.
 LOADED = folders.source_hashes((*SOURCES, "train_skd.py", "train_okd.py"))
@@ -115,8 +131,8 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
 
     `variant` is its label: the method's name and, after blanks, the values that were swept.
 
-    distill(row, student, teacher, prompts, responses, run) trains the student in place and returns (costs, adapted teacher
-    or None); everything around it is the same for every method.
+    distill(row, student, teacher, prompts, responses, run) trains the student in place and returns (costs, adapted
+    teacher or None); everything around it is the same for every method.
     """
     torch.set_num_threads(1 if args.device_type == "cpu" else torch.get_num_threads())  # same numbers for every --jobs
     device = processes.join(torch.device(args.device_type))
@@ -152,7 +168,9 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     every = args.save_every or max(1, here.steps // 8)
     stem, log = str(Path(folder) / name), records.NoLog()
     sources = shared["sources"]
-    checkpointer = checkpoints.Checkpointer(stem, every, identity, processes.print_line, machine | {"sources": sources}, sources)
+    checkpointer = checkpoints.Checkpointer(
+        stem, every, identity, processes.print_line, machine | {"sources": sources}, sources
+    )
     try:
         if first:
             log = records.RunLog(folder, name, shared | header | machine)
@@ -212,8 +230,8 @@ def resolve_vocabulary(data, every):
 
 
 def without_unfit(methods, args, data, check_row):
-    """The methods [(label, flags)] without those that cannot work with these flags, which a note names; ValueError where such
-    a one was asked for by its name."""
+    """The methods [(label, flags)] without those that cannot work with these flags, which a note names; ValueError
+    where such a one was asked for by its name."""
     left_out, examples = set(), len(data.splits["train"].prompts[: args.settings.student_prompts])
     for label, own in methods:
         try:
@@ -244,7 +262,8 @@ def say_data(args, data):
 def open_folder(held, script, args, flags, inputs):
     """The folder of the comparison, locked until `held` ends, without what killed processes have left.
 
-    ValueError where another process is at work in it, or where its records are of other flags or data: a table must not mix them.
+    ValueError where another process is at work in it, or where its records are of other flags or data: a table must not
+    mix them.
     """
     default_name = f"{script.removeprefix('train_')}-{args.task}{'-quick' if args.quick else ''}"
     folder = folders.make_run_folder(args.out, args.resume, default_name)
@@ -296,7 +315,9 @@ def missing_runs(folder, args, methods, shared, budget):
             if steps:
                 todo.append((own, folder, shared, label, seed, budget, steps))
     if without_student:
-        processes.print_line(f"{without_student} finished runs have no student here any more; without its record a run is run again")
+        processes.print_line(
+            f"{without_student} finished runs have no student here any more; without its record a run is run again"
+        )
     return todo
 
 
@@ -310,8 +331,8 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     """Task, pair, every method with every seed, table. Returns 0 only when every run finished.
 
     run_one(args, folder, shared, variant, seed, budget, steps) must be a function at a module's top level: with --jobs
-    it is called in processes of its own. check_row(name, args, examples) raises ValueError for a method that cannot work
-    with these flags and so many of the student's prompts. `held` is an ExitStack, which takes the folder's lock.
+    it is called in processes of its own. check_row(name, args, examples) raises ValueError for a method that cannot
+    work with these flags and so many of the student's prompts. `held` is an ExitStack, which takes the folder's lock.
     """
     if args.list_variants:
         print(json.dumps({name: dataclasses.asdict(row) for name, row in variants.items()}, indent=2))
@@ -327,7 +348,9 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
 
     for label, _ in methods:
         if len(run_name(label, args.seed + args.seeds, "compute").encode()) > 200:  # 255 with what states are called
-            raise ValueError(f"a run would be called {label[:60]}...: too long for the name of a file, sweep less at a time")
+            raise ValueError(
+                f"a run would be called {label[:60]}...: too long for the name of a file, sweep less at a time"
+            )
     for note in args.notes:
         processes.print_line(note)
 
@@ -342,14 +365,18 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
 
     def load_pair():
-        return pairs.load_or_pretrain_pair(data, args.settings, device, report=processes.print_line, otherwise=[folder / "pairs"])
+        return pairs.load_or_pretrain_pair(
+            data, args.settings, device, report=processes.print_line, otherwise=[folder / "pairs"]
+        )
 
     pair = processes.first_then_others(load_pair)  # pretrained once
     processes.use_precision(args.precision, device)  # what the students will be measured with
 
     # 2. Where the comparison starts: the teacher and the untouched student.
     teacher_figures, start_figures = measure_start(pair, args, folder)
-    start_warnings = [] if args.quick else checks.about_start(teacher_figures, start_figures, args.task in tasks.FAMILIES)
+    start_warnings = (
+        [] if args.quick else checks.about_start(teacher_figures, start_figures, args.task in tasks.FAMILIES)
+    )
     for text in start_warnings:
         processes.print_line(f"  warning: {text}")
     shared = {  # what the header of every record says
@@ -399,7 +426,8 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
 
 
 class Progress:
-    """How far runs side by side have come, read from their records: a bar on a terminal, now and then a line elsewhere."""
+    """How far runs side by side have come, read from their records: a bar on a terminal, now and then a line
+    elsewhere."""
 
     def __init__(self, folder, todo, jobs):
         self.folder, self.finished, self.spoken = folder, 0, time.monotonic()
@@ -449,7 +477,8 @@ def last_step(path):
 
 
 def equal_compute_steps(folder, variant, main_method, seed, steps, flags):
-    """Steps after which `variant` has spent the model FLOPs of the main method's run with the same seed; None without that run.
+    """Steps after which `variant` has spent the model FLOPs of the main method's run with the same seed; None without
+    that run.
 
     What was spent once, before training (compute_once), does not grow with the steps.
     """
@@ -467,8 +496,8 @@ GRACE = 20  # seconds that one of several processes gets to save after a signal;
 
 
 def end_process(script, why):
-    """End one of several processes at once, with one line. torchrun may be ending it at the same moment, and an exception
-    raised then could be lost on its way out: hence no exception. Records are on disk, line by line."""
+    """End one of several processes at once, with one line. torchrun may be ending it at the same moment, and an
+    exception raised then could be lost on its way out: hence no exception. Records are on disk, line by line."""
     with contextlib.suppress(ValueError):  # only the main thread may
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.write(2, f"{script}.py: process {os.environ['RANK']} {why}: {GO_ON}\n".encode())
@@ -503,8 +532,12 @@ def run_script(script, main):
         processes.catch_signals()
     try:
         status = main()
-        processes.catch_signals(signal.SIG_IGN)  # all is written: one that comes while Python takes itself apart has nothing to stop
-        if processes.started_by_torchrun():  # all is written; what torch's threads do while Python takes itself apart can abort it
+        processes.catch_signals(
+            signal.SIG_IGN
+        )  # all is written: one that comes while Python takes itself apart has nothing to stop
+        if (
+            processes.started_by_torchrun()
+        ):  # all is written; what torch's threads do while Python takes itself apart can abort it
             print(end="", flush=True)
             os._exit(status)
         sys.exit(status)

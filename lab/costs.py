@@ -11,10 +11,10 @@ import torch.distributed as dist
 class Costs:
     """What a run used, counted on the device and read once: tokens that each model processed, forwards, model TFLOP.
 
-    FLOPs are 2 x parameters per token and pass (position table left out: it is only looked up); attention's own products
-    are neglected. A training step is 3 passes of the model that learns: forward, gradients of activations, gradients of
-    weights. A frozen teacher with an online module needs the first two. The same rule for every method, so that "equal
-    compute" has a meaning that does not depend on the machine.
+    FLOPs are 2 x parameters per token and pass (position table left out: it is only looked up); attention's own
+    products are neglected. A training step is 3 passes of the model that learns: forward, gradients of activations,
+    gradients of weights. A frozen teacher with an online module needs the first two. The same rule for every method, so
+    that "equal compute" has a meaning that does not depend on the machine.
     """
 
     def __init__(self, student, teacher):
@@ -22,7 +22,8 @@ class Costs:
         self.weights = [
             model.num_parameters() - model.position_embedding.weight.numel() for model in (student, teacher)
         ]
-        # processed by the student, processed by the teacher, generated, batched forwards of the teacher, products of others
+        # processed by the student, processed by the teacher, generated, batched forwards of the teacher, products of
+        # others
         self.counts = torch.zeros(5, dtype=torch.long, device=next(student.parameters()).device)
         self.once = torch.zeros(5, dtype=torch.long)  # the same, before training
         self.longer = torch.zeros(5, dtype=torch.long)  # before training as well, but longer where the run is longer
@@ -34,7 +35,8 @@ class Costs:
             self.counts[:4] += rollout.fed
 
     def count_forward(self, model, fed, passes):
-        """Add `passes` of a model over `fed` tokens (a scalar on the device): 1 forward, 3 with the backward pass to all weights."""
+        """Add `passes` of a model over `fed` tokens (a scalar on the device): 1 forward, 3 with the backward pass to
+        all weights."""
         self.counts[0 if model is self.student else 1] += passes * fed
 
     def count_teacher_call(self, calls=1):
@@ -53,12 +55,14 @@ class Costs:
     def count_offline_teacher(self, prompts, answers, batch_size=256):
         """Add the answers that a teacher wrote before training, batch by batch."""
         tokens, written = sum(map(len, prompts)) + sum(map(len, answers)), sum(map(len, answers))
-        forwards = sum(max(map(len, chunk)) for chunk in (answers[i : i + batch_size] for i in range(0, len(answers), batch_size)))
+        forwards = sum(
+            max(map(len, chunk)) for chunk in (answers[i : i + batch_size] for i in range(0, len(answers), batch_size))
+        )
         self.once += torch.tensor([0, tokens, written, forwards, 0])
 
     def count_preparation(self, tflop=0.0, student_tokens=0, teacher_tokens=0, teacher_forwards=0, grows=False):
-        """Add what was prepared before training: passes over so many tokens, and the TFLOP of other models. Where it takes
-        longer for a longer run (`grows`, and all other models), it is no part of compute_once."""
+        """Add what was prepared before training: passes over so many tokens, and the TFLOP of other models. Where it
+        takes longer for a longer run (`grows`, and all other models), it is no part of compute_once."""
         spent = torch.tensor([student_tokens, teacher_tokens, 0, teacher_forwards, 0])
         self.longer, self.once = (self.longer + spent, self.once) if grows else (self.longer, self.once + spent)
         self.others += tflop
@@ -84,8 +88,8 @@ class Costs:
 
 
 class Clock:
-    """Milliseconds of a step by what they were spent on. `exact` waits for the device at each mark: only where the step is
-    written down, since waiting costs time."""
+    """Milliseconds of a step by what they were spent on. `exact` waits for the device at each mark: only where the step
+    is written down, since waiting costs time."""
 
     def __init__(self, device, exact):
         self.device, self.spans = device, {}
@@ -108,9 +112,9 @@ class Clock:
 class Meter:
     """Time and memory of training; a `with meter.paused()` block is left out.
 
-    Memory is the allocator's peak on CUDA; elsewhere it is counted, which no other program can disturb: weights, gradients
-    and AdamW's two moments of what learns, the frozen teacher's weights, and the most that the first step's `with` blocks
-    keep at one time for backward passes. What a sampler uses is only in CUDA's figure.
+    Memory is the allocator's peak on CUDA; elsewhere it is counted, which no other program can disturb: weights,
+    gradients and AdamW's two moments of what learns, the frozen teacher's weights, and the most that the first step's
+    `with` blocks keep at one time for backward passes. What a sampler uses is only in CUDA's figure.
     """
 
     def __init__(self, device):
@@ -145,7 +149,9 @@ class Meter:
             self._go()
 
     def __enter__(self):
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor)
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor
+        )
         if self.counting:
             self.hooks.__enter__()
 

@@ -1,4 +1,5 @@
-"""The one evaluation: every model of every method, in both scripts and at every stage, is measured here and nowhere else.
+"""The one evaluation: every model of every method, in both scripts and at every stage, is measured here and nowhere
+else.
 
     evaluate(student, teacher, task, encoded, ...) -> a flat dict of figures
 
@@ -6,8 +7,8 @@ Two kinds of figures, because they order methods differently. On REFERENCES (tea
 predict a text that somebody else wrote? On its OWN samples: how far from the teacher is it on the path that it takes
 itself? Supervised training looks after the first, the user meets the second; the gap is called exposure bias.
 
-Where several processes share a run, each measures its share of the examples and all get all figures. Noise belongs to the
-example, not to the process, so the figures are those of one process, to rounding.
+Where several processes share a run, each measures its share of the examples and all get all figures. Noise belongs to
+the example, not to the process, so the figures are those of one process, to rounding.
 """
 
 import math
@@ -60,8 +61,8 @@ def token_columns(student, teacher, prompts, responses, adapted=None, batch_size
 
     place: index in the response; nll: -log student(token); kl_teacher: KL(teacher || student), nats; agreement: both
     argmaxes are equal; uncertainty: 1 - teacher(token); logit_std: standard deviation of the student's logits over the
-    vocabulary; entropies of both. With an adapted teacher: kl_adapted_teacher, agreement_adapted, adapted_nll, and drift:
-    KL(teacher || adapted). Without a teacher only place, nll, logit_std and student_entropy.
+    vocabulary; entropies of both. With an adapted teacher: kl_adapted_teacher, agreement_adapted, adapted_nll, and
+    drift: KL(teacher || adapted). Without a teacher only place, nll, logit_std and student_entropy.
     """
     device = next(student.parameters()).device
     columns, own = {}, list(_share(len(prompts)))
@@ -128,8 +129,8 @@ def easy_and_hard(columns):
 def exposure_error(own_columns, teacher_columns, key, length=16):
     """ExAccErr in per cent (OKD's Eqs. 5-7): how much the student's own prefixes worsen its distance to the teacher.
 
-    (R - E) / E * 100, R = KL(teacher || student) summed over the first `length` tokens of the student's own samples, E =
-    the same on the teacher's samples, both means over prompts. 0: no exposure bias; below 0: nearer on its own path.
+    (R - E) / E * 100, R = KL(teacher || student) summed over the first `length` tokens of the student's own samples, E
+    = the same on the teacher's samples, both means over prompts. 0: no exposure bias; below 0: nearer on its own path.
     """
     own, reference = (
         columns[key][columns["place"] < length].double().sum() for columns in (own_columns, teacher_columns)
@@ -169,7 +170,8 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
 
 
 def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, adapted=None, most=200):
-    """The figures of a learning curve on the first `most` examples: score (greedy), val_nll and kl_teacher (references).
+    """The figures of a learning curve on the first `most` examples: score (greedy), val_nll and kl_teacher
+    (references).
 
     With an adapted teacher also its drift from the original, its own nll, and kl_adapted_teacher. ValueError where the
     student's numbers are broken.
@@ -202,8 +204,8 @@ def evaluate(
     speculative decoding; exposure_error: see there; then lengths, end-token share, agreement, entropies, the split into
     easy and hard tokens, and the task's own details, prefixed with "task_".
 
-    `teacher` is always the ORIGINAL teacher. An `adapted` one adds the same distances to itself, how far it drifted, and
-    its own score: whatever trains towards an adapted teacher looks good against it.
+    `teacher` is always the ORIGINAL teacher. An `adapted` one adds the same distances to itself, how far it drifted,
+    and its own score: whatever trains towards an adapted teacher looks good against it.
     """
     assert encoded.prompts, "no examples to measure on"
     eos = tokenizer.eos_token
@@ -289,7 +291,8 @@ def evaluate(
 
 @torch.no_grad()
 def step_columns(student_logits, teacher_logits=None):
-    """What step_figures wants to know of the logits at every position: (..., V) -> (..., 1), or (..., 3) with a teacher."""
+    """What step_figures wants to know of the logits at every position: (..., V) -> (..., 1), or (..., 3) with a
+    teacher."""
     columns = [entropy(student_logits)]
     if teacher_logits is not None:
         columns += [entropy(teacher_logits), (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float()]

@@ -107,7 +107,8 @@ def _folder(folder):
 def export_gpt2(model, folder):
     """Write a GPT as folder/config.json and folder/model.safetensors, in the layout of Hugging Face's GPT-2.
 
-    Files of those names are replaced, as when a checkpoint is saved again. Raises ValueError for weights that are not finite.
+    Files of those names are replaced, as when a checkpoint is saved again. Raises ValueError for weights that are not
+    finite.
     """
     config, weights, tensors = model.config, model.state_dict(), {}
     config_path, path = (_folder(folder) / name for name in FILES)

@@ -65,8 +65,8 @@ def locked(path, wait=True, say=lambda line: None):
     """A `with` block that no other process on this machine is in at the same time; without `wait` it yields False where
     another one is, else `say` is told.
 
-    The lock is the system's, on a file at `path` that is there as long as the block: it ends with the process, however that
-    ends. Where the file system has no locks, or the folder may not be written to, nobody is kept out.
+    The lock is the system's, on a file at `path` that is there as long as the block: it ends with the process, however
+    that ends. Where the file system has no locks, or the folder may not be written to, nobody is kept out.
     """
     with contextlib.suppress(OSError):
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""The loss laboratory: python losses.py. Every loss on three tokens, and what a student with one parameter makes of each.
+"""The loss laboratory: python losses.py. Every loss on three tokens, and what a student with one parameter makes of
+each.
 
 The table takes the example of losses.py, teacher (.6, .3, .1) against student (.2, .5, .3), and goes to the limits: a
 student that is the teacher, one that says nothing but the teacher's best token, one that says nothing but its worst.
@@ -34,7 +35,8 @@ def as_logits(probs):
 
 
 def two_rows(logits):
-    """The example at two positions, so that losses of whole sequences have a pair: (1, 2, V), the second one reversed."""
+    """The example at two positions, so that losses of whole sequences have a pair: (1, 2, V), the second one
+    reversed."""
     return torch.cat([logits, logits.flip(-1)], 1)
 
 
@@ -79,7 +81,8 @@ def two_bumps():
 
 
 def fit(name):
-    """Where the loss puts the student's bump: the best of a fine grid -> (place, its loss, the loss's range over the grid)."""
+    """Where the loss puts the student's bump: the best of a fine grid -> (place, its loss, the loss's range over the
+    grid)."""
     grid = torch.linspace(0, PLACES - 1, 20 * (PLACES - 1) + 1, dtype=torch.float64)
     student_logits = bump(grid)[None]  # (1, places, V)
     losses = per_token_loss(name, student_logits, two_bumps().expand_as(student_logits), None)[0]
@@ -166,7 +169,8 @@ def tell(path):
 
 
 def main(argv=None):
-    """The gallery of losses: every loss on three tokens, and a picture of what each makes of a teacher with two modes."""
+    """The gallery of losses: every loss on three tokens, and a picture of what each makes of a teacher with two
+    modes."""
     processes.use_any_terminal()
     parser = command_line.Parser(prog="losses.py", description="Every loss on three tokens, and on a teacher with two modes.")
     parser.add_argument("--svg", metavar="FILE", default="losses.svg", help="where the picture goes (default: losses.svg)")

@@ -105,7 +105,8 @@ class Pair:
 
 
 def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report, checkpointer=None):
-    """Plain cross-entropy on the responses, AdamW, cosine, gradient norm clipped at 1. The model is trained in place."""
+    """Plain cross-entropy on the responses, AdamW, cosine, gradient norm clipped at 1. The model is trained in
+    place."""
     checkpointer = checkpointer or checkpoints.Checkpointer()
     device = next(model.parameters()).device
     optimizer = make_optimizer(model, peak_lr)
@@ -170,8 +171,8 @@ def _hash(*parts):
 
 
 def _cached(name, candidates, device, build, tokenizer_state, report):
-    """The model `name` from the first folder that holds it whole; if none does, build(path without suffix) makes it, and it
-    is saved in the first folder that may be written to.
+    """The model `name` from the first folder that holds it whole; if none does, build(path without suffix) makes it,
+    and it is saved in the first folder that may be written to.
 
     Of several processes that want it at the same time one builds, and the others wait. What an interrupted one has left
     is resumed.
@@ -231,8 +232,8 @@ class TaskData:
 
 
 def default_accept_top_k(vocabulary_in_use):
-    """SKD's K for a vocabulary: 25 at 256,000 ids (the paper's Gemma pair), 3 at 19 (measured on tiny pairs), and a power
-    law through both points. A fixed 25 would accept every token where only 30 ids occur at all."""
+    """SKD's K for a vocabulary: 25 at 256,000 ids (the paper's Gemma pair), 3 at 19 (measured on tiny pairs), and a
+    power law through both points. A fixed 25 would accept every token where only 30 ids occur at all."""
     return max(1, round(25 * (vocabulary_in_use / 256_000) ** 0.223))
 
 
@@ -249,7 +250,8 @@ def encode_task(task, settings):
             raise ValueError(f"task {task.name} has no {name} examples: give it some, all three splits are used")
     budget = max(len(response) for response in splits["train"].responses)
     budget += max(2, budget // 8)  # room to be longer than any reference
-    # Room for the longest prompt with a full budget, and for a held-out reference longer than any in training. References
+    # Room for the longest prompt with a full budget, and for a held-out reference longer than any in training.
+    # References
     # of "ood" are longer by design and are not fed: they ask for room only by --block-size (see evaluate, score_ood).
     fed = [row for name in ("train", "val", "test") for row in zip(splits[name].prompts, splits[name].responses)]
     needed = max(len(prompt) + max(budget, len(response)) for prompt, response in fed)
@@ -347,7 +349,8 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         )
         prompts, responses = student_data.prompts, student_data.responses
         if settings.student_start == "raw":
-            # Prompts and responses as separate texts, all tokens but the first as targets: the language without the task.
+            # Prompts and responses as separate texts, all tokens but the first as targets: the language without the
+            # task.
             texts = [text for text in prompts + responses if len(text) > 1]
             prompts, responses = [text[:1] for text in texts], [text[1:] for text in texts]
         return build(

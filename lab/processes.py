@@ -30,14 +30,16 @@ def pick_device(name):
 
 
 def use_precision(name, device):
-    """Set how matrix products are computed -> a maker of the context in which forwards run. Losses are float32 in any."""
+    """Set how matrix products are computed -> a maker of the context in which forwards run. Losses are float32 in
+    any."""
     name = {"cuda": "tf32"}.get(device.type, "fp32") if name == "auto" else name
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     return functools.partial(torch.autocast, device.type, torch.bfloat16) if name == "bf16" else contextlib.nullcontext
 
 
 def default_jobs(device_type):
-    """One run per core on a CPU: tiny models leave cores idle. One on an accelerator, or where processes share a run."""
+    """One run per core on a CPU: tiny models leave cores idle. One on an accelerator, or where processes share a
+    run."""
     if started_by_torchrun():
         return 1
     return len(os.sched_getaffinity(0)) if device_type == "cpu" and hasattr(os, "sched_getaffinity") else 1
@@ -158,12 +160,14 @@ class Stopped(BaseException):
         return f"stopped by {signal.Signals(self.number).name}"
 
 
-# Loops that will look; the signals that wait for them; whether a second one waits as well, in place of being raised at once.
+# Loops that will look; the signals that wait for them; whether a second one waits as well, in place of being raised at
+# once.
 _waiting = {"loops": 0, "signals": [], "all": False}
 
 
 def let_wait(number):
-    """Whether a loop will look for this signal, and has been told of it; False where none will, or where one is enough."""
+    """Whether a loop will look for this signal, and has been told of it; False where none will, or where one is
+    enough."""
     waits = bool(_waiting["loops"]) and (_waiting["all"] or not _waiting["signals"])
     if waits:
         _waiting["signals"].append(number)
@@ -186,8 +190,8 @@ def catch_signals(handler=_on_signal):
 
 @contextlib.contextmanager
 def saving_loop(all_wait=False):
-    """A `with` block whose signals wait until it asks for them by `stop_if_asked`, or until its end. A second one is raised at
-    once, unless `all_wait`: then the block asks for it as well (`asked_again`)."""
+    """A `with` block whose signals wait until it asks for them by `stop_if_asked`, or until its end. A second one is
+    raised at once, unless `all_wait`: then the block asks for it as well (`asked_again`)."""
     before = _waiting["all"]
     _waiting["loops"], _waiting["all"] = _waiting["loops"] + 1, all_wait
     try:
@@ -293,7 +297,8 @@ def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None, 
                     process.kill()
             raise
         finally:
-            # Idle or killed: soon over. A thread of theirs that outlives this one would quarrel with Python's own end about a pipe.
+            # Idle or killed: soon over. A thread of theirs that outlives this one would quarrel with Python's own end
+            # about a pipe.
             for worker in workers:
                 worker.shutdown(cancel_futures=True)
     return failures
@@ -311,8 +316,8 @@ def _interrupts_wait():
 
 
 def _begin_worker():
-    """Ctrl-C reaches every process of a terminal; the parent ends the workers, without a traceback from each. If the parent
-    is killed they end at once: a run that nobody looks after would write into the files of the resumed one."""
+    """Ctrl-C reaches every process of a terminal; the parent ends the workers, without a traceback from each. If the
+    parent is killed they end at once: a run that nobody looks after would write into the files of the resumed one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -127,8 +127,8 @@ KINDS = {"kind": str, "variant": str, "script": str, "task": str, "metric": str,
 
 
 def _check_kinds(entry, where):
-    """ValueError for a value that the report would stumble over: a checksum says that nothing was changed, not that it is
-    right."""
+    """ValueError for a value that the report would stumble over: a checksum says that nothing was changed, not that it
+    is right."""
     for key, kind in KINDS.items():
         value = entry.get(key)
         texts = value if isinstance(value, list) else [value] if kind is str else []

@@ -1,9 +1,9 @@
 """Records: one JSON-lines file per run, written line by line, with a checksum at its end, and read again.
 
-A file is a header (what was asked, of which code, on which machine), one line per logged step, one per evaluation, and a
-final line. The final line ends with a sha256 of everything from the header to there, so that a record that was changed
-afterwards, by a failing disk or by hand, is told from the one that was written. A file without its final line belongs to
-a run that was interrupted. Records name no folder, so they can be committed.
+A file is a header (what was asked, of which code, on which machine), one line per logged step, one per evaluation, and
+a final line. The final line ends with a sha256 of everything from the header to there, so that a record that was
+changed afterwards, by a failing disk or by hand, is told from the one that was written. A file without its final line
+belongs to a run that was interrupted. Records name no folder, so they can be committed.
 """
 
 import hashlib
@@ -63,7 +63,8 @@ class RunLog:
         self.file = self.path.open("x", encoding="utf-8", newline="\n")
 
     def write(self, kind, **figures):
-        """Append {"kind": kind, **figures}; floats are rounded to 7 digits. A final line holds the record's checksum."""
+        """Append {"kind": kind, **figures}; floats are rounded to 7 digits. A final line holds the record's
+        checksum."""
         if kind == "final" and not self.in_place():  # somebody moved or emptied the folder: what is known is written anew
             self.file.close()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,8 @@ def rounded(value):
 
 
 def write_whole(path, text):
-    """Write text or bytes beside and rename: a reader sees the old file or the new one, never half. ValueError for a folder."""
+    """Write text or bytes beside and rename: a reader sees the old file or the new one, never half. ValueError for a
+    folder."""
     path = Path(path)
     if path.is_dir() and not path.is_symlink():  # a link would be replaced
         raise ValueError(f"{path} is a folder, and a file is to be written there: move it away")
@@ -135,8 +137,9 @@ def set_aside(path):
 def read_finished(folder, name, flags, inputs=None, script=None, say=print):
     """The final figures of a finished run, or None where it has to be run.
 
-    A record that is not what was written is set aside, and `say` is told. Raises ValueError for a record, finished or not,
-    that was made with other flags, from other input files (`inputs`) or by another `script`, and for a file that is no record.
+    A record that is not what was written is set aside, and `say` is told. Raises ValueError for a record, finished or
+    not, that was made with other flags, from other input files (`inputs`) or by another `script`, and for a file that
+    is no record.
     """
     path = Path(folder) / f"{name}.jsonl"
     if not path.exists():
@@ -196,7 +199,8 @@ NO_FLAGS = ("pair", "inputs", "row", "variant", "seed", "budget", "torch", "proc
 
 
 def refuse_difference(name, before, now):
-    """ValueError that names the first thing in which the maker of a file and this run differ; both are {flag: value}."""
+    """ValueError that names the first thing in which the maker of a file and this run differ; both are {flag:
+    value}."""
     # Name the flag that was typed: --size before what it decides, the resolved settings last.
     for flag in sorted(before.keys() | now.keys(), key=lambda flag: (flag in ("settings", "row"), flag not in ("variant", "size"), flag)):
         if before.get(flag) != now.get(flag):

@@ -1,4 +1,5 @@
-"""The picture of a rollout in the terminal, python sample.py: which tokens the student wrote, and which the teacher replaced."""
+"""The picture of a rollout in the terminal, python sample.py: which tokens the student wrote, and which the teacher
+replaced."""
 
 import os
 import sys

@@ -322,8 +322,8 @@ def render_table(runs, control="supervised", main_method="skd", order=None):
     """The report as Markdown: notes, one row per method, paired differences of `main_method`, and every run on its own.
 
     Rows come in the order of `order` (a list of names), else of "order" in the headers (a list of names, or the
-    method's own index), else of first appearance; never by score. Columns and tables about a control or a main_method that
-    was not run are left out. Raises ValueError if there is no run.
+    method's own index), else of first appearance; never by score. Columns and tables about a control or a main_method
+    that was not run are left out. Raises ValueError if there is no run.
     """
     if not runs:
         raise ValueError("no finished run to report: let train_skd.py or train_okd.py finish first")

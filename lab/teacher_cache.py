@@ -8,8 +8,8 @@ answers are kept, one row per response token of the student's prompts:
                the tail. A divergence is then one of K + 1 classes, which is never above that of the V tokens.
 
 Leaving the tail out and scaling the K up to 1 would teach the student that nothing else can happen; that is why it is a
-class of its own. The files are named by a hash of all that decides them; what is read has the checksum of what was written,
-and is compared with the teacher.
+class of its own. The files are named by a hash of all that decides them; what is read has the checksum of what was
+written, and is compared with the teacher.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ def check_best(best, vocab_size):
 class TeacherCache:
     """A teacher's rows for all responses; `batch` gives those of some examples, padded like their rollout.
 
-    `best` is K, 0 for dense. Files that are damaged are set aside and made again. Raises ValueError when the disk is too
-    small or read-only, when K is not below the vocabulary, or when a file does not agree with the teacher.
+    `best` is K, 0 for dense. Files that are damaged are set aside and made again. Raises ValueError when the disk is
+    too small or read-only, when K is not below the vocabulary, or when a file does not agree with the teacher.
     """
 
     def __init__(self, teacher, prompts, responses, best=0, precision="fp32", folder=CACHE_DIR, report=print, compare=True):
@@ -148,7 +148,8 @@ class TeacherCache:
         return True
 
     def batch(self, chosen, width, device):
-        """Rows of the examples `chosen` -> one tensor per file, (B, width, ...), 0 where no response token is predicted."""
+        """Rows of the examples `chosen` -> one tensor per file, (B, width, ...), 0 where no response token is
+        predicted."""
         tensors = []
         for array in self.arrays:
             out = np.zeros((len(chosen), width, array.shape[1]), array.dtype)

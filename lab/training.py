@@ -1,4 +1,5 @@
-"""What both training loops lean on, so that a loop shows its method and nothing else. A reader of the loops may skip this room.
+"""What both training loops lean on, so that a loop shows its method and nothing else. A reader of the loops may skip
+this room.
 
     run = Run(steps=200, batch_size=64, lr=5e-3)   every default keeps nothing on disk and needs no command line
     run.begin(student, prompts, responses)         which prompts in which order, and the noise of the samplers
@@ -119,7 +120,8 @@ class Run:
 
     @contextlib.contextmanager
     def inner(self, name, **changes):
-        """A `with` block that yields a Run within this one, such as that of a teacher's assistant: quiet, its states apart."""
+        """A `with` block that yields a Run within this one, such as that of a teacher's assistant: quiet, its states
+        apart."""
         quiet = {"log": None, "report": lambda line: None, "validate": None, "cache_teacher": None}
         with self.meter.paused(), self.checkpointer.inner(name) as checkpointer:
             run = Run(**self.settings | quiet | changes | {"checkpointer": checkpointer})
@@ -130,7 +132,8 @@ class Run:
     # 1. Before the first step.
 
     def begin(self, student, prompts, responses=None, held_out=0, order=None):
-        """The data of a run: `student`, on whose device all happens, and lists of ids. The last `held_out` prompts are not learned."""
+        """The data of a run: `student`, on whose device all happens, and lists of ids. The last `held_out` prompts are
+        not learned."""
         if hasattr(self, "student"):
             raise ValueError("a Run is one student's training, and this one has begun: make another")
         if not prompts or responses is not None and len(responses) != len(prompts):
@@ -141,13 +144,16 @@ class Run:
         self.prompts, self.responses = prompts, responses
         self.references = responses
         if order is None:
-            order = batch_order(len(prompts) - held_out, self.batch_size, self.num_steps, torch.Generator().manual_seed(self.seed))
+            order = batch_order(
+                len(prompts) - held_out, self.batch_size, self.num_steps, torch.Generator().manual_seed(self.seed)
+            )
         self.order, self.noise = order, self.generator(1)
         self.meter = Meter(self.device)
         self.precision = processes.use_precision(self.settings["precision"], self.device)
 
     def plain_steps(self, order, **parts):
-        """(number, rows) of a loop that prepares something before the run and has nothing to log; `parts` are saved and put back."""
+        """(number, rows) of a loop that prepares something before the run and has nothing to log; `parts` are saved and
+        put back."""
         self.meter = Meter(self.device)
         for number in range(self.checkpointer.restore(**parts, meter=self.meter), len(order)):
             yield number, order[number]
@@ -174,7 +180,9 @@ class Run:
     def require_evaluation(self, method):
         """ValueError where a method follows a validation and none was given."""
         if self.validate is None:
-            raise ValueError(f"{method} follows the validation loss: give Run(validate=...), a function of student and adapted teacher")
+            raise ValueError(
+                f"{method} follows the validation loss: give Run(validate=...), a function of student and adapted teacher"
+            )
 
     def use_answers(self, teacher, temperature):
         """The teacher's answers at this temperature (0: greedy), written once, take the place of the references."""
@@ -185,7 +193,8 @@ class Run:
         self.reference_source = TEACHER
 
     def use_cache(self, teacher):
-        """Read the fixed teacher's logits on the references from disk (--cache-teacher), made by the first process if need be."""
+        """Read the fixed teacher's logits on the references from disk (--cache-teacher), made by the first process if
+        need be."""
 
         def make():
             with self.precision():
@@ -205,14 +214,24 @@ class Run:
         """`model` is trained by `optimizer` at `ratio` times the run's rate, from step `first_step` on."""
         self.trained[name] = TrainedModel(name, model, optimizer, ratio, first_step)
 
-    def start(self, teacher, method, advice=None, plain_forward=False, held=(), uses_teacher=True, keeps_logits=True, saved=None):
+    def start(
+        self,
+        teacher,
+        method,
+        advice=None,
+        plain_forward=False,
+        held=(),
+        uses_teacher=True,
+        keeps_logits=True,
+        saved=None,
+    ):
         """Everything between the data and the first step.
 
-        `method` is a methods.Method: it is asked for what it captures of a forward, what its own layers cost, the check of the
-        first part, and what it makes of an evaluation. advice: what to lower after a nan. plain_forward: neither compiled nor
-        made again in the backward pass. held: models that take memory beside student and teacher. uses_teacher: whether the
-        loss wants the teacher's logits; keeps_logits: whether those of a sampler's verification will do. saved: what else a
-        state holds, by name.
+        `method` is a methods.Method: it is asked for what it captures of a forward, what its own layers cost, the check
+        of the first part, and what it makes of an evaluation. advice: what to lower after a nan. plain_forward: neither
+        compiled nor made again in the backward pass. held: models that take memory beside student and teacher.
+        uses_teacher: whether the loss wants the teacher's logits; keeps_logits: whether those of a sampler's
+        verification will do. saved: what else a state holds, by name.
         """
         self.method, self.uses_teacher, self.keeps_logits = method, uses_teacher, keeps_logits
         student = self.student
@@ -244,7 +263,8 @@ class Run:
     # 2. Steps.
 
     def steps(self):
-        """Every step that is not done yet; what a step leaves is logged, evaluated and saved when the loop asks for the next."""
+        """Every step that is not done yet; what a step leaves is logged, evaluated and saved when the loop asks for the
+        next."""
         for number, rows in enumerate(self.order[self.done :].tolist(), self.done):
             self.step = Step(self, number, rows)
             yield self.step
@@ -265,7 +285,9 @@ class Run:
         num_rows = len(rollout.tokens)
         for rows in cuts(num_rows, self.micro_batch):
             with contextlib.ExitStack() as averaging:
-                for forward in self.wrapped.values():  # gradients of several processes are averaged in the last part only
+                for (
+                    forward
+                ) in self.wrapped.values():  # gradients of several processes are averaged in the last part only
                     if rows.stop < num_rows and isinstance(forward, torch.nn.parallel.DistributedDataParallel):
                         averaging.enter_context(forward.no_sync())
                 part = Part(self, rollout, rows, total)
@@ -283,7 +305,8 @@ class Run:
         self.step.clock.mark("update")
 
     def note(self, name, value):
-        """A figure of this step for its record: a scalar, which is read from the device only when the step is logged."""
+        """A figure of this step for its record: a scalar, which is read from the device only when the step is
+        logged."""
         self.step.notes[name] = value.detach() if isinstance(value, torch.Tensor) else value
 
     def trained_model(self, model):
@@ -301,7 +324,8 @@ class Run:
         return self.step.rate
 
     def logits(self, forward, tokens, model):
-        """forward(tokens) as logits (B, T, V), or hidden states and head in their place (--chunk-loss); `model` owns the head."""
+        """forward(tokens) as logits (B, T, V), or hidden states and head in their place (--chunk-loss); `model` owns
+        the head."""
         if not self.chunked:
             return forward(tokens)
         return HiddenStates(forward(tokens, features=True), model.head)
@@ -408,7 +432,8 @@ class Step:
         self.losses, self.norms, self.columns = {}, {}, []  # of the models that have moved; of the parts, if logged
 
     def write(self, writer, student, teacher, **options):
-        """One batch of training tokens by `writer`, a name in sample.WRITERS -> Rollout. `options` are write_tokens'."""
+        """One batch of training tokens by `writer`, a name in sample.WRITERS -> Rollout. `options` are
+        write_tokens'."""
         run = self.run
         references = run.references and [run.references[row] for row in self.rows]
         with run.precision(), run.finite.naming(self.number):
@@ -479,7 +504,8 @@ class Part:
         return few
 
     def check_signal(self, loss_of, is_divergence, has_gate=False):
-        """Whether the teacher reaches loss_of(student_logits, teacher_logits), a scalar: a warning, or None; see lab/checks.py."""
+        """Whether the teacher reaches loss_of(student_logits, teacher_logits), a scalar: a warning, or None; see
+        lab/checks.py."""
         return checks.check_signal(loss_of, self.compared, self.teacher_logits, is_divergence, has_gate)
 
     def references(self):
@@ -487,12 +513,16 @@ class Part:
         if self._references is None:
             if self.step.references is None:
                 rollout = self.step.examples(self.step.rows)
-                self.step.references = rollout, all_reduce_mean(weight_of(rollout.response_mask[:, 1:], self.run.reduction))
+                self.step.references = (
+                    rollout,
+                    all_reduce_mean(weight_of(rollout.response_mask[:, 1:], self.run.reduction)),
+                )
             self._references = Part(self.run, self.step.references[0], self.rows, self.step.references[1])
         return self._references
 
     def forward(self, model):
-        """A model's logits on these rows (rows, T, V), with gradients to what learns; without any under torch.no_grad()."""
+        """A model's logits on these rows (rows, T, V), with gradients to what learns; without any under
+        torch.no_grad()."""
         run, learns = self.run, torch.is_grad_enabled() and self.step.learns(model)
         is_student = model is run.student
         with run.method.capture(model, is_student) as self.captured[id(model)]:
@@ -528,8 +558,8 @@ class Part:
     def backward(self, loss, of=None):
         """Take the masked mean of a per-token loss (rows, T), or a scalar as it is, and its gradients.
 
-        `of` is the model that minimises it, the student unless said otherwise. None, the loss of a model that stands still,
-        is passed over.
+        `of` is the model that minimises it, the student unless said otherwise. None, the loss of a model that stands
+        still, is passed over.
         """
         if loss is None:
             return

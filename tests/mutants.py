@@ -384,7 +384,7 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_train_skd.py::test_teacher_writes_its_greedy_answers",),
      "trl#5726 and DSKD#24 ask who writes with seq_kd"),
     ("train: order of the prompts ignores the seed", "lab/training.py",
-     "self.num_steps, torch.Generator().manual_seed(self.seed))", "self.num_steps, torch.Generator().manual_seed(1))",
+     "self.num_steps, torch.Generator().manual_seed(self.seed)\n", "self.num_steps, torch.Generator().manual_seed(1)\n",
      ("test_train_skd.py::test_all_methods_see_the_same_prompts",),
      "intervals over seeds that share their batches are too narrow"),
     ("train: optimizer missing in the state", "lab/training.py",
