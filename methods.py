@@ -320,7 +320,7 @@ def prepare(row, student, teacher, run, distill):
         row.answers is not None
     ):  # greedy ones stand in for the beam search of Kim & Rush: both aim at the likeliest response
         run.use_answers(teacher, row.answers)
-    if run.cache_teacher is not None and asks_about_references(row):
+    if run.cache_teacher is not None and can_cache_teacher(row):
         run.use_cache(teacher)
     run.require_references(row.writer)
     method = begin(row, student, teacher, run)
@@ -342,7 +342,7 @@ def keeps_its_loss(row):
     return kind.replaces_loss or kind.needs_its_loss
 
 
-def asks_about_references(row):
+def can_cache_teacher(row):
     """Whether a method's teacher says the same in every epoch, and nothing else, so that --cache-teacher can keep
     it."""
     plain = row.method is None and row.teacher == "pair" and row.temperature == row.kd_weight == 1

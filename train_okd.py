@@ -304,7 +304,7 @@ def begin(row, run, teacher, losses):
         if initial_drift:
             run.report(f"  the {row.module} module starts {initial_drift:.4f} nats away from the original teacher")
         found = {"module_parameters": teacher.num_parameters(), "initial_drift": initial_drift}
-    elif run.cache_teacher is not None and asks_about_references(row):
+    elif run.cache_teacher is not None and can_cache_teacher(row):
         run.use_cache(teacher)
     run.start(
         getattr(teacher, "base", teacher),
@@ -318,7 +318,7 @@ def begin(row, run, teacher, losses):
     return found
 
 
-def asks_about_references(row):
+def can_cache_teacher(row):
     """Whether a method's teacher says the same in every epoch, so that --cache-teacher can keep it."""
     return row.module is None and row.writer == "dataset" and row.student_kd > 0
 
@@ -548,7 +548,7 @@ def ignored_reason(flag, name, args):
         (("module_rank",), row.module and not ONLINE_MODULES[row.module].has_rank, "has a module without a rank"),
         (("module_scale",), row.module and not ONLINE_MODULES[row.module].has_scale, "has a module without a scale"),
         (("teacher_mix",), row.writer != "teacher_mixed", "draws nothing from a mixture"),
-        (("cache_teacher",), not asks_about_references(row), "takes nothing from a cache"),
+        (("cache_teacher",), not can_cache_teacher(row), "takes nothing from a cache"),
         (("recompute",), row.meta_gradient, "takes a second derivative"),
     )
     return command_line.first_reason(flag, table) or command_line.ignored_sampling_reason(flag, row.writer, {}, args)

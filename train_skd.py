@@ -115,7 +115,7 @@ def ignored_reason(flag, name, args):
     if flag in row.loss_kwargs and row.loss_kwargs[flag] is None:
         return None
     row = resolve(row, args)
-    if flag == "cache_teacher" and not methods.asks_about_references(row):
+    if flag == "cache_teacher" and not methods.can_cache_teacher(row):
         return "takes nothing from a cache"
     if flag in ("recompute", "compile") and row.method and methods.METHODS[row.method].plain_forward:
         return "needs the student's forward as it is"

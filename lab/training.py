@@ -186,9 +186,9 @@ class Run:
 
     def use_answers(self, teacher, temperature):
         """The teacher's answers at this temperature (0: greedy), written once, take the place of the references."""
-        question = (teacher, self.prompts, self.max_new_tokens, self.eos_token)
+        call = (teacher, self.prompts, self.max_new_tokens, self.eos_token)
         self.references = self.checkpointer.found(
-            "answers", lambda: sample_responses(*question, seed=self.seed, temperature=temperature)[0]
+            "answers", lambda: sample_responses(*call, seed=self.seed, temperature=temperature)[0]
         )
         self.reference_source = TEACHER
 

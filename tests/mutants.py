@@ -380,7 +380,7 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_train_skd.py::test_two_stages",),
      "student samples first, references then"),
     ("train: seqkd's answers from the student", "lab/training.py",
-     "question = (teacher, self.prompts,", "question = (self.student, self.prompts,",
+     "call = (teacher, self.prompts,", "call = (self.student, self.prompts,",
      ("test_train_skd.py::test_teacher_writes_its_greedy_answers",),
      "trl#5726 and DSKD#24 ask who writes with seq_kd"),
     ("train: order of the prompts ignores the seed", "lab/training.py",
