@@ -22,9 +22,9 @@ SHARED_BY_STEP = {"step", "loss", "gradient_norm", "lr"}
 
 def start(clone, size, script, *argv):
     """The running command, its output unbuffered lines."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     return subprocess.Popen(
-        [*(launcher if processes > 1 else [sys.executable]), script, *TINY, *argv],
+        [*(launcher if size > 1 else [sys.executable]), script, *TINY, *argv],
         cwd=clone, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -54,7 +54,7 @@ def test_two_processes_train_as_one(clone, tmp_path, script):
         assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
         assert output.count("score ") >= len(CASES[script].split(",")) and output.count("\n**Task") == 1  # one speaks
     for name in CASES[script].split(","):
-        one, two = (lines_of(tmp_path / str(processes) / f"{name}_seed1.jsonl") for processes in (1, 2))
+        one, two = (lines_of(tmp_path / str(size) / f"{name}_seed1.jsonl") for size in (1, 2))
         assert (one[0]["processes"], two[0]["processes"]) == (1, 2)
         assert one[0]["flags"] | {"micro_batch": 3} == two[0]["flags"]
         assert len(one) == len(two)
