@@ -159,7 +159,7 @@ ONLINE_TEACHER = {  # of train_okd.py
                        teacher_divergence="squared_error",
                        deviation="the loss of its language part, sum over the vocabulary in place of the mean; its feature term is left out;"
                             " its code's rate for the adapter is --module-lr 0.2"),
-    "promptkd": OnlineVariant("2402.12842", "a soft prompt learns reverse KL to student and original teacher on student samples",
+    "promptkd": OnlineVariant("2402.12842", "a soft prompt learns KL from the adapted teacher to the student and to the original one, on student samples",
                         writer="student", module="ptuning", rank=7, module_lr=1.0, student_divergence="reverse_kl", alpha=1.0,
                         teacher_divergence="forward_kl", anchor=1.0, anchor_decay=True, update="alternating",
                         deviation="the prompt comes out of a small network, starts at random and has no positions"),

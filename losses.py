@@ -180,7 +180,7 @@ def total_variation(student_logits, teacher_logits):
 def squared_error(student_logits, teacher_logits):
     """Sum over V of (student - teacher)^2 in probabilities, at most 2 (no unit) -> (B, T). Example: .24.
 
-    What PESF-KD (arXiv 2205.15308) takes for both players; its code has the mean over V, which vanishes for large V.
+    What PESF-KD (arXiv 2205.15308) takes for both models; its code has the mean over V, which vanishes for large V.
     """
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
     return (student_logprobs.exp() - teacher_logprobs.exp()).square().sum(-1)

@@ -81,7 +81,7 @@ VARIANTS = {
                        writer="teacher_mixed", student_divergence="minillm",
                        deviation="no clipping of repeated updates, since each batch is used once; no loss on a pretraining corpus"),
     "okd": OnlineVariant("2409.12512", "the teacher's LoRA learns from student and references", module="flag",
-                   deviation="the module's rate, where the paper has one for both players (--module-lr 1); alpha; rank 8"),
+                   deviation="the module's rate, where the paper has one for both (--module-lr 1); alpha; rank 8"),
     "okd_no_feedback": OnlineVariant(None, "control: the LoRA learns from the references alone", module="flag", alpha=0.0),
 }
 # fmt: on
