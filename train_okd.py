@@ -110,10 +110,14 @@ DRIFT_WARNING = 0.03  # KL(original || adapted) in nats per token; see the study
 
 
 def resolve(row, args=None):
-    """The row with the flags' values, or the defaults, in place of None."""
+    """The row with the flags' values, or the defaults, in place of None; ValueError for a teacher's divergence without a mirror."""
     values = {name: default if args is None else getattr(args, FLAG_OF[name]) for name, default in DEFAULTS.items()}
     changes = {name: value for name, value in values.items() if name != "module" and getattr(row, name) is None}
-    return dataclasses.replace(row, **changes, module=values["module"] if row.module == "flag" else row.module)
+    row = dataclasses.replace(row, **changes, module=values["module"] if row.module == "flag" else row.module)
+    if row.teacher_divergence not in TEACHER_DIVERGENCES:
+        known = ", ".join(TEACHER_DIVERGENCES)
+        raise ValueError(f"the teacher cannot minimise {row.teacher_divergence!r}: choose from {known}")
+    return row
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -542,8 +546,8 @@ def ignored_reason(flag, name, args):
         (fixes, True, "fixes it itself"),
         (of_teacher, row.meta_gradient, "has a meta-gradient in place of the teacher's loss"),
         ((*of_teacher, "update", "module_start", "module_scale"), row.module_lr == 0, "has a module at rate 0"),
-        (("teacher_divergence",), row.alpha == 0, "fixes alpha at 0"),
-        (("student_divergence", "update"), row.student_kd == 0, "fixes student-kd at 0"),
+        (("teacher_divergence",), row.alpha == 0, "is run at alpha 0"),
+        (("student_divergence", "update"), row.student_kd == 0, "is run at student-kd 0"),
         (("temperature",), row.student_kd == 0 and not listens, "takes no divergence"),
         (("module_rank",), row.module and not ONLINE_MODULES[row.module].has_rank, "has a module without a rank"),
         (("module_scale",), row.module and not ONLINE_MODULES[row.module].has_scale, "has a module without a scale"),

@@ -231,3 +231,12 @@ def test_a_noted_figure_stands_in_the_steps_record(monkeypatch):
     steps = [line for line in lines if line["kind"] == "step"]
     assert [line["step"] for line in steps] == [1, 3]
     assert all(line["double"] == pytest.approx(2 * line["loss"]) for line in steps)
+
+
+def test_a_teachers_divergence_without_a_mirror_is_refused():
+    """In a row of one's own as on the command line: one line, with what may be chosen."""
+    student, teacher, prompts, responses = models()
+    row = dataclasses.replace(train_okd.VARIANTS["okd"], teacher_divergence="amid")
+    with pytest.raises(ValueError, match="cannot minimise 'amid': choose from forward_kl, reverse_kl") as error:
+        train_okd.distill(row, student, teacher, prompts, responses, run())
+    assert "\n" not in str(error.value)
