@@ -578,7 +578,8 @@ def check_shared_flags(args, variants, main_variants):
         if name not in variants:
             close = difflib.get_close_matches(name, variants, 3)
             nearest = f"did you mean {' or '.join(close)}? " if close else ""
-            raise ValueError(f"unknown variant {name!r}: {nearest}--list-variants shows all {len(variants)}")
+            every = f"--list-variants shows all {len(variants)}" if len(variants) > 10 else f"there are {', '.join(variants)}"
+            raise ValueError(f"unknown variant {name!r}: {nearest}{every}")
     check_ranges(args)
     for flag in ("out", "data_dir"):
         if getattr(args, flag) == "":  # an empty variable of the shell; it would mean the folder that one is in

@@ -380,7 +380,6 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     for text in start_warnings:
         processes.print_line(f"  warning: {text}")
     shared = {  # what the header of every record says
-        "format": records.FORMAT,
         "script": script,
         "task": args.task,
         "metric": pair.task.metric,

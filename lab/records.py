@@ -55,7 +55,7 @@ class RunLog:
     def __init__(self, folder, name, header):
         self.path, self.text = Path(folder) / f"{name}.jsonl", ""
         self.begin_file()
-        self.write("header", **header)
+        self.write("header", format=FORMAT, **header)
 
     def begin_file(self):
         """A new file at the path; were there a link, another one would be written over."""

@@ -306,6 +306,31 @@ def finished_record(folder, name="a_seed1", **header):
     return folder / f"{name}.jsonl"
 
 
+def test_another_format_is_refused(tmp_path):
+    """Records and states of older code have no format number: one line, before anything is run, and they stay as they are."""
+    log = records.RunLog(tmp_path, "a_seed1", {"flags": {}})
+    log.write("final", score=0.5)
+    log.close()
+    path = tmp_path / "a_seed1.jsonl"
+    assert records.read_finished(tmp_path, "a_seed1", {})["score"] == 0.5
+    header, final = path.read_text().splitlines()
+    assert json.loads(header)["format"] == records.FORMAT
+    older = records.with_checksum(header.replace(f'"format": {records.FORMAT}, ', "") + "\n" + '{"kind": "final", "score": 0.5}') + "\n"
+    path.write_text(older)
+    with pytest.raises(ValueError, match="a_seed1.jsonl is of format 1, this code writes format 2: give another --out"):
+        records.read_finished(tmp_path, "a_seed1", {})
+    assert path.read_text() == older
+    stem = tmp_path / "b_seed1"
+    with Checkpointer(str(stem), 1) as checkpointer:
+        checkpointer.restore(weights=torch.nn.Linear(1, 1))
+        checkpointer.save(1)
+    state = load_file(f"{stem}.state.pt")
+    save_file(f"{stem}.state.pt", {name: value for name, value in state.items() if name != "format"})
+    with pytest.raises(ValueError, match="b_seed1.state.pt is of format 1"):
+        Checkpointer(str(stem), 1)
+    assert load_file(f"{stem}.state.pt").keys() == state.keys() - {"format"}
+
+
 def test_a_record_under_another_name_is_refused(tmp_path):
     """What one method has done is no other's, be it that a file was renamed or copied: both names are told."""
     for variant, budget, name in (("skd", "steps", "skd_seed2"), ("skd lr=0.1", "compute", "skd_lr=0.1_compute_seed2")):

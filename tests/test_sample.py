@@ -1504,7 +1504,7 @@ def test_warped_rule_at_zero_accepts_nothing():
 
 
 def write(writer, student, teacher, prompts, references, **options):
-    common = {"generator": generator(2), "eos_token": 0, "student_share": 0.6, "coin": "sequence"}
+    common = {"generator": generator(2), "eos_token": 0, "student_share": 0.6, "mix_per": "sequence"}
     common["interleaved"] = {"accept_top_k": 3}
     return sample.write_tokens(writer, student, teacher, prompts, references, 9, **common | options)
 

@@ -705,7 +705,7 @@ def test_records_bring_no_markup(tmp_path, text, place):
         log.close()
     if place == "file" and "/" not in text:
         (tmp_path / f"{text}.jsonl").write_text("")
-    texts = report.render_report(tmp_path, focus=text if place == "focus" else None)
+    texts = report.render_report(tmp_path, main_method=text if place == "focus" else None)
     table = texts["table.md"].replace("<details><summary>Every run</summary>", "").replace("</details>", "")
     assert "<" not in table.replace("\\<", "") and "](" not in table.replace("\\[x](", "").replace("!\\[x](", "")
     for part in table.split("\n\n"):

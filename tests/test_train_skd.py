@@ -106,7 +106,7 @@ def test_the_table_holds_what_others_rely_on(capsys):
         assert row["paper"] is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d+/\S+", row["paper"])
         assert row["loss"] in known
         assert row["method"] in {None, *methods.METHODS} and row["teacher"] in methods.TEACHERS
-        assert 0 < row["kd_weight"] <= 1 and row["temperature"] > 0 and row["coin"] in ("batch", "sequence")
+        assert 0 < row["kd_weight"] <= 1 and row["temperature"] > 0 and row["mix_per"] in ("batch", "sequence")
     assert all(table[name]["method"] is None and table[name]["teacher"] == "pair" for name in required)
     writers = {name: table[name]["writer"] for name in required}
     assert writers == dict(zip(required, "dataset dataset teacher student mixed mixed mixed interleaved".split()))
@@ -876,7 +876,7 @@ def test_notes_are_said_at_the_start(cached_pairs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong, word", [
-    ({"coin": "sentence"}, "coin"), ({"sampling": {"temperature": 0.1}}, "no use"), ({"loss": "cross_entropy", "loss_kwargs": {"beta": 1}}, "neither"),
+    ({"mix_per": "sentence"}, "drawn per batch"), ({"sampling": {"temperature": 0.1}}, "no use"), ({"loss": "cross_entropy", "loss_kwargs": {"beta": 1}}, "neither"),
     ({"writer": "interleaved", "sampling": {"accept_top_k": ("lineer", 1, 2)}}, "linear or cosine"),
 ])  # fmt: skip
 def test_a_row_that_would_not_do_what_it_says_is_refused(wrong, word):

@@ -429,7 +429,7 @@ CALLS = {
     "a nan probability": (lambda: interleaved(accept_rule="minprob", accept_min_prob=NAN), "accept_min_prob"),
     "no replacement": (lambda: interleaved(replace=None), "unknown replace rule None"),
     "an unknown writer": (lambda: written("nobody"), "a writer is one of"),
-    "an unknown coin": (lambda: written(coin="token"), "per batch or per sequence"),
+    "an unknown coin": (lambda: written(mix_per="token"), "mix_per batch or sequence"),
     "a share of 2": (lambda: written(student_share=2.0), "share"),
     "a nan share": (lambda: written(student_share=NAN), "share"),
     "a reference too few": (lambda: written("dataset", prompts=((1,), (2,)), references=((3,),)), "2 prompts, 1 references"),
