@@ -110,7 +110,10 @@ DRIFT_WARNING = 0.03  # KL(original || adapted) in nats per token; see the study
 
 
 def resolve(row, args=None):
-    """The row with the flags' values, or the defaults, in place of None; ValueError for a teacher's divergence without a mirror."""
+    """The row with the flags' values, or the defaults, in place of None.
+
+    Raises ValueError for a divergence that the teacher cannot minimise.
+    """
     values = {name: default if args is None else getattr(args, FLAG_OF[name]) for name, default in DEFAULTS.items()}
     changes = {name: value for name, value in values.items() if name != "module" and getattr(row, name) is None}
     row = dataclasses.replace(row, **changes, module=values["module"] if row.module == "flag" else row.module)
@@ -222,8 +225,7 @@ class OnlineLosses(Method):
         return loss
 
     def check_signal(self, part):
-        """Whether the teacher reaches the student's loss on a run's first part: a warning, or None; see
-        lab/checks.py."""
+        """Whether the teacher reaches the student's loss on a run's first part: a warning or None (lab/checks.py)."""
         if self.row.student_kd == 0:
             return None
         few = part.first_rows()
@@ -234,8 +236,7 @@ class OnlineLosses(Method):
         return few.check_signal(loss_of, self.row.student_divergence in DIVERGENCES)
 
     def shown(self, part):
-        """The student's divergence per token as a logged step tells it, not softened; cross-entropy where no teacher is
-        asked."""
+        """What a logged step shows per token: the student's divergence at T = 1, or cross-entropy without a teacher."""
         if part.teacher_logits is None:
             return by_chunks(cross_entropy, part.student_logits, part.tokens.targets)
         return self.student_divergence(part, constant(part.compared), constant(part.teacher_logits))
@@ -256,8 +257,7 @@ class OnlineLosses(Method):
 
 
 def distill(row, student, teacher, prompts, responses, run=None):
-    """Train `student`, and a module beside `teacher`, by a row of VARIANTS -> Result(costs, the adapted teacher or
-    None).
+    """Train `student`, and a module beside `teacher`, by a row of VARIANTS -> Result(costs, adapted teacher or None).
 
     prompts, responses: lists of token ids; responses end with the end token. `teacher` itself never moves. `run`
     (lab/training.py) holds steps, rates and everything that is no method; Run() keeps nothing on disk. From a notebook:
@@ -272,7 +272,7 @@ def distill(row, student, teacher, prompts, responses, run=None):
     teacher = attach(row, teacher, run)
     losses = OnlineLosses(row, student, teacher, run)
     teacher_first = TEACHER_FIRST[row.meta_gradient or row.update](row, run, losses)
-    found = begin(row, run, teacher, losses)
+    found = prepare(row, run, teacher, losses)
 
     for step in run.steps():
         rollout = losses.write(step)  # who writes: the data set, or a model
@@ -287,8 +287,7 @@ def distill(row, student, teacher, prompts, responses, run=None):
 
 
 def attach(row, teacher, run):
-    """The teacher with the row's module beside it, which learns from the run's step module_start on; a fixed teacher as
-    it is."""
+    """The teacher with the row's module beside it, which learns from step module_start on; a fixed teacher as it is."""
     if row.module is None:
         return teacher
     # A copy of the weights inherits it. No second derivative goes through a forward that is made again.
@@ -299,7 +298,7 @@ def attach(row, teacher, run):
     return run.adapted
 
 
-def begin(row, run, teacher, losses):
+def prepare(row, run, teacher, losses):
     """Everything else between the row and the first step -> what the record says of the module."""
     found = {}
     run.required_responses()
@@ -337,8 +336,7 @@ def simultaneous(row, run, losses):
 
 
 def alternating(row, run, losses):
-    """ProKT, PromptKD: the teacher moves by its loss against the student as it is; the student then learns from the
-    moved one."""
+    """ProKT, PromptKD: the teacher moves by its loss against the student; the student learns from the moved teacher."""
     student, teacher = losses.models
 
     def teacher_moves(step, rollout):
@@ -384,16 +382,12 @@ def by_meta_gradient(row, run, losses):
 
         def inner_loss_of(rows, weights):
             with run.precision(), second_order():
-                inputs, targets, mask = (
-                    rollout.tokens[rows, :-1],
-                    rollout.tokens[rows, 1:],
-                    rollout.response_mask[rows, 1:],
-                )
+                inputs, targets = rollout.tokens[rows, :-1], rollout.tokens[rows, 1:]
                 student_logits, teacher_logits = (
                     run.logits(model, inputs, model) for model in (WithWeights(student, weights), teacher)
                 )
                 per_token = inner_loss(student_logits, teacher_logits, targets, row.student_kd, row.temperature)
-                return masked_mean(per_token, mask, run.reduction, inner_total)
+                return masked_mean(per_token, rollout.response_mask[rows, 1:], run.reduction, inner_total)
 
         def outer_loss_of(rows, weights):
             with run.precision():
@@ -520,14 +514,15 @@ def check_row(name, args, examples):
         )
     if row.meta_gradient and row.student_kd == 0:
         raise ValueError(
-            f"the teacher of {name} learns from the student's step towards it, which is none at --student-kd 0: give more, or leave"
-            " it out of --variants"
+            f"the teacher of {name} learns from the student's step towards it, which is none at --student-kd 0: give"
+            " more, or leave it out of --variants"
         )
     size = processes.rank_and_size()[1]
     fewest = 2 if size == 1 else math.ceil((size - 0.5) / HELD_OUT_SHARE)  # one is always held out
     if row.meta_gradient and examples < fewest:
         raise ValueError(
-            f"{examples} prompts are too few for the meta-gradient of {name}, which holds out a fifth of them: give at least {fewest} by --student-prompts"
+            f"{examples} prompts are too few for the meta-gradient of {name}, which holds out a fifth of them: give at"
+            f" least {fewest} by --student-prompts"
         )
 
 

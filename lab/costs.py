@@ -29,7 +29,7 @@ class Costs:
         self.longer = torch.zeros(5, dtype=torch.long)  # before training as well, but longer where the run is longer
         self.others = 0.0  # TFLOP of models that are neither of the two; longer where the run is longer
 
-    def count_writing(self, rollout):
+    def count_rollout(self, rollout):
         """Add what a sampler noted in its rollout; a rollout that nobody wrote now holds no note."""
         if rollout.fed is not None:
             self.counts[:4] += rollout.fed

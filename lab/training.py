@@ -451,7 +451,7 @@ class Step:
                 batch_size=self.batch_size,
                 **options,
             )
-        run.costs.count_writing(rollout)
+        run.costs.count_rollout(rollout)
         return rollout
 
     def examples(self, rows):

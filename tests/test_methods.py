@@ -1058,9 +1058,9 @@ def test_the_joint_cross_entropy_comes_apart():
 
 
 @pytest.mark.parametrize("method_kwargs", [{"subclasses": 1}, {"least": 10**6}, {"most_classes": 0}])
-def test_without_parts_lelp_is_word_level(knobs):
+def test_without_parts_lelp_is_word_level(method_kwargs):
     """One part per token, or no token seen often enough: forward KL, to rounding, and a head that learns nothing."""
-    method, batch, *_ = lelp_batch(**knobs)
+    method, batch, *_ = lelp_batch(**method_kwargs)
     _, _, distance = probs_and_kl(batch[0].double(), batch[1].double())
     per_token = method.per_token(*batch)
     assert torch.allclose(per_token.double(), distance, rtol=1e-4, atol=1e-5)
