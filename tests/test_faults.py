@@ -18,6 +18,7 @@ import sys
 import pytest
 import torch
 from test_train_skd import SMALL, cached_pairs, lines_of, without_times  # noqa: F401
+from workers import interrupted
 
 import train_skd
 from lab import compare, folders, pairs, processes, rollouts
@@ -487,14 +488,6 @@ def test_no_clock_decides(monkeypatch):
     sources = [path.read_text() for kind in ("*.py", "data/*.py", "lab/*.py") for path in folders.ROOT.glob(kind)]
     assert not any("time.time(" in source or "datetime.now" in source for source in sources)
     assert sum(source.count("time.strftime") for source in sources) == 1
-
-
-def interrupted(number):
-    """A run that a signal ends."""
-    with processes.saving_loop():
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert processes.asked_to_stop()
-        processes.stop_if_asked()
 
 
 def test_a_stopped_worker_stops_its_parent():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import generator, moved_apart, sharp_gpt, weights_of
+from tiny import generator, matrix, moved_apart, sharp_gpt, weights_of
 
 import methods
 import train_okd
@@ -124,13 +124,14 @@ def test_the_plain_loop_of_okd_ends_at_the_same_weights():
 # From a notebook.
 
 
-def test_the_example_of_the_docstring_runs():
+@matrix("steps", [5, 100], fast=[5])
+def test_the_example_of_the_docstring_runs(steps):
     """The example in train_skd.py: at most fifteen lines, two models of one's own, a list of prompts, and nothing else."""
     block = re.search(r"From a notebook.*?:\n\n(.*?)(?=^\S)", train_skd.__doc__, re.M | re.S)[1]
     assert len([line for line in block.splitlines() if line.strip()]) <= 15
-    names = {}
-    exec(compile(textwrap.dedent(block), "train_skd.py", "exec"), names)
-    assert names["costs"]["steps"] == 100 and names["costs"]["tokens_generated"] > 0 and names["adapted"] is None
+    names, shorter = {}, textwrap.dedent(block).replace("steps=100", f"steps={steps}")
+    exec(compile(shorter, "train_skd.py", "exec"), names)
+    assert names["costs"]["steps"] == steps and names["costs"]["tokens_generated"] > 0 and names["adapted"] is None
 
 
 LEARN_FROM_REFERENCES = ("supervised", "gkd", "lelp", "rdd", "lwkd", "label_smoothing", "takd", "sftn", "rs_kd")

@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from test_sample import FALSE_ALARM, assert_follows
 from tiny import (
+    WRITING,
     Watched,
     distilled,
     flags,
     generator,
+    matrix,
     moved_apart,
     prompts_of,
     same_weights,
@@ -532,8 +534,10 @@ def ragged_run(variant, reduction="token"):
     return Watched(row, tiny_pair(2, 3), flags(steps=2, reduction=reduction), change=ragged)
 
 
-@pytest.mark.parametrize("reduction", ["token", "sequence"])
-@pytest.mark.parametrize("variant", VARIANTS)
+FAST_LOSSES = [*((name, "token") for name in VARIANTS), *((name, "sequence") for name in WRITING)]
+
+
+@matrix("variant, reduction", itertools.product(VARIANTS, ("token", "sequence")), fast=FAST_LOSSES)
 def test_the_loss_by_hand(variant, reduction):
     """Loss and gradient of each batch are those of the row's formula on the response tokens, and on nothing else."""
     run = ragged_run(variant, reduction)
@@ -1455,7 +1459,7 @@ def other_value(x):
 DRAWS = {"rs_kd", "distillm", "lwkd"}  # from their generator, in the run; the others in the beginning alone
 
 
-@pytest.mark.parametrize("variant", KEEPING)
+@matrix("variant", KEEPING, fast=[name for name in KEEPING if name not in ("one", "lwkd", "rdd")])  # with many entries
 def test_nothing_in_a_state_is_idle(variant):
     """Every entry counts: without it loading fails, and with another value in its place what comes is different."""
     method, student, (outputs, end) = halfway(variant)

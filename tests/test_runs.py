@@ -5,20 +5,12 @@ import multiprocessing
 import os
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 from tiny import matrix
+from workers import never_through, perhaps_killed, saved_late, touch
 
 from lab import compare, processes, records
-
-
-def touch(folder, number):
-    """A run that leaves a file; only the first one is quick, the others wait to be ended."""
-    Path(folder, f"{number}").write_text("")
-    while number > 0:  # a run under way: only the parent's interruption ends it
-        signal.pause()
-    return f"run {number}"
 
 
 def test_an_interruption_starts_nothing_new(tmp_path):
@@ -60,18 +52,6 @@ def test_a_signal_is_raised_between_two_looks_at_the_runs(tmp_path, monkeypatch,
             signal.signal(number, handler)
     assert carried_through == [where] and not processes.asked_to_stop()
     assert len(list(tmp_path.iterdir())) <= 4
-
-
-def saved_late(folder, number):
-    """A run that saves what it has when a signal comes: the first at once, the second when the parent has looked twice."""
-    with processes.saving_loop():
-        Path(folder, f"begun{number}").write_text("")
-        while not processes.asked_to_stop():
-            os.sched_yield()
-        while number and not Path(folder, "looked twice").exists():
-            os.sched_yield()
-        Path(folder, f"stopped{number}").write_text("")
-        processes.stop_if_asked()
 
 
 def test_a_second_signal_in_a_destructor_leaves_the_first(monkeypatch):
@@ -126,14 +106,6 @@ def test_a_signal_to_everybody_lets_all_runs_save(tmp_path, monkeypatch):
     assert not multiprocessing.active_children()
 
 
-def never_through(folder, number):
-    """A run that is asked to stop, and never comes to an end with it."""
-    with processes.saving_loop():
-        Path(folder, f"begun{number}").write_text("")
-        while True:
-            os.sched_yield()
-
-
 @matrix("more", [1, 2], fast=[1])
 def test_a_second_signal_does_not_wait(tmp_path, more):
     """Two or three at once, before the loop has looked: runs that would never have done are killed, no process is left."""
@@ -155,13 +127,6 @@ def test_a_second_signal_does_not_wait(tmp_path, more):
             signal.signal(number, handler)
     assert reached == [more] and not processes.asked_to_stop() and not multiprocessing.active_children()
     assert not (tmp_path / "begun2").exists()
-
-
-def perhaps_killed(number):
-    """A run whose process the system may kill."""
-    if number in (1, 2):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return f"run {number}"
 
 
 def test_a_killed_process_takes_no_other_run_down():

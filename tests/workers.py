@@ -1,0 +1,50 @@
+"""What tests give to other processes: each of them imports this file, so it imports no more than it must."""
+
+import os
+import signal
+from pathlib import Path
+
+from lab import processes
+
+
+def touch(folder, number):
+    """A run that leaves a file; only the first one is quick, the others wait to be ended."""
+    Path(folder, f"{number}").write_text("")
+    while number > 0:  # a run under way: only the parent's interruption ends it
+        signal.pause()
+    return f"run {number}"
+
+
+def saved_late(folder, number):
+    """A run that saves what it has when a signal comes: the first at once, the second when the parent has looked twice."""
+    with processes.saving_loop():
+        Path(folder, f"begun{number}").write_text("")
+        while not processes.asked_to_stop():
+            os.sched_yield()
+        while number and not Path(folder, "looked twice").exists():
+            os.sched_yield()
+        Path(folder, f"stopped{number}").write_text("")
+        processes.stop_if_asked()
+
+
+def never_through(folder, number):
+    """A run that is asked to stop, and never comes to an end with it."""
+    with processes.saving_loop():
+        Path(folder, f"begun{number}").write_text("")
+        while True:
+            os.sched_yield()
+
+
+def perhaps_killed(number):
+    """A run whose process the system may kill."""
+    if number in (1, 2):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"run {number}"
+
+
+def interrupted(number):
+    """A run that a signal ends."""
+    with processes.saving_loop():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert processes.asked_to_stop()
+        processes.stop_if_asked()
