@@ -534,9 +534,10 @@ def ragged_run(variant, reduction="token"):
     return Watched(row, tiny_pair(2, 3), flags(steps=2, reduction=reduction), change=ragged)
 
 
-FAST_LOSSES = [*((name, "token") for name in VARIANTS), *((name, "sequence") for name in WRITING)]
+FAST_LOSSES = [*((name, "token") for name in VARIANTS if name != "rkd"), *((name, "sequence") for name in WRITING)]
 
 
+# Every row has a formula of its own; rkd's is the sum of two others, and its loop is long.
 @matrix("variant, reduction", itertools.product(VARIANTS, ("token", "sequence")), fast=FAST_LOSSES)
 def test_the_loss_by_hand(variant, reduction):
     """Loss and gradient of each batch are those of the row's formula on the response tokens, and on nothing else."""

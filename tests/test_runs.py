@@ -13,6 +13,7 @@ from workers import never_through, perhaps_killed, saved_late, touch
 from lab import compare, processes, records
 
 
+@pytest.mark.slow
 def test_an_interruption_starts_nothing_new(tmp_path):
     """Ctrl-C while two runs are side by side: the queued ones never start, those under way are ended, the interrupt goes on."""
 

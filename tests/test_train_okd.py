@@ -420,6 +420,7 @@ def test_the_base_never_moves(pair, variant):
     assert run.adapted is None or run.adapted.base is pair.teacher
 
 
+@pytest.mark.usefixtures("unmeasured")
 @matrix("variant", VARIANTS, fast=OKD_KINDS)
 def test_a_run_is_a_function_of_its_seed(pair, variant):
     """Same seed, same bits, whatever torch's global generator holds."""
@@ -1018,8 +1019,8 @@ KINDS = [(name, {}) for name in VARIANTS] + [("okd", settings) for settings in (
 KINDS += [("okd_no_feedback", {"student_kd": 0.0}), ("metadistil", {"module": "full"})]
 
 
-FAST_KINDS = [(name, {}) for name in ("fixed_forward_kl", "okd", "minillm", "prokt", "okd_skd")]
-FAST_KINDS += [("okd", {"module_lr": 0.0}), ("okd", {"module": "full"})]
+FAST_KINDS = [(name, {}) for name in ("fixed_forward_kl", "okd", "minillm", "okd_skd")]
+FAST_KINDS += [("okd", {"module_lr": 0.0})]
 
 
 @pytest.mark.usefixtures("unmeasured")

@@ -388,6 +388,7 @@ def test_only_the_student_moves(deep_pair, variant):
     assert not run.student.training and run.costs["steps"] == 2 and run.costs["seconds"] > 0
 
 
+@pytest.mark.usefixtures("unmeasured")
 @matrix("variant", VARIANTS, fast=SKD_KINDS)
 def test_a_run_is_a_function_of_its_seed(deep_pair, variant):
     """The same seed gives the same weights to the bit, another seed others."""
@@ -608,6 +609,7 @@ def plain_run(deep_pair):
     return functools.cache(lambda variant: Watched(VARIANTS[variant], deep_pair, flags("--chunk-loss", "no")))
 
 
+@pytest.mark.usefixtures("unmeasured")
 @matrix("variant, how", itertools.product(VARIANTS, HOW), fast=FAST_HOW)
 def test_how_a_batch_is_computed_does_not_count(deep_pair, plain_run, tmp_path, monkeypatch, variant, how):
     """The same losses, gradients, step figures and weights, to rounding, however the batch is worked out."""
@@ -675,6 +677,7 @@ def test_bf16_is_close_and_its_losses_are_float32(pair, monkeypatch):
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.usefixtures("unmeasured")
 @matrix("name", VARIANTS, fast=SKD_KINDS)
 def test_every_row_trains_in_bf16(name, monkeypatch):
     """Whatever a row keeps, learns and compares, its losses, its gradients and its own weights are float32 and finite."""

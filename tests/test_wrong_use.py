@@ -295,7 +295,7 @@ REAL_COMMANDS = [
 ]  # fmt: skip
 
 
-@matrix("command,word", REAL_COMMANDS, fast=REAL_COMMANDS[2:4])  # a script and a module; refused by the parser and by the program
+@matrix("command,word", REAL_COMMANDS, fast=REAL_COMMANDS[3:4])
 def test_real_commands_write_one_line(command, word):
     """As a process: a status, one line on stderr, nothing on stdout."""
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
