@@ -1510,14 +1510,19 @@ def write(writer, student, teacher, prompts, references, **options):
 
 
 class Listener:
-    """Counts what a model is really fed: tokens, padding included, and forwards."""
+    """Counts what a model is really fed: tokens, padding included, forwards, and sequences (the rows of each cache)."""
 
     def __init__(self, model):
-        self.tokens = self.forwards = 0
+        self.tokens = self.forwards = self.sequences = 0
+        self.caches = []
         model.register_forward_pre_hook(self.hear)
 
     def hear(self, model, inputs):
-        self.tokens, self.forwards = self.tokens + inputs[0].numel(), self.forwards + 1
+        tokens, cache = inputs
+        self.tokens, self.forwards = self.tokens + tokens.numel(), self.forwards + 1
+        if not any(cache is seen for seen in self.caches):
+            self.caches.append(cache)
+            self.sequences += len(tokens)
 
 
 @pytest.mark.parametrize("writer", list(sample.WRITERS))
@@ -1534,8 +1539,7 @@ def test_what_a_writer_feeds_is_noted(writer):
             assert not any(model.tokens for model in heard) and (writer == "teacher" or not by_model)
             continue
         tokens, (forwards, written) = rollout.fed[:2].tolist(), rollout.fed[[3, 2]].tolist()
-        sequences = sum(source != [sample.DATASET] * len(source) for source in sources_of(rollout))
-        assert tokens == [model.tokens + sequences * (model.tokens > 0) for model in heard] and tokens[0] > 0
+        assert tokens == [model.tokens + model.sequences for model in heard] and tokens[0] > 0
         assert forwards == heard[1].forwards and written == len(by_model)
 
 
