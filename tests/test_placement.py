@@ -13,7 +13,7 @@ import dataclasses
 import adapters
 import pytest
 import torch
-from tiny import distilled, pair  # noqa: F401  (a fixture)
+from tiny import OKD_KINDS, SKD_KINDS, distilled, matrix, pair  # noqa: F401  (a fixture)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -283,10 +283,11 @@ CASES = [
     (train_skd, "sft", "--reduction", "sequence"),
     (train_okd, "okd", "--chunk-loss", "yes", "--micro-batch", "3", "--recompute"),
 ]
+FAST_CASES = [case for case in CASES if case[1] in {train_skd: SKD_KINDS, train_okd: OKD_KINDS}[case[0]]]
 
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # sftn's branch is on torch's own meta device
-@pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join([case[0].__name__, *case[1:]]))
+@matrix("case", CASES, fast=FAST_CASES, ids=lambda case: " ".join([case[0].__name__, *case[1:]]))
 def test_training_steps_stay_on_the_device(on_device, case):
     """Between two logged steps the host waits for nothing but the samplers: once per block, or every eight tokens."""
     steps, rollouts = on_device(*case)

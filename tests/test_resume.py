@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from tiny import distilled, flags, same_weights, tiny_pair, weights_of
+from tiny import OKD_KINDS, SKD_KINDS, distilled, flags, matrix, same_weights, tiny_pair, weights_of
 
 import train_okd
 import train_skd
@@ -72,7 +72,10 @@ def same_run(one, other):
     return same_weights(one[0], other[0]) and same_weights(one[1], other[1]) and one[2:4] == other[2:4]
 
 
-@pytest.mark.parametrize("script,variant", EVERY)
+FAST = [*(("train_skd", name) for name in SKD_KINDS), *(("train_okd", name) for name in OKD_KINDS)]
+
+
+@matrix("script,variant", EVERY, fast=FAST)
 def test_going_on_changes_no_bit(script, variant, tmp_path):
     """Stopped by a signal in the second of four steps: the state is saved there, and what goes on ends where the other run
     ends: weights of student and module, costs, every line of the record."""

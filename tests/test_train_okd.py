@@ -3,6 +3,8 @@
 import argparse
 import copy
 import dataclasses
+import functools
+import itertools
 import json
 import math
 import subprocess
@@ -15,15 +17,18 @@ import tiny
 import torch
 import torch.nn.functional as F
 from test_train_skd import HOW
-from tiny import (
+from tiny import (  # noqa: F401  (unmeasured is a fixture)
+    OKD_KINDS,
     cached,
     distilled,
     generator,
+    matrix,
     moved_apart,
     prompts_of,
     same_weights,
     sharp_gpt,
     tiny_pair,
+    unmeasured,
     weights_of,
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -400,7 +405,7 @@ def same_gradients(model, expected, rtol=1e-3):
         torch.testing.assert_close(weight.grad, other.grad, rtol=rtol, atol=2e-5, msg=lambda text: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@matrix("variant", VARIANTS, fast=OKD_KINDS)
 def test_the_base_never_moves(pair, variant):
     """After a run of any row: the original teacher has every bit and no gradient; the student has moved."""
     before = copy.deepcopy(pair.teacher.state_dict())
@@ -412,7 +417,7 @@ def test_the_base_never_moves(pair, variant):
     assert run.adapted is None or run.adapted.base is pair.teacher
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@matrix("variant", VARIANTS, fast=OKD_KINDS)
 def test_a_run_is_a_function_of_its_seed(pair, variant):
     """Same seed, same bits, whatever torch's global generator holds."""
     one = Watched(variant, pair, flags())
@@ -727,17 +732,33 @@ def test_costs_of_minillm(pair):
 # ---------------------------------------------------------------------------------------------------------------------
 # How a batch is computed: parts, chunks, recomputation, a cache, precision. It costs, and it does not count.
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("variant", [*VARIANTS, "okd --temperature 2 --anchor .3 --student-kd .7"])
-def test_how_a_batch_is_computed_does_not_count(pair, tmp_path, monkeypatch, variant, how):
+EVERY_TERM = "okd --temperature 2 --anchor .3 --student-kd .7"
+# Every kind of row in parts of both sorts, three in every way.
+FAST_HOW = [
+    *itertools.product([*OKD_KINDS, EVERY_TERM], (HOW[0], HOW[-1])),
+    *itertools.product(["okd", "fixed_jsd", "okd_skd"], HOW),
+]
+
+
+@pytest.fixture(scope="module")
+def run_how(pair):
+    """(variant and its flags, how) -> a run; that of no way at all is kept, all ways are compared with it."""
+
+    def run(variant, how):
+        variant, *own = variant.split()
+        names = ["--variants", "fixed_jsd,okd"] if "cache" in how else []
+        argv = ["--chunk-loss", "no", "--module-lr", "1", *own, *how.split(), *names]
+        return Watched(variant, copy.deepcopy(pair), flags(*argv))
+
+    plain = functools.cache(lambda variant: run(variant, ""))
+    return lambda variant, how: run(variant, how) if how else plain(variant)
+
+
+@matrix("variant, how", itertools.product([*VARIANTS, EVERY_TERM], HOW), fast=FAST_HOW)
+def test_how_a_batch_is_computed_does_not_count(run_how, tmp_path, monkeypatch, variant, how):
     """The same losses, gradients, step figures and weights of both players, to rounding, however the batch is worked out."""
     cached(monkeypatch, tmp_path)
-    variant, *own = variant.split()
-    names = ["--variants", "fixed_jsd,okd"] if "cache" in how else []
-    plain, ours = (
-        Watched(variant, copy.deepcopy(pair), flags("--chunk-loss", "no", "--module-lr", "1", *own, *argv))
-        for argv in ([], [*how.split(), *names])
-    )
+    plain, ours = run_how(variant, ""), run_how(variant, how)
     assert len(plain.lines) == len(ours.lines) > 2
     for line, other in zip(plain.lines, ours.lines):
         assert line.keys() == other.keys()
@@ -994,7 +1015,12 @@ KINDS = [(name, {}) for name in VARIANTS] + [("okd", settings) for settings in (
 KINDS += [("okd_no_feedback", {"student_kd": 0.0}), ("metadistil", {"module": "full"})]
 
 
-@pytest.mark.parametrize("variant, settings", KINDS, ids=str)
+FAST_KINDS = [(name, {}) for name in ("fixed_forward_kl", "okd", "minillm", "prokt", "okd_skd")]
+FAST_KINDS += [("okd", {"module_lr": 0.0}), ("okd", {"module": "full"})]
+
+
+@pytest.mark.usefixtures("unmeasured")
+@matrix("variant, settings", KINDS, fast=FAST_KINDS, ids=str)
 def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settings):
     """What `ignored_reason` says of a flag is what happens: the very same student and module, or another student or module."""
     base = flags(**{"steps": 4, "batch_size": 6, "lr": 1e-2} | settings)

@@ -9,6 +9,7 @@ import argparse
 import copy
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -24,6 +25,8 @@ import pytest
 import torch
 from test_methods import plain_loss
 from tiny import (  # noqa: F401  (some are for other files)
+    SKD_KINDS,
+    WRITING,
     Watched,
     cached,
     deep_pair,
@@ -31,6 +34,7 @@ from tiny import (  # noqa: F401  (some are for other files)
     flags,
     generator,
     greedy_by_loop,
+    matrix,
     moved_apart,
     padded,
     pair,
@@ -41,6 +45,7 @@ from tiny import (  # noqa: F401  (some are for other files)
     state_of,
     teacher_of,
     tiny_pair,
+    unmeasured,
     weight_differences,
     weights_of,
 )
@@ -287,8 +292,8 @@ def test_a_schedule_goes_from_first_to_last(shape):
     assert [scheduled(number, place) for number in (0.3, 4) for place in (0, 0.7)] == [0.3, 0.3, 4, 4]
 
 
-def options_of(variant, args, progress):
-    return sampling_now(resolve(VARIANTS[variant], args.accept_top_k), compare.make_run(tiny_pair(), args, 1), progress)
+def options_of(variant, args, progress, pair=tiny_pair()):
+    return sampling_now(resolve(VARIANTS[variant], args.accept_top_k), compare.make_run(pair, args, 1), progress)
 
 
 def test_what_the_rows_ask_of_the_sampler():
@@ -336,8 +341,12 @@ FLAGS_OF_THE_SAMPLER = [
 ]  # fmt: skip
 
 
+WITH_BOTH = [name for name, row in VARIANTS.items() if row.writer in ("interleaved", "switching")]
+
+
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("switch", FLAGS_OF_THE_SAMPLER, ids=" ".join)
-@pytest.mark.parametrize("variant", [name for name, row in VARIANTS.items() if row.writer in ("interleaved", "switching")])
+@matrix("variant", WITH_BOTH, fast=["skd", "adaswitch"])
 def test_rows_and_flags_get_along(pair, variant, switch):
     """Every row that writes with both models runs with every switch of the sampler."""
     run = Watched(VARIANTS[variant], pair, flags(*switch))
@@ -365,7 +374,7 @@ def test_a_schedule_follows_the_steps(pair, monkeypatch):
 # The loop.
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@matrix("variant", VARIANTS, fast=SKD_KINDS)
 def test_only_the_student_moves(deep_pair, variant):
     """Two steps of every method change the student and leave teacher, starting weights and the global generator alone."""
     pair = deep_pair
@@ -379,7 +388,7 @@ def test_only_the_student_moves(deep_pair, variant):
     assert not run.student.training and run.costs["steps"] == 2 and run.costs["seconds"] > 0
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@matrix("variant", VARIANTS, fast=SKD_KINDS)
 def test_a_run_is_a_function_of_its_seed(deep_pair, variant):
     """The same seed gives the same weights to the bit, another seed others."""
     one, other, third = (Watched(VARIANTS[variant], deep_pair, flags(), seed).end for seed in (1, 1, 2))
@@ -400,17 +409,20 @@ def test_noise_is_the_seeds(pair, variant):
     assert len(set(texts)) == len(texts) == 2 * 2 * 4
 
 
-def test_all_methods_see_the_same_prompts(pair):
-    """Batch by batch the prompts are the same for every method of one seed, and others for another seed.
+@pytest.mark.usefixtures("unmeasured")
+@matrix("variant", VARIANTS, fast=SKD_KINDS)
+def test_all_methods_see_the_same_prompts(pair, variant):
+    """Batch by batch the prompts are the order of the seed, the same for every method, and others for another seed.
 
     A batch that distillm replays is the exception, by design: it was seen before. So early in a run there is none.
     """
-    found = {name: Watched(row, pair, flags(), 3) for name, row in VARIANTS.items()}
-    assert "replay" not in found["distillm"].writers
-    seen = {name: [prompts_of(rollout) for rollout in run.rollouts] for name, run in found.items()}
-    assert all(prompts == seen["sft"] for prompts in seen.values())
-    other = Watched(VARIANTS["sft"], pair, flags(), 4)
-    assert [prompts_of(rollout) for rollout in other.rollouts] != seen["sft"]
+    run = Watched(VARIANTS[variant], pair, flags(), 3)
+    assert "replay" not in run.writers
+    wanted, other = (
+        [[pair.train.prompts[i] for i in rows] for rows in training.batch_order(24, 4, 2, generator(seed)).tolist()]
+        for seed in (3, 4)
+    )
+    assert [prompts_of(rollout) for rollout in run.rollouts] == wanted != other
 
 
 def test_responses_of_different_lengths_tell_the_reductions_apart(pair):
@@ -440,7 +452,8 @@ LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.usefixtures("unmeasured")
+@matrix("variant", VARIANTS, fast=SKD_KINDS)
 def test_nothing_is_learned_from_a_teacher_that_is_the_student(deep_pair, variant):
     """Distilling a model from itself: loss 0, its minimum, and gradient 0, whoever writes. Where not, there is a reason."""
     twin = dataclasses.replace(deep_pair, teacher=deep_pair.new_student().requires_grad_(False).eval())
@@ -454,7 +467,8 @@ def test_nothing_is_learned_from_a_teacher_that_is_the_student(deep_pair, varian
 COLD = dataclasses.replace(VARIANTS["rdd"], method_kwargs={"warmup": 0.0})  # rdd's second stage, from the first step on
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "rdd's second stage"])
+@pytest.mark.usefixtures("unmeasured")
+@matrix("variant", [*VARIANTS, "rdd's second stage"], fast=[*SKD_KINDS, "rdd's second stage"])
 def test_padding_teaches_nothing(variant):
     """Extra columns on the right change neither loss nor gradient nor any other figure of the step."""
     roomy, row = tiny_pair(2, 3, room=8), VARIANTS.get(variant, COLD)
@@ -584,12 +598,21 @@ HOW = ["--micro-batch 3", "--chunk-loss yes", "--recompute", "--cache-teacher de
        "--micro-batch 1 --chunk-loss yes --recompute"]  # fmt: skip
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_how_a_batch_is_computed_does_not_count(deep_pair, tmp_path, monkeypatch, variant, how):
+# Every kind of row in parts of both sorts, every writer in every way.
+FAST_HOW = [*itertools.product(SKD_KINDS, (HOW[0], HOW[-1])), *itertools.product(WRITING, HOW)]
+
+
+@pytest.fixture(scope="module")
+def plain_run(deep_pair):
+    """variant -> its run without any of this, which all ways are compared with."""
+    return functools.cache(lambda variant: Watched(VARIANTS[variant], deep_pair, flags("--chunk-loss", "no")))
+
+
+@matrix("variant, how", itertools.product(VARIANTS, HOW), fast=FAST_HOW)
+def test_how_a_batch_is_computed_does_not_count(deep_pair, plain_run, tmp_path, monkeypatch, variant, how):
     """The same losses, gradients, step figures and weights, to rounding, however the batch is worked out."""
     cached(monkeypatch, tmp_path)
-    plain = Watched(VARIANTS[variant], deep_pair, flags("--chunk-loss", "no"))
+    plain = plain_run(variant)
     changes = {} if "--chunk-loss" in how else {"chunk_loss": "no"}
     names = ["--variants", "supervised"] if "cache" in how else []
     ours = Watched(VARIANTS[variant], deep_pair, flags(*how.split(), *names, **changes))
@@ -652,7 +675,7 @@ def test_bf16_is_close_and_its_losses_are_float32(pair, monkeypatch):
     assert not torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@matrix("name", VARIANTS, fast=SKD_KINDS)
 def test_every_row_trains_in_bf16(name, monkeypatch):
     """Whatever a row keeps, learns and compares, its losses, its gradients and its own weights are float32 and finite."""
     seen, kept = types_of_losses(monkeypatch), []
@@ -725,10 +748,11 @@ def counted(monkeypatch):
     return run
 
 
+ON_REFERENCES = [name for name, row in VARIANTS.items() if row.writer == "dataset"]
 UNCOUNTED = {"lwkd": "sft"}  # a classifier and a discriminator of its own, of a size that does not grow with the models: as if not there
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@matrix("variant", VARIANTS, fast=SKD_KINDS)
 def test_costs_are_what_the_models_did(deep_pair, counted, variant):
     """2 FLOP per weight, token and pass are what the matrix products come to; a forward is a call of the teacher.
 
@@ -764,7 +788,8 @@ def weights_that_count(model):
     return model.num_parameters() - model.position_embedding.weight.numel()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.usefixtures("unmeasured")
+@matrix("variant", VARIANTS, fast=SKD_KINDS)
 def test_generated_tokens_are_counted(pair, variant):
     """tokens_generated: response tokens that a model wrote, the teacher's answers once, not at each use; references cost nothing."""
     row, eos = VARIANTS[variant], pair.tokenizer.eos_token
@@ -820,7 +845,12 @@ KINDS = [(name, settings) for name in ("skd", "fresh_teacher", "skd_k_along") fo
 KINDS += [(name, settings) for name in ("sft", "seqkd", "on_policy", "imitkd", "speckd", "adaswitch", "ca_opd", "skd_k_steps") for settings in ({}, {"accept_rule": "none"})]
 
 
-@pytest.mark.parametrize("variant, settings", KINDS, ids=str)
+FAST_KINDS = [("skd", {}), ("skd", {"replace": "argmax"}), ("skd", {"accept_rule": "none"}), ("skd_k_along", {"teacher_top_p": 0.5})]
+FAST_KINDS += [(name, {}) for name in ("seqkd", "imitkd", "adaswitch", "ca_opd")]
+
+
+@pytest.mark.usefixtures("unmeasured")
+@matrix("variant, settings", KINDS, fast=FAST_KINDS, ids=str)
 def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settings):
     """What `ignored_reason` says of a flag is what happens: the very same student, or another one, or at least other counts of its rollouts."""
     base = flags(**{"accept_top_k": 20, "steps": 3, "batch_size": 8} | settings)
@@ -918,7 +948,8 @@ def test_buckets_are_for_distances_alone(pair, tmp_path, monkeypatch):
     assert run.costs["teacher_forwards"] == 2 and "compute_once" not in run.costs
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.usefixtures("unmeasured")
+@matrix("variant", VARIANTS, fast=SKD_KINDS)
 def test_preparations_are_counted_once(pair, variant):
     """compute_once: what answers and passes over the references took before the run; everybody else has no such figure.
 
@@ -955,7 +986,8 @@ def test_another_teacher_is_counted(pair):
         assert found == pytest.approx(plain + before) and before > 0
 
 
-@pytest.mark.parametrize("variant", [name for name, row in VARIANTS.items() if row.writer == "dataset"])
+@pytest.mark.usefixtures("unmeasured")
+@matrix("variant", ON_REFERENCES, fast=[name for name in ON_REFERENCES if name in SKD_KINDS])
 def test_steps_cost_in_proportion(deep_pair, variant, monkeypatch):
     """A run twice as long on the same batch costs twice as much beyond what was spent once."""
     monkeypatch.setattr(training, "batch_order", lambda n, size, steps, generator: torch.arange(size).expand(steps, -1))
@@ -1005,14 +1037,16 @@ def test_step_figures_by_hand(pair):
     json.dumps(found)
 
 
-def test_every_writer_is_accounted_for(pair):
+@pytest.mark.usefixtures("unmeasured")
+@matrix("variant", VARIANTS, fast=SKD_KINDS)
+def test_every_writer_is_accounted_for(pair, variant):
     """In every batch of every method the shares of the writers add up to 1, and the loss is their weighted mean."""
-    for name, row in VARIANTS.items():
-        for line in Watched(row, pair, flags(batch_size=8), seed=2).steps:
-            shares = {key[: -len("_share")]: line[key] for key in line if key in ("student_share", "teacher_share", "dataset_share")}
-            assert sum(shares.values()) == pytest.approx(1), name
-            assert line["loss"] == pytest.approx(sum(share * line[f"loss_on_{who}"] for who, share in shares.items()), rel=1e-4)
-            assert ("replacement_rate" in line) == (row.writer == "interleaved")
+    row = VARIANTS[variant]
+    for line in Watched(row, pair, flags(batch_size=8), seed=2).steps:
+        shares = {key[: -len("_share")]: line[key] for key in line if key in ("student_share", "teacher_share", "dataset_share")}
+        assert sum(shares.values()) == pytest.approx(1)
+        assert line["loss"] == pytest.approx(sum(share * line[f"loss_on_{who}"] for who, share in shares.items()), rel=1e-4)
+        assert ("replacement_rate" in line) == (row.writer == "interleaved")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

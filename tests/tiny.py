@@ -20,6 +20,31 @@ from lab import compare, training
 from lab.pairs import Pair, PairSettings, encode_task
 from sample import PROMPT
 
+
+def matrix(names, rows, fast, ids=None):
+    """pytest.mark.parametrize over all `rows`, of which only those in `fast` run without --slow."""
+    rows, several = list(rows), "," in names
+    strangers = [row for row in fast if row not in rows]
+    assert not strangers, f"{strangers} are no rows of the matrix: say which rows of it run without --slow"
+    slow = [pytest.param(*row if several else (row,), marks=pytest.mark.slow) for row in rows]
+    return pytest.mark.parametrize(names, [row if row in fast else other for row, other in zip(rows, slow)], ids=ids)
+
+
+def one_of_each(table, *kinds):
+    """Names of the rows that are the first to show something new in one of these of their attributes."""
+    found, seen = [], set()
+    for name, row in table.items():
+        new = {(kind, getattr(row, kind)) for kind in kinds} - seen
+        found += [name] if new else []
+        seen |= new
+    return found
+
+
+# One row of each kind: what a test of every row looks at without --slow. `supervised` is the plainest with a teacher.
+SKD_KINDS = ["supervised", *one_of_each(train_skd.VARIANTS, "writer", "method", "teacher")]
+OKD_KINDS = one_of_each(train_okd.VARIANTS, "writer", "module", "update", "meta_gradient")
+WRITING = ["supervised", *one_of_each(train_skd.VARIANTS, "writer")]
+
 SIZES = {"train_examples": 24, "val_examples": 3, "test_examples": 3, "ood_examples": 2}
 
 
@@ -65,6 +90,13 @@ def pair():
 def deep_pair():
     """The same task, and models whose middle block is not their last."""
     return tiny_pair(2, 3)
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Runs whose models are not evaluated on the way, which takes half of their time."""
+    figures = {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0, "drift": 0.0}
+    monkeypatch.setattr(compare, "validation", lambda *arguments: figures)
 
 
 def flags(*argv, script=train_skd, **knobs):
