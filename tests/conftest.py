@@ -4,6 +4,7 @@ import shutil
 import socket
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -11,19 +12,25 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="run the slow tests too (end-to-end runs, larger samples)")
+    parser.addoption("--slow", action="store_true", help="run the slow tests too (end-to-end runs, every row with every flag, larger samples)")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: minutes, not seconds; runs with --slow")
+    config.addinivalue_line("markers", "slow: needs minutes, or is one of many of its kind; runs with --slow")
+    config.addinivalue_line("markers", "more_with_slow: runs always, and with --slow, where it counts as slow, on more examples")
+    hypothesis.settings.register_profile("fast", max_examples=20)  # per cent of test_properties.EXAMPLES
+    hypothesis.settings.register_profile("slow", max_examples=100)
+    hypothesis.settings.load_profile("slow" if config.getoption("--slow") else "fast")
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m slow looks at the marks
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs --slow"))
+    for item in items:
+        if config.getoption("--slow") and "more_with_slow" in item.keywords:
+            item.add_marker(pytest.mark.slow)
+        elif not config.getoption("--slow") and "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs --slow"))
 
 
 @pytest.fixture(autouse=True)

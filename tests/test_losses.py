@@ -4,7 +4,9 @@ Everything is checked in float64 where a number or a gradient is compared. Whate
 every row of the table of divergences, so that a new row is tested the moment it is added.
 """
 
+import inspect
 import math
+import re
 
 import adapters
 import pytest
@@ -914,3 +916,82 @@ def test_parts_add_up_to_the_whole(reduction):
     # Two processes, one token in all: the mean weight is a half, and the mean of both losses is that token's.
     half = losses.masked_mean(per_token[1:2], mask[1:2], reduction, torch.tensor(0.5))
     torch.testing.assert_close((half + 0) / 2, per_token[1, 0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The numbers in the docstrings.
+
+
+def examples():
+    """function -> what it gives on the example, in the order of its docstring (target 0, written by whoever it says)."""
+    both_logits = STUDENT, TEACHER
+    zero, yes, no = torch.tensor([[0]]), torch.tensor([[True]]), torch.tensor([[False]])
+    by_teacher, by_student = losses.Tokens(zero, yes, yes), losses.Tokens(zero, yes, no)
+    means = [losses.alpha_mixture(TEACHER, STUDENT, alpha, 0.5).exp().flatten().tolist() for alpha in (-1, 1, 3)]
+
+    def of(function, *knobs, tokens=()):
+        return [function(*both_logits, *tokens, **each).item() for each in knobs or ({},)]
+
+    bild, head = losses.bidirectional_logit_differences, losses.standardize(TEACHER).flatten().tolist()
+    differences = [torch.stack([x[0, 0, i] - x[0, 0, j] for i, j in ((0, 1), (0, 2), (1, 2))]) for x in both_logits]
+    reordered = [torch.stack([x[0, 0, i] - x[0, 0, j] for i, j in ((1, 2), (1, 0), (2, 0))]) for x in both_logits]
+    halves = [losses.forward_kl(*(x[None, None] for x in pair)).item() for pair in (differences, reordered)]
+    cut = [{"top_k": 2, "missing": word} for word in ("other", "renormalize_both", "renormalize_teacher", "truncate")]
+    three = torch.tensor([[[0, 0, 1]]])
+    drawn = losses.random_sampling_kd(STUDENT, three, torch.full((1, 1, 3), 1 / 3, dtype=torch.float64)).item()
+    tails = (losses.with_tail(logits, torch.tensor([[[0]]])) for logits in both_logits)
+    assert head[2] < 0
+    return {
+        "forward_kl": of(losses.forward_kl),
+        "reverse_kl": of(losses.reverse_kl),
+        "generalized_jsd": of(losses.generalized_jsd, {"beta": 0.5}, {"beta": 0.1}),
+        "skew_forward_kl": of(losses.skew_forward_kl),
+        "skew_reverse_kl": of(losses.skew_reverse_kl),
+        "total_variation": of(losses.total_variation),
+        "squared_error": of(losses.squared_error),
+        "alpha_beta": of(losses.alpha_beta, {}, {"alpha": 0, "beta": 0}, {"alpha": 0.5, "beta": 0.5}),
+        "alpha_mixture": means[1] + means[2],
+        "amid": of(losses.amid),
+        "entropy_gated_kl": of(losses.entropy_gated_kl),
+        "taid_target": losses.taid_target(*both_logits, 0.4).softmax(-1).flatten().tolist(),
+        "adaptive_kl": of(losses.adaptive_kl),
+        "standardize": head,
+        "standardized_kl": of(losses.standardized_kl, {}, {"correction": 0}),
+        "bidirectional_logit_differences": of(bild) + halves,
+        "pearson": of(losses.pearson),
+        "soft_ranks": losses.soft_ranks(TEACHER, 1.0).flatten().tolist(),
+        "spearman": of(losses.spearman),
+        "cmkd": of(losses.cmkd),
+        "universal_logit": of(losses.universal_logit),
+        "top_k_kl": of(losses.top_k_kl, {}, *cut),
+        "cross_entropy": [losses.cross_entropy(STUDENT, zero).item()],
+        "hinton_mixture": of(losses.hinton_mixture, *({"kd_weight": 1, "temperature": t} for t in (4, 1e5)), tokens=[zero]),
+        "decoupled_parts": [part.item() for part in losses.decoupled_parts(*both_logits, zero)],
+        "decoupled_kd": of(losses.decoupled_kd, tokens=[by_student]),
+        "label_smoothing": of(losses.label_smoothing, {}, {"among": torch.tensor([0, 1])}, tokens=[by_student]),
+        "gated_forward_kl": of(losses.gated_forward_kl, tokens=[by_student]),
+        "jsd_by_writer": [losses.jsd_by_writer(*both_logits, each).item() for each in (by_student, by_teacher)],
+        "skew_by_writer": [losses.skew_by_writer(*both_logits, each).item() for each in (by_teacher, by_student)],
+        "confidence_gated": [losses.confidence_gated(*both_logits, each).item() for each in (by_teacher, by_student)],
+        "random_sampling_kd": [drawn],
+        "policy_gradient": of(losses.policy_gradient, {}, {"baseline": True}, tokens=[by_student]),
+        "with_tail": [losses.forward_kl(*tails).item()],
+        "entropy": [losses.entropy(TEACHER).item()],
+    }
+
+
+def numbers_of(docstring):
+    """Those with four digits or more behind the point, and whatever follows "Example: "; no arXiv numbers."""
+    found = re.findall(r"(?<![\d.])(?:-?\d?\.\d{4,}|(?<=Example: )-?\d?\.\d+)", docstring)
+    return [float(number) for number in found]
+
+
+def test_the_docstrings_numbers_are_what_their_functions_give():
+    """Every example number in losses.py, which is there to be checked by hand, is what the code computes."""
+    functions = {name: one for name, one in vars(losses).items() if inspect.isfunction(one) and one.__module__ == "losses"}
+    said = {name: numbers for name, one in functions.items() if (numbers := numbers_of(one.__doc__ or ""))}
+    found = examples()
+    for name, numbers in said.items():
+        assert name in found, f"losses.{name} gives an example: say in examples() above how its numbers {numbers} are found"
+        assert numbers == pytest.approx(found[name], abs=1e-6), f"the docstring of losses.{name} says {numbers}, its code {found[name]}"
+    assert found.keys() <= said.keys(), f"no number in the docstrings of {found.keys() - said.keys()}: take them out of examples()"

@@ -13,6 +13,22 @@ def test_the_table_fits_the_project():
     assert all(mutant.old != mutant.new and mutant.tests and mutant.note for mutant in mutants.MUTANTS)
 
 
+def test_every_fault_is_noticed_by_a_fast_test(request):
+    """Of the tests that a row names each runs without --slow: who changes the code hears of a known fault within minutes."""
+    config = request.config
+    if any("::" in arg for arg in config.args) or config.option.keyword or config.option.markexpr:
+        pytest.skip("only some of the tests are here to be looked up")
+    collected = {item.nodeid.split("tests/")[-1]: item for item in request.session.items}
+    files = {name.partition("::")[0] for name in collected}
+    for mutant in mutants.MUTANTS:
+        for test in mutant.tests:
+            if test.partition("::")[0] not in files:
+                continue  # only some files are run
+            items = [item for name, item in collected.items() if name == test or name.startswith(f"{test}[")]
+            assert items, f"{mutant.name!r}: there is no test {test}"
+            assert any("slow" not in item.keywords for item in items), f"{mutant.name!r}: all of {test} are slow, name a fast one"
+
+
 @pytest.mark.slow
 def test_the_page_shows_the_record():
     """Every fault of today's table was planted and killed in the committed run; its counts stand in docs/reliability.md."""

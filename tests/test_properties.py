@@ -1,6 +1,6 @@
 """Laws for any input, tried on what hypothesis thinks up: tokenizer, splits, masks, samplers, losses, files, intervals.
 
-EXAMPLES says how many each law is tried on; they are the same ones every time.
+EXAMPLES says how many each law is tried on with --slow, else on a fifth of it; they are the same ones every time.
 """
 
 import contextlib
@@ -37,15 +37,17 @@ from losses import (
 from model import load_checkpoint, load_file, save_checkpoint, save_file
 from sample import DATASET, PROMPT, WRITERS, rollout_from_ids, write_tokens
 
+pytestmark = pytest.mark.more_with_slow
 EXAMPLES = {"text": 600, "numbers": 600, "samplers": 200, "files": 200, "guesses": 1000}
 
 
 def law(kind, **strategies):
-    """Try a law on EXAMPLES[kind] inputs, the same in every run."""
+    """Try a law on EXAMPLES[kind] inputs, or the profile's share of them (conftest.py), the same in every run."""
 
     def decorate(function):
         quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
-        tried = settings(max_examples=EXAMPLES[kind], deadline=None, derandomize=True, database=None, suppress_health_check=quiet)
+        number = EXAMPLES[kind] * settings.default.max_examples // 100
+        tried = settings(max_examples=number, deadline=None, derandomize=True, database=None, suppress_health_check=quiet)
         return tried(given(**strategies)(function))
 
     return decorate
