@@ -256,7 +256,7 @@ class OnlineLosses(Method):
 # 2. The loop.
 
 
-def distill(row, student, teacher, prompts, responses, run=None):
+def distill(row, student, teacher, prompts, responses=None, run=None):
     """Train `student`, and a module beside `teacher`, by a row of VARIANTS -> Result(costs, adapted teacher or None).
 
     prompts, responses: lists of token ids; responses end with the end token. `teacher` itself never moves. `run`
