@@ -1620,7 +1620,9 @@ def test_a_new_writer_is_one_function_and_one_row(monkeypatch):
     assert command_line.ignored_sampling_reason("gamma", "greedy", {}, args) == "does not write interleaved"
 
 
-@pytest.mark.parametrize("wrong", [lambda rollout: rollout.responses(), lambda rollout: dataclasses.replace(rollout, source=None)])
+@pytest.mark.parametrize(
+    "wrong", [lambda rollout: rollout.responses(), lambda rollout: dataclasses.replace(rollout, source=None)]
+)
 def test_a_writer_that_returns_no_source_is_refused(wrong, monkeypatch):
     """One line that says what a writer returns, where it has written and not where the source is first asked."""
     student, teacher = make_pair(7)
