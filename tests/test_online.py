@@ -51,7 +51,9 @@ def stirred(online, seed=5, size=0.3):
 def test_attached_changes_nothing(base, tokens, kind):
     """Test 1 of the paper's list: every logit is bit-equal to the base's, with and without a cache."""
     online = attach_online_module(base, kind)
-    assert torch.equal(model_logits(online, tokens), model_logits(base, tokens))
+    assert torch.equal(model_logits(online, tokens), model_logits(base, tokens)), (
+        f"{kind} does not start as the identity: let what it adds be 0 at first, or leave it out of IDENTITY"
+    )
     with torch.no_grad():
         caches = [model.new_cache(3, 11) for model in (online, base)]
         for part in tokens.split([4, 1, 6], 1):

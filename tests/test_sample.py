@@ -6,6 +6,7 @@ probabilities and compared by chi-square, at a seed that is fixed and a false-al
 Scripts: GPTs whose weights spell out which token comes at which position, for the ends of rows and blocks.
 """
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -368,6 +369,15 @@ def test_a_new_rule_is_one_function_and_one_row(monkeypatch):
     parser = command_line.make_parser("train_skd", "", {"skd": None}, ["skd"])
     assert parser.parse_args(["--accept-rule", "every_other"]).accept_rule == "every_other"
     assert "every_other: phase" in " ".join(parser.format_full_help().split())
+
+
+@pytest.mark.parametrize("kept", [torch.tensor(True), torch.ones(3, 1, dtype=torch.bool), torch.ones(3, 4)])
+def test_a_rule_that_returns_no_bool_per_proposal_is_refused(kept, monkeypatch):
+    """One line that says what a rule returns, not what torch makes of another shape."""
+    monkeypatch.setitem(sample.ACCEPT_RULES, "wrong", lambda teacher_logits, proposed, coin, place: kept)
+    (student, teacher), prompts = make_pair(1), random_prompts(1, 3)
+    with pytest.raises(ValueError, match="an accept rule returns one bool per proposal, here .3, 4."):
+        sample.interleaved_generate(student, teacher, prompts, 7, accept_rule="wrong", gamma=4, generator=generator())
 
 
 DEFINED = ("topk", "topk_along", "topp", "minprob", "typical", "argmax", "all", "none", "random")  # in `acceptance`
@@ -1608,6 +1618,18 @@ def test_a_new_writer_is_one_function_and_one_row(monkeypatch):
     assert command_line.ignored_sampling_reason("teacher_mix", "student", {}, args) == "does not write teacher_mixed or greedy"
     assert command_line.ignored_sampling_reason("student_top_p", "greedy", {}, args) == "lets no student write"
     assert command_line.ignored_sampling_reason("gamma", "greedy", {}, args) == "does not write interleaved"
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda rollout: rollout.responses(), lambda rollout: dataclasses.replace(rollout, source=None)]
+)
+def test_a_writer_that_returns_no_source_is_refused(wrong, monkeypatch):
+    """One line that says what a writer returns, where it has written and not where the source is first asked."""
+    student, teacher = make_pair(7)
+    right = sample.WRITERS["student"].write
+    monkeypatch.setitem(sample.WRITERS, "wrong", sample.Writer(lambda request: wrong(right(request)), True, False, ()))
+    with pytest.raises(ValueError, match="writer wrong must return a Rollout whose source"):
+        write("wrong", student, teacher, [[1], [2, 3]], None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
