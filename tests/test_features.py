@@ -133,7 +133,7 @@ def by_loops(name, student, teacher):
     if name == "rkd":
         both = by_loops("rkd_distance", student, teacher), by_loops("rkd_angle", student, teacher)
         return [25 * distance + 50 * angle for distance, angle in zip(*both)]
-    assert name == "flow"
+    assert name == "flow", f"{name} is a new feature: write it as a loop into by_loops"
     C = len(student[0])
     grams = []
     for side in (student, teacher):
@@ -238,6 +238,7 @@ INVARIANT = {
 @pytest.mark.parametrize("name", NAMES)
 def test_invariances(name, change):
     """What a method does not see, on either side; and that it sees the rest."""
+    assert name in INVARIANT, f"{name} is a new feature: say in INVARIANT which changes it does not see"
     student, teacher = random(3, 7, 4), random(3, 7, 4, seed=1)
     value = METHODS[name](student, teacher, MASK)
     changed = CHANGES[change](student), CHANGES[change](teacher)

@@ -5,6 +5,7 @@ import subprocess
 
 import mutants
 import pytest
+from tiny import matrix
 
 
 def test_the_table_fits_the_project():
@@ -59,7 +60,7 @@ def project(tmp_path, monkeypatch):
     return root
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@matrix("jobs", ["1", "2"], fast=["2"])
 def test_what_is_killed_and_what_is_not(project, jobs, capsys, tmp_path):
     """A failing test kills, passing ones do not, a module that cannot be imported tells nothing. The project stays as it is."""
     file = tmp_path / "found.json"

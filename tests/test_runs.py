@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import matrix
 
 from lab import compare, processes, records
 
@@ -31,7 +32,7 @@ def test_an_interruption_starts_nothing_new(tmp_path):
     assert len(list(tmp_path.iterdir())) <= 4  # the first, two under way, and at most one that was handed over already
 
 
-@pytest.mark.parametrize("where", ["report", "watch", "wait"])
+@matrix("where", ["report", "watch", "wait"], fast=["watch"])
 def test_a_signal_is_raised_between_two_looks_at_the_runs(tmp_path, monkeypatch, where):
     """Whatever the loop over processes is doing when a signal comes is carried through first: an exception in the middle of
     the executor's own code can leave a lock of its held, on which the program would wait for ever at its end."""
@@ -133,7 +134,7 @@ def never_through(folder, number):
             os.sched_yield()
 
 
-@pytest.mark.parametrize("more", [1, 2])
+@matrix("more", [1, 2], fast=[1])
 def test_a_second_signal_does_not_wait(tmp_path, more):
     """Two or three at once, before the loop has looked: runs that would never have done are killed, no process is left."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

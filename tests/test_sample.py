@@ -17,6 +17,7 @@ import types
 import adapters
 import pytest
 import torch
+from tiny import matrix
 
 import sample
 from lab import command_line
@@ -871,7 +872,7 @@ def test_a_block_is_what_a_loop_says(eos_token):
             assert committed.finished[b] == (eos_token in added)
 
 
-@pytest.mark.parametrize("gamma", [1, 2, 3, 5, 8])
+@matrix("gamma", [1, 2, 3, 5, 8], fast=[1, 5])
 def test_the_plain_loop_is_the_fast_one(gamma):
     """interleaved_plain = interleaved_generate: tokens, sources, lengths and ends; teacher logits to rounding."""
     options = [{"accept_top_k": 4}, *RULES, {"accept_rule": "topk_along", "accept_top_k": 3, "along": 5.0}]

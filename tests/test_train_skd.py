@@ -1474,7 +1474,10 @@ def test_a_damaged_pair_in_the_cache_is_told_and_mended(cached_pairs, tmp_path, 
     assert without_times(one[-1]) == without_times(two[-1])
 
 
-@pytest.mark.parametrize("script,argv", [("train_skd.py", ["--gamma", "0"]), ("sample.py", ["--checkpoint", "nothing.pt"])])
+SCRIPTS = [("train_skd.py", ["--gamma", "0"]), ("sample.py", ["--checkpoint", "nothing.pt"])]
+
+
+@matrix("script,argv", SCRIPTS, fast=SCRIPTS[:1])
 def test_status_and_stderr_of_the_real_command(script, argv, tmp_path):
     """As a process: status 1, nothing on stdout, one line on stderr that starts with the script's name."""
     done = subprocess.run([sys.executable, str(ROOT / script), *argv], capture_output=True, text=True, cwd=tmp_path)
