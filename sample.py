@@ -570,7 +570,13 @@ class InterleavedRules(NamedTuple):
         proposed = block.proposed
         if self.fresh:
             proposed = draw(torch.stack(block.rows, 1), uniform["fresh"], **self.student)
-        return self.accept(teacher_rows, proposed, uniform["coin"], place, **self.knobs)
+        kept = self.accept(teacher_rows, proposed, uniform["coin"], place, **self.knobs)
+        if kept.shape != proposed.shape or kept.dtype != torch.bool:
+            raise ValueError(
+                f"an accept rule returns one bool per proposal, here {tuple(proposed.shape)}: "
+                f"{self.accept.__name__} returned {tuple(kept.shape)} {kept.dtype}"
+            )
+        return kept
 
     def redraw(self, block, teacher_rows, at, uniform):
         """The teacher's tokens at the index `at` into (n, G)."""
@@ -1207,7 +1213,12 @@ def write_tokens(
         student, teacher, prompts, references, max_new_tokens, generator, eos_token, student_share, mix_per, temperature,
         top_p, teacher_mix, interleaved, switching, reference_source, rows, batch_size,
     )  # fmt: skip
-    return WRITERS[writer].write(request)
+    rollout = WRITERS[writer].write(request)
+    if not isinstance(rollout, Rollout) or getattr(rollout.source, "shape", None) != rollout.tokens.shape:
+        raise ValueError(
+            f"writer {writer} must return a Rollout whose source (B, T) says who wrote each token: see rollout_from_ids"
+        )
+    return rollout
 
 
 if __name__ == "__main__":

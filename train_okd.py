@@ -176,6 +176,8 @@ class OnlineLosses(Method):
     Means are divided by what the whole batch holds, so that the losses of its parts add up.
     """
 
+    initial_drift = None  # KL(original || adapted) before the first step, where there is a validation
+
     def write_by(self, writer, step):
         return step.write(
             writer, *self.models, teacher_mix=self.row.teacher_mix, **sampling_now(self.row, self.run, step.progress)
@@ -246,8 +248,10 @@ class OnlineLosses(Method):
         warned = self.run.checkpointer.found("warned", list)
         if figures.get("drift", 0.0) > DRIFT_WARNING and not warned:
             warned.append("drift")
+            started = self.initial_drift or 0.0
+            since = f", {started:.3f} at the start, where its module is not the identity" if started > DRIFT_WARNING else ""
             self.run.warn(
-                f"the teacher has drifted {figures['drift']:.3f} nats from the original: look at adapted_score; "
+                f"the teacher has drifted {figures['drift']:.3f} nats from the original{since}: look at adapted_score; "
                 "reduce --alpha or --module-lr, or add --anchor"
             )
 
@@ -256,7 +260,7 @@ class OnlineLosses(Method):
 # 2. The loop.
 
 
-def distill(row, student, teacher, prompts, responses, run=None):
+def distill(row, student, teacher, prompts, responses=None, run=None):
     """Train `student`, and a module beside `teacher`, by a row of VARIANTS -> Result(costs, adapted teacher or None).
 
     prompts, responses: lists of token ids; responses end with the end token. `teacher` itself never moves. `run`
@@ -304,6 +308,7 @@ def prepare(row, run, teacher, losses):
     run.required_responses()
     if row.module:  # 0 for every kind that starts as the identity
         initial_drift = run.evaluation().get("drift")
+        losses.initial_drift = initial_drift
         if initial_drift:
             run.report(f"  the {row.module} module starts {initial_drift:.4f} nats away from the original teacher")
         found = {"module_parameters": teacher.num_parameters(), "initial_drift": initial_drift}

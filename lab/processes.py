@@ -6,10 +6,13 @@ import datetime
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import traceback
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -233,6 +236,17 @@ def stop_if_asked():
         stop(asked_to_stop())
 
 
+def _place(error):
+    """Which line of this project raised an error that is neither wrong use nor the disk's, as text behind its
+    message."""
+    if isinstance(error, ValueError | OSError):
+        return ""
+    lines = "".join(traceback.format_exception(error)).split("The above exception was the direct cause")[0]
+    root = re.escape(str(Path(__file__).parents[1]) + os.sep)  # a process of its own hands its traceback over as text
+    found = re.findall(rf'File "{root}(.+?)", line (\d+), in (\S+)', lines)
+    return " (line {1} of {0}, in {2})".format(*found[-1]) if found else ""
+
+
 def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None, patience=60.0):
     """Call function(*task) for every task, `jobs` at a time in processes of their own; -> list of (task, error line).
 
@@ -250,7 +264,7 @@ def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None, 
                 raise  # the others may know nothing of it: continuing alone, this process would wait for them forever
             broken = isinstance(error, concurrent.futures.process.BrokenProcessPool)
             line = "its process was killed (out of memory?)" if broken else f"{type(error).__name__}: {error}"
-            failures.append((task, line.split("\n")[0]))
+            failures.append((task, line.split("\n")[0] + ("" if broken else _place(error))))
             report(f"FAILED {failures[-1][1]}")
 
     if jobs == 1:

@@ -174,10 +174,10 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_sample.py::test_boundaries_of_the_rules",),
      "ranks begin at 0: <= is K + 1"),
     ("membership: on the warped teacher", "sample.py",
-     "        return self.accept(teacher_rows, proposed,",
+     "        kept = self.accept(teacher_rows, proposed,",
      "        other = self.replacement\n"
      "        teacher_rows = warp(teacher_rows, other['temperature'] or 1.0, top_p=other.get('top_p'))\n"
-     "        return self.accept(teacher_rows, proposed,",
+     "        kept = self.accept(teacher_rows, proposed,",
      ("test_sample.py::test_interleaved_sequence_law",),
      "top-K after top-p: 1.2 tokens and 24 arbitrary ones, in SKD's released code"),
     ("membership: a second draw is judged", "sample.py",

@@ -508,9 +508,16 @@ def plain_loss(name, run, step, reduction):
     return loss.item(), norm
 
 
+def test_every_formula_has_a_row():
+    """No formula is left over from a row that is gone or has another name."""
+    assert set(FORMULAS) <= set(VARIANTS)
+
+
+@pytest.mark.slow
 def test_every_row_has_a_formula():
-    """A new row of the table is no row before it has been said twice."""
-    assert set(FORMULAS) == set(VARIANTS)
+    """A row of the table is said twice; a new one turns no fast test red."""
+    missing = set(VARIANTS) - set(FORMULAS)
+    assert not missing, f"add to FORMULAS what a batch costs, token by token, by {', '.join(sorted(missing))}"
 
 
 def ragged(rollout):
@@ -534,11 +541,11 @@ def ragged_run(variant, reduction="token"):
     return Watched(row, tiny_pair(2, 3), flags(steps=2, reduction=reduction), change=ragged)
 
 
-FAST_LOSSES = [*((name, "token") for name in VARIANTS if name != "rkd"), *((name, "sequence") for name in WRITING)]
+FAST_LOSSES = [*((name, "token") for name in FORMULAS if name != "rkd"), *((name, "sequence") for name in WRITING)]
 
 
 # Every row has a formula of its own; rkd's is the sum of two others, and its loop is long.
-@matrix("variant, reduction", itertools.product(VARIANTS, ("token", "sequence")), fast=FAST_LOSSES)
+@matrix("variant, reduction", itertools.product(FORMULAS, ("token", "sequence")), fast=FAST_LOSSES)
 def test_the_loss_by_hand(variant, reduction):
     """Loss and gradient of each batch are those of the row's formula on the response tokens, and on nothing else."""
     run = ragged_run(variant, reduction)

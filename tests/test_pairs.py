@@ -975,6 +975,18 @@ def test_no_kind_of_failure_takes_the_others_down():
     assert len(lines) == len(kinds) and not any("\n" in str(line) for _, line in failures)
 
 
+def divide(number):
+    return 1 / number
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_bug_is_named_with_its_line(jobs):
+    """What is no wrong use names the line of this project that it came from, from a process of its own as well."""
+    failures = processes.run_all(divide, [(0,)], jobs, lambda line: None)
+    place = r"\(line \d+ of tests/test_pairs.py, in divide\)"
+    assert re.fullmatch(f"ZeroDivisionError: division by zero {place}", failures[0][1])
+
+
 def test_flags_of_a_record_name_no_folder():
     """What is kept and compared decides results: no folder, no way of running, no choice of which runs; plain JSON."""
     argv = ["--out", "/somewhere/out", "--data-dir", "/somewhere/data", "--resume", "--jobs", "2", "--seeds", "3", "--seed", "7"]

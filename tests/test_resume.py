@@ -7,7 +7,16 @@ import signal
 
 import pytest
 import torch
-from tiny import OKD_KINDS, SKD_KINDS, distilled, flags, matrix, same_weights, tiny_pair, weights_of
+from tiny import (
+    OKD_KINDS,
+    SKD_KINDS,
+    distilled,
+    flags,
+    matrix,
+    same_weights,
+    tiny_pair,
+    weights_of,
+)
 
 import train_okd
 import train_skd

@@ -6,6 +6,7 @@ probabilities and compared by chi-square, at a seed that is fixed and a false-al
 Scripts: GPTs whose weights spell out which token comes at which position, for the ends of rows and blocks.
 """
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -369,6 +370,15 @@ def test_a_new_rule_is_one_function_and_one_row(monkeypatch):
     parser = command_line.make_parser("train_skd", "", {"skd": None}, ["skd"])
     assert parser.parse_args(["--accept-rule", "every_other"]).accept_rule == "every_other"
     assert "every_other: phase" in " ".join(parser.format_full_help().split())
+
+
+@pytest.mark.parametrize("kept", [torch.tensor(True), torch.ones(3, 1, dtype=torch.bool), torch.ones(3, 4)])
+def test_a_rule_that_returns_no_bool_per_proposal_is_refused(kept, monkeypatch):
+    """One line that says what a rule returns, not what torch makes of another shape."""
+    monkeypatch.setitem(sample.ACCEPT_RULES, "wrong", lambda teacher_logits, proposed, coin, place: kept)
+    (student, teacher), prompts = make_pair(1), random_prompts(1, 3)
+    with pytest.raises(ValueError, match="an accept rule returns one bool per proposal, here .3, 4."):
+        sample.interleaved_generate(student, teacher, prompts, 7, accept_rule="wrong", gamma=4, generator=generator())
 
 
 DEFINED = ("topk", "topk_along", "topp", "minprob", "typical", "argmax", "all", "none", "random")  # in `acceptance`
@@ -1511,14 +1521,19 @@ def write(writer, student, teacher, prompts, references, **options):
 
 
 class Listener:
-    """Counts what a model is really fed: tokens, padding included, and forwards."""
+    """Counts what a model is really fed: tokens, padding included, forwards, and sequences (the rows of each cache)."""
 
     def __init__(self, model):
-        self.tokens = self.forwards = 0
+        self.tokens = self.forwards = self.sequences = 0
+        self.caches = []
         model.register_forward_pre_hook(self.hear)
 
     def hear(self, model, inputs):
-        self.tokens, self.forwards = self.tokens + inputs[0].numel(), self.forwards + 1
+        tokens, cache = inputs
+        self.tokens, self.forwards = self.tokens + tokens.numel(), self.forwards + 1
+        if not any(cache is seen for seen in self.caches):
+            self.caches.append(cache)
+            self.sequences += len(tokens)
 
 
 @pytest.mark.parametrize("writer", list(sample.WRITERS))
@@ -1535,8 +1550,7 @@ def test_what_a_writer_feeds_is_noted(writer):
             assert not any(model.tokens for model in heard) and (writer == "teacher" or not by_model)
             continue
         tokens, (forwards, written) = rollout.fed[:2].tolist(), rollout.fed[[3, 2]].tolist()
-        sequences = sum(source != [sample.DATASET] * len(source) for source in sources_of(rollout))
-        assert tokens == [model.tokens + sequences * (model.tokens > 0) for model in heard] and tokens[0] > 0
+        assert tokens == [model.tokens + model.sequences for model in heard] and tokens[0] > 0
         assert forwards == heard[1].forwards and written == len(by_model)
 
 
@@ -1605,6 +1619,18 @@ def test_a_new_writer_is_one_function_and_one_row(monkeypatch):
     assert command_line.ignored_sampling_reason("teacher_mix", "student", {}, args) == "does not write teacher_mixed or greedy"
     assert command_line.ignored_sampling_reason("student_top_p", "greedy", {}, args) == "lets no student write"
     assert command_line.ignored_sampling_reason("gamma", "greedy", {}, args) == "does not write interleaved"
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda rollout: rollout.responses(), lambda rollout: dataclasses.replace(rollout, source=None)]
+)
+def test_a_writer_that_returns_no_source_is_refused(wrong, monkeypatch):
+    """One line that says what a writer returns, where it has written and not where the source is first asked."""
+    student, teacher = make_pair(7)
+    right = sample.WRITERS["student"].write
+    monkeypatch.setitem(sample.WRITERS, "wrong", sample.Writer(lambda request: wrong(right(request)), True, False, ()))
+    with pytest.raises(ValueError, match="writer wrong must return a Rollout whose source"):
+        write("wrong", student, teacher, [[1], [2, 3]], None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_the_table_holds_what_others_rely_on(capsys):
     known = {"cross_entropy", *losses.DIVERGENCES, *losses.MATCHING_LOSSES, *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES}
     for row in table.values():
         assert {"writer", "loss", "paper"} <= set(row) and row["note"]
-        assert row["writer"] in ("dataset", "teacher", "student", "mixed", "interleaved", "switching")
+        assert row["writer"] in sample.WRITERS
         assert row["paper"] is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d+/\S+", row["paper"])
         assert row["loss"] in known
         assert row["method"] in {None, *methods.METHODS} and row["teacher"] in methods.TEACHERS
@@ -777,7 +777,7 @@ def test_costs_are_what_the_models_did(deep_pair, counted, variant):
         forwards -= 1  # the prompts of the answers, all at once
     before = {"takd": 15, "sftn": 5}.get(variant, 0)  # asked of the pair's own teacher, for one of their own
     assert run.costs["teacher_forwards"] == forwards + before
-    if row.answers is None and row.writer not in ("interleaved", "switching"):
+    if row.answers is None and row.writer in ("dataset", "student", "mixed"):  # the teacher writes nothing
         before = {"lelp": 1, "rdd": 50}.get(variant, 0)
         assert forwards == before + (0 if row.loss in losses.NO_TEACHER else 5)
 
@@ -801,7 +801,7 @@ def test_generated_tokens_are_counted(pair, variant):
         answers = [greedy_by_loop(pair.teacher, prompt, pair.max_new_tokens, eos) for prompt in pair.train.prompts]
     elif row.answers is not None:
         answers, _ = sample_responses(pair.teacher, pair.train.prompts, pair.max_new_tokens, eos, seed=1, temperature=row.answers)
-    now = {STUDENT, TEACHER} if row.writer in ("interleaved", "switching") else {STUDENT}
+    now = {STUDENT, TEACHER} if row.answers is None else {STUDENT}
     written = sum(int(rollout.source[rollout.response_mask].eq(source).sum()) for rollout in run.rollouts for source in now)
     assert run.costs["tokens_generated"] == sum(map(len, answers)) + written
     assert (written == 0) == (row.writer in ("dataset", "teacher") or variant == "distillm")  # which begins with references
