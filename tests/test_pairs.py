@@ -11,6 +11,7 @@ from dataclasses import replace
 import adapters
 import pytest
 import torch
+from tiny import matrix
 
 import sample
 from data.tasks import (
@@ -951,7 +952,7 @@ def test_rounding_is_to_significant_digits():
     assert records.rounded(123456789) == 123456789
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@matrix("jobs", [1, 2], fast=[1])  # side by side: test_a_killed_process_takes_no_other_run_down
 def test_one_failed_run_leaves_the_others(jobs):
     """Every task is run and reported; the failed one comes back with one line."""
     lines = []
