@@ -940,7 +940,7 @@ def test_records_are_json_lines(tmp_path):
     lines = [json.loads(line, parse_constant=pytest.fail) for line in log.path.read_text(encoding="utf-8").splitlines()]
     log.close()
     assert lines == [
-        {"kind": "header", "seed": 1},
+        {"kind": "header", "format": records.FORMAT, "seed": 1},
         {"kind": "step", "step": 1, "loss": 0.3333333, "bad": None, "worse": [None, {"deep": 0.6666667}], "flag": True, "text": "ü"},
     ]
 

@@ -373,7 +373,7 @@ def test_a_line_behind_the_seal_is_noticed(tmp_path, more):
     whole = path.read_text() + more
     path.write_text(whole)
     assert records.read_finished(tmp_path, "a_seed1", {"lr": 0.1}, say=said.append) is None
-    assert "set aside as a_seed1.jsonl.damaged" in said[0] and (tmp_path / "a_seed1.jsonl.damaged").read_text() == whole
+    assert "renamed to a_seed1.jsonl.damaged" in said[0] and (tmp_path / "a_seed1.jsonl.damaged").read_text() == whole
 
 
 def test_sealed_words_are_no_record(tmp_path):
