@@ -12,12 +12,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="run the slow tests too (end-to-end runs, every row with every flag, larger samples)")
+    more = "run the slow tests too (end-to-end runs, every row with every flag, larger samples)"
+    parser.addoption("--slow", action="store_true", help=more)
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: needs minutes, or is one of many of its kind; runs with --slow")
-    config.addinivalue_line("markers", "more_with_slow: runs always, and with --slow, where it counts as slow, on more examples")
+    config.addinivalue_line("markers", "more_with_slow: runs always; with --slow on more, and as a slow one")
     hypothesis.settings.register_profile("fast", max_examples=20)  # per cent of test_properties.EXAMPLES
     hypothesis.settings.register_profile("slow", max_examples=100)
     hypothesis.settings.load_profile("slow" if config.getoption("--slow") else "fast")

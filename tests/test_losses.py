@@ -923,7 +923,7 @@ def test_parts_add_up_to_the_whole(reduction):
 
 
 def examples():
-    """function -> what it gives on the example, in the order of its docstring (target 0, written by whoever it says)."""
+    """function -> what it gives on the example, in the order of its docstring; target 0."""
     both_logits = STUDENT, TEACHER
     zero, yes, no = torch.tensor([[0]]), torch.tensor([[True]]), torch.tensor([[False]])
     by_teacher, by_student = losses.Tokens(zero, yes, yes), losses.Tokens(zero, yes, no)
@@ -989,10 +989,12 @@ def numbers_of(docstring):
 
 def test_the_docstrings_numbers_are_what_their_functions_give():
     """Every example number in losses.py, which is there to be checked by hand, is what the code computes."""
-    functions = {name: one for name, one in vars(losses).items() if inspect.isfunction(one) and one.__module__ == "losses"}
-    said = {name: numbers for name, one in functions.items() if (numbers := numbers_of(one.__doc__ or ""))}
+    functions = [one for one in vars(losses).values() if inspect.isfunction(one) and one.__module__ == "losses"]
+    said = {one.__name__: numbers for one in functions if (numbers := numbers_of(one.__doc__ or ""))}
     found = examples()
     for name, numbers in said.items():
-        assert name in found, f"losses.{name} gives an example: say in examples() above how its numbers {numbers} are found"
-        assert numbers == pytest.approx(found[name], abs=1e-6), f"the docstring of losses.{name} says {numbers}, its code {found[name]}"
-    assert found.keys() <= said.keys(), f"no number in the docstrings of {found.keys() - said.keys()}: take them out of examples()"
+        assert name in found, f"losses.{name} gives an example: say in examples() how its {numbers} are found"
+        same = numbers == pytest.approx(found[name], abs=1e-6)
+        assert same, f"the docstring of losses.{name} says {numbers}, its code {found[name]}"
+    silent = found.keys() - said.keys()
+    assert not silent, f"no number in the docstrings of {silent}: take them out of examples()"

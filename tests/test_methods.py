@@ -496,7 +496,7 @@ def rows_of(run, step):
 
 def plain_loss(name, run, step, reduction):
     """(loss, gradient norm) of a run's batch: row by row, by the formula of that name."""
-    assert name in FORMULAS, f"{name} is a new row: write its loss as a loop over the tokens into FORMULAS (tests/test_methods.py)"
+    assert name in FORMULAS, f"{name} is a new row: write its loss, token by token, into FORMULAS"
     rows = list(rows_of(run, step))
     per_response = [FORMULAS[name](row) for row in rows]
     if reduction == "token":

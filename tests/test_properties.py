@@ -46,8 +46,8 @@ def law(kind, **strategies):
 
     def decorate(function):
         quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
-        number = EXAMPLES[kind] * settings.default.max_examples // 100
-        tried = settings(max_examples=number, deadline=None, derandomize=True, database=None, suppress_health_check=quiet)
+        always = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": quiet}
+        tried = settings(max_examples=EXAMPLES[kind] * settings.default.max_examples // 100, **always)
         return tried(given(**strategies)(function))
 
     return decorate

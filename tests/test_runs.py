@@ -134,11 +134,15 @@ def test_a_second_signal_does_not_wait(tmp_path, more):
 def test_a_killed_process_takes_no_other_run_down(runs, killed):
     """Some of the runs lose their process: those failed, in one line each, and the others came out."""
     lines, seen = [], []
-    failures = processes.run_all(
-        perhaps_killed, [(n, n in killed) for n in range(runs)], 2, lines.append, lambda running, waiting: seen.append((len(running), waiting))
-    )
+    tasks = [(n, n in killed) for n in range(runs)]
+
+    def watch(running, waiting):
+        seen.append((len(running), waiting))
+
+    failures = processes.run_all(perhaps_killed, tasks, 2, lines.append, watch)
     assert sorted(task for task, _ in failures) == [(n, True) for n in killed]
-    assert sorted(line for line in lines if line.startswith("run")) == [f"run {n}" for n in range(runs) if n not in killed]
+    left = [f"run {n}" for n in range(runs) if n not in killed]
+    assert sorted(line for line in lines if line.startswith("run")) == left
     assert all("killed" in line and "\n" not in line for _, line in failures)
     assert seen[-1] == (0, 0) and all(running <= 2 for running, _ in seen)
 

@@ -183,7 +183,7 @@ def test_a_divergence_is_what_its_name_says_on_either_side(name):
     student, teacher = (logits.view(1, 1, 3).clone().requires_grad_() for logits in (STUDENT, TEACHER))
     for own, other, function in ((student, teacher, name), (teacher, student, TEACHER_DIVERGENCES[name])):
         loss = kd_loss(own, other, torch.tensor([[True]]), 0.0, 1.0, DIVERGENCES[function])
-        assert name in CLOSED_FORMS, f"{name} is new among the teacher's: put its number on three tokens into CLOSED_FORMS"
+        assert name in CLOSED_FORMS, f"{name} is new: put its number on three tokens into CLOSED_FORMS"
         assert loss.item() == pytest.approx(CLOSED_FORMS[name], abs=1e-6)
         to_own, to_other = torch.autograd.grad(loss, (own, other), allow_unused=True)
         assert to_other is None and to_own.abs().max() > 0.01
@@ -283,7 +283,7 @@ def divergence_by_hand(name, student_logits, teacher_logits):
         "total_variation": lambda: (student - teacher).abs().sum(-1) / 2,
         "squared_error": lambda: ((student - teacher) ** 2).sum(-1),
     }
-    assert name in by_hand, f"{name} is new among the teacher's: write it in plain probabilities into divergence_by_hand"
+    assert name in by_hand, f"{name} is new: write it in plain probabilities into divergence_by_hand"
     return by_hand[name]()
 
 

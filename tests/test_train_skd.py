@@ -755,7 +755,8 @@ ON_REFERENCES = [name for name, row in VARIANTS.items() if row.writer == "datase
 UNCOUNTED = {"lwkd": "sft"}  # a classifier and a discriminator of its own, of a size that does not grow with the models: as if not there
 
 
-@matrix("variant", VARIANTS, fast=["supervised", "seqkd", "on_policy", "skd", "lelp", "rdd", "takd", "sftn"])  # and whoever prepares
+# Who writes, and who prepares something.
+@matrix("variant", VARIANTS, fast=["supervised", "seqkd", "on_policy", "skd", "lelp", "rdd", "takd", "sftn"])
 def test_costs_are_what_the_models_did(deep_pair, counted, variant):
     """2 FLOP per weight, token and pass are what the matrix products come to; a forward is a call of the teacher.
 
@@ -1046,9 +1047,10 @@ def test_every_writer_is_accounted_for(pair, variant):
     """In every batch of every method the shares of the writers add up to 1, and the loss is their weighted mean."""
     row = VARIANTS[variant]
     for line in Watched(row, pair, flags(batch_size=8), seed=2).steps:
-        shares = {key[: -len("_share")]: line[key] for key in line if key in ("student_share", "teacher_share", "dataset_share")}
+        shares = {who: line[f"{who}_share"] for who in ("student", "teacher", "dataset") if f"{who}_share" in line}
         assert sum(shares.values()) == pytest.approx(1)
-        assert line["loss"] == pytest.approx(sum(share * line[f"loss_on_{who}"] for who, share in shares.items()), rel=1e-4)
+        mean = sum(share * line[f"loss_on_{who}"] for who, share in shares.items())
+        assert line["loss"] == pytest.approx(mean, rel=1e-4)
         assert ("replacement_rate" in line) == (row.writer == "interleaved")
 
 
