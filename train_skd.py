@@ -99,12 +99,17 @@ def distill(row, student, teacher, prompts, responses=None, run=None):
 # The command line.
 
 
-def resolve(row, args):
-    """The row with what the flags say of it: --loss on a row that takes one, --accept-top-k where its loss wants it."""
+def with_loss(row, args):
+    """The row with --loss in the place of its own, if it takes one."""
     if args.loss and not methods.keeps_its_loss(row):
         kd_weight = 1.0 if args.loss in NO_TEACHER else row.kd_weight
         row = dataclasses.replace(row, loss=args.loss, loss_kwargs=args.loss_args, kd_weight=kd_weight)
-    return methods.resolve(row, args.accept_top_k)
+    return row
+
+
+def resolve(row, args):
+    """The row with what the flags say of it: --loss, and --accept-top-k where its loss wants it."""
+    return methods.resolve(with_loss(row, args), args.accept_top_k)
 
 
 def ignored_reason(flag, name, args):
@@ -139,7 +144,7 @@ def check_row(name, args, examples):
 
 def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
     """One method with one seed -> a line about it."""
-    row = resolve(VARIANTS[variant.split()[0]], args)
+    row = with_loss(VARIANTS[variant.split()[0]], args)
     return compare.run_one(distill, row, args, folder, shared, variant, seed, budget, steps)
 
 
