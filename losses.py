@@ -13,8 +13,9 @@ as p (SKD: M_t) and the student as q (M_s); the code never uses these letters, b
 them.
 
 Two rules that every function follows:
-- The arithmetic is float32 log space (float64 inputs stay float64): log_softmax and logaddexp, never log(softmax + eps).
-  bf16 sums over a vocabulary drift, and an eps changes the gradient exactly where student and teacher disagree most.
+- The arithmetic is float32 log space (float64 inputs stay float64): log_softmax and logaddexp, never
+  log(softmax + eps). bf16 sums over a vocabulary drift, and an eps changes the gradient exactly where student and
+  teacher disagree most.
 - Logits come in raw. Logits filtered to -inf for sampling make 0 * (-inf) = nan here, so filters belong to sampling: a
   ValueError on a CPU, while on a GPU, where looking would cost a wait, the training loop finds the nan.
 
@@ -24,7 +25,8 @@ The teacher is detached inside, gradients reach the student only. Formulas and g
 
 Four tables, by what a loss must know; `per_token_loss` finds a name in any of them:
 - DIVERGENCES: zero exactly where both models agree, and a gradient that is the derivative of the value.
-- MATCHING_LOSSES: the same arguments, but zero elsewhere as well, or with a gradient that is not the value's derivative.
+- MATCHING_LOSSES: the same arguments, but zero elsewhere as well, or with a gradient that is not the value's
+  derivative.
 - TOKEN_LOSSES: need the token of the position, or to know who wrote it (`Tokens`); still each position for itself.
 - SEQUENCE_LOSSES: the positions of a sequence depend on each other, so these take its mask too.
 """
@@ -50,7 +52,8 @@ def raw_logits(model_logits):
     wait)."""
     if model_logits.device.type == "cpu" and model_logits.numel() and model_logits.detach().min() == float("-inf"):
         raise ValueError(
-            "found -inf among the logits: give raw ones, before top-k or top-p; padded vocabulary is cut off both models"
+            "found -inf among the logits: give raw ones, before top-k or top-p; "
+            "padded vocabulary is cut off both models"
         )
     return at_least_float32(model_logits)
 
@@ -87,7 +90,10 @@ def _checked(targets, model_logits):
     if targets.device.type == "cpu" and targets.numel():
         low, high = (int(end) for end in targets.aminmax())
         last = model_logits.size(-1) - 1
-        _require(0 <= low and high <= last, f"targets are token ids in 0..{last}, found {low}..{high}: padding goes into the mask")
+        _require(
+            0 <= low and high <= last,
+            f"targets are token ids in 0..{last}, found {low}..{high}: padding goes into the mask",
+        )
     return targets
 
 
@@ -391,7 +397,10 @@ def _teachers_best(student_logits, teacher_logits, top_k):
 
 def _decorrelation(student_rows, teacher_rows):
     """1 - Pearson's r, (..., k) x 2 -> (...); 0 where the teacher's row is constant, 1 where the student's."""
-    (student_unit, student_varies), (teacher_unit, teacher_varies) = _centred_unit(student_rows), _centred_unit(teacher_rows)
+    (student_unit, student_varies), (teacher_unit, teacher_varies) = (
+        _centred_unit(student_rows),
+        _centred_unit(teacher_rows),
+    )
     # 1 - r is half the squared distance of unit vectors, and that is exactly 0, with gradient 0, where they are equal.
     return teacher_varies * 0.5 * ((student_unit - teacher_unit).square().sum(-1) + ~student_varies)
 
@@ -550,7 +559,8 @@ def hinton_mixture(student_logits, teacher_logits, targets, kd_weight=0.5, tempe
     assert temperature > 0, f"the distillation temperature must be positive, found {temperature}"
     if kd_weight == temperature == 1:
         return divergence(student_logits, teacher_logits)
-    teacher_logits = None if teacher_logits is None else soften(teacher_logits, temperature)  # label_smoothing asks none
+    # label_smoothing asks no teacher.
+    teacher_logits = None if teacher_logits is None else soften(teacher_logits, temperature)
     soft = divergence(soften(student_logits, temperature), teacher_logits)
     hard = by_chunks(cross_entropy, student_logits, targets)
     return (1 - kd_weight) * hard + kd_weight * temperature**2 * soft

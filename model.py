@@ -213,7 +213,9 @@ class GPT(nn.Module):
         `online` is the module of an OnlineTeacher (its Hooks); without one this is the plain model. features=True stops
         before the head, at (B, T, C): the logits are F.linear(features, head).
         """
-        assert tokens.dim() == 2 and tokens.dtype == torch.long, f"tokens are (B, T) long, found {tuple(tokens.shape)} {tokens.dtype}"
+        assert tokens.dim() == 2 and tokens.dtype == torch.long, (
+            f"tokens are (B, T) long, found {tuple(tokens.shape)} {tokens.dtype}"
+        )
         T = tokens.size(1)
         if cache is None:
             assert T <= self.config.block_size, f"{T} tokens, but block_size is {self.config.block_size}"
@@ -224,7 +226,9 @@ class GPT(nn.Module):
         try:
             x = self.token_embedding(tokens) + self.position_embedding(positions.clamp(max=self.config.block_size - 1))
         except IndexError as error:  # told on a CPU alone
-            raise ValueError(f"token ids {tokens.min()}..{tokens.max()}, the vocabulary has 0..{self.config.vocab_size - 1}") from error
+            raise ValueError(
+                f"token ids {tokens.min()}..{tokens.max()}, the vocabulary has 0..{self.config.vocab_size - 1}"
+            ) from error
         hooks = None if online is None else online.begin(self)
         for layer, block in enumerate(self.blocks):
             if self.recompute and cache is None and torch.is_grad_enabled():
@@ -580,7 +584,9 @@ def save_file(path, content):
         with whole_file(path) as file:
             torch.save(content | {"sha256": checksum(content)}, file)
     except RuntimeError as error:  # what torch makes of a file that takes no more
-        raise OSError(f"{path} could not be written ({error.__context__ or _first_line(error)}): is the disk full?") from error
+        raise OSError(
+            f"{path} could not be written ({error.__context__ or _first_line(error)}): is the disk full?"
+        ) from error
 
 
 # What the system says of a file, or of itself, that is no fault of the file's content.
@@ -643,7 +649,11 @@ def load_checkpoint(path, device="cpu"):
         config, weights = GPTConfig(**content["config"]), content.pop("weights")
         # Before a model of that shape is made: a file may not ask for more memory than it has itself.
         embedding, positions = (weights[f"{kind}_embedding.weight"] for kind in ("token", "position"))
-        if embedding.shape != (config.vocab_size, config.n_embd) or positions.size(0) != config.block_size or config.n_layer > len(weights):
+        if (
+            embedding.shape != (config.vocab_size, config.n_embd)
+            or positions.size(0) != config.block_size
+            or config.n_layer > len(weights)
+        ):
             raise ValueError("its weights do not fit its configuration")
         model = GPT(config).to(device)
         model.load_state_dict(weights, strict=True)
@@ -653,7 +663,8 @@ def load_checkpoint(path, device="cpu"):
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} is not a whole checkpoint of this project ({_first_line(error)}): give another, or let the run write it anew"
+            f"{path} is not a whole checkpoint of this project ({_first_line(error)}): "
+            "give another, or let the run write it anew"
         ) from error
     return model.eval(), content
 
@@ -689,7 +700,9 @@ def load_online_module(path, base):
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is not a whole online module ({_first_line(error)}): give another, or let the run write it anew") from error
+        raise ValueError(
+            f"{path} is not a whole online module ({_first_line(error)}): give another, or let the run write it anew"
+        ) from error
     if online is None:
         raise ValueError(f"{path} was trained beside another teacher: give the teacher.pt of the same run")
     return online.eval()

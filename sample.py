@@ -65,7 +65,8 @@ class Rollout:
     finished: torch.Tensor  # (B,) bool: ended by the end token, not by the budget
     teacher_logits: torch.Tensor | None = None  # (B, T-1, V), row t judged token t+1; defined on response rows only
     teacher_features: torch.Tensor | None = None  # (B, T-1, C) in their place, if asked for
-    rejected_tokens: torch.Tensor | None = None  # (B, T) long: the token NOT written where a proposal was rejected, else -1
+    # (B, T) long: the token NOT written where a proposal was rejected, else -1.
+    rejected_tokens: torch.Tensor | None = None
     counters: torch.Tensor | None = None  # (7,) long, named by COUNTERS, summed over rows
     blocks: list = field(default_factory=list)  # of Block
     fed: torch.Tensor | None = None  # (4,) long, named by FED: what writing it took; None where nobody wrote it now
@@ -659,7 +660,9 @@ def interleaved_plain(
     blocks. options: accept_rule, accept_top_k and all others that decide tokens, as there.
     """
     if gamma is None:
-        raise ValueError("interleaved_plain takes a fixed gamma of at least 1: interleaved_generate chooses one by itself")
+        raise ValueError(
+            "interleaved_plain takes a fixed gamma of at least 1: interleaved_generate chooses one by itself"
+        )
     rules = interleaved_rules(student, teacher, gamma=gamma, **options)
     device, vocab_size = _device(student), student.config.vocab_size
     block_size = min(student.config.block_size, teacher.config.block_size)
@@ -1096,7 +1099,9 @@ class Request(NamedTuple):
 def _write_mixed(request):
     """References or student, by a draw per "batch" or per "sequence" that takes the student at student_share."""
     prompts, rows, batch_size = request.prompts, request.rows, request.batch_size
-    coins = torch.rand(batch_size if request.mix_per == "sequence" else 1, generator=request.generator).expand(batch_size)
+    coins = torch.rand(
+        batch_size if request.mix_per == "sequence" else 1, generator=request.generator
+    ).expand(batch_size)
     anywhere = (coins < request.student_share).tolist()  # in the whole batch
     number = list(itertools.accumulate(anywhere))  # the student's rows are numbered through: their noise's keys
     by_student, responses, fed = [anywhere[row] for row in rows], request.references, None
@@ -1210,8 +1215,8 @@ def write_tokens(
         raise ValueError(f"writer {writer} needs a reference for each prompt, {missing[0]} has none: give `responses`")
     rows, batch_size = range(len(prompts)) if rows is None else rows, batch_size or len(prompts)
     request = Request(
-        student, teacher, prompts, references, max_new_tokens, generator, eos_token, student_share, mix_per, temperature,
-        top_p, teacher_mix, interleaved, switching, reference_source, rows, batch_size,
+        student, teacher, prompts, references, max_new_tokens, generator, eos_token, student_share, mix_per,
+        temperature, top_p, teacher_mix, interleaved, switching, reference_source, rows, batch_size,
     )  # fmt: skip
     rollout = WRITERS[writer].write(request)
     if not isinstance(rollout, Rollout) or getattr(rollout.source, "shape", None) != rollout.tokens.shape:

@@ -70,19 +70,24 @@ from model import ONLINE_MODULES, OnlineTeacher, make_optimizer
 
 # fmt: off
 VARIANTS = {
-    "sft": OnlineVariant(None, "no teacher: cross-entropy on the references", student_divergence="forward_kl", student_kd=0.0),
-    "fixed_forward_kl": OnlineVariant("1910.01108", "word-level KD: forward KL to the fixed teacher", student_divergence="forward_kl"),
-    "fixed_reverse_kl": OnlineVariant("2306.08543", "reverse KL to the fixed teacher on the references", student_divergence="reverse_kl"),
+    "sft": OnlineVariant(None, "no teacher: cross-entropy on the references", student_divergence="forward_kl",
+                         student_kd=0.0),
+    "fixed_forward_kl": OnlineVariant("1910.01108", "word-level KD: forward KL to the fixed teacher",
+                                      student_divergence="forward_kl"),
+    "fixed_reverse_kl": OnlineVariant("2306.08543", "reverse KL to the fixed teacher on the references",
+                                      student_divergence="reverse_kl"),
     "imitkd": OnlineVariant("2009.07253", "a draw per sequence: reference or student sample", writer="mixed",
                       student_share=(0.5, 0.5), mix_per="sequence", student_divergence="forward_kl"),
     "gkd": OnlineVariant("2306.13649", "a draw per batch: references or student samples; JSD", writer="mixed",
                    student_share=(0.5, 0.5), student_divergence="generalized_jsd"),
     "minillm": OnlineVariant("2306.08543", "policy gradient of the sequence's reverse KL on teacher-mixed samples",
                        writer="teacher_mixed", student_divergence="minillm",
-                       deviation="no clipping of repeated updates, since each batch is used once; no loss on a pretraining corpus"),
+                       deviation="no clipping of repeated updates, since each batch is used once; "
+                                 "no loss on a pretraining corpus"),
     "okd": OnlineVariant("2409.12512", "the teacher's LoRA learns from student and references", module="flag",
                    deviation="the module's rate, where the paper has one for both (--module-lr 1); alpha; rank 8"),
-    "okd_no_feedback": OnlineVariant(None, "control: the LoRA learns from the references alone", module="flag", alpha=0.0),
+    "okd_no_feedback": OnlineVariant(None, "control: the LoRA learns from the references alone", module="flag",
+                                     alpha=0.0),
 }
 # fmt: on
 MAIN = tuple(VARIANTS)  # the comparison of the paper, and the control that it lacks
@@ -249,7 +254,9 @@ class OnlineLosses(Method):
         if figures.get("drift", 0.0) > DRIFT_WARNING and not warned:
             warned.append("drift")
             started = self.initial_drift or 0.0
-            since = f", {started:.3f} at the start, where its module is not the identity" if started > DRIFT_WARNING else ""
+            since = (
+                f", {started:.3f} at the start, where its module is not the identity" if started > DRIFT_WARNING else ""
+            )
             self.run.warn(
                 f"the teacher has drifted {figures['drift']:.3f} nats from the original{since}: look at adapted_score; "
                 "reduce --alpha or --module-lr, or add --anchor"

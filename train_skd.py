@@ -13,7 +13,8 @@ All methods are one loop, `distill`. They differ in what a row of VARIANTS says:
         dataset      the references                                           (sft, supervised, hinton, and many more)
         teacher      the teacher, once, before training                       (seqkd, fdistill_kl)
         student      the student itself, now                                  (on_policy, opd)
-        mixed        references, or the teacher's answers, or the student, by a draw per batch or sequence    (imitkd, gkd)
+        mixed        references, or the teacher's answers, or the student, by a draw per batch or sequence
+                                                                              (imitkd, gkd)
         interleaved  the student proposes, the teacher replaces what it ranks poorly      (skd)
         switching    the student begins, the teacher ends                     (adaswitch)
     WHICH LOSS is taken on them: cross-entropy with the tokens, or a comparison with the teacher (losses.py).
@@ -54,16 +55,20 @@ VARIANTS = {
     # the comparison of the SKD paper
     "sft": Variant("dataset", "cross_entropy", None, "no teacher: cross-entropy on the references"),
     "supervised": Variant("dataset", "forward_kl", "1910.01108", "word-level KD on the references"),
-    "seqkd": Variant("teacher", "cross_entropy", "1606.07947", "cross-entropy on the teacher's greedy answers, written once",
+    "seqkd": Variant("teacher", "cross_entropy", "1606.07947",
+                     "cross-entropy on the teacher's greedy answers, written once",
                      "greedy answers in place of beam search", answers=0.0),
     "on_policy": Variant("student", "forward_kl", "2306.13649", "KD on the student's own samples"),
     "imitkd": Variant("mixed", "forward_kl", "2009.07253", "a draw per sequence: reference or student sample",
-                      "constant chance .5; the paper's annealing was not seen", student_share=(0.5, 0.5), mix_per="sequence"),
+                      "constant chance .5; the paper's annealing was not seen", student_share=(0.5, 0.5),
+                      mix_per="sequence"),
     "gkd": Variant("mixed", "generalized_jsd", "2306.13649", "a draw per batch: references or student samples; JSD",
                    loss_kwargs={"beta": 0.5}, student_share=(0.5, 0.5)),
-    "two_stage": Variant("mixed", "forward_kl", "2410.11325", "references in the first half, student samples in the second",
+    "two_stage": Variant("mixed", "forward_kl", "2410.11325",
+                         "references in the first half, student samples in the second",
                          student_share=(0.0, 1.0)),
-    "skd": Variant("interleaved", "forward_kl", "2410.11325", "the student proposes, the teacher replaces what it ranks poorly"),
+    "skd": Variant("interleaved", "forward_kl", "2410.11325",
+                   "the student proposes, the teacher replaces what it ranks poorly"),
 }
 # fmt: on
 MAIN = tuple(VARIANTS)  # the comparison of the paper (its section 5)
@@ -133,8 +138,8 @@ def check_row(name, args, examples):
     warped = args.student_temperature != 1 or args.student_top_p is not None
     if row.loss == "policy_gradient" and warped:
         raise ValueError(
-            f"{name} weighs its samples as the student's own, without an importance ratio: leave out --student-temperature"
-            " and --student-top-p, or leave it out of --variants"
+            f"{name} weighs its samples as the student's own, without an importance ratio: "
+            "leave out --student-temperature and --student-top-p, or leave it out of --variants"
         )
     if row.loss_kwargs.get("accept_top_k") == 0:
         raise ValueError(

@@ -695,8 +695,8 @@ FAMILIES = {
         options={"difficulty": 2, "entropy": 0.5, "hard_share": 0.3},
     ),
     "summarisation": Family(
-        make_summarisation_prompt, respond_summarisation, score_summarisation, mode_summarisation, details_summarisation,
-        metric="slot F1",
+        make_summarisation_prompt, respond_summarisation, score_summarisation, mode_summarisation,
+        details_summarisation, metric="slot F1",
         options={"difficulty": 2, "entropy": 0.5, "hard_share": 0.3},
     ),
     "instruction": Family(
@@ -851,7 +851,9 @@ def named_in(about, data_dir, most):
     """
     name, options = about["task"], about.get("task_options", {})
     if not isinstance(name, str) or not isinstance(options, dict):
-        raise ValueError(f"the checkpoint's task is {repr(name)[:40]} with options {repr(options)[:40]}: give a --prompt")
+        raise ValueError(
+            f"the checkpoint's task is {repr(name)[:40]} with options {repr(options)[:40]}: give a --prompt"
+        )
     if name not in FAMILIES:
         return make_task(name, data_dir=data_dir)
     knobs = {option: value for option, value in options.items() if option in FAMILIES[name].options}

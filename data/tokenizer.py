@@ -83,7 +83,9 @@ class Tokenizer:
         if not isinstance(state, dict) or "version" not in state:
             raise ValueError("no tokenizer state: a dict with version, pattern, tokens and special was expected")
         if state["version"] != FORMAT_VERSION:
-            raise ValueError(f"tokenizer format version {repr(state['version'])[:60]}, this code reads {FORMAT_VERSION}")
+            raise ValueError(
+                f"tokenizer format version {repr(state['version'])[:60]}, this code reads {FORMAT_VERSION}"
+            )
         if not isinstance(state.get("pattern"), str):
             raise ValueError(f"the pattern must be a string, found {repr(state.get('pattern'))[:60]}")
         try:
@@ -266,7 +268,9 @@ def _check_pattern(pattern):
     if not isinstance(pattern, str) or len(pattern) > 1000:
         raise ValueError(f"the split pattern must be a string of at most 1000 characters, found {repr(pattern)[:60]}")
     if pattern != PATTERN and _BACKTRACKS.search(pattern):
-        raise ValueError(f"split pattern {pattern!r} looks around or refers back, which can take for ever: use plain (?:...) groups")
+        raise ValueError(
+            f"split pattern {pattern!r} looks around or refers back, which can take for ever: use plain (?:...) groups"
+        )
     try:
         pieces = [match.group() for match in regex.finditer(pattern, _PROBE, timeout=1.0)]
     except (regex.error, TimeoutError, MemoryError) as error:

@@ -1,9 +1,11 @@
 """How a run resumes where it stopped: a Checkpointer saves its state now and then, and loads it again.
 
-    with Checkpointer("out/skd_seed1", every=25, identity={...}) as checkpointer:     what lies on disk is read, and checked
-        answers = checkpointer.found("answers", make)                           made once, before the loop
-        done = checkpointer.restore(student=student, optimizer=optimizer, ...)  from here on a signal waits for a step's
-        end for step in range(done, steps):
+    with Checkpointer("out/skd_seed1", every=25, identity={...}) as checkpointer:
+                                                                        what lies on disk is read, and checked
+        answers = checkpointer.found("answers", make)                   made once, before the loop
+        done = checkpointer.restore(student=student, optimizer=optimizer, ...)
+                                                                        from here on a signal waits for a step's end
+        for step in range(done, steps):
             ...
             if checkpointer.due(step + 1, last):
                 checkpointer.save(step + 1)
@@ -35,8 +37,16 @@ class Checkpointer:
     the run is this process' own, whatever the others do.
     """
 
-    def __init__(self, stem=None, every=None, identity=None, say=lambda line: None, about=None, sources=None, alone=False):
-        self.stem, self.every, self.identity, self.say, self.about = stem, every, rounded(identity or {}), say, about or {}
+    def __init__(
+        self, stem=None, every=None, identity=None, say=lambda line: None, about=None, sources=None, alone=False
+    ):
+        self.stem, self.every, self.identity, self.say, self.about = (
+            stem,
+            every,
+            rounded(identity or {}),
+            say,
+            about or {},
+        )
         self.sources, self.warnings = sources or {}, []
         self.step, self.made, self.parts, self.state = 0, {}, {}, None
         self.loop, self.stop = contextlib.ExitStack(), None
@@ -50,12 +60,16 @@ class Checkpointer:
             if path.is_file() and (self.shared or not states):
                 try:
                     state = load_file(str(path))
-                    if type(state["step"]) is not int or not all(isinstance(state[name], dict) for name in ("identity", "made", "parts")):
+                    if type(state["step"]) is not int or not all(
+                        isinstance(state[name], dict) for name in ("identity", "made", "parts")
+                    ):
                         raise ValueError("it holds no state of a run")
                     states[state["step"]] = state
                 except (ValueError, KeyError, TypeError) as error:
                     aside = set_aside(path)
-                    say(f"{path.name} is damaged ({error}): set aside as {aside.name}, what was saved before it is used")
+                    say(
+                        f"{path.name} is damaged ({error}): set aside as {aside.name}, what was saved before it is used"
+                    )
         for state in states.values():
             refuse_format(self.paths()[0].name, state.get("format", 1))
             refuse_difference(self.paths()[0].name, state["identity"], self.identity)
@@ -65,7 +79,9 @@ class Checkpointer:
             self.state = states[step]
             self.step, self.made = step, self.state["made"]
         if self.found("sources", lambda: self.sources) != self.sources:
-            self.warnings.append("the code has changed since a state was saved: its steps were made by two versions of it")
+            self.warnings.append(
+                "the code has changed since a state was saved: its steps were made by two versions of it"
+            )
 
     def paths(self):
         """Where the newest state lies, and the one before it."""
@@ -100,8 +116,8 @@ class Checkpointer:
                         part.load_state_dict(saved[name])
             except (KeyError, ValueError, RuntimeError) as error:
                 raise ValueError(
-                    f"{self.paths()[0].name} does not fit this code ({str(error).strip().splitlines()[0]}): delete the run's "
-                    "states, and it begins anew"
+                    f"{self.paths()[0].name} does not fit this code ({str(error).strip().splitlines()[0]}): "
+                    "delete the run's states, and it begins anew"
                 ) from error
             if "log" in parts:
                 parts["log"].write("resumed", step=self.step, **self.about)
@@ -126,7 +142,9 @@ class Checkpointer:
         newest, before = self.paths()
         if newest.exists():
             newest.replace(before)
-        save_file(str(newest), {"format": FORMAT, "step": step, "identity": self.identity, "made": self.made, "parts": parts})
+        save_file(
+            str(newest), {"format": FORMAT, "step": step, "identity": self.identity, "made": self.made, "parts": parts}
+        )
         self.step = step
         if self.stop is not None:
             if self.shared:

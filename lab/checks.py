@@ -75,7 +75,8 @@ def check_signal(loss_of, student_logits, teacher_logits, is_divergence, has_gat
         if at_agreement > loss + 1e-5 or length > 1e-2 * own.norm() + 1e-6:
             raise ValueError(
                 f"the loss is not smallest where student and teacher agree: {at_agreement.item():.6f} there, "
-                f"{loss.item():.6f} at the start, with a gradient of length {length.item():.6f}; look at its sign and sides"
+                f"{loss.item():.6f} at the start, with a gradient of length {length.item():.6f}; "
+                "look at its sign and sides"
             )
     return None
 
@@ -99,8 +100,9 @@ class Finite:
         """ValueError once a number was not finite; asks the device."""
         if self.first_bad >= 0:
             raise ValueError(
-                f"loss or gradient is not finite at step {self.first_bad + 1} (train examples {self.order[self.first_bad].tolist()}): "
-                f"lower {self.advice}; the records so far are kept, and the state after {self.checkpointer.step} steps"
+                f"loss or gradient is not finite at step {self.first_bad + 1} (train examples "
+                f"{self.order[self.first_bad].tolist()}): lower {self.advice}; the records so far are kept, and the "
+                f"state after {self.checkpointer.step} steps"
             )
 
     @contextlib.contextmanager
@@ -113,8 +115,8 @@ class Finite:
         except ValueError as error:
             self.check()  # where it began
             raise ValueError(
-                f"{error}; it was met at step {step + 1} (train examples {self.order[step].tolist()}); the records so far are "
-                f"kept, and the state after {self.checkpointer.step} steps"
+                f"{error}; it was met at step {step + 1} (train examples {self.order[step].tolist()}); "
+                f"the records so far are kept, and the state after {self.checkpointer.step} steps"
             ) from error
 
 
@@ -161,8 +163,8 @@ def about_start(teacher, student, solvable):
     found = []
     if teacher["score"] < student["score"]:
         found.append(
-            f"the teacher ({teacher['score']:.3f}) is worse than the student at the start ({student['score']:.3f}): raise "
-            "--teacher-steps, or lower --start-steps"
+            f"the teacher ({teacher['score']:.3f}) is worse than the student at the start ({student['score']:.3f}): "
+            "raise --teacher-steps, or lower --start-steps"
         )
     elif solvable and teacher["score"] < GATE:
         found.append(
@@ -182,11 +184,19 @@ def about_run(writer, accept_rule, steps, final):
 
     found = []
     if always("accept_rate", 1.0) and accept_rule != "all":
-        found.append("every proposal was accepted in every logged step, so the teacher wrote nothing: lower --accept-top-k, or take a stricter rule")
+        found.append(
+            "every proposal was accepted in every logged step, so the teacher wrote nothing: "
+            "lower --accept-top-k, or take a stricter rule"
+        )
     if always("accept_rate", 0.0) and accept_rule != "none":
-        found.append("no proposal was accepted in any logged step, so the student wrote nothing: raise --accept-top-k, or take a laxer rule")
+        found.append(
+            "no proposal was accepted in any logged step, so the student wrote nothing: "
+            "raise --accept-top-k, or take a laxer rule"
+        )
     if writer in STUDENT_WRITERS and always("eos_share", 0.0):
-        found.append("all responses of all logged steps were cut at the budget: raise --start-steps, the student cannot end yet")
+        found.append(
+            "all responses of all logged steps were cut at the budget: raise --start-steps, the student cannot end yet"
+        )
     if final["eos_share"] == 0:
         found.append("the final student never ends a response by itself: look at its samples (python sample.py)")
     if final["student_entropy"] < 0.1 * (final["teacher_entropy"] or 0):

@@ -88,8 +88,8 @@ ALIASES = {
     "pretrain_seed": "pair_seed",
 }
 # What --help shows; --help-all shows the rest as well.
-FIRST_FLAGS = ("variants", "task", "data_dir", "size", "steps", "quick", "seeds", "device", "out", "resume", "accept_top_k",
-               "alpha", "module", "module_lr", "loss", "help")  # fmt: skip
+FIRST_FLAGS = ("variants", "task", "data_dir", "size", "steps", "quick", "seeds", "device", "out", "resume",
+               "accept_top_k", "alpha", "module", "module_lr", "loss", "help")  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -246,7 +246,8 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         "--cache-teacher",
         type=cache_kind,
         metavar="dense|K",
-        help="what a fixed teacher says about the references is worked out once and kept on disk, whole or as its K best"
+        help="what a fixed teacher says about the references is worked out once and kept on disk, "
+             "whole or as its K best"
         " tokens and all others as one class (the loss then is one of K + 1 classes)",
     )
     group.add_argument(
@@ -403,7 +404,8 @@ def check_sweeps(args, sweeps, names, ignored_reason):
             for name in names:
                 if why := ignored_reason(flag, name, own):
                     raise ValueError(
-                        f"--sweep {text} is ignored by {name}, which {why}: leave {name} out of --variants, or this sweep"
+                        f"--sweep {text} is ignored by {name}, which {why}: "
+                        f"leave {name} out of --variants, or this sweep"
                     )
         values = [getattr(own, flag) for flag in sweeps]
         for other, those in done.items():
@@ -566,8 +568,8 @@ def check_cache(args):
     for own in [args, *(own for _, own in args.swept)]:
         if own.cache_teacher and getattr(own, "temperature", 1.0) != 1.0:
             raise ValueError(
-                f"--cache-teacher {own.cache_teacher} keeps all other tokens as one class, which no --temperature can soften "
-                "(its tokens are gone): use --cache-teacher dense, or --temperature 1"
+                f"--cache-teacher {own.cache_teacher} keeps all other tokens as one class, "
+                "which no --temperature can soften (its tokens are gone): use --cache-teacher dense, or --temperature 1"
             )
 
 
@@ -578,7 +580,11 @@ def check_shared_flags(args, variants, main_variants):
         if name not in variants:
             close = difflib.get_close_matches(name, variants, 3)
             nearest = f"did you mean {' or '.join(close)}? " if close else ""
-            every = f"--list-variants shows all {len(variants)}" if len(variants) > 10 else f"there are {', '.join(variants)}"
+            every = (
+                f"--list-variants shows all {len(variants)}"
+                if len(variants) > 10
+                else f"there are {', '.join(variants)}"
+            )
             raise ValueError(f"unknown variant {name!r}: {nearest}{every}")
     check_ranges(args)
     for flag in ("out", "data_dir"):

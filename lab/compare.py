@@ -110,7 +110,10 @@ def validation(pair, student, adapted=None):
 
 def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=None):
     """What the flags say of one student's training, as a training.Run."""
-    same = "steps batch_size lr weight_decay reduction accept_top_k micro_batch recompute compile precision cache_teacher log_every"
+    same = (
+        "steps batch_size lr weight_decay reduction accept_top_k micro_batch recompute compile precision cache_teacher "
+        "log_every"
+    )
     return Run(
         **{name: getattr(args, name) for name in same.split()},
         seed=seed,
@@ -248,12 +251,14 @@ def say_data(args, data):
     """What is learned, in how many examples and tokens."""
     sizes = {name: len(split.prompts) for name, split in data.splits.items()}
     processes.print_line(
-        f"task {args.task}: {sizes['train']} train, {sizes['val']} val, {sizes['test']} test, {sizes['ood']} ood examples"
+        f"task {args.task}: {sizes['train']} train, {sizes['val']} val, {sizes['test']} test, "
+        f"{sizes['ood']} ood examples"
         + (f" ({data.dropped} longer than the block left out)" if data.dropped else "")
     )
     processes.print_line(
-        f"tokenizer: {data.tokenizer.n_vocab} tokens, {data.vocabulary_in_use} in use; block of {data.block_size}, at most "
-        f"{data.max_new_tokens} new tokens; K = {args.accept_top_k}, gamma = {args.gamma or 'auto'}"
+        f"tokenizer: {data.tokenizer.n_vocab} tokens, {data.vocabulary_in_use} in use; "
+        f"block of {data.block_size}, at most {data.max_new_tokens} new tokens; "
+        f"K = {args.accept_top_k}, gamma = {args.gamma or 'auto'}"
     )
     if args.task in corpora.CORPORA:
         processes.print_line(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
@@ -416,7 +421,8 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
             print(f"{script}.py: run {name} failed: {line}", file=sys.stderr)
         print("\n" + report.write_report(folder))
     processes.print_line(
-        f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, summary.json and the students lie in {folder}"
+        f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, "
+        f"summary.json and the students lie in {folder}"
     )
     if args.quick:
         processes.print_line("This was --quick, a smoke run: its numbers mean nothing.")

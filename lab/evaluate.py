@@ -182,7 +182,9 @@ def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens,
     )
     measured = distances(student, teacher, encoded.prompts, encoded.responses, adapted)
     if not math.isfinite(measured["nll"]):  # an argmax of nan is a token: the score alone would not tell
-        raise ValueError(f"the student's loss on validation references is {measured['nll']}: its training diverged (lower --lr)")
+        raise ValueError(
+            f"the student's loss on validation references is {measured['nll']}: its training diverged (lower --lr)"
+        )
     figures = {
         "score": task.corpus_score(encoded.examples, complete(tokenizer, responses)),
         "val_nll": measured["nll"],

@@ -1,7 +1,7 @@
 """Weights to and from other programs: safetensors files, and GPT-2 in the Hugging Face layout.
 
-    export_gpt2(model, folder)      config.json and model.safetensors, which `GPT2LMHeadModel.from_pretrained(folder)` reads
-    model = load_gpt2(folder)       the same two files, of any GPT-2, as a GPT of this project
+    export_gpt2(model, folder)  config.json and model.safetensors, which `GPT2LMHeadModel.from_pretrained(folder)` reads
+    model = load_gpt2(folder)   the same two files, of any GPT-2, as a GPT of this project
 
 Only numbers travel: a safetensors file is a JSON header and raw bytes, so reading one runs no code. What the header
 promises is checked against the bytes that are there before a tensor is made. The tokenizer does not travel: two models
@@ -66,7 +66,11 @@ def read_safetensors(path):
             whole = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
             if not whole or start != end or stop > len(data) or stop - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name!r:.99} has shape {shape} and bytes {start} to {stop} of {len(data)}")
-            raw = torch.frombuffer(data, dtype=torch.uint8, count=stop - start, offset=start) if stop > start else torch.empty(0, dtype=torch.uint8)
+            raw = (
+                torch.frombuffer(data, dtype=torch.uint8, count=stop - start, offset=start)
+                if stop > start
+                else torch.empty(0, dtype=torch.uint8)
+            )
             tensors[name], end = raw.clone().view(dtype).reshape(shape), stop
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: an entry that does not fit ({error})") from error
@@ -118,9 +122,10 @@ def export_gpt2(model, folder):
         tensors[f"transformer.{theirs}"] = weights[ours].T if transposed else weights[ours]
     about = {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": GELUS[config.gelu],
-        "vocab_size": config.vocab_size, "n_positions": config.block_size, "n_ctx": config.block_size, "n_embd": config.n_embd,
-        "n_layer": config.n_layer, "n_head": config.n_head, "n_inner": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None,
+        "vocab_size": config.vocab_size, "n_positions": config.block_size, "n_ctx": config.block_size,
+        "n_embd": config.n_embd, "n_layer": config.n_layer, "n_head": config.n_head, "n_inner": None,
+        "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        "resid_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
     write_safetensors(path, tensors)
     with whole_file(config_path) as file:
@@ -128,8 +133,9 @@ def export_gpt2(model, folder):
 
 
 # Entries of config.json that would change the arithmetic, with the only value that this project's GPT computes.
-FIXED = {"model_type": "gpt2", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-         "add_cross_attention": False, "tie_word_embeddings": True}  # fmt: skip
+FIXED = {"model_type": "gpt2", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+         "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+         "tie_word_embeddings": True}  # fmt: skip
 
 
 def load_gpt2(folder):
@@ -163,7 +169,9 @@ def load_gpt2(folder):
     found = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     if len(found) < len(tensors):
         twice = next(name for name in found if name in tensors and f"transformer.{name}" in tensors)
-        raise ValueError(f"{path} holds {twice!r:.99} with and without 'transformer.' before it: one of the two would be lost")
+        raise ValueError(
+            f"{path} holds {twice!r:.99} with and without 'transformer.' before it: one of the two would be lost"
+        )
     head = found.pop("lm_head.weight", None)
     whole = sorted(name for name, tensor in found.items() if not tensor.is_floating_point() and "attn." not in name)
     if whole:
@@ -191,7 +199,9 @@ def load_gpt2(folder):
 
 def main(argv=None):
     """python -m lab.exchange CHECKPOINT FOLDER: a student or teacher that a run left, for other programs."""
-    parser = argparse.ArgumentParser(description="Write a checkpoint of this project in the Hugging Face layout of GPT-2.")
+    parser = argparse.ArgumentParser(
+        description="Write a checkpoint of this project in the Hugging Face layout of GPT-2."
+    )
     parser.error = lambda message: parser.exit(2, f"lab.exchange: {' '.join(message.split())} (see --help)\n")
     parser.add_argument("checkpoint", help="a .pt file that a run left")
     parser.add_argument("folder", help="where config.json and model.safetensors go")
@@ -200,7 +210,9 @@ def main(argv=None):
         model, _ = load_checkpoint(args.checkpoint)
         there = [name for name in FILES if os.path.lexists(_folder(args.folder) / name)]
         if there:  # whose they are, an export's or a stranger's, cannot be seen
-            raise ValueError(f"{args.folder} holds {' and '.join(there)} already: give another folder, or move them away")
+            raise ValueError(
+                f"{args.folder} holds {' and '.join(there)} already: give another folder, or move them away"
+            )
         export_gpt2(model, args.folder)
     except (ValueError, OSError) as error:
         raise SystemExit(f"lab.exchange: {error}") from None

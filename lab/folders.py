@@ -39,7 +39,9 @@ def make_run_folder(out, resume, default_name):
         if any([*folder.glob("*.jsonl"), *folder.glob("*.state*.pt")]):
             raise ValueError(f"{out} already holds records: add --resume to continue them, or give another --out")
         for path in sorted(folder.iterdir()):
-            if re.fullmatch(r"(teacher|student_start|.+_seed\d+(\.module)?)\.pt|table\.md|curves\.svg|summary\.json", path.name):
+            if re.fullmatch(
+                r"(teacher|student_start|.+_seed\d+(\.module)?)\.pt|table\.md|curves\.svg|summary\.json", path.name
+            ):
                 raise ValueError(
                     f"{path.name} in {out} may be written over: add --resume if a run of yours was interrupted here, "
                     "or give another --out"

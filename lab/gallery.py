@@ -54,8 +54,11 @@ def table():
     """Every loss of losses.py on three tokens, as lines of text."""
     best, worst = ([NEARLY_NOTHING] * 3 for _ in range(2))
     best[0] = worst[2] = 1 - 2 * NEARLY_NOTHING
-    lines = [f"{'':<34}{'value':>10}  {'gradient in the student logits':<32}{'equal':>10}{'best only':>11}{'worst only':>11}"]
-    groups = (("divergences", DIVERGENCES), ("matches", MATCHING_LOSSES), ("of a token", ["cross_entropy", *TOKEN_LOSSES]),
+    lines = [
+        f"{'':<34}{'value':>10}  {'gradient in the student logits':<32}{'equal':>10}{'best only':>11}{'worst only':>11}"
+    ]
+    groups = (("divergences", DIVERGENCES), ("matches", MATCHING_LOSSES),
+              ("of a token", ["cross_entropy", *TOKEN_LOSSES]),
               ("of a sequence", SEQUENCE_LOSSES))  # fmt: skip
     for title, names in groups:
         lines.append(f"{title}:")
@@ -77,7 +80,9 @@ def bump(place):
 def two_bumps():
     """The teacher's log-probabilities, (PLACES,)."""
     shares = torch.tensor([share for _, share in BUMPS], dtype=torch.float64)
-    return (bump(torch.tensor([float(place) for place, _ in BUMPS], dtype=torch.float64)) + shares.log()[:, None]).logsumexp(0)
+    return (
+        bump(torch.tensor([float(place) for place, _ in BUMPS], dtype=torch.float64)) + shares.log()[:, None]
+    ).logsumexp(0)
 
 
 def fit(name):
@@ -106,7 +111,8 @@ def picture(fits):
 
     def curve(probs, left, base, close):
         points = " ".join(
-            f"{left + 10 + i * (wide - 20) / (PLACES - 1):.1f},{base - 70 * p / tallest:.1f}" for i, p in enumerate(probs.tolist())
+            f"{left + 10 + i * (wide - 20) / (PLACES - 1):.1f},{base - 70 * p / tallest:.1f}"
+            for i, p in enumerate(probs.tolist())
         )
         start, end = f"{left + 10},{base}", f"{left + wide - 10},{base}"
         return f"{start} {points} {end}" if close else points
@@ -118,14 +124,17 @@ def picture(fits):
         "<title>A student with one parameter fits a teacher with two modes, under every loss</title>",
         f'<rect width="{width}" height="{height}" fill="#FFFFFF"/>',
         '<text x="10" y="22" font-size="15" font-weight="600">One parameter against two modes</text>',
-        '<text x="10" y="41" font-size="12" fill="#555555">grey: the teacher; blue: the student where the loss is smallest; '
+        '<text x="10" y="41" font-size="12" fill="#555555">grey: the teacher; '
+        "blue: the student where the loss is smallest; "
         "it can move, and do nothing else</text>",
     ]
     for number, (name, place) in enumerate(fits.items()):
         left, base = number % columns * wide, top + number // columns * high + 92
         parts.append(f'<polygon points="{curve(teacher, left, base, True)}" fill="#C8C8C8"/>')
         student = bump(torch.tensor(place, dtype=torch.float64)).exp()
-        parts.append(f'<polyline points="{curve(student, left, base, False)}" fill="none" stroke="#0072B2" stroke-width="2"/>')
+        parts.append(
+            f'<polyline points="{curve(student, left, base, False)}" fill="none" stroke="#0072B2" stroke-width="2"/>'
+        )
         parts.append(f'<path d="M{left + 10} {base}H{left + wide - 10}" stroke="#333333"/>')
         parts.append(f'<text x="{left + 10}" y="{base + 15}" font-size="11">{escape(name)}</text>')
         parts.append(f'<text x="{left + 10}" y="{base + 28}" font-size="10" fill="#555555">{verdict(place)}</text>')
@@ -151,10 +160,16 @@ def check_place(path):
 def tell(path):
     """Print table and fits, write the picture to `path`."""
     check_place(path)
-    print("Teacher (.6, .3, .1), student (.2, .5, .3); the target, where one is asked for, is token 0, written by the student.")
+    print(
+        "Teacher (.6, .3, .1), student (.2, .5, .3); the target, where one is asked for, is token 0, "
+        "written by the student."
+    )
     print("equal: the student is the teacher; best/worst only: it says nothing but the teacher's best/worst token.\n")
     print("\n".join(table()))
-    print(f"\nA bump that can only move, and a teacher with bumps at {BUMPS[0][0]} ({BUMPS[0][1]}) and {BUMPS[1][0]} ({BUMPS[1][1]}):\n")
+    print(
+        f"\nA bump that can only move, and a teacher with bumps at {BUMPS[0][0]} ({BUMPS[0][1]}) and {BUMPS[1][0]} "
+        f"({BUMPS[1][1]}):\n"
+    )
     fits = {}
     for name in (*DIVERGENCES, *MATCHING_LOSSES):
         fits[name], loss, spread = fit(name)
@@ -163,7 +178,9 @@ def tell(path):
     try:
         write_whole(path, picture(fits))
     except OSError as error:
-        raise OSError(f"the picture cannot be written to {path} ({error.strerror}): name another place by --svg") from error
+        raise OSError(
+            f"the picture cannot be written to {path} ({error.strerror}): name another place by --svg"
+        ) from error
     print(f"\nthe picture lies in {path}")
     return fits
 
@@ -172,7 +189,11 @@ def main(argv=None):
     """The gallery of losses: every loss on three tokens, and a picture of what each makes of a teacher with two
     modes."""
     processes.use_any_terminal()
-    parser = command_line.Parser(prog="losses.py", description="Every loss on three tokens, and on a teacher with two modes.")
-    parser.add_argument("--svg", metavar="FILE", default="losses.svg", help="where the picture goes (default: losses.svg)")
+    parser = command_line.Parser(
+        prog="losses.py", description="Every loss on three tokens, and on a teacher with two modes."
+    )
+    parser.add_argument(
+        "--svg", metavar="FILE", default="losses.svg", help="where the picture goes (default: losses.svg)"
+    )
     tell(parser.parse_args(argv).svg)
     return 0

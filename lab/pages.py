@@ -76,7 +76,11 @@ def methods_table(script, variants):
         loss = f"{weight:g} {loss} + {1 - weight:.2g} cross-entropy" if weight and weight < 1 else loss
         loss = "`cross_entropy`" if weight == 0 else loss
         loss += f", T = {row['temperature']:g}" if row.get("temperature") not in (None, 1) else ""
-        loss += f", keeps `{row['method']}`" + (f" ({method_kwargs})" if method_kwargs else "") if row.get("method") else ""
+        loss += (
+            f", keeps `{row['method']}`" + (f" ({method_kwargs})" if method_kwargs else "")
+            if row.get("method")
+            else ""
+        )
         module = {None: "fixed", "flag": "lora (`--module`)"}.get(row.get("module"), row.get("module"))
         cells = [f"`{name}`", row["note"], writer, loss, *([module, _learning(row)] if with_module else []),
                  row["paper"] or "-", row["deviation"] or "-"]

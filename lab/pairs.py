@@ -66,10 +66,10 @@ class PairSettings:
 # fmt: off
 SIZES = {
     "tiny": {"teacher_shape": (2, 2, 64), "student_shape": (2, 2, 32), "steps": 200, "lr": 5e-3},
-    "small": {"teacher_shape": (4, 4, 128), "student_shape": (2, 2, 64), "steps": 1000, "lr": 3e-3, "teacher_steps": 4000,
-              "start_steps": 600, "vocab_size": 2048, "teacher_lr": 2e-3, "start_lr": 3e-3},
-    "base": {"teacher_shape": (6, 6, 384), "student_shape": (4, 4, 128), "steps": 4000, "lr": 1e-3, "teacher_steps": 10000,
-             "start_steps": 1000, "vocab_size": 4096, "teacher_lr": 6e-4, "start_lr": 2e-3},
+    "small": {"teacher_shape": (4, 4, 128), "student_shape": (2, 2, 64), "steps": 1000, "lr": 3e-3,
+              "teacher_steps": 4000, "start_steps": 600, "vocab_size": 2048, "teacher_lr": 2e-3, "start_lr": 3e-3},
+    "base": {"teacher_shape": (6, 6, 384), "student_shape": (4, 4, 128), "steps": 4000, "lr": 1e-3,
+             "teacher_steps": 10000, "start_steps": 1000, "vocab_size": 4096, "teacher_lr": 6e-4, "start_lr": 2e-3},
     "large": {"teacher_shape": (12, 12, 768), "student_shape": (6, 6, 384), "steps": 10000, "lr": 5e-4,
               "teacher_steps": 30000, "start_steps": 2000, "vocab_size": 8192, "teacher_lr": 3e-4, "start_lr": 6e-4},
 }
@@ -138,7 +138,8 @@ def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generato
 # The code that decides a pair's weights: change any of it, and pairs are pretrained anew.
 PRETRAINING = (
     *(GPTConfig, Attention, Block, GPT, learning_rate, make_optimizer),
-    *(at_least_float32, cross_entropy, weight_of, masked_mean, pad_sequences, rollout_from_ids, Rollout, batch_order, pretrain),
+    *(at_least_float32, cross_entropy, weight_of, masked_mean, pad_sequences, rollout_from_ids, Rollout, batch_order,
+      pretrain),
 )
 
 
@@ -258,8 +259,8 @@ def encode_task(task, settings):
     needed = max([needed] + [len(prompt) + budget for prompt in splits["ood"].prompts])
     if settings.block_size is None and needed > LONGEST:
         raise ValueError(
-            f"the longest example needs a block of {needed:,} tokens: give --block-size 1024 or so, which leaves out what is longer, or"
-            f" --block-size {needed} if it is meant"
+            f"the longest example needs a block of {needed:,} tokens: "
+            f"give --block-size 1024 or so, which leaves out what is longer, or --block-size {needed} if it is meant"
         )
     block_size = settings.block_size or needed
     if block_size >= needed:
@@ -273,7 +274,8 @@ def encode_task(task, settings):
     for name in ("train", "val", "test"):
         if not kept[name].prompts:
             raise ValueError(
-                f"no {name} example fits a block of {block_size} tokens (the longest needs {needed}): raise --block-size"
+                f"no {name} example fits a block of {block_size} tokens (the longest needs {needed}): "
+                "raise --block-size"
             )
     return TaskData(task, tokenizer, kept, block_size, min(budget, block_size - 1), in_use, dropped)
 
@@ -328,7 +330,9 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         model = GPT(GPTConfig(tokenizer.n_vocab, block_size, *shape), generator).to(device)
         # The stem names all that decides. One process pretrains, the others wait.
         with checkpoints.Checkpointer(str(stem), max(1, num_steps // 5), say=report, alone=True) as checkpointer:
-            pretrain(model, prompts, responses, num_steps, settings.batch_size, peak_lr, generator, report, checkpointer)
+            pretrain(
+                model, prompts, responses, num_steps, settings.batch_size, peak_lr, generator, report, checkpointer
+            )
         return model
 
     def build_teacher(stem):
@@ -345,7 +349,8 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
 
     def build_student(stem):
         report(
-            f"student start ({settings.student_start}): {settings.start_steps} steps on {len(student_data.prompts)} prompts"
+            f"student start ({settings.student_start}): {settings.start_steps} steps on {len(student_data.prompts)} "
+            "prompts"
         )
         prompts, responses = student_data.prompts, student_data.responses
         if settings.student_start == "raw":

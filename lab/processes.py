@@ -180,7 +180,8 @@ def let_wait(number):
 def _on_signal(number, frame):
     if not let_wait(number):
         if _waiting["loops"]:
-            _waiting["signals"] = [number]  # waits in place of the first: in a destructor Python drops what is raised here
+            # Waits in place of the first: in a destructor Python drops what is raised here.
+            _waiting["signals"] = [number]
         raise Stopped(number)
 
 

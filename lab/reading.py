@@ -109,8 +109,8 @@ def _read_text(path, text):
             run.evals.append(entry)
         elif kind == "final":
             if not has_checksum(b"\n".join(lines[start:number]).decode("utf-8")):
-                raise ValueError(f"{where} holds no checksum of what stands before it, which was changed since: remove the "
-                                 "file and run again with --resume")
+                raise ValueError(f"{where} holds no checksum of what stands before it, which was changed since: "
+                                 "remove the file and run again with --resume")
             del entry["sha256"]
             finished.append(run._replace(final=entry))
             run = None

@@ -65,7 +65,8 @@ class RunLog:
     def write(self, kind, **figures):
         """Append {"kind": kind, **figures}; floats are rounded to 7 digits. A final line holds the record's
         checksum."""
-        if kind == "final" and not self.in_place():  # somebody moved or emptied the folder: what is known is written anew
+        # Somebody moved or emptied the folder: what is known is written anew.
+        if kind == "final" and not self.in_place():
             self.file.close()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.begin_file()
@@ -179,7 +180,10 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
 def refuse_format(name, found):
     """ValueError for a record or a state of another format than this code's."""
     if found != FORMAT:
-        raise ValueError(f"{name} is of format {found}, this code writes format {FORMAT}: give another --out, or continue with the older code")
+        raise ValueError(
+            f"{name} is of format {found}, this code writes format {FORMAT}: "
+            "give another --out, or continue with the older code"
+        )
 
 
 def parsed(line):
@@ -195,17 +199,22 @@ def shown(value):
     return "not given" if value is None else value
 
 
-NO_FLAGS = ("pair", "inputs", "row", "variant", "seed", "budget", "torch", "processes", "inner")  # in what decides a run
+# Of what decides a run, these are no flags.
+NO_FLAGS = ("pair", "inputs", "row", "variant", "seed", "budget", "torch", "processes", "inner")
 
 
 def refuse_difference(name, before, now):
     """ValueError that names the first thing in which the maker of a file and this run differ; both are {flag:
     value}."""
     # Name the flag that was typed: --size before what it decides, the resolved settings last.
-    for flag in sorted(before.keys() | now.keys(), key=lambda flag: (flag in ("settings", "row"), flag not in ("variant", "size"), flag)):
+    for flag in sorted(
+        before.keys() | now.keys(),
+        key=lambda flag: (flag in ("settings", "row"), flag not in ("variant", "size"), flag),
+    ):
         if before.get(flag) != now.get(flag):
             typed = flag if flag in NO_FLAGS else f"--{'device' if flag == 'device_type' else flag.replace('_', '-')}"
             back = "go back to that" if flag in NO_FLAGS else "the same flags"
             raise ValueError(
-                f"{name} was made with {typed} {shown(before.get(flag))}, now it is {shown(now.get(flag))}: give another --out, or {back}"
+                f"{name} was made with {typed} {shown(before.get(flag))}, now it is {shown(now.get(flag))}: "
+                f"give another --out, or {back}"
             )

@@ -49,7 +49,11 @@ def render_report(folder, order=None, control=None, main_method=None):
         raise ValueError(f"{folder} holds no finished run ({found}): let train_skd.py or train_okd.py finish first")
     variants = ordered_variants(runs)
     methods = dict.fromkeys([*variants, *(variant.split()[0] for variant in variants)])  # with swept values and without
-    asked = ("--control", [control], variants), ("--main-method", [main_method], variants), ("--order", order or [], methods)
+    asked = (
+        ("--control", [control], variants),
+        ("--main-method", [main_method], variants),
+        ("--order", order or [], methods),
+    )
     for flag, names, known in asked:
         for name in names:
             if name is not None and name not in known:
@@ -61,7 +65,11 @@ def render_report(folder, order=None, control=None, main_method=None):
         table += f"\nNot counted, unfinished: {inert('; '.join(unfinished))}.\n"
     figures = summary(with_relative_seconds(runs, control), order)
     text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
-    return {"table.md": table, "curves.svg": curves_page(runs, order, (control, main_method)), "summary.json": text + "\n"}
+    return {
+        "table.md": table,
+        "curves.svg": curves_page(runs, order, (control, main_method)),
+        "summary.json": text + "\n",
+    }
 
 
 def write_report(folder, order=None, control=None, main_method=None):

@@ -36,7 +36,8 @@ def check_best(best, vocab_size):
     """ValueError unless `best` tokens leave others for the tail; 0 is dense."""
     if not 0 <= best < vocab_size:
         raise ValueError(
-            f"--cache-teacher must lie in 1..{vocab_size - 1} (below this tokenizer's vocabulary) or be dense, found {best}"
+            f"--cache-teacher must lie in 1..{vocab_size - 1} (below this tokenizer's vocabulary) or be dense, "
+            f"found {best}"
         )
 
 
@@ -47,7 +48,9 @@ class TeacherCache:
     too small or read-only, when K is not below the vocabulary, or when a file does not agree with the teacher.
     """
 
-    def __init__(self, teacher, prompts, responses, best=0, precision="fp32", folder=CACHE_DIR, report=print, compare=True):
+    def __init__(
+        self, teacher, prompts, responses, best=0, precision="fp32", folder=CACHE_DIR, report=print, compare=True
+    ):
         vocab_size = teacher.config.vocab_size
         check_best(best, vocab_size)
         assert len(prompts) == len(responses), f"{len(prompts)} prompts, {len(responses)} responses"
@@ -68,7 +71,9 @@ class TeacherCache:
                 self._build(report)
         self.arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in self.paths]
         if compare and not self._agrees():
-            raise ValueError(f"{self.paths[0].name} does not agree with the teacher: delete data/cache/teacher, run again")
+            raise ValueError(
+                f"{self.paths[0].name} does not agree with the teacher: delete data/cache/teacher, run again"
+            )
 
     def _checksum(self):
         digest = hashlib.sha256()
@@ -84,7 +89,10 @@ class TeacherCache:
                 path.unlink(missing_ok=True)
             return False
         there = [path for path in (*self.paths, self.checksum_file) if path.exists()]
-        if len(there) == len(self.paths) + 1 and self.checksum_file.read_text(encoding="ascii", errors="replace") == self._checksum():
+        if (
+            len(there) == len(self.paths) + 1
+            and self.checksum_file.read_text(encoding="ascii", errors="replace") == self._checksum()
+        ):
             return True
         for path in there:
             report(f"{path.name} is damaged: set aside as {set_aside(path).name}, to be made again")
@@ -97,7 +105,8 @@ class TeacherCache:
         tokens, _ = pad_sequences(texts, device)
         with torch.no_grad():
             teacher_logits = self.teacher(tokens[:, :-1])
-        rows = [range(len(self.prompts[i]) - 1, len(text) - 1) for i, text in zip(chosen, texts)]  # row t predicts t + 1
+        # Row t predicts t + 1.
+        rows = [range(len(self.prompts[i]) - 1, len(text) - 1) for i, text in zip(chosen, texts)]
         answers = torch.cat([teacher_logits[b, row.start : row.stop] for b, row in enumerate(rows)])  # (n, V)
         answers = at_least_float32(answers)
         if not self.best:
@@ -112,7 +121,9 @@ class TeacherCache:
             raise ValueError(f"--cache-teacher cannot write to data/cache/teacher ({error.strerror}): leave it out")
         report(f"teacher's answers on {len(self.prompts)} references: {size / 1e6:.0f} MB on disk")
         if shutil.disk_usage(folder).free < size + 1e8:
-            raise ValueError(f"--cache-teacher needs {size / 1e6:.0f} MB, the disk has less: keep the best tokens only (32)")
+            raise ValueError(
+                f"--cache-teacher needs {size / 1e6:.0f} MB, the disk has less: keep the best tokens only (32)"
+            )
         beside = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in self.paths]
         try:
             arrays = [

@@ -181,7 +181,8 @@ class Run:
         """ValueError where a method follows a validation and none was given."""
         if self.validate is None:
             raise ValueError(
-                f"{method} follows the validation loss: give Run(validate=...), a function of student and adapted teacher"
+                f"{method} follows the validation loss: give Run(validate=...), "
+                "a function of student and adapted teacher"
             )
 
     def use_answers(self, teacher, temperature):

@@ -5,8 +5,8 @@
     python tests/bench.py --device cuda
 
 What is compared is timed in turns, one call of each per round, and a ratio is the median over the rounds of the ratio
-within a round: a machine that is busy for a while slows both sides of it. (Training steps, ours and trl's, are timed one
-after the other, and their ratio is that of medians.) Models are random: their weights do not change
+within a round: a machine that is busy for a while slows both sides of it. (Training steps, ours and trl's, are timed
+one after the other, and their ratio is that of medians.) Models are random: their weights do not change
 what a forward costs. With random weights student and teacher agree on nothing, and a proposal is accepted with chance
 K / V: K = .88 V stands for a student accepted 88 % of the time.
 
@@ -105,7 +105,8 @@ def sampling(device, rounds, pair="small", gammas=(1, 2, 4, 8, None), accepted=(
     @torch.no_grad()
     def floor():
         sample.generate(student, prompts, length, **seeded())
-        for rows in sequences.split(max(1, 2**25 // (vocabulary * sequences.size(1)))):  # large logits, some rows at a time
+        # Large logits, some rows at a time.
+        for rows in sequences.split(max(1, 2**25 // (vocabulary * sequences.size(1)))):
             teacher(rows)
 
     functions = {
@@ -184,7 +185,8 @@ PARTS = ("sampling_ms", "teacher_ms", "student_ms", "update_ms")
 
 
 def train(script, variant, extra, pair, device, steps, folder, batch=64, length=64, vocabulary=64, **changes):
-    """Seconds per part of each step of a run of the script's own loop, the first two left out, and its memory figure."""
+    """Seconds per part of each step of a run of the script's own loop, the first two left out,
+    and its memory figure."""
     args = script.parse_flags(
         f"--device {device.type} --variants {variant} --steps {steps + 2} --batch-size {batch} --log-every 1 --jobs 1 "
         f"--accept-top-k {round(0.88 * vocabulary)} --chunk-loss no {extra}".split()
@@ -314,7 +316,8 @@ def peer_model(shape, vocabulary, block_size, device):
     layers, heads, width = shape
     config = transformers.GPT2Config(
         vocab_size=vocabulary, n_positions=block_size, n_layer=layers, n_head=heads, n_embd=width,
-        activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+        activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     return transformers.GPT2LMHeadModel(config).to(device).eval()
 
@@ -346,7 +349,8 @@ def peers(device, rounds):
             for who, model, other in zip(("student", "teacher"), models, others):
                 compare(
                     f"generate, {who}", pair, batch, f"transformers {transformers.__version__} generate",
-                    lambda model=model: sample.generate(model, prompts, length, generator=torch.Generator().manual_seed(3)),
+                    lambda model=model: sample.generate(model, prompts, length,
+                                                        generator=torch.Generator().manual_seed(3)),
                     lambda other=other: other.generate(ids, attention_mask=attended, **sampled),
                 )  # fmt: skip
         compare(
@@ -396,7 +400,10 @@ def gkd_steps(device, rounds):
             optimizer.step()
             optimizer.zero_grad()
 
-        for what, variant, on_policy in (("supervised step", "supervised", False), ("on-policy step", "on_policy", True)):
+        for what, variant, on_policy in (
+            ("supervised step", "supervised", False),
+            ("on-policy step", "on_policy", True),
+        ):
             same = {"loss": "generalized_jsd", "loss_kwargs": {"beta": 0.5}}  # as trl's
             lines, _ = train(train_skd, variant, "", pair, device, rounds, None, **BASE, **same)
             ours = [sum(line[part] for part in PARTS) / 1e3 for line in lines]
@@ -414,7 +421,8 @@ SECTIONS = {"sampling": samplers, "axes": axes, "steps": steps, "losses": large_
 
 
 def table(rows):
-    """The rows as a Markdown table, words first: counts as they are, other numbers with as many digits as they can carry."""
+    """The rows as a Markdown table, words first: counts as they are,
+    other numbers with as many digits as they can carry."""
 
     def text(value):
         if not isinstance(value, float):
@@ -428,16 +436,25 @@ def table(rows):
 
 
 def render(record):
-    """All tables of a record as markdown, the machine first; a number that is the same in all rows stands above them."""
+    """All tables of a record as markdown, the machine first;
+    a number that is the same in all rows stands above them."""
     about = record["machine"]
-    place = f"{about['device_name']}, {about['threads']} thread(s) used" if about["device"] == "cpu" else about["device_name"]
-    commit = f"commit {about['commit'][:10]}{' (modified)' if about['modified'] else ''}" if about["commit"] else "no commit"
+    place = (
+        f"{about['device_name']}, {about['threads']} thread(s) used"
+        if about["device"] == "cpu"
+        else about["device_name"]
+    )
+    commit = (
+        f"commit {about['commit'][:10]}{' (modified)' if about['modified'] else ''}" if about["commit"] else "no commit"
+    )
     parts = [f"{place}; torch {about['torch']}; {commit}; {about['date']}; medians of {record['rounds']} rounds."]
     for name, section in SECTIONS.items():
         rows = record.get(name)
         if not rows:
             continue
-        same = [key for key, value in rows[0].items() if type(value) is int and all(row.get(key) == value for row in rows)]
+        same = [
+            key for key, value in rows[0].items() if type(value) is int and all(row.get(key) == value for row in rows)
+        ]
         caption = section.__doc__.split("\n")[0].rstrip(".")
         everywhere = ", ".join(f"{key} {rows[0][key]:,}" for key in same)
         caption += f". Everywhere: {everywhere}." if same else "."

@@ -4,10 +4,11 @@
     python tests/mutants.py --only rollback          those whose name holds a text; --list shows them all
     python tests/mutants.py --jobs 2 --json mutants.json
 
-MUTANTS is the table: in a copy of the project, never in the project itself, `old` (which must occur exactly once in `file`)
-becomes `new`, and of `tests` at least one must fail: the mutant is killed. One that survives is a hole in the tests. The
-notes say what happened and where it was told; thread names like trl#6357 are those of GitHub. A mutant that nobody could
-notice, since it changes nothing that can be seen, has no place here. tests/test_mutants.py keeps the table from rotting.
+MUTANTS is the table: in a copy of the project, never in the project itself, `old` (which must occur exactly once in
+`file`) becomes `new`, and of `tests` at least one must fail: the mutant is killed. One that survives is a hole in the
+tests. The notes say what happened and where it was told; thread names like trl#6357 are those of GitHub. A mutant that
+nobody could notice, since it changes nothing that can be seen, has no place here.
+tests/test_mutants.py keeps the table from rotting.
 """
 
 import argparse
@@ -60,7 +61,8 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_losses.py::test_three_token_example",),
      "the other half of trl#3043"),
     ("jsd: arguments reversed", "losses.py",
-     "    teacher_side = kl(teacher_logprobs, mix_logprobs)\n", "    teacher_side = kl(mix_logprobs, teacher_logprobs)\n",
+     "    teacher_side = kl(teacher_logprobs, mix_logprobs)\n",
+     "    teacher_side = kl(mix_logprobs, teacher_logprobs)\n",
      ("test_losses.py::test_three_token_example",),
      "KL(mixture || model) in SKD's released loss: no Jensen-Shannon divergence"),
     ("jsd: beta clamped in silence", "losses.py",
@@ -68,7 +70,8 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_losses.py::test_numbers_out_of_range_are_refused",),
      "beta 1 gives a loss of about 0, and nothing is learned: ms-swift#10078, verl-recipe#151"),
     ("losses: log of softmax plus a little", "losses.py",
-     "return raw_logits(student_logits).log_softmax(-1),", "return (raw_logits(student_logits).softmax(-1) + 1e-8).log(),",
+     "return raw_logits(student_logits).log_softmax(-1),",
+     "return (raw_logits(student_logits).softmax(-1) + 1e-8).log(),",
      ("test_losses.py::test_values_agree_with_probabilities_written_out",),
      "an eps changes the gradient where both models disagree most"),
     ("losses: arithmetic in half precision", "losses.py",
@@ -84,8 +87,10 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_losses.py::test_gradient_reaches_the_student_only",),
      "a teacher that learns to be easy: labml#66, axolotl#3206 asked whether the signal is on at all"),
     ("okd: one side's loss moves the other", "losses.py",
-     "    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)\n    return kl(teacher_logprobs,",
-     "    student_logprobs, teacher_logprobs = (raw_logits(x).log_softmax(-1) for x in (student_logits, teacher_logits))\n"
+     "    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)\n"
+     "    return kl(teacher_logprobs,",
+     "    student_logprobs, teacher_logprobs = "
+     "(raw_logits(x).log_softmax(-1) for x in (student_logits, teacher_logits))\n"
      "    return kl(teacher_logprobs,",
      ("test_train_okd.py::test_neither_side_moves_the_other",),
      "the teacher's loss not detached from the student: both descend a sum that no paper has"),
@@ -275,7 +280,8 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_model.py::test_stale_slots_are_never_seen",),
      "a query sees a slot that nobody has written yet: mlx-vlm#2113"),
     ("cache: positions one too far", "model.py",
-     "self.position_embedding(positions.clamp(max", "self.position_embedding((positions + (cache is not None)).clamp(max",
+     "self.position_embedding(positions.clamp(max",
+     "self.position_embedding((positions + (cache is not None)).clamp(max",
      ("test_model.py::test_cached_equals_uncached",),
      "position embeddings off by one where there is a cache: trl#5137"),
     ("cache: rows that go on keep others' lengths", "model.py",
@@ -292,11 +298,13 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_model.py::test_learning_rate",),
      "one update of few is lost: the default of many a schedule"),
     ("optimizer: gradients not clipped", "model.py",
-     "norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)", 'norm = torch.nn.utils.clip_grad_norm_(weights, float("inf"))',
+     "norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)",
+     'norm = torch.nn.utils.clip_grad_norm_(weights, float("inf"))',
      ("test_train_skd.py::test_long_gradients_are_clipped",),
      "the norm is logged and nothing is cut"),
     ("online: base left unfrozen", "model.py",
-     "self.base, self.config, self.enabled = base.requires_grad_(False),", "self.base, self.config, self.enabled = base,",
+     "self.base, self.config, self.enabled = base.requires_grad_(False),",
+     "self.base, self.config, self.enabled = base,",
      ("test_online.py::test_only_the_module_moves[lora]",),
      "the teacher's own weights in the module's optimizer"),
     ("online: a full module is the base itself", "model.py",
@@ -317,8 +325,10 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_features.py::test_gradient_to_the_student_alone",),
      "hidden states of the teacher as something to be learned"),
     ("losses: garbage outside the mask in MiniLLM", "losses.py",
-     "columns = by_chunks(_chosen_and_single, _inside(student_logits, mask), _inside(teacher_logits, mask), targets)\n    single, student_chosen, teacher_chosen = columns.unbind(-1)\n    with torch.no_grad():\n        reward = (",
-     "columns = by_chunks(_chosen_and_single, student_logits, teacher_logits, targets)\n    single, student_chosen, teacher_chosen = columns.unbind(-1)\n    with torch.no_grad():\n        reward = (",
+     "columns = by_chunks(_chosen_and_single, _inside(student_logits, mask), _inside(teacher_logits, mask), targets)\n"
+     "    single, student_chosen, teacher_chosen = columns.unbind(-1)\n    with torch.no_grad():\n        reward = (",
+     "columns = by_chunks(_chosen_and_single, student_logits, teacher_logits, targets)\n"
+     "    single, student_chosen, teacher_chosen = columns.unbind(-1)\n    with torch.no_grad():\n        reward = (",
      ("test_losses.py::test_minillm_under_the_mask",),
      "nan times 0 in the backward pass of a masked mean"),
     ("features: padding takes part", "features.py",
@@ -331,7 +341,8 @@ MUTANTS = [Mutant(*row) for row in (
      "a random projector left out of the optimizer: DSKD's users ask where it is"),
     ("methods: optimizer missing in a method's state", "methods.py",
      '"generator": self.generator.get_state(), "optimizer": optimizer}',
-     '"generator": self.generator.get_state(), "optimizer": self.optimizer and self.optimizer.state_dict() | {"state": {}}}',
+     '"generator": self.generator.get_state(), '
+     '"optimizer": self.optimizer and self.optimizer.state_dict() | {"state": {}}}',
      ("test_resume.py::test_going_on_changes_no_bit[train_skd-fitnet]",),
      "the projector's moments begin anew: nanoGPT#358"),
     ("methods: sftn's teacher is the pair's own", "methods.py",
@@ -445,7 +456,8 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_train_okd.py::test_noise_is_the_seeds[okd_on_policy]",),
      "the same noise at every step: feifeibear's random_seed"),
     ("okd: anchored to the student", "train_okd.py",
-     "by_chunks(reverse_kl, teacher_logits, original_logits)", "by_chunks(reverse_kl, teacher_logits, student_logits.detach())",
+     "by_chunks(reverse_kl, teacher_logits, original_logits)",
+     "by_chunks(reverse_kl, teacher_logits, student_logits.detach())",
      ("test_train_okd.py::test_first_step_by_hand[promptkd]",),
      "an anchor that drifts along"),
     ("okd: the module at the student's rate", "lab/training.py",
@@ -534,7 +546,8 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_tasks.py::test_no_prompt_is_in_two_splits_whatever_seed_size_and_difficulty",),
      "a test split that was learned by heart"),
     ("corpora: test prompts in train", "data/corpora.py",
-     "for example in dict.fromkeys(examples) if key(example.prompt) not in taken]", "for example in dict.fromkeys(examples)]",
+     "for example in dict.fromkeys(examples) if key(example.prompt) not in taken]",
+     "for example in dict.fromkeys(examples)]",
      ("test_corpora.py::test_splits_never_share_a_prompt",),
      "MAWPS holds questions of SVAMP; published splits overlap"),
     ("cache of the teacher: rows one late", "lab/teacher_cache.py",
@@ -577,7 +590,8 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_resume.py::test_a_seal_is_of_everything",),
      "a damaged record counts as a finished run"),
     ("records: other flags accepted", "lab/records.py",
-     'refuse_difference(path.name, header["flags"], asked)', 'refuse_difference(path.name, header["flags"], header["flags"])',
+     'refuse_difference(path.name, header["flags"], asked)',
+     'refuse_difference(path.name, header["flags"], header["flags"])',
      ("test_pairs.py::test_changed_flag_is_refused_by_name",),
      "one table of two experiments"),
     ("resume: a state of other flags accepted", "lab/checkpoints.py",
@@ -609,12 +623,15 @@ def mutated(mutant, text):
     """The text of its file with the fault in it. ValueError names the row whose `old` does not occur exactly once."""
     found = text.count(mutant.old)
     if found != 1:
-        raise ValueError(f"{mutant.name!r}: the old text occurs {found} times in {mutant.file}, not once: {mutant.old[:60]!r}")
+        raise ValueError(
+            f"{mutant.name!r}: the old text occurs {found} times in {mutant.file}, not once: {mutant.old[:60]!r}"
+        )
     return text.replace(mutant.old, mutant.new)
 
 
 def problems(root):
-    """What is wrong with the table, one line each: texts and tests that are gone, files that would no longer be Python."""
+    """What is wrong with the table, one line each: texts and tests that are gone,
+    files that would no longer be Python."""
     found, names = [], [mutant.name for mutant in MUTANTS]
     found += [f"{name!r} is the name of two rows" for name in sorted({name for name in names if names.count(name) > 1})]
     for mutant in MUTANTS:
@@ -652,7 +669,9 @@ def run_tests(folder, tests):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     for name in ("PYTHONPATH", "PYTEST_ADDOPTS"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder.parent / 'tmp'}"]
+    command = [
+        sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder.parent / 'tmp'}",
+    ]
     command += [f"tests/{test}" for test in tests]
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
@@ -683,7 +702,10 @@ def unchanged_fails(folder, mutants):
     status, said, _ = run_tests(folder, dict.fromkeys(test for mutant in mutants for test in mutant.tests))
     if status == 0:
         return None
-    lines = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))] or said.strip().splitlines()[-1:]
+    lines = (
+        [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        or said.strip().splitlines()[-1:]
+    )
     return " ".join(lines[:1]) or "no end"
 
 

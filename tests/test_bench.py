@@ -63,7 +63,9 @@ def test_losses_and_the_memory_that_they_take(monkeypatch):
     assert bench.peak_memory(lambda: [len(torch.ones(250_000)) for _ in range(3)], CPU) == 1e6
 
 
-@pytest.mark.parametrize("record", sorted((bench.ROOT / "results" / "bench").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "record", sorted((bench.ROOT / "results" / "bench").glob("*.json")), ids=lambda path: path.stem
+)
 def test_the_record_is_whole(record):
     """The committed figures are of every section, and were made by one commit; docs/speed.md is rendered from them."""
     figures = json.loads(record.read_text())

@@ -26,7 +26,9 @@ def logits(*rows):
 
 
 def loss_of(divergence):
-    return lambda student_logits, teacher_logits: masked_mean(divergence(student_logits, teacher_logits), torch.ones(1, 2, dtype=torch.bool))
+    return lambda student_logits, teacher_logits: masked_mean(
+        divergence(student_logits, teacher_logits), torch.ones(1, 2, dtype=torch.bool)
+    )
 
 
 STUDENT, TEACHER = logits((0.2, 0.5, 0.3), (0.3, 0.3, 0.4)), logits((0.6, 0.3, 0.1), (0.1, 0.1, 0.8))
@@ -38,7 +40,9 @@ def test_every_divergence_is_sound(name):
     divergence = losses.DIVERGENCES[name]
     assert checks.check_signal(loss_of(divergence), STUDENT, TEACHER, is_divergence=True) is None
     noise = torch.Generator().manual_seed(0)
-    own, other = (HiddenStates(torch.randn(1, 2, 4, generator=noise), torch.randn(5, 4, generator=noise)) for _ in range(2))
+    own, other = (
+        HiddenStates(torch.randn(1, 2, 4, generator=noise), torch.randn(5, 4, generator=noise)) for _ in range(2)
+    )
 
     def by_chunks(student_logits, teacher_logits):
         return losses.by_chunks(divergence, student_logits, teacher_logits)
@@ -48,7 +52,8 @@ def test_every_divergence_is_sound(name):
 
 
 WRONG = {
-    "ignores its teacher": (lambda s, t: losses.forward_kl(s, s.detach().roll(1, -1)), "does not depend on the teacher"),
+    "ignores its teacher": (lambda s, t: losses.forward_kl(s, s.detach().roll(1, -1)),
+                            "does not depend on the teacher"),
     "entropy alone": (lambda s, t: losses.entropy(s), "does not depend on the teacher"),
     "sign": (lambda s, t: -losses.forward_kl(s, t), "not smallest where"),
     "shifted by a row": (lambda s, t: losses.forward_kl(s, t.roll(1, 1)), "not smallest where"),
@@ -70,17 +75,28 @@ def test_what_has_no_gradient_is_a_warning():
     """A constant, a loss of a closed gate, and one that has cut its graph."""
     for divergence in (lambda s, t: 0 * losses.forward_kl(s, t), lambda s, t: losses.forward_kl(s.detach(), t)):
         assert "no gradient" in checks.check_signal(loss_of(divergence), STUDENT, TEACHER, is_divergence=False)
-    gated = checks.check_signal(loss_of(lambda s, t: losses.entropy(s)), STUDENT, TEACHER, is_divergence=False, has_gate=True)
+    gated = checks.check_signal(
+        loss_of(lambda s, t: losses.entropy(s)), STUDENT, TEACHER, is_divergence=False, has_gate=True
+    )
     assert "gate is closed" in gated
 
 
-PLANTED = {"supervised": "forward_kl", "bild": "bidirectional_logit_differences", "dkd": "decoupled_kd", "opd": "policy_gradient"}
+PLANTED = {
+    "supervised": "forward_kl",
+    "bild": "bidirectional_logit_differences",
+    "dkd": "decoupled_kd",
+    "opd": "policy_gradient",
+}
 
 
 @pytest.mark.parametrize("variant", PLANTED)
 def test_a_run_with_a_deaf_loss_ends_at_once(pair, variant, monkeypatch):  # noqa: F811
     """Whatever the table of its loss: a loss that has lost its teacher does not survive the first step of a run."""
-    table = next(table for table in (losses.DIVERGENCES, losses.MATCHING_LOSSES, losses.TOKEN_LOSSES, losses.SEQUENCE_LOSSES) if PLANTED[variant] in table)
+    table = next(
+        table
+        for table in (losses.DIVERGENCES, losses.MATCHING_LOSSES, losses.TOKEN_LOSSES, losses.SEQUENCE_LOSSES)
+        if PLANTED[variant] in table
+    )
     monkeypatch.setitem(table, PLANTED[variant], lambda student_logits, *rest, **hyper: losses.entropy(student_logits))
     with pytest.raises(ValueError, match="does not depend on the teacher"):
         Watched(train_skd.VARIANTS[variant], pair, flags())
@@ -88,7 +104,9 @@ def test_a_run_with_a_deaf_loss_ends_at_once(pair, variant, monkeypatch):  # noq
 
 def test_a_deaf_loss_of_the_other_script(pair, monkeypatch):  # noqa: F811
     args = flags(script=train_okd)
-    monkeypatch.setitem(train_okd.DIVERGENCES, "forward_kl", lambda student_logits, teacher_logits: losses.entropy(student_logits))
+    monkeypatch.setitem(
+        train_okd.DIVERGENCES, "forward_kl", lambda student_logits, teacher_logits: losses.entropy(student_logits)
+    )
     with pytest.raises(ValueError, match="does not depend on the teacher"):
         distilled(train_okd, train_okd.VARIANTS["okd"], pair.new_student(), pair, args, log=Told())
 
@@ -150,7 +168,8 @@ def steps(**figures):
 
 @pytest.mark.parametrize("rule,rate", [("all", 1.0), ("none", 0.0)])
 def test_a_rule_that_always_says_the_same_is_meant(rule, rate):
-    """Who asks for all or none of the proposals is not told that all or none were accepted; the other way round he is."""
+    """Who asks for all or none of the proposals is not told that all or none were accepted;
+    the other way round he is."""
     assert checks.about_run("interleaved", rule, steps(accept_rate=rate), FINAL) == []
     assert len(checks.about_run("interleaved", rule, steps(accept_rate=1 - rate), FINAL)) == 1
 
@@ -169,7 +188,11 @@ def test_each_warning_has_its_reason(writer, logged, final, word):
     if not final:
         other = [*logged, {"kind": "step", "accept_rate": 0.5, "eos_share": 0.5}]
         assert checks.about_run(writer, "topk", other, FINAL) == []
-    assert checks.about_run(writer, "topk", [], FINAL) == [] == checks.about_run("dataset", "topk", steps(eos_share=0.0), FINAL)
+    assert (
+        checks.about_run(writer, "topk", [], FINAL)
+        == []
+        == checks.about_run("dataset", "topk", steps(eos_share=0.0), FINAL)
+    )
 
 
 def test_warnings_about_the_start():
@@ -182,7 +205,8 @@ def test_warnings_about_the_start():
 
 
 def test_committed_runs_are_left_in_peace():
-    """Of all records that are committed, okd_collapse is warned of, and nothing else: the thresholds stand where they should."""
+    """Of all records that are committed, okd_collapse is warned of, and nothing else:
+    the thresholds stand where they should."""
     warned, seen = set(), 0
     for folder in (Path(train_skd.__file__).parent / "results").glob("*kd-*"):
         for run in reading.read_records(folder):
@@ -226,15 +250,21 @@ def test_a_sum_that_is_not_finite_is_never_saved(pair, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match="not finite at step 3 .*the state after 2 steps"), checkpointer:
         row = train_skd.VARIANTS["supervised"]
         distilled(train_skd, row, student, pair, args, log=Quiet(), checkpointer=checkpointer)
-    assert saved == [2] and all(bool(w.isfinite().all()) for w in load_file(str(tmp_path / "run_seed1.state.pt"))["parts"]["student"].values())
+    assert saved == [2] and all(
+        bool(w.isfinite().all()) for w in load_file(str(tmp_path / "run_seed1.state.pt"))["parts"]["student"].values()
+    )
 
 
 @pytest.mark.parametrize("where", ["writing", "measuring", "learning"])
-@pytest.mark.parametrize("script, variant", [(train_skd, "on_policy"), (train_skd, "skd"), (train_okd, "okd_on_policy"), (train_okd, "minillm")],
+@pytest.mark.parametrize("script, variant",
+                         [(train_skd, "on_policy"), (train_skd, "skd"),
+                          (train_okd, "okd_on_policy"), (train_okd, "minillm")],
                          ids=lambda value: getattr(value, "__name__", value))  # fmt: skip
-def test_a_sampler_that_meets_broken_logits_names_the_step(pair, monkeypatch, tmp_path, script, variant, where):  # noqa: F811
-    """A student that breaks before it writes, or where it is measured: the step under way and its batch; one that broke a step
-    before, while it learned: that one and its batch. The record ends with the last whole line."""
+def test_a_sampler_that_meets_broken_logits_names_the_step(
+    pair, monkeypatch, tmp_path, script, variant, where  # noqa: F811
+):
+    """A student that breaks before it writes, or where it is measured: the step under way and its batch; one that broke
+    a step before, while it learned: that one and its batch. The record ends with the last whole line."""
     args = flags("--steps", "30", "--log-every", "1000", script=script)
     row = script.VARIANTS[variant]
     student, calls, log = pair.new_student(), [], RunLog(tmp_path, "run_seed1", {})

@@ -30,7 +30,10 @@ def test_there_and_back(gelu, tmp_path):
     adapters.export_gpt2(model, tmp_path)
     back = adapters.load_gpt2(tmp_path)
     assert back.config == model.config and not back.training
-    assert all(torch.equal(one, other) for one, other in zip(model.state_dict().values(), back.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(model.state_dict().values(), back.state_dict().values(), strict=True)
+    )
     tokens = torch.arange(24).view(2, 12)
     assert torch.equal(adapters.model_logits(model, tokens), adapters.model_logits(back, tokens))
 
@@ -42,7 +45,11 @@ def test_the_layout_is_gpt2s(tmp_path):
     read = exchange.read_safetensors(tmp_path / "model.safetensors")
     assert all(name.startswith("transformer.") for name in read)
     w = {name.removeprefix("transformer."): tensor for name, tensor in read.items()}
-    assert w["h.0.attn.c_attn.weight"].shape == (16, 48) and w["h.0.mlp.c_fc.weight"].shape == (16, 64) and len(w) == 4 + 12 * 3
+    assert (
+        w["h.0.attn.c_attn.weight"].shape == (16, 48)
+        and w["h.0.mlp.c_fc.weight"].shape == (16, 64)
+        and len(w) == 4 + 12 * 3
+    )
     tokens = torch.tensor([[3, 1, 4, 1, 5]])
     T, heads = 5, 2
 
@@ -52,22 +59,29 @@ def test_the_layout_is_gpt2s(tmp_path):
     x = w["wte.weight"][tokens] + w["wpe.weight"][:T]
     for layer in range(3):
         h = f"h.{layer}"
-        query, key, value = (norm(x, f"{h}.ln_1") @ w[f"{h}.attn.c_attn.weight"] + w[f"{h}.attn.c_attn.bias"]).split(16, -1)
+        query, key, value = (
+            norm(x, f"{h}.ln_1") @ w[f"{h}.attn.c_attn.weight"] + w[f"{h}.attn.c_attn.bias"]
+        ).split(16, -1)
         query, key, value = (part.view(1, T, heads, 8).transpose(1, 2) for part in (query, key, value))
         scores = query @ key.transpose(-1, -2) / 8**0.5 + torch.full((T, T), -torch.inf).triu(1)
         y = (scores.softmax(-1) @ value).transpose(1, 2).reshape(1, T, 16)
         x = x + y @ w[f"{h}.attn.c_proj.weight"] + w[f"{h}.attn.c_proj.bias"]
         inner = F.gelu(norm(x, f"{h}.ln_2") @ w[f"{h}.mlp.c_fc.weight"] + w[f"{h}.mlp.c_fc.bias"], approximate="tanh")
         x = x + inner @ w[f"{h}.mlp.c_proj.weight"] + w[f"{h}.mlp.c_proj.bias"]
-    torch.testing.assert_close(norm(x, "ln_f") @ w["wte.weight"].T, adapters.model_logits(model, tokens), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        norm(x, "ln_f") @ w["wte.weight"].T, adapters.model_logits(model, tokens), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_older_files_are_read(tmp_path):
-    """Without the prefix, with the causal masks and a head of its own name, in float16: as the hub's gpt2 and its copies are."""
+    """Without the prefix, with the causal masks and a head of its own name, in float16:
+    as the hub's gpt2 and its copies are."""
     model = random_model("tanh")
     adapters.export_gpt2(model, tmp_path)
     path = tmp_path / "model.safetensors"
-    tensors = {name.removeprefix("transformer."): tensor.half() for name, tensor in exchange.read_safetensors(path).items()}
+    tensors = {
+        name.removeprefix("transformer."): tensor.half() for name, tensor in exchange.read_safetensors(path).items()
+    }
     for layer in range(3):
         tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
         tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
@@ -81,10 +95,16 @@ def test_older_files_are_read(tmp_path):
 def test_bytes_by_hand(tmp_path):
     """The format itself: eight bytes of length, a JSON header, the numbers."""
     path = tmp_path / "a.safetensors"
-    exchange.write_safetensors(path, {"b": torch.tensor([1.0, -2.0]), "a": torch.tensor(3, dtype=torch.int16), "e": torch.empty(0, 4)})
+    exchange.write_safetensors(
+        path, {"b": torch.tensor([1.0, -2.0]), "a": torch.tensor(3, dtype=torch.int16), "e": torch.empty(0, 4)}
+    )
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
-    assert length % 8 == 0 and json.loads(data[8 : 8 + length])["b"] == {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    assert length % 8 == 0 and json.loads(data[8 : 8 + length])["b"] == {
+        "dtype": "F32",
+        "shape": [2],
+        "data_offsets": [0, 8],
+    }
     assert data[8 + length :] == bytes.fromhex("0000803f" "000000c0" "0300")
     found = exchange.read_safetensors(path)
     assert found["a"].dtype == torch.int16 and found["a"].item() == 3 and found["e"].shape == (0, 4)
@@ -105,17 +125,21 @@ def raw(header, data=b"", length=None):
 
 F8 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 MALICIOUS = {
-    "empty": b"", "short": b"1234567", "header longer than the file": raw({}, length=2**62), "no JSON": raw(b"{not json"),
-    "no object": raw([1, 2]), "nested": raw(b"[" * 100_000 + b"]" * 100_000), "latin-1": raw(b'{"\xe9": 1}'),
-    "entry is no object": raw({"a": 3}), "no shape": raw({"a": {"dtype": "F32", "data_offsets": [0, 0]}}),
+    "empty": b"", "short": b"1234567", "header longer than the file": raw({}, length=2**62),
+    "no JSON": raw(b"{not json"), "no object": raw([1, 2]), "nested": raw(b"[" * 100_000 + b"]" * 100_000),
+    "latin-1": raw(b'{"\xe9": 1}'), "entry is no object": raw({"a": 3}),
+    "no shape": raw({"a": {"dtype": "F32", "data_offsets": [0, 0]}}),
     "unknown dtype": raw({"a": F8 | {"dtype": "OBJ"}}, b"x" * 8), "past the end": raw({"a": F8}, b"x" * 4),
-    "negative": raw({"a": F8 | {"data_offsets": [-8, 0]}}, b"x" * 8), "negative shape": raw({"a": F8 | {"shape": [-1, -2]}}, b"x" * 8),
-    "shape too large": raw({"a": F8 | {"shape": [10**12, 10**12]}}, b"x" * 8), "fraction": raw({"a": F8 | {"shape": [2.0]}}, b"x" * 8),
-    "overlap": raw({"a": F8, "b": F8}, b"x" * 8), "gap": raw({"a": F8 | {"data_offsets": [8, 16]}}, b"x" * 16),
-    "left over": raw({"a": F8}, b"x" * 9), "three offsets": raw({"a": F8 | {"data_offsets": [0, 8, 9]}}, b"x" * 8),
+    "negative": raw({"a": F8 | {"data_offsets": [-8, 0]}}, b"x" * 8),
+    "negative shape": raw({"a": F8 | {"shape": [-1, -2]}}, b"x" * 8),
+    "shape too large": raw({"a": F8 | {"shape": [10**12, 10**12]}}, b"x" * 8),
+    "fraction": raw({"a": F8 | {"shape": [2.0]}}, b"x" * 8), "overlap": raw({"a": F8, "b": F8}, b"x" * 8),
+    "gap": raw({"a": F8 | {"data_offsets": [8, 16]}}, b"x" * 16), "left over": raw({"a": F8}, b"x" * 9),
+    "three offsets": raw({"a": F8 | {"data_offsets": [0, 8, 9]}}, b"x" * 8),
     "a name twice": raw(b'{"a": %s, "a": %s}' % ((json.dumps(F8).encode(),) * 2), b"x" * 8),
     "a key twice": raw(b'{"a": {"dtype": "F32", "shape": [2], "shape": [1, 2], "data_offsets": [0, 8]}}', b"x" * 8),
-    "a line end in a name": raw({"a\nb": F8}, b"x" * 4), "a pickle": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94",
+    "a line end in a name": raw({"a\nb": F8}, b"x" * 4),
+    "a pickle": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94",
 }  # fmt: skip
 
 
@@ -130,10 +154,12 @@ def test_no_file_is_believed(name, tmp_path):
 
 
 @pytest.mark.parametrize("change,word", [
-    ({"model_type": "llama"}, "llama"), ({"activation_function": "relu"}, "relu"), ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
-    ({"n_inner": 32}, "n_inner"), ({"scale_attn_by_inverse_layer_idx": True}, "inverse"), ({"tie_word_embeddings": False}, "tie"),
-    ({"n_head": 3}, "divisible"), ({"n_layer": 10**9}, "says"), ({"n_embd": 10**9}, "says"), ({"vocab_size": 60}, "says"),
-    ({"n_layer": 2}, "says"), ({"n_positions": 0}, "no whole numbers"), ({"n_embd": "16"}, "no whole numbers"), ({"n_layer": None}, "no whole numbers"),
+    ({"model_type": "llama"}, "llama"), ({"activation_function": "relu"}, "relu"),
+    ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"), ({"n_inner": 32}, "n_inner"),
+    ({"scale_attn_by_inverse_layer_idx": True}, "inverse"), ({"tie_word_embeddings": False}, "tie"),
+    ({"n_head": 3}, "divisible"), ({"n_layer": 10**9}, "says"), ({"n_embd": 10**9}, "says"),
+    ({"vocab_size": 60}, "says"), ({"n_layer": 2}, "says"), ({"n_positions": 0}, "no whole numbers"),
+    ({"n_embd": "16"}, "no whole numbers"), ({"n_layer": None}, "no whole numbers"),
 ])  # fmt: skip
 def test_another_architecture_is_refused(change, word, tmp_path):
     """What would be computed otherwise elsewhere is named; sizes that the weights do not have are not even tried."""
@@ -154,8 +180,10 @@ def test_what_is_missing_is_named(tmp_path):
     whole = exchange.read_safetensors(path)
     bias = "transformer.h.1.attn.c_attn.bias"
     for changed, word in (
-        ({name: x for name, x in whole.items() if name != bias} | {"transformer.h.1.other": whole[bias]}, "c_attn.bias has shape"),
-        (whole | {"transformer.h.0.mlp.c_fc.weight": whole["transformer.h.0.mlp.c_fc.weight"].T}, r"c_fc.weight has shape \[64, 16\], expected \[16, 64\]"),
+        ({name: x for name, x in whole.items() if name != bias} | {"transformer.h.1.other": whole[bias]},
+         "c_attn.bias has shape"),
+        (whole | {"transformer.h.0.mlp.c_fc.weight": whole["transformer.h.0.mlp.c_fc.weight"].T},
+         r"c_fc.weight has shape \[64, 16\], expected \[16, 64\]"),
         (whole | {"lm_head.weight": whole["transformer.wte.weight"] + 1}, "output head is not its token embedding"),
         (whole | {"transformer.more": torch.ones(3)}, "holds .* numbers"),
     ):
@@ -166,7 +194,8 @@ def test_what_is_missing_is_named(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
 def test_weights_are_finite(value, tmp_path):
-    """nan, infinity, and a float64 that is none in float32 are refused with the tensor's name, in a file as in a model."""
+    """nan, infinity, and a float64 that is none in float32 are refused with the tensor's name,
+    in a file as in a model."""
     model = random_model()
     adapters.export_gpt2(model, tmp_path / "a")
     path = tmp_path / "a" / "model.safetensors"
@@ -207,7 +236,8 @@ def test_what_stands_twice_is_refused(tmp_path):
 
 
 def test_an_export_is_whole_and_follows_no_link(tmp_path, monkeypatch):
-    """Links in the places of both files are replaced, what they lead to stays; a write that fails leaves the files of before."""
+    """Links in the places of both files are replaced, what they lead to stays;
+    a write that fails leaves the files of before."""
     victim, folder, model = tmp_path / "victim", tmp_path / "out", random_model()
     victim.write_text("mine")
     folder.mkdir()
@@ -235,7 +265,11 @@ def test_an_empty_name_is_no_folder(tmp_path, monkeypatch, capsys):
     save_checkpoint(str(tmp_path / "a.pt"), model, None)
     monkeypatch.chdir(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
-    for call in (lambda: adapters.load_gpt2(""), lambda: adapters.export_gpt2(model, ""), lambda: exchange.main(["a.pt", ""])):
+    for call in (
+        lambda: adapters.load_gpt2(""),
+        lambda: adapters.export_gpt2(model, ""),
+        lambda: exchange.main(["a.pt", ""]),
+    ):
         with pytest.raises((ValueError, SystemExit), match="the folder's name is empty"):
             call()
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -243,7 +277,8 @@ def test_an_empty_name_is_no_folder(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", exchange.FILES)
 def test_the_command_replaces_nothing(tmp_path, name):
-    """A file of one of the two names, or a link, is somebody's: one line with folder and name. A program's own export may be replaced."""
+    """A file of one of the two names, or a link, is somebody's: one line with folder and name.
+    A program's own export may be replaced."""
     save_checkpoint(str(tmp_path / "a.pt"), random_model(), None)
     out = tmp_path / "out"
     out.mkdir()

@@ -1,7 +1,8 @@
-"""What befalls a program from outside: signals, kills, full disks, read-only folders, two at once. Nothing done is lost.
+"""What befalls a program from outside: signals, kills, full disks, read-only folders, two at once.
+Nothing done is lost.
 
-The slow tests run the real commands. Moments are random and seeded: a process is ended when it has printed its n-th line,
-which is never the same place twice, since nobody waits for it.
+The slow tests run the real commands. Moments are random and seeded: a process is ended when it has printed its n-th
+line, which is never the same place twice, since nobody waits for it.
 """
 
 import contextlib
@@ -25,7 +26,9 @@ import train_skd
 from lab import compare, folders, pairs, processes, rollouts
 from model import load_file
 
-TINY = "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 16 --save-every 2 --log-every 2 --device cpu".split()
+TINY = (
+    "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 16 --save-every 2 --log-every 2 --device cpu"
+).split()
 KILLS = 25  # of each script
 SIGNALS = 12
 RUNS = {
@@ -97,9 +100,10 @@ def same_results(one, other, names):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", RUNS)
 def test_killed_at_random_moments(clone, tmp_path, undisturbed, script):
-    """SIGKILL at 25 random moments of each script, in one folder and one cache, then left alone: every bit of every run is as
-    if nothing had happened; no file is left over. A life begins with four lines, and every other step is one more. How far
-    a life comes beyond its last line is the machine's affair: where all is done before the last kill, it begins anew."""
+    """SIGKILL at 25 random moments of each script, in one folder and one cache, then left alone: every bit of every run
+    is as if nothing had happened; no file is left over. A life begins with four lines, and every other step is one
+    more. How far a life comes beyond its last line is the machine's affair:
+    where all is done before the last kill, it begins anew."""
     noise, most = torch.Generator().manual_seed(14), 14
     for path in (clone / "data" / "cache").rglob("*.pt"):  # the pair is made, and killed, anew
         path.unlink()
@@ -127,7 +131,11 @@ def test_killed_at_random_moments(clone, tmp_path, undisturbed, script):
 def has_stopped(process, errors, number, out):
     """The program was ended by this signal as it says it would be: its status, one line, no half-written file."""
     assert process.returncode == 128 + number, errors[-2000:]
-    assert len(errors.strip().splitlines()) == 1 and f"stopped by {signal.Signals(number).name}" in errors and "--resume" in errors, errors
+    assert (
+        len(errors.strip().splitlines()) == 1
+        and f"stopped by {signal.Signals(number).name}" in errors
+        and "--resume" in errors
+    ), errors
     assert not list(out.glob("*.partial"))
 
 
@@ -135,8 +143,8 @@ def has_stopped(process, errors, number, out):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("everybody", [False, True])
 def test_a_signal_saves_and_tells_how_to_go_on(clone, tmp_path, undisturbed, number, everybody):
-    """Sent to the program, or as a terminal and a cluster do to all of its processes, in the middle of skd: a state on disk,
-    and --resume ends at the same bits."""
+    """Sent to the program, or as a terminal and a cluster do to all of its processes, in the middle of skd: a state on
+    disk, and --resume ends at the same bits."""
     out = tmp_path / "out"
     command = ["train_skd.py", "--variants", RUNS["train_skd.py"], "--seeds", "2", "--out", str(out), "--jobs", "1"]
     with running(clone, *command) as process:
@@ -158,8 +166,8 @@ def test_a_signal_saves_and_tells_how_to_go_on(clone, tmp_path, undisturbed, num
 
 @pytest.mark.slow
 def test_signals_again_and_again(clone, tmp_path, undisturbed):
-    """Two runs side by side, and a signal at a random moment of every life, to the program or to all of its processes: each
-    ends as a signal should, and in the end every bit is as if nothing had happened."""
+    """Two runs side by side, and a signal at a random moment of every life, to the program or to all of its processes:
+    each ends as a signal should, and in the end every bit is as if nothing had happened."""
     noise, out, stopped, script = torch.Generator().manual_seed(21), tmp_path / "out", 0, "train_skd.py"
     command = [script, "--variants", RUNS[script], "--seeds", "2", "--resume", "--out", str(out), "--jobs", "2"]
     while stopped < SIGNALS:
@@ -184,10 +192,13 @@ def test_signals_again_and_again(clone, tmp_path, undisturbed):
 
 @pytest.mark.slow
 def test_a_full_disk_loses_nothing(clone, tmp_path, undisturbed):
-    """Files may not grow past 150 kB: the runs fail in one line each, status 1; with room again they go on to the same bits."""
+    """Files may not grow past 150 kB: the runs fail in one line each, status 1;
+    with room again they go on to the same bits."""
     names, out = "seqkd,skd", tmp_path / "out"
     command = ["train_skd.py", "--variants", names, "--out", str(out), "--jobs", "1", "--resume"]
-    with running(clone, *command, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))) as process:
+    with running(
+        clone, *command, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+    ) as process:
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 1 and "Traceback" not in errors and "File too large" in errors, errors[-2000:]
     assert not list(out.glob("*.partial"))
@@ -200,8 +211,8 @@ def test_a_full_disk_loses_nothing(clone, tmp_path, undisturbed):
 
 @pytest.mark.slow
 def test_two_programs_share_a_cache(clone, tmp_path, undisturbed):
-    """Started together without a cache, in folders of their own: one pretrains, both come to the same bits. Both in one folder:
-    the second is refused in one line."""
+    """Started together without a cache, in folders of their own: one pretrains, both come to the same bits. Both in one
+    folder: the second is refused in one line."""
     for path in (clone / "data" / "cache").rglob("*.pt"):
         path.unlink()
     command = ["train_skd.py", "--variants", "skd", "--jobs", "1", "--out"]
@@ -210,7 +221,9 @@ def test_two_programs_share_a_cache(clone, tmp_path, undisturbed):
     assert [one.returncode, other.returncode] == [0, 0], outputs
     assert sum(output.count("  step    40/40") for output, _ in outputs) == 1
     expected = finished_records(undisturbed["train_skd.py"], ["skd_seed1"])
-    assert expected == finished_records(tmp_path / "a", ["skd_seed1"]) == finished_records(tmp_path / "b", ["skd_seed1"])
+    assert (
+        expected == finished_records(tmp_path / "a", ["skd_seed1"]) == finished_records(tmp_path / "b", ["skd_seed1"])
+    )
     with running(clone, *command, str(tmp_path / "c"), "--steps", "400") as one:
         read_lines(one, 1)
         for line in iter(one.stdout.readline, ""):
@@ -218,7 +231,9 @@ def test_two_programs_share_a_cache(clone, tmp_path, undisturbed):
                 break
         with running(clone, *command, str(tmp_path / "c"), "--resume") as other:
             _, errors = other.communicate(timeout=120)
-        assert other.returncode == 1 and "another process is at work" in errors and len(errors.strip().splitlines()) == 1
+        assert (
+            other.returncode == 1 and "another process is at work" in errors and len(errors.strip().splitlines()) == 1
+        )
         assert one.communicate(timeout=600) and one.returncode == 0
 
 
@@ -227,7 +242,8 @@ def test_two_programs_share_a_cache(clone, tmp_path, undisturbed):
 
 
 def test_a_lock_is_of_one(tmp_path):
-    """While it is held another cannot have it; afterwards it can, and no file is left. A folder that cannot be made keeps nobody out."""
+    """While it is held another cannot have it; afterwards it can, and no file is left.
+    A folder that cannot be made keeps nobody out."""
     path = tmp_path / ".lock"
     with folders.locked(path) as first:
         with folders.locked(path, wait=False) as second:
@@ -263,7 +279,10 @@ def test_a_folder_in_use_is_refused(cached_pairs, tmp_path):  # noqa: F811
     """One line before anything is trained or written."""
     out = tmp_path / "out"
     out.mkdir()
-    with folders.locked(out / ".lock"), pytest.raises(ValueError, match="another process is at work in .*: wait for it, or give another --out"):
+    with (
+        folders.locked(out / ".lock"),
+        pytest.raises(ValueError, match="another process is at work in .*: wait for it, or give another --out"),
+    ):
         train_skd.main([*SMALL, "--out", str(out)])
     assert list(out.iterdir()) == []
 
@@ -276,7 +295,9 @@ def test_a_read_only_cache(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa
     def read_only(folder):
         return OSError(30, "Read-only file system") if os.path.samefile(folder, cached_pairs) else refuses(folder)
 
-    monkeypatch.setattr(folders, "write_error", lambda folder: read_only(folder) if os.path.isdir(folder) else refuses(folder))
+    monkeypatch.setattr(
+        folders, "write_error", lambda folder: read_only(folder) if os.path.isdir(folder) else refuses(folder)
+    )
     assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(tmp_path / "a")]) == 0
     before = sorted(cached_pairs.iterdir())
     capsys.readouterr()
@@ -292,7 +313,10 @@ def own_data(folder, answer="yes"):
     """A data set of one's own whose answers are all the same."""
     folder.mkdir(exist_ok=True)
     for split, first in (("train", 0), ("val", 40), ("test", 50)):
-        rows = [json.dumps({"prompt": f"question {i}", "response": answer}) for i in range(first, first + (40 if first == 0 else 6))]
+        rows = [
+            json.dumps({"prompt": f"question {i}", "response": answer})
+            for i in range(first, first + (40 if first == 0 else 6))
+        ]
         (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
     return ["--task", "jsonl", "--data-dir", str(folder)]
 
@@ -309,7 +333,8 @@ def compare_with(argv, before_each):
 
 @pytest.mark.parametrize("what", ["data", "test split", "code", "pair"])
 def test_what_changes_under_a_running_program_is_told(cached_pairs, tmp_path, monkeypatch, capsys, what):  # noqa: F811
-    """Data edited between two runs of a table, code that a later process would read, a pair made anew: the run fails in one line."""
+    """Data edited between two runs of a table, code that a later process would read, a pair made anew:
+    the run fails in one line."""
     argv, began = [*SMALL, *own_data(tmp_path / "data"), "--out", str(tmp_path / "out")], []
 
     def edit():
@@ -331,8 +356,15 @@ def test_what_changes_under_a_running_program_is_told(cached_pairs, tmp_path, mo
     assert compare_with(argv, edit) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
     word = {"code": "losses.py has", "pair": "the cached pair has"}.get(what, "the task's data files have")
-    assert line.startswith("train_skd.py: run skd_seed1 failed") and f"{word} changed since" in line and "start it again" in line
-    assert b'"final"' in (tmp_path / "out" / "sft_seed1.jsonl").read_bytes() and not (tmp_path / "out" / "skd_seed1.jsonl").exists()
+    assert (
+        line.startswith("train_skd.py: run skd_seed1 failed")
+        and f"{word} changed since" in line
+        and "start it again" in line
+    )
+    assert (
+        b'"final"' in (tmp_path / "out" / "sft_seed1.jsonl").read_bytes()
+        and not (tmp_path / "out" / "skd_seed1.jsonl").exists()
+    )
 
 
 def test_a_record_that_is_gone_at_the_end_is_a_failure(cached_pairs, tmp_path, capsys):  # noqa: F811
@@ -349,7 +381,8 @@ def test_a_record_that_is_gone_at_the_end_is_a_failure(cached_pairs, tmp_path, c
 
 
 def test_what_going_on_finds_is_told(cached_pairs, tmp_path, capsys):  # noqa: F811
-    """--resume where nothing is, as after a typing error, says so; so it does where students of finished runs are gone."""
+    """--resume where nothing is, as after a typing error, says so;
+    so it does where students of finished runs are gone."""
     argv = [*SMALL, "--variants", "sft", "--resume", "--out", str(tmp_path / "out")]
     assert train_skd.main(argv) == 0
     assert "nothing to resume in" in capsys.readouterr().out
@@ -374,13 +407,17 @@ def test_a_folder_with_files_of_ones_own_is_refused(cached_pairs, tmp_path):  # 
 
 
 def test_a_later_seed_finds_the_same_teacher(cached_pairs, tmp_path):  # noqa: F811
-    """Seeds 1 and 2 at once, or one after the other: the teacher is measured with the pair's seed, and its figures are the same."""
+    """Seeds 1 and 2 at once, or one after the other: the teacher is measured with the pair's seed,
+    and its figures are the same."""
     argv, found = [*SMALL, "--variants", "sft", "--out"], []
     for name, more in (("both", [["--seeds", "2"]]), ("apart", [[], ["--seed", "2", "--resume"]])):
         for words in more:
             assert train_skd.main([*argv, str(tmp_path / name), *words]) == 0
         found += [lines_of(tmp_path / name / f"sft_seed{seed}.jsonl")[0] for seed in (1, 2)]
-    assert all(header["teacher"] == found[0]["teacher"] and header["student_start"] == found[0]["student_start"] for header in found)
+    assert all(
+        header["teacher"] == found[0]["teacher"] and header["student_start"] == found[0]["student_start"]
+        for header in found
+    )
 
 
 def test_a_cached_model_under_another_name_is_not_taken(cached_pairs, tmp_path, capsys):  # noqa: F811
@@ -400,7 +437,8 @@ def test_a_cached_model_under_another_name_is_not_taken(cached_pairs, tmp_path, 
 
 
 def test_another_users_pair_is_left_as_it_is(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """A cached pair that may not be read: another one is kept with the run. Where there is no other place, that is said."""
+    """A cached pair that may not be read: another one is kept with the run.
+    Where there is no other place, that is said."""
     argv, load = [*SMALL, "--variants", "sft", "--out"], pairs.load_checkpoint
     assert train_skd.main([*argv, str(tmp_path / "before")]) == 0
     before = {path: path.read_bytes() for path in cached_pairs.iterdir()}
@@ -422,7 +460,8 @@ def test_another_users_pair_is_left_as_it_is(cached_pairs, tmp_path, monkeypatch
 
 
 def test_a_method_that_cannot_work_is_left_out_of_all(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """With main or all it is noted and left out of the comparison; by name, and where nothing else is left, it is refused."""
+    """With main or all it is noted and left out of the comparison;
+    by name, and where nothing else is left, it is refused."""
     monkeypatch.setattr(train_skd, "MAIN", ("sft", "opd", "speckd"))
     argv = [*SMALL, "--student-temperature", "0.5", "--out", str(tmp_path / "out"), "--variants"]
     assert train_skd.main([*argv, "main"]) == 0
@@ -464,7 +503,8 @@ def test_only_the_projects_own_commit_is_recorded(tmp_path, monkeypatch):
 
 
 def test_an_unfinished_run_of_other_flags_is_refused(cached_pairs, tmp_path):  # noqa: F811
-    """What is under way is not gone on with under another rate, nor begun anew over it: flag and both values are named."""
+    """What is under way is not gone on with under another rate, nor begun anew over it:
+    flag and both values are named."""
     out = tmp_path / "out"
     assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(out)]) == 0
     path = out / "sft_seed1.jsonl"
@@ -500,7 +540,8 @@ def test_a_stopped_worker_stops_its_parent():
 
 
 def test_a_signal_waits_for_the_step_and_a_second_does_not():
-    """In a saving loop the first signal is kept until the loop asks; the second is raised where it comes; outside so is the first."""
+    """In a saving loop the first signal is kept until the loop asks; the second is raised where it comes;
+    outside so is the first."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     processes.catch_signals()
     try:
@@ -524,7 +565,8 @@ def test_a_signal_waits_for_the_step_and_a_second_does_not():
 
 
 def test_a_signal_outlives_a_loop_that_fails():
-    """A signal that came in a step which then broke ends the program all the same: it was not meant for that run alone."""
+    """A signal that came in a step which then broke ends the program all the same:
+    it was not meant for that run alone."""
     before = signal.getsignal(signal.SIGTERM)
     processes.catch_signals()
     try:

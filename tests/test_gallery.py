@@ -1,4 +1,5 @@
-"""Laws of the gallery of losses: its table says what losses.py says, and its student with one parameter goes where it must."""
+"""Laws of the gallery of losses: its table says what losses.py says,
+and its student with one parameter goes where it must."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -20,7 +21,10 @@ def test_the_table_says_what_the_divergence_says(name):
     value, gradient = gallery.value_and_gradient(name)
     own = gallery.as_logits(gallery.STUDENT).requires_grad_()
     wanted = adapters.divergence(name, own, gallery.as_logits(gallery.TEACHER))
-    assert value == pytest.approx(wanted.item()) and gradient == pytest.approx(torch.autograd.grad(wanted.sum(), own)[0].flatten().tolist())
+    assert (
+        value == pytest.approx(wanted.item())
+        and gradient == pytest.approx(torch.autograd.grad(wanted.sum(), own)[0].flatten().tolist())
+    )
     assert gallery.value_and_gradient(name, gallery.TEACHER)[0] == pytest.approx(0, abs=1e-12)
 
 
@@ -34,7 +38,8 @@ def test_every_loss_has_its_line():
 
 
 def test_forward_kl_stands_at_the_mean_and_reverse_kl_on_the_mode():
-    """Bumps of one width: forward KL is smallest where the means agree, .6 * 15 + .4 * 45 = 27; reverse KL at the larger one."""
+    """Bumps of one width: forward KL is smallest where the means agree, .6 * 15 + .4 * 45 = 27;
+    reverse KL at the larger one."""
     assert gallery.fit("forward_kl")[0] == pytest.approx(27.0) and gallery.verdict(27.0) == "stands between them"
     place, loss, _ = gallery.fit("reverse_kl")
     assert place == pytest.approx(15.0) and loss == pytest.approx(-torch.tensor(0.6).log().item(), abs=1e-3)
@@ -54,7 +59,8 @@ def test_the_fit_is_the_best_of_the_grid(name):
 
 
 def test_the_picture_and_the_command(tmp_path, capsys):
-    """One panel per loss in a well-formed SVG; every loss is named in what is printed; a folder is no file to write to."""
+    """One panel per loss in a well-formed SVG; every loss is named in what is printed;
+    a folder is no file to write to."""
     assert gallery.main(["--svg", str(tmp_path / "fits.svg")]) == 0
     root = ElementTree.parse(tmp_path / "fits.svg").getroot()
     space = "{http://www.w3.org/2000/svg}"
@@ -68,7 +74,8 @@ def test_the_picture_and_the_command(tmp_path, capsys):
 
 
 def test_the_picture_takes_nobodys_place(tmp_path, monkeypatch):
-    """A file that is no picture stays, and nothing is worked out first; a picture is replaced, a link is not followed."""
+    """A file that is no picture stays, and nothing is worked out first;
+    a picture is replaced, a link is not followed."""
     (tmp_path / "notes.txt").write_text("mine")
     monkeypatch.setattr(gallery, "fit", lambda name: pytest.fail("fitted before the place was looked at"))
     for place in (str(tmp_path / "notes.txt"), str(tmp_path), str(tmp_path / "none" / "x.svg"), ""):

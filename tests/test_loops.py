@@ -33,7 +33,9 @@ def models():
 
 
 def run(**changes):
-    settings = {"steps": STEPS, "batch_size": BATCH, "lr": RATE, "seed": SEED, "max_new_tokens": BUDGET, "eos_token": END}
+    settings = {
+        "steps": STEPS, "batch_size": BATCH, "lr": RATE, "seed": SEED, "max_new_tokens": BUDGET, "eos_token": END,
+    }
     return Run(**settings | changes)
 
 
@@ -66,7 +68,8 @@ def lines_of(node, source):
 
 @pytest.mark.parametrize("script, most", [(train_skd, 45), (train_okd, 60)])
 def test_the_loop_fits_a_slide(script, most):
-    """Few lines, at most two indents, no branch on the row, and every step of the method is called by its name in the loop itself."""
+    """Few lines, at most two indents, no branch on the row,
+    and every step of the method is called by its name in the loop itself."""
     source = textwrap.dedent(inspect.getsource(script.distill))
     function, loop = loop_of(script)
     assert len(lines_of(function, source)) <= most
@@ -74,9 +77,13 @@ def test_the_loop_fits_a_slide(script, most):
     assert max(indents) <= 3  # the function's own, the steps', the parts'
     branches = (ast.If, ast.IfExp, ast.With, ast.Try, ast.Match, ast.BoolOp)
     assert not [node for node in ast.walk(loop) if isinstance(node, branches)]
-    called = [node.func.attr for node in ast.walk(loop) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    called = [
+        node.func.attr for node in ast.walk(loop) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
     assert {"steps", "write", "parts", "teacher", "forward", "backward", "update"} <= set(called)
-    assert "distill" not in {node.func.id for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert "distill" not in {
+        node.func.id for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,13 +91,17 @@ def test_the_loop_fits_a_slide(script, most):
 
 
 def test_the_readmes_loop_ends_at_the_same_weights():
-    """The first Python block of README.md, run with the names that the sentence above it introduces, is `distill` of skd."""
+    """The first Python block of README.md, run with the names that the sentence above it introduces,
+    is `distill` of skd."""
     block = re.search(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)[1]
     assert len([line for line in block.splitlines() if line.strip()]) <= 15 and not re.search(r"\brun\b", block)
     plain, teacher, prompts, _ = models()
     batches = [[prompts[i] for i in rows] for rows in order_of(prompts)]
     noise = torch.Generator().manual_seed(1_000_003 * SEED + 1)
-    names = {"student": plain, "teacher": teacher, "batches": batches, "budget": BUDGET, "noise": noise, "end_token": END, "rate": RATE}
+    names = {
+        "student": plain, "teacher": teacher, "batches": batches, "budget": BUDGET, "noise": noise, "end_token": END,
+        "rate": RATE,
+    }
     exec(compile(block, "README.md", "exec"), names)
     student, teacher, prompts, _ = models()
     start = weights_of(student)
@@ -106,7 +117,10 @@ def test_the_plain_loop_of_okd_ends_at_the_same_weights():
         rollout_from_ids([prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), "cpu")
         for rows in order_of(prompts)
     ]
-    names = {"student": plain, "base": base, "batches": batches, "steps": STEPS, "rate": RATE, "module_rate": RATE, "seed": SEED, "alpha": 0.25}
+    names = {
+        "student": plain, "base": base, "batches": batches, "steps": STEPS, "rate": RATE, "module_rate": RATE,
+        "seed": SEED, "alpha": 0.25,
+    }
     imports = (
         "import torch\nfrom losses import cross_entropy, forward_kl, masked_mean\n"
         "from model import OnlineTeacher, clip_and_step, learning_rate, make_optimizer\n"
@@ -117,7 +131,8 @@ def test_the_plain_loop_of_okd_ends_at_the_same_weights():
     _, adapted = train_okd.distill(row, student, base, prompts, responses, run())
     assert equal(weights_of(student), weights_of(plain))
     assert equal(weights_of(adapted.module), weights_of(names["teacher"].module))
-    assert any(weight.abs().max() > 0 for name, weight in weights_of(adapted.module).items() if name.startswith("up"))  # it moved
+    # It moved.
+    assert any(weight.abs().max() > 0 for name, weight in weights_of(adapted.module).items() if name.startswith("up"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,7 +141,8 @@ def test_the_plain_loop_of_okd_ends_at_the_same_weights():
 
 @matrix("steps", [5, 100], fast=[5])
 def test_the_example_of_the_docstring_runs(steps):
-    """The example in train_skd.py: at most fifteen lines, two models of one's own, a list of prompts, and nothing else."""
+    """The example in train_skd.py: at most fifteen lines, two models of one's own, a list of prompts,
+    and nothing else."""
     block = re.search(r"From a notebook.*?:\n\n(.*?)(?=^\S)", train_skd.__doc__, re.M | re.S)[1]
     assert len([line for line in block.splitlines() if line.strip()]) <= 15
     names, shorter = {}, textwrap.dedent(block).replace("steps=100", f"steps={steps}")
@@ -160,7 +176,9 @@ def test_okd_wants_references():
         train_okd.distill(train_okd.VARIANTS["okd"], student, teacher, prompts, None, run())
 
 
-@pytest.mark.parametrize("name", ["skd", "on_policy", "opd", "fresh_teacher", "adaswitch", "seqkd", "fdistill_kl", "skd_k_along"])
+@pytest.mark.parametrize(
+    "name", ["skd", "on_policy", "opd", "fresh_teacher", "adaswitch", "seqkd", "fdistill_kl", "skd_k_along"]
+)
 def test_prompts_are_enough_where_a_model_writes(name):
     """Methods whose tokens a model writes train without a reference, and the teacher does not move."""
     student, teacher, prompts, _ = models()
@@ -178,7 +196,9 @@ def test_a_run_keeps_nothing_and_says_nothing(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 2.5}, {"lr": 0.0}, {"max_new_tokens": -1}, {"log_every": None}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"batch_size": 2.5}, {"lr": 0.0}, {"max_new_tokens": -1}, {"log_every": None}]
+)
 def test_numbers_that_make_no_run_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         run(**wrong)
@@ -186,7 +206,8 @@ def test_numbers_that_make_no_run_are_refused(wrong):
 
 @pytest.mark.parametrize("first, second", [("seqkd", "fdistill_kl"), ("seqkd", "sft"), ("sft", "sft")])
 def test_a_run_is_of_one_student(first, second):
-    """What the first has prepared, answers and costs, would be taken for the second's: one line, before anything is trained."""
+    """What the first has prepared, answers and costs, would be taken for the second's:
+    one line, before anything is trained."""
     student, teacher, prompts, responses = models()
     once = run(steps=2)
     train_skd.distill(train_skd.VARIANTS[first], student, teacher, prompts, responses, once)
@@ -226,7 +247,9 @@ def test_a_noted_figure_stands_in_the_steps_record(monkeypatch):
     """run.note, called anywhere in a step, adds a figure to the record of every logged step."""
     lines, (student, teacher, prompts, _) = [], models()
     learn = methods.Method.learn
-    monkeypatch.setattr(methods.Method, "learn", lambda self, loss, rate: (self.run.note("double", 2 * loss), learn(self, loss, rate)))
+    monkeypatch.setattr(
+        methods.Method, "learn", lambda self, loss, rate: (self.run.note("double", 2 * loss), learn(self, loss, rate))
+    )
     log = SimpleNamespace(write=lambda kind, **figures: lines.append(figures | {"kind": kind}))
     train_skd.distill(train_skd.VARIANTS["skd"], student, teacher, prompts, run=run(steps=3, log_every=2, log=log))
     steps = [line for line in lines if line["kind"] == "step"]

@@ -319,7 +319,9 @@ def test_limits_in_alpha_and_beta():
     assert value("generalized_jsd", beta=1 - tiny) / tiny == pytest.approx(value("reverse_kl"), abs=1e-5)
 
 
-AB_CASES = [(0.2, 0.7), (0.5, 0.5), (1, 1), (1, 0), (0, 1), (0.5, 0), (0, 0.5), (0, 0), (0.5, -0.5), (-0.3, 0.8), (1.5, 0.4)]
+AB_CASES = [
+    (0.2, 0.7), (0.5, 0.5), (1, 1), (1, 0), (0, 1), (0.5, 0), (0, 0.5), (0, 0), (0.5, -0.5), (-0.3, 0.8), (1.5, 0.4),
+]
 
 
 @pytest.mark.parametrize("alpha, beta", AB_CASES)
@@ -367,7 +369,8 @@ ORDERS = ("teacher_assistant", "student_assistant", "assistant_teacher", "assist
 
 @pytest.mark.parametrize("alpha, expected", [
     (-1, (0.4, 0.4, 0.2)), (1, (0.381966, 0.427051, 0.190983)), (3, (0.363636, 0.454545, 0.181818)),
-    (1.0005, (0.381966, 0.427051, 0.190983)), (1.002, (0.381966, 0.427051, 0.190983)), (0.998, (0.381966, 0.427051, 0.190983)),
+    (1.0005, (0.381966, 0.427051, 0.190983)), (1.002, (0.381966, 0.427051, 0.190983)),
+    (0.998, (0.381966, 0.427051, 0.190983)),
 ])  # fmt: skip
 def test_the_assistant_of_the_example(alpha, expected):
     """Arithmetic, geometric and harmonic mean of teacher and student, halves; around 1 nothing jumps."""
@@ -377,10 +380,13 @@ def test_the_assistant_of_the_example(alpha, expected):
 
 
 def test_the_assistant_keeps_its_digits_around_the_geometric_mean():
-    """float32 at alpha 1 - 1e-6: the geometric mean, and not what a root of the two-millionth degree makes of rounding."""
+    """float32 at alpha 1 - 1e-6: the geometric mean, and not what a root of the two-millionth
+    degree makes of rounding."""
     rows = TEACHER.float(), STUDENT.float()
     for alpha in (1 - 1e-6, 1 + 1e-6):
-        torch.testing.assert_close(losses.alpha_mixture(*rows, alpha, 0.3), losses.alpha_mixture(*rows, 1, 0.3), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            losses.alpha_mixture(*rows, alpha, 0.3), losses.alpha_mixture(*rows, 1, 0.3), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("base", ["alpha_beta", "forward_kl"])
@@ -396,7 +402,8 @@ def test_amid_in_every_order(alpha, base):
         expected = adapters.divergence(base, second, first)  # these take the first as the teacher
         torch.testing.assert_close(adapters.divergence("amid", student_logits, teacher_logits, **hyper), expected)
         assert torch.autograd.gradcheck(
-            lambda logits, loss_kwargs=hyper: losses.amid(logits, teacher_logits, **hyper), student_logits.clone().requires_grad_()
+            lambda logits, loss_kwargs=hyper: losses.amid(logits, teacher_logits, **hyper),
+            student_logits.clone().requires_grad_()
         )
         value, gradient = both("amid", teacher_logits, teacher_logits, **hyper)
         assert value.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
@@ -407,10 +414,14 @@ def test_amid_in_every_order(alpha, base):
 
 @pytest.mark.parametrize("weight", [0.1, 0.5, 0.9])
 def test_amid_contains_skew_kl_and_taid(weight):
-    """alpha -1: skew forward KL, value and gradient; alpha 1, assistant_student: TAID's value, with another gradient."""
+    """alpha -1: skew forward KL, value and gradient; alpha 1, assistant_student:
+    TAID's value, with another gradient."""
     student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
     arithmetic = {"alpha": -1, "weight": weight, "order": "teacher_assistant", "base": "forward_kl"}
-    ours, theirs = both("amid", student_logits, teacher_logits, **arithmetic), both("skew_forward_kl", student_logits, teacher_logits, alpha=weight)
+    ours, theirs = (
+        both("amid", student_logits, teacher_logits, **arithmetic),
+        both("skew_forward_kl", student_logits, teacher_logits, alpha=weight),
+    )
     torch.testing.assert_close(ours, theirs)
     geometric = {"alpha": 1, "weight": weight, "order": "assistant_student", "base": "forward_kl"}
     value, gradient = both("amid", student_logits, teacher_logits, **geometric)
@@ -420,7 +431,8 @@ def test_amid_contains_skew_kl_and_taid(weight):
 
 
 def test_a_detached_mixture_changes_the_gradient_alone():
-    """DistiLLM-2's skew reverse KL: the same value; gradient student (x - sum student x) with x = log(student / mix)."""
+    """DistiLLM-2's skew reverse KL: the same value; gradient student (x - sum student x)
+    with x = log(student / mix)."""
     student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
     value, gradient = both("skew_reverse_kl", student_logits, teacher_logits, alpha=0.3)
     detached_value, detached = both("skew_reverse_kl", student_logits, teacher_logits, alpha=0.3, detach_mixture=True)
@@ -693,8 +705,8 @@ def sequence_logprob(model_rows):
 
 
 def test_minillm_is_the_gradient_of_the_sequences_reverse_kl():
-    """V = 2, T = 3, every sequence weighted by its probability: the expected gradient is that of KL(student || teacher) over
-    whole sequences; without the long part (the single step alone) it is not."""
+    """V = 2, T = 3, every sequence weighted by its probability: the expected gradient is that of KL(student || teacher)
+    over whole sequences; without the long part (the single step alone) it is not."""
     student_table, teacher_table = random_logits(7, 2, seed=1), random_logits(7, 2, seed=2)
 
     def exact(table):
@@ -704,7 +716,9 @@ def test_minillm_is_the_gradient_of_the_sequences_reverse_kl():
     def expected(table):
         rows = tabular(table, SEQUENCES)
         weight = sequence_logprob(rows).exp().detach()
-        per_token = losses.minillm(rows, tabular(teacher_table, SEQUENCES), SEQUENCES, MASK, teacher_mix=0, length_norm=False)
+        per_token = losses.minillm(
+            rows, tabular(teacher_table, SEQUENCES), SEQUENCES, MASK, teacher_mix=0, length_norm=False
+        )
         return (weight * per_token.sum(-1)).sum()
 
     def single_step(table):
@@ -712,7 +726,8 @@ def test_minillm_is_the_gradient_of_the_sequences_reverse_kl():
         weight = sequence_logprob(rows).exp().detach()
         return (weight * losses.reverse_kl(rows, tabular(teacher_table, SEQUENCES)).sum(-1)).sum()
 
-    # The chain rule of the value: the whole sequences' reverse KL is the sum of the positions', each at the student's prefixes.
+    # The chain rule of the value: the whole sequences' reverse KL is the sum of the positions',
+    # each at the student's prefixes.
     (whole, _), (by_position, _) = (value_and_grad(function, student_table) for function in (exact, single_step))
     torch.testing.assert_close(by_position, whole, rtol=1e-12, atol=0)
     gradients = [value_and_grad(function, student_table)[1] for function in (exact, expected, single_step)]
@@ -722,7 +737,8 @@ def test_minillm_is_the_gradient_of_the_sequences_reverse_kl():
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e30])
 def test_minillm_under_the_mask(garbage):
-    """Whatever either model says outside the mask, the loss and the whole gradient, of a head too, are the same bits."""
+    """Whatever either model says outside the mask, the loss and the whole gradient, of a head too,
+    are the same bits."""
     hidden, head = random_logits(2, 4, 3), random_logits(5, 3, seed=1)
     teacher_logits, targets = random_logits(2, 4, 5, seed=2), torch.arange(8).view(2, 4) % 5
 
@@ -731,34 +747,45 @@ def test_minillm_under_the_mask(garbage):
 
     value, gradient = value_and_grad(lambda head: loss(head, hidden, teacher_logits), head)
     outside = ~ROWS_MASK[..., None]
-    dirty, dirty_gradient = value_and_grad(lambda head: loss(head, hidden, teacher_logits.masked_fill(outside, garbage)), head)
+    dirty, dirty_gradient = value_and_grad(
+        lambda head: loss(head, hidden, teacher_logits.masked_fill(outside, garbage)), head
+    )
     assert gradient.abs().sum() > 0 and torch.equal(value, dirty) and torch.equal(gradient, dirty_gradient)
 
 
 def test_minillm_looks_only_ahead():
-    """Rewards 1, 2, 3 (and a fourth position outside the mask): 5, 3, 0 as sums of what comes later, 2.5, 3, 0 as means."""
+    """Rewards 1, 2, 3 (and a fourth position outside the mask):
+    5, 3, 0 as sums of what comes later, 2.5, 3, 0 as means."""
     teacher_logprob = torch.tensor([1.0, 2.0, 3.0, 9.0]) - 12
     student_logits = torch.zeros(1, 4, 2, dtype=torch.float64)
     logit = (teacher_logprob + math.log(0.5)).exp()
     teacher_logits = torch.stack([logit.log(), (1 - logit).log()], -1)[None].double()
     targets, mask = torch.zeros(1, 4, dtype=torch.long), torch.tensor([[True, True, True, False]])
     for length_norm, later in ((False, (5.0, 3.0, 0.0)), (True, (2.5, 3.0, 0.0))):
-        per_token = losses.minillm(student_logits, teacher_logits, targets, mask, teacher_mix=0, length_norm=length_norm)
+        per_token = losses.minillm(
+            student_logits, teacher_logits, targets, mask, teacher_mix=0, length_norm=length_norm
+        )
         long_part = (losses.reverse_kl(student_logits, teacher_logits) - per_token)[0, :3] / math.log(0.5)
         # Every reward carries the same -12, once per summand: a teacher cannot give more than probability 1.
         left = torch.tensor([2.0, 1.0, 0.0]) if not length_norm else torch.tensor([1.0, 1.0, 0.0])
-        torch.testing.assert_close(long_part + 12 * left, torch.tensor(later, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            long_part + 12 * left, torch.tensor(later, dtype=torch.float64), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_minillm_weights_what_the_mixture_wrote():
     """w = student / (m teacher + (1 - m) student), at most 1 / (1 - m), constant for the gradient, on both parts."""
     student_logits, teacher_logits = random_logits(2, 4, 5, seed=1), random_logits(2, 4, 5, seed=2)
-    targets, mask = torch.randint(0, 5, (2, 4), generator=torch.Generator().manual_seed(3)), torch.ones(2, 4, dtype=torch.bool)
+    targets, mask = (
+        torch.randint(0, 5, (2, 4), generator=torch.Generator().manual_seed(3)),
+        torch.ones(2, 4, dtype=torch.bool),
+    )
     own, other = (rows.softmax(-1).gather(-1, targets[..., None])[..., 0] for rows in (student_logits, teacher_logits))
     weight = own / (0.3 * other + 0.7 * own)
     assert weight.max() <= 1 / 0.7
     results = [
-        value_and_grad(lambda logits: losses.minillm(logits, teacher_logits, targets, mask, teacher_mix=mix), student_logits)
+        value_and_grad(lambda logits: losses.minillm(logits, teacher_logits, targets, mask, teacher_mix=mix),
+                       student_logits)
         for mix in (0, 0.3)
     ]
     torch.testing.assert_close(results[1][0], weight * results[0][0])
@@ -767,7 +794,10 @@ def test_minillm_weights_what_the_mixture_wrote():
 
 def test_minillm_moves_the_student_only():
     """No gradient to the teacher, none from positions outside the mask to those inside."""
-    student_logits, teacher_logits = random_logits(1, 4, 3, seed=1).requires_grad_(), random_logits(1, 4, 3, seed=2).requires_grad_()
+    student_logits, teacher_logits = (
+        random_logits(1, 4, 3, seed=1).requires_grad_(),
+        random_logits(1, 4, 3, seed=2).requires_grad_(),
+    )
     targets, mask = torch.tensor([[0, 1, 2, 0]]), torch.tensor([[True, True, False, False]])
     masked = losses.masked_mean(losses.minillm(student_logits, teacher_logits, targets, mask), mask)
     own, other = torch.autograd.grad(masked, (student_logits, teacher_logits), allow_unused=True)
@@ -799,7 +829,8 @@ def two_heads(vocab_size=11, dtype=torch.float64):
 @pytest.mark.parametrize("at_once", [1, 11, 30, 10**6])
 @pytest.mark.parametrize("name", PER_TOKEN)
 def test_chunks_change_nothing(name, at_once):
-    """Value and both gradients of the student are those of the dense loss, whatever the chunk; the teacher gets none."""
+    """Value and both gradients of the student are those of the dense loss, whatever the chunk;
+    the teacher gets none."""
     features, head, teacher_features, teacher_head, ids = two_heads()
     results = []
     for chunked in (False, True):
@@ -847,10 +878,14 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
 
 @pytest.mark.parametrize("name", PER_TOKEN)
 def test_chunks_never_hold_a_whole_batch(name):
-    """Forward and backward, nothing is made that is larger than a chunk (but for features, heads and their gradients)."""
+    """Forward and backward, nothing is made that is larger than a chunk (but for features,
+    heads and their gradients)."""
     features, head, teacher_features, teacher_head, ids = two_heads(vocab_size=200)
     features, head = features.repeat(9, 1, 1).requires_grad_(), head.requires_grad_()
-    own, other = losses.HiddenStates(features, head), losses.HiddenStates(teacher_features.repeat(9, 1, 1), teacher_head)
+    own, other = (
+        losses.HiddenStates(features, head),
+        losses.HiddenStates(teacher_features.repeat(9, 1, 1), teacher_head),
+    )
     with Largest() as largest:
         losses.by_chunks(PER_TOKEN[name], own, other, ids.repeat(9, 1), at_once=2000).sum().backward()
     assert largest.numbers == 2000 < 27 * 4 * 200 / 10

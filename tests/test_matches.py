@@ -1,7 +1,7 @@
 """The laws of losses.py beyond its divergences: matches, losses of a token, losses of a sequence, and who finds them.
 
-Whatever is parametrised over ALL, POINTWISE or SEQUENCE holds for every row of those tables, so that a new row is tested
-the moment it is added. Numbers are those of teacher (.6, .3, .1) against student (.2, .5, .3), in float64.
+Whatever is parametrised over ALL, POINTWISE or SEQUENCE holds for every row of those tables, so that a new row is
+tested the moment it is added. Numbers are those of teacher (.6, .3, .1) against student (.2, .5, .3), in float64.
 """
 
 import itertools
@@ -107,13 +107,20 @@ def test_three_token_example(name, hyper, expected):
 
 
 def test_taid_target():
-    """Logits are mixed: share .4 of the example, gradient student - target; 0 is the student, 1 the teacher; no graph."""
+    """Logits are mixed: share .4 of the example, gradient student - target; 0 is the
+    student, 1 the teacher; no graph."""
     target = losses.taid_target(STUDENT, TEACHER, 0.4)
     assert target.softmax(-1).flatten().tolist() == pytest.approx((0.340584, 0.447277, 0.212138), abs=1e-6)
-    _, gradient = value_and_grad(lambda logits: losses.forward_kl(logits, losses.taid_target(logits, TEACHER, 0.4)), STUDENT)
+    _, gradient = value_and_grad(
+        lambda logits: losses.forward_kl(logits, losses.taid_target(logits, TEACHER, 0.4)), STUDENT
+    )
     assert gradient.flatten().tolist() == pytest.approx((-0.140584, 0.052723, 0.087862), abs=1e-6)
     student_logits, teacher_logits = (random_logits(2, 5, 9, seed=seed).requires_grad_() for seed in (0, 1))
-    for share, like in ((0.0, student_logits), (torch.tensor(0.0), student_logits), (torch.tensor(1.0), teacher_logits)):
+    for share, like in (
+        (0.0, student_logits),
+        (torch.tensor(0.0), student_logits),
+        (torch.tensor(1.0), teacher_logits),
+    ):
         target = losses.taid_target(student_logits, teacher_logits, share)
         assert not target.requires_grad and target.dtype == torch.float64
         torch.testing.assert_close(target.softmax(-1), like.softmax(-1))
@@ -152,7 +159,9 @@ def test_zero_at_equality(name, hyper, by_teacher):
     """Student = teacher gives value 0 and gradient 0, also where all mass sits on one token."""
     one_hot = torch.tensor([[[0.0, -1e4, -1e4, -1e4]] * 2], dtype=torch.float64)
     for logits in (random_logits(2, 5, 9), one_hot):
-        value, gradient = both(name, logits, logits, tokens_of(torch.ones(logits.shape[:2], dtype=torch.long), by_teacher), **hyper)
+        value, gradient = both(
+            name, logits, logits, tokens_of(torch.ones(logits.shape[:2], dtype=torch.long), by_teacher), **hyper
+        )
         assert value.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
 
 
@@ -174,7 +183,8 @@ def test_label_smoothing_is_smallest_at_the_smoothed_label():
 
 @pytest.mark.parametrize("name", ALL)
 def test_positive_elsewhere(name):
-    """On random rows (but for the policy gradient, whose value means nothing) the value is above 0, and a gradient flows."""
+    """On random rows (but for the policy gradient, whose value means nothing) the value is above 0,
+    and a gradient flows."""
     for seed in range(10):
         rows = random_logits(3, 4, 8, seed=seed), random_logits(3, 4, 8, seed=seed + 100)
         value, gradient = both(name, *rows, random_tokens(3, 4, vocab_size=8))
@@ -183,13 +193,19 @@ def test_positive_elsewhere(name):
         assert (gradient != 0).any() and value.shape == (3, 4)
 
 
-BOUNDS = {"pearson": 2, "spearman": 2, "cmkd": 2, "universal_logit": 2, "jsd_by_writer": 2 * math.log(2), "skew_by_writer": -math.log(0.1)}
+BOUNDS = {
+    "pearson": 2, "spearman": 2, "cmkd": 2, "universal_logit": 2, "jsd_by_writer": 2 * math.log(2),
+    "skew_by_writer": -math.log(0.1),
+}
 
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_bounds(name):
     """Reached, or nearly, by opposed rows, and never passed."""
-    rows = [60 * random_logits(4, 6, 7, seed=seed) for seed in (0, 1)] + [random_logits(4, 6, 7), -random_logits(4, 6, 7)]
+    rows = [60 * random_logits(4, 6, 7, seed=seed) for seed in (0, 1)] + [
+        random_logits(4, 6, 7),
+        -random_logits(4, 6, 7),
+    ]
     values = [losses.per_token_loss(name, *pair, random_tokens(4, 6, vocab_size=7)) for pair in (rows[:2], rows[2:])]
     assert max(value.max() for value in values) <= BOUNDS[name] + 1e-9
     ceilings = {"universal_logit": 0.2, "jsd_by_writer": math.log(2) - 1e-6, "skew_by_writer": BOUNDS[name] - 1e-6}
@@ -227,7 +243,8 @@ def test_gradcheck(name):
     student_logits, teacher_logits = random_logits(2, 3, 5, scale=1.0), random_logits(2, 3, 5, seed=1, scale=1.0)
     tokens, hyper = random_tokens(2, 3, vocab_size=5), {"tau": 1.0} if name in ("spearman", "cmkd") else {}
     assert torch.autograd.gradcheck(
-        lambda logits: losses.per_token_loss(name, logits, teacher_logits, tokens, **hyper), student_logits.requires_grad_()
+        lambda logits: losses.per_token_loss(name, logits, teacher_logits, tokens, **hyper),
+        student_logits.requires_grad_()
     )
 
 
@@ -266,7 +283,9 @@ def test_half_precision_is_raised_before_any_arithmetic(name, dtype):
 @pytest.mark.parametrize("name", ALL)
 def test_huge_and_flat_logits_stay_finite(name, dtype):
     """Logits of +-1e4, agreeing or opposed, one-hot and without any preference: finite values and gradients."""
-    peaks = torch.tensor([[1e4, -1e4, 0.0, 1.0], [-1e4, 1e4, 0.0, 1.0], [1e4, 1e4, -1e4, -1e4], [0.0] * 4], dtype=dtype)[None]
+    peaks = torch.tensor(
+        [[1e4, -1e4, 0.0, 1.0], [-1e4, 1e4, 0.0, 1.0], [1e4, 1e4, -1e4, -1e4], [0.0] * 4], dtype=dtype
+    )[None]
     for teacher_logits in (peaks, peaks.flip(1), peaks.flip(-1), peaks.roll(1, 1)):
         for by_teacher in (True, False):
             value, gradient = both(name, peaks, teacher_logits, tokens_of([[0, 1, 2, 3]], by_teacher))
@@ -292,7 +311,9 @@ def test_vocabularies_must_match(name):
     """Different shapes are a programmer's error, not a broadcast."""
     for vocab_size in (1, 4, 6):
         with pytest.raises(AssertionError, match="vocabulary"):
-            losses.per_token_loss(name, random_logits(1, 3, 5), random_logits(1, 3, vocab_size), tokens_of([[0, 0, 0]], False))
+            losses.per_token_loss(
+                name, random_logits(1, 3, 5), random_logits(1, 3, vocab_size), tokens_of([[0, 0, 0]], False)
+            )
 
 
 @pytest.mark.parametrize(
@@ -301,7 +322,8 @@ def test_vocabularies_must_match(name):
     + [("top_k_kl", {"top_k": 0}), ("top_k_kl", {"missing": "zeros"}), ("confidence_gated", {"top_k": 0})]
     + [(name, {"top_k": 1}) for name in ("bidirectional_logit_differences", "pearson", "spearman", "cmkd")]
     + [(name, {"temperature": 0.0}) for name in ("standardized_kl", "bidirectional_logit_differences", "decoupled_kd")]
-    + [("pearson", {"on": "ranks"}), ("cmkd", {"weight_by": "length"}), ("spearman", {"tau": 0.0}), ("cmkd", {"tau": -1.0})]
+    + [("pearson", {"on": "ranks"}), ("cmkd", {"weight_by": "length"}), ("spearman", {"tau": 0.0}),
+       ("cmkd", {"tau": -1.0})]
     + [("label_smoothing", {"smoothing": s}) for s in (1, -0.1)]
     + [("gated_forward_kl", {"accept_top_k": 0}), ("skew_by_writer", {"alpha": 1})]
     + [("jsd_by_writer", {"beta": beta}) for beta in (0, 1, math.nan)]
@@ -323,7 +345,9 @@ def test_chunks_change_nothing(name, monkeypatch):
     """Value and both gradients of the student are those of the dense loss; the teacher gets none."""
     monkeypatch.setattr(losses, "by_chunks", lambda *inputs, chunked=losses.by_chunks: chunked(*inputs, at_once=23))
     *parts, ids = two_heads()
-    tokens = random_tokens(3, 4, vocab_size=11)._replace(targets=ids, mask=torch.arange(4) < torch.tensor([[4], [2], [3]]))
+    tokens = random_tokens(3, 4, vocab_size=11)._replace(
+        targets=ids, mask=torch.arange(4) < torch.tensor([[4], [2], [3]])
+    )
     results = []
     for chunked in (False, True):
         leaves = [x.detach().clone().requires_grad_() for x in parts]
@@ -337,13 +361,18 @@ def test_chunks_change_nothing(name, monkeypatch):
         torch.testing.assert_close(ours, dense)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", *losses.DIVERGENCES, *(name for name in ALL if name != "comparative")])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", *losses.DIVERGENCES, *(name for name in ALL if name != "comparative")]
+)
 def test_chunks_never_hold_a_whole_batch(name, monkeypatch):
     """Forward and backward, nothing is made that is larger than a chunk."""
     monkeypatch.setattr(losses, "by_chunks", lambda *inputs, chunked=losses.by_chunks: chunked(*inputs, at_once=2000))
     features, head, teacher_features, teacher_head, ids = two_heads(vocab_size=200)
     features, head = features.repeat(9, 1, 1).requires_grad_(), head.requires_grad_()
-    own, other = losses.HiddenStates(features, head), losses.HiddenStates(teacher_features.repeat(9, 1, 1), teacher_head)
+    own, other = (
+        losses.HiddenStates(features, head),
+        losses.HiddenStates(teacher_features.repeat(9, 1, 1), teacher_head),
+    )
     hyper = {"top_k": 8} if name in ("spearman", "cmkd") else {}
     tokens = random_tokens(27, 4, vocab_size=200)._replace(targets=ids.repeat(9, 1))
     with Largest() as largest:
@@ -353,13 +382,18 @@ def test_chunks_never_hold_a_whole_batch(name, monkeypatch):
 
 def test_a_name_is_found_in_any_table_and_once():
     """Each row as its function gives it; a typo names the choices; no name stands in two tables."""
-    tables = [losses.DIVERGENCES, losses.MATCHING_LOSSES, losses.TOKEN_LOSSES, losses.SEQUENCE_LOSSES, {"cross_entropy": None}]
+    tables = [
+        losses.DIVERGENCES, losses.MATCHING_LOSSES, losses.TOKEN_LOSSES, losses.SEQUENCE_LOSSES,
+        {"cross_entropy": None},
+    ]
     assert len(set().union(*tables)) == sum(map(len, tables))
     rows, tokens = (random_logits(2, 3, 5), random_logits(2, 3, 5, seed=1)), random_tokens(2, 3, vocab_size=5)
     for table, arguments in zip(tables, [rows, rows, (*rows, tokens), (*rows, tokens)]):
         for name, function in table.items():
             assert torch.equal(losses.per_token_loss(name, *rows, tokens), function(*arguments))
-    assert torch.equal(losses.per_token_loss("cross_entropy", rows[0], None, tokens), losses.cross_entropy(rows[0], tokens.targets))
+    assert torch.equal(
+        losses.per_token_loss("cross_entropy", rows[0], None, tokens), losses.cross_entropy(rows[0], tokens.targets)
+    )
     with pytest.raises(ValueError, match="kl_forward.*forward_kl.*pearson.*decoupled_kd.*comparative") as caught:
         losses.per_token_loss("kl_forward", *rows, tokens)
     assert "\n" not in str(caught.value) and "cross_entropy" in str(caught.value)
@@ -384,7 +418,10 @@ def test_no_teacher_is_needed(name, monkeypatch):
 
 def head_weight(student_logits, teacher_logits, mu=0.5):
     """adaptive_kl's w, from its value."""
-    forward, reverse = losses.forward_kl(student_logits, teacher_logits), losses.reverse_kl(student_logits, teacher_logits)
+    forward, reverse = (
+        losses.forward_kl(student_logits, teacher_logits),
+        losses.reverse_kl(student_logits, teacher_logits),
+    )
     return ((losses.adaptive_kl(student_logits, teacher_logits, mu) - reverse) / (forward - reverse)).item()
 
 
@@ -395,7 +432,8 @@ def head_weight(student_logits, teacher_logits, mu=0.5):
         ((0.6, 0.3, 0.1), (0.2, 0.5, 0.3), 0.6, 0.5),  # and still, where it holds mu exactly
         ((0.6, 0.3, 0.1), (0.2, 0.5, 0.3), 0.7, 0.75),
         ((0.6, 0.3, 0.1), (0.2, 0.5, 0.3), 1.0, 1.0),
-        ((0.4, 0.35, 0.25), (0.2, 0.3, 0.5), 0.5, 0.5),  # two tokens; the first alone, as in the authors' code, would be .4
+        # Two tokens; the first alone, as in the authors' code, would be .4.
+        ((0.4, 0.35, 0.25), (0.2, 0.3, 0.5), 0.5, 0.5),
         ((0.25, 0.25, 0.25, 0.25), (0.4, 0.2, 0.1, 0.3), 0.5, 0.5),  # two of four: (.15 + .05) / .4
         ((0.25, 0.25, 0.25, 0.25), (0.4, 0.2, 0.1, 0.3), 0.51, 0.875),
         ((0.1, 0.3, 0.6), (0.3, 0.5, 0.2), 0.5, 0.5),  # by the teacher's mass, not by the place in the vocabulary
@@ -408,7 +446,8 @@ def test_adaptive_kl_takes_the_smallest_head(teacher, student, mu, weight):
 
 
 def test_adaptive_kl_holds_its_weight_constant():
-    """.159812 for (.4, .35, .25) against (.2, .3, .5); gradient w FKL' + (1 - w) RKL', not the derivative of the value."""
+    """.159812 for (.4, .35, .25) against (.2, .3, .5); gradient w FKL' + (1 - w) RKL',
+    not the derivative of the value."""
     student_logits, teacher_logits = log_of(0.2, 0.3, 0.5), log_of(0.4, 0.35, 0.25)
     value, gradient = both("adaptive_kl", student_logits, teacher_logits)
     assert value.item() == pytest.approx(0.159812, abs=1e-6)
@@ -423,7 +462,8 @@ def test_adaptive_kl_holds_its_weight_constant():
     _, gradient = both("adaptive_kl", student_logits, teacher_logits)
     step = 1e-6 * torch.eye(5).double()[:, None]
     slope = [
-        (losses.adaptive_kl(student_logits + d, teacher_logits) - losses.adaptive_kl(student_logits - d, teacher_logits)) / 2e-6
+        (losses.adaptive_kl(student_logits + d, teacher_logits)
+         - losses.adaptive_kl(student_logits - d, teacher_logits)) / 2e-6
         for d in step
     ]
     assert (torch.stack(slope).flatten() - gradient.flatten()).abs().max() > 1e-3
@@ -470,7 +510,9 @@ def test_matches_are_zero_elsewhere_as_well(name, hyper, change):
     assert losses.MATCHING_LOSSES[name](student_logits, teacher_logits, **hyper).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("name, hyper", [(name, hyper) for name, hyper, _ in BLIND] + [("cmkd", {}), ("top_k_kl", {"top_k": 3})])
+@pytest.mark.parametrize(
+    "name, hyper", [(name, hyper) for name, hyper, _ in BLIND] + [("cmkd", {}), ("top_k_kl", {"top_k": 3})]
+)
 def test_matches_are_not_blind_to_the_order(name, hyper):
     """The teacher with its two best tokens swapped differs (but for ULD), and so does one that is turned round."""
     teacher_logits = random_logits(2, 5, 9).sort(-1, descending=True).values
@@ -489,7 +531,9 @@ def test_bild_by_hand():
             ids = sorted(range(7), key=lambda v: -leader[v])[:3]
             soft = {}
             for model, row in rows.items():
-                gaps = [math.exp((row[i] - row[j]) / 2) for i, j in ((ids[0], ids[1]), (ids[0], ids[2]), (ids[1], ids[2]))]
+                gaps = [
+                    math.exp((row[i] - row[j]) / 2) for i, j in ((ids[0], ids[1]), (ids[0], ids[2]), (ids[1], ids[2]))
+                ]
                 soft[model] = [gap / sum(gaps) for gap in gaps]
             total += sum(p * math.log(p / s) for p, s in zip(soft["teacher"], soft["student"]))
         assert value[b, t].item() == pytest.approx(total, abs=1e-12)
@@ -498,7 +542,8 @@ def test_bild_by_hand():
 
 
 def test_soft_ranks():
-    """Log (.6, .3, .1) at tau 1 by hand; tau to 0 gives 1, 2, 3; equal logits share the middle rank; 16 bits are raised."""
+    """Log (.6, .3, .1) at tau 1 by hand; tau to 0 gives 1, 2, 3; equal logits share the middle rank;
+    16 bits are raised."""
     assert losses.soft_ranks(TEACHER, 1.0).flatten().tolist() == pytest.approx((1.476190, 1.916667, 2.607143), abs=1e-6)
     assert losses.soft_ranks(TEACHER, 1e-3).flatten().tolist() == pytest.approx((1, 2, 3))
     assert losses.soft_ranks(STUDENT, 1e-3).flatten().tolist() == pytest.approx((3, 1, 2))
@@ -531,13 +576,17 @@ def test_a_correlation_keeps_its_digits_near_one(name):
     assert not value.any() and gradient.abs().max() < 1e-9
     exact = losses.MATCHING_LOSSES[name](near.double(), teacher_logits.double(), **hyper)
     assert exact.max() < 1e-5
-    torch.testing.assert_close(losses.MATCHING_LOSSES[name](near, teacher_logits, **hyper).double(), exact, rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        losses.MATCHING_LOSSES[name](near, teacher_logits, **hyper).double(), exact, rtol=0.01, atol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("vocab_size", [5, 7, 300])  # the mean of 300 equal numbers is rounded
 @pytest.mark.parametrize("shift", [0.0, 0.3, 77.0])
-@pytest.mark.parametrize("name, hyper", [("pearson", {}), ("pearson", {"on": "logits"}), ("spearman", {}), ("cmkd", {})])
+@pytest.mark.parametrize(
+    "name, hyper", [("pearson", {}), ("pearson", {"on": "logits"}), ("spearman", {}), ("cmkd", {})]
+)
 def test_a_correlation_with_a_constant(name, hyper, shift, vocab_size, dtype):
     """A teacher without preferences teaches nothing; a student without any is uncorrelated, 1, and gets no gradient."""
     flat = torch.full((1, 1, vocab_size), shift, dtype=dtype)
@@ -613,7 +662,9 @@ def test_top_k_kl(top_k):
             "other": cut + (1 - mass) * math.log((1 - mass) / (1 - own_mass)) if top_k < 9 else cut,
         }
         for missing, expected in by_hand.items():
-            value = losses.top_k_kl(student_logits[b : b + 1, t : t + 1], teacher_logits[b : b + 1, t : t + 1], top_k, missing)
+            value = losses.top_k_kl(
+                student_logits[b : b + 1, t : t + 1], teacher_logits[b : b + 1, t : t + 1], top_k, missing
+            )
             assert value.item() == pytest.approx(expected, abs=1e-9), missing
     bucket = losses.top_k_kl(student_logits, teacher_logits, top_k)
     assert (bucket <= whole + 1e-12).all()
@@ -645,7 +696,8 @@ def test_decoupled_parts_add_up_to_forward_kl():
 
 
 def test_decoupled_kd_keeps_its_scale_at_every_temperature():
-    """T^2 (alpha target part + beta others part) of logits / T, by hand; a target of probability 1 - 1e-9 costs no digits."""
+    """T^2 (alpha target part + beta others part) of logits / T, by hand;
+    a target of probability 1 - 1e-9 costs no digits."""
     rows, tokens = (random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)), random_tokens(2, 5, vocab_size=9)
     target_part, others_part = losses.decoupled_parts(rows[0] / 3, rows[1] / 3, tokens.targets)
     value = losses.decoupled_kd(*rows, tokens, alpha=0.3, beta=2.0, temperature=3.0)
@@ -682,9 +734,13 @@ def test_the_gate_asks_the_teacher_about_the_students_best():
 
 @pytest.mark.parametrize("beta", [0.2, 0.5, 0.9])
 def test_jsd_by_writer_is_twice_the_two_halves(beta):
-    """One token of each writer: their mean is (1 - beta) KL(teacher || mix) + beta KL(student || mix) = JSD at 1 - beta."""
+    """One token of each writer: their mean is (1 - beta) KL(teacher || mix) + beta KL(student
+    || mix) = JSD at 1 - beta."""
     student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
-    sides = [losses.jsd_by_writer(student_logits, teacher_logits, tokens_of(torch.zeros(2, 5).long(), by), beta) for by in (True, False)]
+    sides = [
+        losses.jsd_by_writer(student_logits, teacher_logits, tokens_of(torch.zeros(2, 5).long(), by), beta)
+        for by in (True, False)
+    ]
     torch.testing.assert_close(sum(sides) / 2, losses.generalized_jsd(student_logits, teacher_logits, 1 - beta))
     mix = (1 - beta) * teacher_logits.softmax(-1) + beta * student_logits.softmax(-1)
     torch.testing.assert_close(sides[0], 2 * (1 - beta) * losses.forward_kl(mix.log(), teacher_logits))
@@ -707,7 +763,10 @@ def test_each_position_has_its_own_writer(name):
 def test_skew_by_writer():
     """(2 - beta) SKL on the teacher's tokens, beta SRKL on the student's, whose mixture is held constant."""
     rows = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
-    sides = [both("skew_by_writer", *rows, tokens_of(torch.zeros(2, 5).long(), by), alpha=0.3, beta=0.4) for by in (True, False)]
+    sides = [
+        both("skew_by_writer", *rows, tokens_of(torch.zeros(2, 5).long(), by), alpha=0.3, beta=0.4)
+        for by in (True, False)
+    ]
     expected = [
         both("skew_forward_kl", *rows, alpha=0.3),
         both("skew_reverse_kl", *rows, alpha=0.3, detach_mixture=True),
@@ -719,7 +778,9 @@ def test_skew_by_writer():
 def test_confidence_gated():
     """Cross-entropy on what the teacher replaced, bucketed forward KL on what it kept."""
     rows, tokens = (random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)), random_tokens(2, 5, vocab_size=9)
-    expected = torch.where(tokens.by_teacher, losses.cross_entropy(rows[0], tokens.targets), losses.top_k_kl(*rows, 3, "other"))
+    expected = torch.where(
+        tokens.by_teacher, losses.cross_entropy(rows[0], tokens.targets), losses.top_k_kl(*rows, 3, "other")
+    )
     torch.testing.assert_close(losses.confidence_gated(*rows, tokens, top_k=3), expected)
 
 
@@ -739,7 +800,8 @@ def expectation_over_draws(proposal, weight_of, draws=2):
 
 @pytest.mark.parametrize("draws", [1, 2, 3])
 def test_random_sampling_kd_is_unbiased(draws):
-    """Over all draws from the teacher, weights 1/N: the expected value is H + forward KL, the gradient that of forward KL."""
+    """Over all draws from the teacher, weights 1/N: the expected value is H + forward KL,
+    the gradient that of forward KL."""
     teacher = (0.6, 0.3, 0.1)
     value, gradient = expectation_over_draws(teacher, lambda ids: torch.full((draws,), 1 / draws).double(), draws)
     assert value.item() == pytest.approx(1.294004, abs=1e-6)
@@ -747,7 +809,8 @@ def test_random_sampling_kd_is_unbiased(draws):
 
 
 def test_random_sampling_kd_with_another_proposal():
-    """Proposal ~ sqrt(teacher), N = 2: plain importance weights give (.6, .3, .1), normalised ones (.538, .324, .137)."""
+    """Proposal ~ sqrt(teacher), N = 2: plain importance weights give (.6, .3, .1),
+    normalised ones (.538, .324, .137)."""
     teacher = torch.tensor([0.6, 0.3, 0.1]).double()
     proposal = teacher.sqrt() / teacher.sqrt().sum()
 
@@ -766,7 +829,10 @@ def test_random_sampling_kd_counts_duplicates():
     """Ids 0, 0, 1 are the target (2/3, 1/3); no gradient to the weights; 16 bits are raised; exact with all of V."""
     ids, weights = torch.tensor([[[0, 0, 1]]]), torch.full((1, 1, 3), 1 / 3).requires_grad_()
     value = losses.random_sampling_kd(STUDENT.clone().requires_grad_(), ids, weights)
-    assert value.item() == pytest.approx(-(2 * math.log(0.2) + math.log(0.5)) / 3) and value.item() == pytest.approx(1.304008, abs=1e-6)
+    assert (
+        value.item() == pytest.approx(-(2 * math.log(0.2) + math.log(0.5)) / 3)
+        and value.item() == pytest.approx(1.304008, abs=1e-6)
+    )
     value.sum().backward()
     assert weights.grad is None
     assert losses.random_sampling_kd(STUDENT.half(), ids, weights).dtype == torch.float32
@@ -807,7 +873,9 @@ def single_step(divergence):
 def test_policy_gradient_is_the_single_step_of_reverse_kl():
     """V = 2, T = 3, every sequence by its probability; with and without the baseline, and of no other divergence."""
     for baseline in (False, True):
-        torch.testing.assert_close(expected_loss(baseline=baseline), single_step(losses.reverse_kl), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            expected_loss(baseline=baseline), single_step(losses.reverse_kl), rtol=1e-9, atol=1e-12
+        )
     assert (expected_loss() - single_step(losses.forward_kl)).abs().max() > 0.01
     assert (expected_loss() - expected_loss(discount=1.0)).abs().max() > 0.01
 
@@ -829,7 +897,10 @@ def test_the_baseline_lowers_the_noise():
         rows = tabular(TABLES[0], SEQUENCES)
         chance = sequence_logprob(rows).exp()[:, None]
         _, gradient = value_and_grad(
-            lambda logits, baseline=baseline: losses.policy_gradient(logits, tabular(TABLES[1], SEQUENCES), FULL, baseline=baseline), rows
+            lambda logits, baseline=baseline: losses.policy_gradient(
+                logits, tabular(TABLES[1], SEQUENCES), FULL, baseline=baseline
+            ),
+            rows,
         )
         first = gradient[:, 0]
         spread.append((chance * (first - (chance * first).sum(0)) ** 2).sum().item())
@@ -837,7 +908,8 @@ def test_the_baseline_lowers_the_noise():
 
 
 def test_what_becomes_of_sampled_estimates_when_differentiated():
-    """The loss is no estimate to differentiate: by enumeration, k1's gradient is 0, k2's reverse KL's, k3's FORWARD KL's."""
+    """The loss is no estimate to differentiate: by enumeration, k1's gradient is 0, k2's reverse KL's,
+    k3's FORWARD KL's."""
     estimates = {
         "k1": lambda own, other: own - other,
         "k2": lambda own, other: (own - other) ** 2 / 2,
@@ -858,8 +930,12 @@ def test_what_becomes_of_sampled_estimates_when_differentiated():
 
 
 def test_discounted_sum():
-    """Rewards 1, 2, 3 at .5: (2.75, 3.5, 3), not (2.75, 1.75, .75); a fourth outside the mask, nan or not, is not there."""
-    reward, mask = torch.tensor([[1.0, 2.0, 3.0, math.nan], [1.0, 2.0, 3.0, 50.0]]), torch.tensor([[True] * 3 + [False]] * 2)
+    """Rewards 1, 2, 3 at .5: (2.75, 3.5, 3), not (2.75, 1.75, .75);
+    a fourth outside the mask, nan or not, is not there."""
+    reward, mask = (
+        torch.tensor([[1.0, 2.0, 3.0, math.nan], [1.0, 2.0, 3.0, 50.0]]),
+        torch.tensor([[True] * 3 + [False]] * 2),
+    )
     sums = losses.discounted_sum(reward, mask, 0.5)
     assert sums[:, :3].tolist() == [[2.75, 3.5, 3.0]] * 2 and sums.shape == (2, 4)
     assert losses.discounted_sum(reward, mask, 0.0)[0, :3].tolist() == [1.0, 2.0, 3.0]
@@ -869,7 +945,8 @@ def test_discounted_sum():
 
 
 def test_policy_gradient_holds_its_advantage_constant():
-    """Gradient -A (onehot - student) with A = log teacher - log student, its sum over later tokens, or less reverse KL."""
+    """Gradient -A (onehot - student) with A = log teacher - log student, its sum over later tokens,
+    or less reverse KL."""
     rows, tokens = (random_logits(2, 4, 5), random_logits(2, 4, 5, seed=1)), random_tokens(2, 4, vocab_size=5)
     own, other = (x.log_softmax(-1).gather(-1, tokens.targets[..., None])[..., 0] for x in rows)
     advantage = other - own
@@ -916,11 +993,15 @@ def test_comparative_is_blind_to_the_rows_mean_error():
     student_logits, teacher_logits = random_logits(2, 5, 4), random_logits(2, 5, 4, seed=1)
     tokens, vector = random_tokens(2, 5, vocab_size=4), random_logits(2, 1, 4, seed=3)
     torch.testing.assert_close(
-        both("comparative", student_logits, teacher_logits, tokens), both("comparative", student_logits + vector, teacher_logits, tokens)
+        both("comparative", student_logits, teacher_logits, tokens),
+        both("comparative", student_logits + vector, teacher_logits, tokens)
     )
 
 
-SEQUENCE_CASES = [(name, {}) for name in SEQUENCE] + [("policy_gradient", {"discount": 0.7}), ("policy_gradient", {"baseline": True})]
+SEQUENCE_CASES = [(name, {}) for name in SEQUENCE] + [
+    ("policy_gradient", {"discount": 0.7}),
+    ("policy_gradient", {"baseline": True}),
+]
 ROWS_MASK = torch.tensor([[False, True, True, True], [True, False, False, False], [False] * 4])
 
 
@@ -932,11 +1013,16 @@ def reduced(name, hyper, own, other, tokens):
 @pytest.mark.parametrize("name, hyper", SEQUENCE_CASES)
 def test_garbage_outside_the_mask_changes_nothing(name, hyper, garbage):
     """nan and inf logits, and ids of no token: the same loss and, at every position, the same finite gradient."""
-    rows, tokens = [random_logits(3, 4, 5), random_logits(3, 4, 5, seed=1)], random_tokens(3, 4, vocab_size=5)._replace(mask=ROWS_MASK)
+    rows, tokens = (
+        [random_logits(3, 4, 5), random_logits(3, 4, 5, seed=1)],
+        random_tokens(3, 4, vocab_size=5)._replace(mask=ROWS_MASK),
+    )
     clean = value_and_grad(lambda logits: reduced(name, hyper, logits, rows[1], tokens), rows[0])
     assert clean[1][ROWS_MASK].any() and not clean[1][~ROWS_MASK].any()
     dirty = [x.masked_fill(~ROWS_MASK[..., None], garbage) for x in rows]
-    nobody = tokens._replace(targets=tokens.targets.masked_fill(~ROWS_MASK, -100), by_teacher=tokens.by_teacher ^ ~ROWS_MASK)
+    nobody = tokens._replace(
+        targets=tokens.targets.masked_fill(~ROWS_MASK, -100), by_teacher=tokens.by_teacher ^ ~ROWS_MASK
+    )
     for found in (
         value_and_grad(lambda logits: reduced(name, hyper, logits, dirty[1], nobody), dirty[0]),
         value_and_grad(lambda logits: reduced(name, hyper, logits, rows[1], nobody), dirty[0]),
@@ -954,7 +1040,9 @@ def test_garbage_features_reach_no_head(name, hyper, monkeypatch):
     for garbage in (0.5, math.nan):
         features, teacher_features = (x.masked_fill(~ROWS_MASK[..., None], garbage) for x in (parts[0], parts[2]))
         leaves = [features.requires_grad_(), parts[1].clone().requires_grad_()]
-        loss = reduced(name, hyper, losses.HiddenStates(*leaves), losses.HiddenStates(teacher_features, parts[3]), tokens)
+        loss = reduced(
+            name, hyper, losses.HiddenStates(*leaves), losses.HiddenStates(teacher_features, parts[3]), tokens
+        )
         gradients.append(torch.autograd.grad(loss, leaves))
     assert gradients[0][1].any() and all(torch.equal(one, other) for one, other in zip(*gradients))
 
@@ -963,7 +1051,10 @@ def test_garbage_features_reach_no_head(name, hyper, monkeypatch):
 @pytest.mark.parametrize("left", [0, 2])
 def test_padding_changes_nothing(name, hyper, left):
     """More columns on either side, more rows without a token: the same values and gradients on the real ones."""
-    rows, tokens = [random_logits(3, 4, 5), random_logits(3, 4, 5, seed=1)], random_tokens(3, 4, vocab_size=5)._replace(mask=ROWS_MASK)
+    rows, tokens = (
+        [random_logits(3, 4, 5), random_logits(3, 4, 5, seed=1)],
+        random_tokens(3, 4, vocab_size=5)._replace(mask=ROWS_MASK),
+    )
 
     def padded(x, filler):
         wide = filler.clone()
@@ -1008,7 +1099,8 @@ def test_no_token_gives_zero_with_a_graph(name, hyper):
     [*losses.DIVERGENCES, *losses.MATCHING_LOSSES, "cross_entropy", *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES],
 )
 def test_minus_infinity_is_named_or_does_no_harm(name, side):
-    """One logit of -inf on either side: a ValueError that says what to give, or finite values and gradients; never a nan."""
+    """One logit of -inf on either side: a ValueError that says what to give, or finite values
+    and gradients; never a nan."""
     noise = torch.Generator().manual_seed(5)
     student_logits, teacher_logits = (torch.randn(1, 2, 12, generator=noise, dtype=torch.float64) for _ in range(2))
     (student_logits if side == "student" else teacher_logits)[0, 0, 5] = float("-inf")

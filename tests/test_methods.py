@@ -1,8 +1,9 @@
-"""The laws of methods.py: every row's loss by hand, what each state object keeps, and that its state is all there is to it.
+"""The laws of methods.py: every row's loss by hand, what each state object keeps,
+and that its state is all there is to it.
 
-FORMULAS says for each row of VARIANTS, once more and slowly, what a row of a batch costs: without padding, token by token,
-in float64 and with plain probabilities. What a method draws or learns is read from its buffers, everything else is
-written out here: nothing in this part calls losses.py, features.py or a method.
+FORMULAS says for each row of VARIANTS, once more and slowly, what a row of a batch costs: without padding, token by
+token, in float64 and with plain probabilities. What a method draws or learns is read from its buffers, everything else
+is written out here: nothing in this part calls losses.py, features.py or a method.
 """
 
 import copy
@@ -47,7 +48,8 @@ from train_skd import VARIANTS
 
 
 class Row:
-    """A prompt and its response of n tokens, in float64 and without padding; `at` are the positions that predict these."""
+    """A prompt and its response of n tokens, in float64 and without padding;
+    `at` are the positions that predict these."""
 
     def __init__(self, variant, student, teacher, prompt, response, sources, place, state):
         self.variant, self.student, self.teacher, self.place, self.state = variant, student, teacher, place, state
@@ -91,7 +93,8 @@ def ranked(probs):
 
 
 def at_each(function):
-    """function(student's probabilities, teacher's, token, whether the teacher wrote it) at each position: row -> (n,)."""
+    """function(student's probabilities, teacher's, token, whether the teacher wrote it) at
+    each position: row -> (n,)."""
 
     def formula(row):
         positions = zip(row.student_probs, row.teacher_probs, row.response, row.by_teacher)
@@ -149,7 +152,9 @@ def logit_differences(own, other, token, by):
     total = 0.0
     for leader in (other, own):
         pairs_of_best = list(itertools.combinations(ranked(leader)[:8], 2))
-        total += kl(*((torch.stack([(x[i] / x[j]).log() for i, j in pairs_of_best]) / 3).softmax(-1) for x in (other, own)))
+        total += kl(
+            *((torch.stack([(x[i] / x[j]).log() for i, j in pairs_of_best]) / 3).softmax(-1) for x in (other, own))
+        )
     return total
 
 
@@ -183,7 +188,8 @@ def correlations(own, other, token, by):
 
 
 def compared(row):
-    """CKD: half the squared differences of differences to the teacher's, over all ordered pairs of positions; half cross-entropy."""
+    """CKD: half the squared differences of differences to the teacher's, over all ordered pairs of positions;
+    half cross-entropy."""
     V, n = row.student_probs.size(-1), len(row.response)
     own, other = (x - x.mean(-1, keepdim=True) for x in (row.student_probs.log(), row.teacher_probs.log()))
     total = sum(((own[i] - own[j]) - (other[i] - other[j])).square().sum() / V for i in range(n) for j in range(n))
@@ -227,9 +233,12 @@ def moving_target(row):
 
 
 def noise_of(row, width):
-    """(n, width) uniforms of this row, one at a time: a function of the step's seed, the place in the batch and the position."""
+    """(n, width) uniforms of this row, one at a time: a function of the step's seed,
+    the place in the batch and the position."""
     noise = Noise(generator(row.state["step_seed"]), torch.tensor([row.place]))
-    return torch.stack([torch.cat([noise(torch.tensor([t * width + i]), "target") for i in range(width)]) for t in row.at]).double()
+    return torch.stack(
+        [torch.cat([noise(torch.tensor([t * width + i]), "target") for i in range(width)]) for t in row.at]
+    ).double()
 
 
 def drawn_targets(row):
@@ -318,7 +327,8 @@ def flow(row):
     first, second = both_hidden(row, middle), both_hidden(row, last)
     n = len(row.response)
     own = sum(
-        torch.outer(first[0][t] @ row.double("first.weight").T, second[0][t] @ row.double("second.weight").T) for t in range(n)
+        torch.outer(first[0][t] @ row.double("first.weight").T, second[0][t] @ row.double("second.weight").T)
+        for t in range(n)
     )
     other = sum(torch.outer(first[1][t], second[1][t]) for t in range(n))
     return word_level(row) + (own / n - other / n).square().mean()
@@ -334,7 +344,8 @@ def two_spaces(row):
     students, teachers = (own @ students_head.T).softmax(-1), (other @ teachers_head.T).softmax(-1).detach()
     losses = [
         0.5 * ce(students[place], token)
-        + 0.5 * (ce(of_teacher[place], token) + kl(of_teacher[place].detach(), students[place]) + kl(teachers[place], of_student[place]))
+        + 0.5 * (ce(of_teacher[place], token) + kl(of_teacher[place].detach(), students[place])
+                 + kl(teachers[place], of_student[place]))
         for place, token in enumerate(row.response)
     ]
     return torch.stack(losses)
@@ -347,7 +358,8 @@ def in_use():
 
 
 def input_gradients(row):
-    """KDIGA: both losses by one-hot inputs, at the input token and at those of the teacher's four guesses that are another."""
+    """KDIGA: both losses by one-hot inputs, at the input token and at those of the teacher's four
+    guesses that are another."""
     everywhere, gradients = list(range(len(row.inputs))), []
     with torch.no_grad():
         expected = row.teacher(row.inputs[None])[0]
@@ -418,10 +430,17 @@ def branches(row):
     for number in range(2):
         names = [(f"others.{number}.{i}.", f"blocks.{trunk + 1 + i}.") for i in range(upper)]
         names.append((f"others.{number}.{upper}.", "norm."))
-        replaced = {new + name[len(old) :]: x.double() for name, x in row.state.items() for old, new in names if name.startswith(old)}
+        replaced = {
+            new + name[len(old) :]: x.double()
+            for name, x in row.state.items()
+            for old, new in names
+            if name.startswith(old)
+        }
         assert replaced and set(replaced) <= set(own)
         models.append(own | replaced)
-    logits = [torch.func.functional_call(row.student, weights, (row.inputs[None],))[0, list(row.at)] for weights in models]
+    logits = [
+        torch.func.functional_call(row.student, weights, (row.inputs[None],))[0, list(row.at)] for weights in models
+    ]
     gate = (hidden_of(row.student, row.inputs)[trunk][list(row.at)] @ row.double("gate")).softmax(-1)
     losses = []
     for place, token in enumerate(row.response):
@@ -437,13 +456,16 @@ def branches(row):
 FORMULAS = {
     **dict.fromkeys("sft seqkd".split(), label),
     **dict.fromkeys(
-        "supervised on_policy imitkd two_stage skd fdistill_kl adaswitch fresh_teacher skd_k_steps skd_k_along skd_entropy takd sftn".split(),
+        "supervised on_policy imitkd two_stage skd fdistill_kl adaswitch fresh_teacher skd_k_steps skd_k_along "
+        "skd_entropy takd sftn".split(),
         word_level,
     ),
     "gkd": at_each(lambda own, other, token, by: (kl(other, mixed(own, other)) + kl(own, mixed(own, other))) / 2),
-    "hinton": at_each(lambda own, other, token, by: 0.5 * ce(own, token) + 0.5 * 4 * kl(softened(other, 2), softened(own, 2))),
+    "hinton": at_each(lambda own, other, token, by: 0.5 * ce(own, token)
+                      + 0.5 * 4 * kl(softened(other, 2), softened(own, 2))),
     **dict.fromkeys("tvd fdistill_tvd distillspec".split(), variation),
-    **dict.fromkeys("skew_kl distillm".split(), at_each(lambda own, other, token, by: kl(other, mixed(other, own, 0.1)))),
+    **dict.fromkeys("skew_kl distillm".split(),
+                    at_each(lambda own, other, token, by: kl(other, mixed(other, own, 0.1)))),
     "skew_reverse_kl": at_each(lambda own, other, token, by: kl(own, mixed(own, other, 0.1))),
     "abkd": at_each(lambda own, other, token, by: ab(other, own)),
     "amid": at_each(amid),
@@ -459,7 +481,8 @@ FORMULAS = {
     "fdistill_js": at_each(writer_jsd),
     "distillm2": at_each(writer_skew),
     "opd": at_each(advantage),
-    "opd_baseline": at_each(lambda own, other, token, by: advantage(own, other, token, by) - kl(own, other).detach() * own[token].log()),
+    "opd_baseline": at_each(lambda own, other, token, by: advantage(own, other, token, by)
+                            - kl(own, other).detach() * own[token].log()),
     "eopd": unsure,
     "speckd": gated,
     "ca_opd": at_each(lambda own, other, token, by: ce(own, token) if by else buckets(own, other, token, by)),
@@ -550,11 +573,14 @@ def test_the_loss_by_hand(variant, reduction):
     """Loss and gradient of each batch are those of the row's formula on the response tokens, and on nothing else."""
     run = ragged_run(variant, reduction)
     for step, line in enumerate(run.steps):
-        assert (line["loss"], line["gradient_norm"]) == pytest.approx(plain_loss(variant, run, step, reduction), rel=1e-4)
+        assert (line["loss"], line["gradient_norm"]) == pytest.approx(
+            plain_loss(variant, run, step, reduction), rel=1e-4
+        )
 
 
 def test_the_conditions_are_met():
-    """What a formula decides by is seen both ways: tokens accepted and not, easy and hard, split and whole, of either writer."""
+    """What a formula decides by is seen both ways: tokens accepted and not, easy and hard, split and whole,
+    of either writer."""
 
     def kinds(variant, step, of):
         return {bool(found) for row in rows_of(ragged_run(variant), step) for found in of(row)}
@@ -645,7 +671,8 @@ def test_taids_schedule_by_hand():
 
 @pytest.mark.parametrize("num_steps, rate", [(40, 5e-4), (40, 0.3), (4000, 0.02)])
 def test_taids_share_moves_one_way(num_steps, rate):
-    """Any losses: the recurrence of the paper's code, a share that never falls, never exceeds 1 and is at least linear."""
+    """Any losses: the recurrence of the paper's code, a share that never falls,
+    never exceeds 1 and is at least linear."""
     method = method_of("taid", args=flags(steps=num_steps), rate=rate).double()
     method.share.fill_(0.4)
     losses = (3 * torch.rand(40, generator=generator(3), dtype=torch.float64)).tolist()
@@ -668,8 +695,13 @@ def test_taids_share_moves_one_way(num_steps, rate):
 
 
 def test_taid_begins_at_itself_and_ends_at_the_teacher():
-    """At share 0 value and gradient are 0; at share 1 both are forward KL's; between them the gradient points to the target."""
-    method, student_logits, teacher_logits = method_of("taid").double(), random_logits(2, 3, 5), random_logits(2, 3, 5, seed=1)
+    """At share 0 value and gradient are 0; at share 1 both are forward KL's;
+    between them the gradient points to the target."""
+    method, student_logits, teacher_logits = (
+        method_of("taid").double(),
+        random_logits(2, 3, 5),
+        random_logits(2, 3, 5, seed=1),
+    )
     own, _, distance = probs_and_kl(student_logits, teacher_logits)
     for share in (0.0, 0.4, 1.0):
         method.share.fill_(share)
@@ -686,7 +718,8 @@ def test_taid_begins_at_itself_and_ends_at_the_teacher():
 
 
 def draws_of(method, teacher_logits, places=None):
-    """How often each token was drawn at each position: the gradient is the student's probability minus counts / draws."""
+    """How often each token was drawn at each position: the gradient is the student's
+    probability minus counts / draws."""
     leaf = torch.zeros_like(teacher_logits).requires_grad_()
     (gradient,) = torch.autograd.grad(per_token_of(method, leaf, teacher_logits, places=places).sum(), leaf)
     counts = method.draws * (1 / leaf.size(-1) - gradient)
@@ -695,7 +728,8 @@ def draws_of(method, teacher_logits, places=None):
 
 
 def test_sampled_targets_follow_the_teacher():
-    """24,000 draws have the teacher's frequencies, and so have pairs of draws at neighbouring positions (false alarm below 1e-6 each)."""
+    """24,000 draws have the teacher's frequencies, and so have pairs of draws at neighbouring positions (false alarm
+    below 1e-6 each)."""
     method = method_of("rs_kd")
     row = torch.tensor([0.4, 0.3, 0.2, 0.07, 0.03]).log()
     method.before_step(at_step(0, rows=50))
@@ -710,7 +744,8 @@ def test_sampled_targets_follow_the_teacher():
 
 
 def test_sampled_targets_belong_to_their_place():
-    """However a batch is split, padded or shuffled, a row's draws are the same; another step and another place draw anew."""
+    """However a batch is split, padded or shuffled, a row's draws are the same;
+    another step and another place draw anew."""
     method, teacher_logits = method_of("rs_kd"), random_logits(6, 9, 30).float()
     method.before_step(at_step(0, rows=6))
     whole = draws_of(method, teacher_logits)
@@ -745,7 +780,8 @@ def test_the_threshold_follows_validation():
 
 
 def test_who_writes_at_which_number():
-    """Below threshold (1 - progress) the student; from there to the threshold the buffer, the student while that is not full."""
+    """Below threshold (1 - progress) the student; from there to the threshold the buffer,
+    the student while that is not full."""
     method = method_of("distillm", args=flags(steps=10), capacity=8)
     for threshold, step in ((0.0, 0), (0.5, 0), (0.5, 2), (0.5, 9), (1.0, 5)):
         method.threshold = threshold
@@ -761,7 +797,8 @@ def test_who_writes_at_which_number():
 
 
 class Scripted:
-    """A Replay that is told its numbers and what a student writes: batches of 4 rows, each token a number of its own."""
+    """A Replay that is told its numbers and what a student writes:
+    batches of 4 rows, each token a number of its own."""
 
     def __init__(self, capacity=12):
         self.method = method_of("distillm", args=flags(steps=10), capacity=capacity)
@@ -788,12 +825,15 @@ def lines_of_rollout(rollout):
     cut = [rollout.tokens.tolist(), rollout.source.tolist()]
     return [
         (tuple(cut[0][i][:stop]), start, tuple(cut[1][i][:stop]), end)
-        for i, (start, stop, end) in enumerate(zip(rollout.prompt_len.tolist(), rollout.lengths.tolist(), rollout.finished.tolist()))
+        for i, (start, stop, end) in enumerate(
+            zip(rollout.prompt_len.tolist(), rollout.lengths.tolist(), rollout.finished.tolist())
+        )
     ]
 
 
 def test_what_is_replayed_was_written():
-    """Until the buffer is full the student writes; then batches of different kept rows come back, whole; the oldest rows go."""
+    """Until the buffer is full the student writes; then batches of different kept rows come back, whole;
+    the oldest rows go."""
     play = Scripted(capacity=12)
     for number in range(3):  # .3 lies between .25 and .5: a replay, were the buffer full
         play.step(0.3)
@@ -842,7 +882,8 @@ def test_the_buffer_holds_a_thousand_rows_or_a_batch():
 
 
 def test_a_run_that_replays(monkeypatch):
-    """Validation that only worsens: references first, then the student's own, then replays; each step's loss is the formula's.
+    """Validation that only worsens: references first, then the student's own, then replays;
+    each step's loss is the formula's.
 
     What is replayed costs no writing: tokens are counted when the student writes them.
     """
@@ -873,7 +914,8 @@ def test_a_run_that_replays(monkeypatch):
 
 
 def test_a_run_tells_its_method_the_loss():
-    """After every step TAID has its loss, the one that is logged, and from the second on a share beyond the linear part."""
+    """After every step TAID has its loss, the one that is logged,
+    and from the second on a share beyond the linear part."""
     row = dataclasses.replace(VARIANTS["taid"], method_kwargs={"rate": 1.0})
     run = Watched(row, tiny_pair(2, 3), flags(steps=4))
     told = [state["before"].item() for state in run.states[1:]] + [run.method.before.item()]
@@ -887,7 +929,10 @@ def test_a_method_learns_by_its_own_clipped_gradient():
     for weight, longer in ((1e3, True), (1e-3, False)):
         row = dataclasses.replace(VARIANTS["fsp"], method_kwargs={"weight": weight})
         run = Watched(row, tiny_pair(2, 3), flags(steps=1))
-        norms = [math.sqrt(sum(x.grad.square().sum().item() for x in model.parameters())) for model in (run.method, run.student)]
+        norms = [
+            math.sqrt(sum(x.grad.square().sum().item() for x in model.parameters()))
+            for model in (run.method, run.student)
+        ]
         assert norms[1] == pytest.approx(min(1.0, run.steps[0]["gradient_norm"]), rel=1e-4)
         assert norms[0] == pytest.approx(1.0, rel=1e-4) if longer else 0 < norms[0] < 0.9
 
@@ -899,7 +944,10 @@ def test_a_run_trains_the_discriminator_on_its_own_loss():
     losses = {1: [], -1: []}
     for row in rows_of(run, 0):
         for own, token, uniform in zip(row.student_probs.detach(), row.response, noise_of(row, 16)):
-            noisy = row.double("points")[row.state["used"].tolist().index(token)] + 0.2 * math.sqrt(12) * (uniform - 0.5)
+            noisy = (
+                row.double("points")[row.state["used"].tolist().index(token)]
+                + 0.2 * math.sqrt(12) * (uniform - 0.5)
+            )
             for probs, sign in (((row.double("weights") @ noisy).softmax(-1), 1), (own, -1)):
                 odds = F.gelu(probs[ranked(probs)[:8]] @ weights[0]) @ weights[1]
                 losses[sign].append(-(sign * odds[0]).sigmoid().log())
@@ -928,7 +976,8 @@ def test_references_come_in_order():
 
 @pytest.mark.parametrize("variant", ["fitnet", "hidden_cosine", "fsp", "dskd"])
 def test_a_projector_learns_beside_the_student(variant):
-    """It starts with the mean square of what goes in, moves at the student's rate and without decay; the teacher stands still."""
+    """It starts with the mean square of what goes in, moves at the student's rate and without decay;
+    the teacher stands still."""
     pair = tiny_pair(2, 3)
     teacher = weights_of(pair.teacher)
     run = Watched(VARIANTS[variant], pair, flags(steps=2, lr=1e-3, weight_decay=50.0))
@@ -941,13 +990,17 @@ def test_a_projector_learns_beside_the_student(variant):
         assert 0.5 < start.square().mean() * start.size(1) < 2
         step = (end - start).abs()
         rate = learning_rate(0, 2, 1e-3)
-        assert rate * 0.9 < step.median() and step.max() < rate * 1.01  # Adam's first step is the rate; 50 * rate would be decay
+        # Adam's first step is the rate; 50 * rate would be decay.
+        assert rate * 0.9 < step.median() and step.max() < rate * 1.01
     assert same_weights(teacher, pair.teacher.state_dict())
 
 
-@pytest.mark.parametrize("variant", [name for name, row in VARIANTS.items() if row.method in ("feature", "flow", "subclasses", "dual_space")])
+@pytest.mark.parametrize(
+    "variant", [name for name, row in VARIANTS.items() if row.method in ("feature", "flow", "subclasses", "dual_space")]
+)
 def test_which_blocks_are_compared(variant, monkeypatch):
-    """Of a student with 2 blocks and a teacher with 3 the middle ones are the first and the second; the last are the last."""
+    """Of a student with 2 blocks and a teacher with 3 the middle ones are the first and the second;
+    the last are the last."""
     seen, capture_hidden = [], methods.capture_hidden
 
     def told(model, blocks):
@@ -960,11 +1013,14 @@ def test_which_blocks_are_compared(variant, monkeypatch):
     wanted = {"fitnet": middle_ones, "at": middle_ones, "fsp": {(2, (0, 1)), (3, (1, 2))}}
     assert set(seen) == wanted.get(variant, last_ones)
     assert methods.block_at(tiny_pair(1, 1).teacher, "middle") == 0
-    assert [methods.block_at(GPT(GPTConfig(5, 4, depth, 1, 2)), "middle") for depth in (2, 3, 4, 6, 12)] == [0, 1, 1, 2, 5]
+    assert [
+        methods.block_at(GPT(GPTConfig(5, 4, depth, 1, 2)), "middle") for depth in (2, 3, 4, 6, 12)
+    ] == [0, 1, 1, 2, 5]
 
 
 def test_input_gradients_need_unfused_attention(monkeypatch):
-    """The student's loss is differentiated twice; with the fused kernel torch cannot, which is why the passes are wrapped."""
+    """The student's loss is differentiated twice; with the fused kernel torch cannot,
+    which is why the passes are wrapped."""
     run = Watched(VARIANTS["kdiga"], tiny_pair(2, 3), flags("--recompute", steps=1))
     assert run.steps[0]["gradient_norm"] > 0 and not run.student.recompute  # a recomputed block would be fused again
     monkeypatch.setattr(methods, "second_order", methods.nullcontext)
@@ -1021,13 +1077,15 @@ def lelp_batch(variant="lelp", **knobs):
 
 
 def joint_of(method, batch, own, other, parts=4):
-    """(student's, teacher's) probabilities of (token, part), each (B, T, V, parts): a whole token has its mass in part 0."""
+    """(student's, teacher's) probabilities of (token, part), each (B, T, V, parts):
+    a whole token has its mass in part 0."""
     student_logits, teacher_logits, _ = batch
     joints = []
     for probs, logits in (
         (student_logits.double().softmax(-1), torch.einsum("nsc,btc->btns", method.head.double(), own.double())),
         (teacher_logits.double().softmax(-1), torch.stack(
-            [(other.double() - centre) @ directions.T for centre, directions in zip(method.centres.double(), method.directions.double())], 2)),
+            [(other.double() - centre) @ directions.T
+             for centre, directions in zip(method.centres.double(), method.directions.double())], 2)),
     ):  # fmt: skip
         shares = torch.zeros(*probs.shape, parts, dtype=torch.float64)
         shares[..., 0] = 1
@@ -1049,7 +1107,8 @@ def test_parts_add_up_to_their_tokens():
 
 
 def test_the_joint_cross_entropy_comes_apart():
-    """CE of the joint = CE of tokens + sum over tokens of teacher(token) CE of its parts; the loss is the joint KL, top_k at V.
+    """CE of the joint = CE of tokens + sum over tokens of teacher(token) CE of its parts;
+    the loss is the joint KL, top_k at V.
 
     With less than V tokens it is smaller, since every left-out term is a KL.
     """
@@ -1082,9 +1141,11 @@ def test_without_parts_lelp_is_word_level(method_kwargs):
 
 
 def test_parts_lie_along_the_features_of_their_token():
-    """A class's centre is the mean of the teacher's last features in front of it, along its directions their spread is 1.
+    """A class's centre is the mean of the teacher's last features in front of it,
+    along its directions their spread is 1.
 
-    The directions span the first principal ones: what they leave over is the smallest that as many directions can leave.
+    The directions span the first principal ones: what they leave over is the smallest that as many directions can
+    leave.
     """
     pair = tiny_pair(2, 3)
     method, found = method_of("lelp", pair), {}
@@ -1112,7 +1173,8 @@ def test_parts_lie_along_the_features_of_their_token():
 
 
 def test_the_threshold_is_the_teachers_median():
-    """As many reference tokens lie at or above it as at or below; the lens made the teacher's middle a better predictor."""
+    """As many reference tokens lie at or above it as at or below;
+    the lens made the teacher's middle a better predictor."""
     pair = tiny_pair(2, 3)
     method, gold, early = method_of("rdd", pair), [], {"before": [], "after": []}
     for prompt, response in zip(pair.train.prompts, pair.train.responses):
@@ -1130,17 +1192,22 @@ def test_the_threshold_is_the_teachers_median():
 
 
 def test_a_token_counts_where_one_of_both_has_it_hard():
-    """Truth table of the second stage: cross-entropy is added where exactly one probability is at or below the threshold.
+    """Truth table of the second stage: cross-entropy is added where exactly one probability is at or below the
+    threshold.
 
     A threshold that nobody is below, or nobody above, selects nothing: plain word-level KD.
     """
     method = method_of("rdd", warmup=0.0).double()
     method.before_step(at_step(0))
     assert not method.warm
-    probs = torch.tensor([[[0.1, 0.9], [0.1, 0.9], [0.8, 0.2], [0.7, 0.3]], [[0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.9, 0.1]]])
+    probs = torch.tensor(
+        [[[0.1, 0.9], [0.1, 0.9], [0.8, 0.2], [0.7, 0.3]], [[0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.9, 0.1]]]
+    )
     own, other = probs.double().log()[:, None]
     _, _, distance = probs_and_kl(own, other)
-    for threshold, chosen in ((0.5, [0, 1, 1, 0]), (0.2, [0, 1, 0, 0]), (0.19, [1, 1, 0, 0]), (0.0, [0] * 4), (1.0, [0] * 4)):
+    for threshold, chosen in (
+        (0.5, [0, 1, 1, 0]), (0.2, [0, 1, 0, 0]), (0.19, [1, 1, 0, 0]), (0.0, [0] * 4), (1.0, [0] * 4),
+    ):
         method.threshold.fill_(threshold + 1e-9)
         wanted = distance[0] - torch.tensor(chosen) * own[0, :, 0]
         found = per_token_of(method, own, other, torch.zeros(1, 4, dtype=torch.long))
@@ -1148,7 +1215,8 @@ def test_a_token_counts_where_one_of_both_has_it_hard():
 
 
 def test_the_stages_of_rdd():
-    """A tenth of the run is the first stage, and what it weighs by is exp(-KL): at most 1, and 1 where the middle agrees."""
+    """A tenth of the run is the first stage, and what it weighs by is exp(-KL):
+    at most 1, and 1 where the middle agrees."""
     method = method_of("rdd", args=flags(steps=30))
     for step in range(30):
         method.before_step(at_step(step, 30))
@@ -1176,8 +1244,8 @@ def gold_mass(method, tokens, steps=40):
 def test_soft_labels_know_the_token():
     """Their mass on the token is .8 on average over tokens and noise, and they differ from place to place.
 
-    2,000 labels of a mass in 0..1: the mean is within .06 but for a chance of 1.1e-6 (Hoeffding); the tuning's own sample
-    of as many takes as much.
+    2,000 labels of a mass in 0..1: the mean is within .06 but for a chance of 1.1e-6 (Hoeffding); the tuning's own
+    sample of as many takes as much.
     """
     pair = tiny_pair(2, 3)
     method = method_of("lwkd", pair)
@@ -1217,7 +1285,8 @@ def test_soft_labels_are_as_strong_as_their_control():
 
 
 def test_the_discriminator_learns_apart_from_the_student():
-    """The student's loss leaves it alone, its own loss leaves the student alone; it learns to tell labels from students."""
+    """The student's loss leaves it alone, its own loss leaves the student alone;
+    it learns to tell labels from students."""
     pair = tiny_pair(2, 3)
     student = pair.new_student()
     method = method_of("lwkd", pair, student)
@@ -1225,13 +1294,16 @@ def test_the_discriminator_learns_apart_from_the_student():
     inputs, targets, mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
 
     def losses():
-        """(the student's, the discriminator's) gradients of one step: of the student's loss, and what learn() will follow."""
+        """(the student's, the discriminator's) gradients of one step:
+        of the student's loss, and what learn() will follow."""
         method.before_step(at_step(0, rows=24))
         student.zero_grad()
         per_token = method.per_token(student(inputs), None, part_of(targets, mask, inputs))
         per_token[mask].mean().backward()
         before = {name: weight.grad.clone() for name, weight in student.named_parameters()}
-        real, made_up = (torch.cat([probs[counted] for probs, counted in rows]) for rows in (method.real, method.made_up))
+        real, made_up = (
+            torch.cat([probs[counted] for probs, counted in rows]) for rows in (method.real, method.made_up)
+        )
         method.after_step(torch.tensor(0.0))
         assert all(torch.equal(before[name], weight.grad) for name, weight in student.named_parameters())
         return real, made_up, {name: weight.grad.clone() for name, weight in method.named_parameters()}
@@ -1258,10 +1330,15 @@ def test_the_discriminator_learns_apart_from_the_student():
 
 
 def test_branches_differ_and_all_learn():
-    """Three upper halves that differ from the start, each with a gradient, and a gate; the kept student is the first branch."""
+    """Three upper halves that differ from the start, each with a gradient, and a gate;
+    the kept student is the first branch."""
     run = Watched(VARIANTS["one"], tiny_pair(2, 3), flags(steps=2))
     first, second = run.states[:2]
-    drawn = [name for name, x in first.items() if name.startswith("others.0.") and isinstance(x, torch.Tensor) and x.dim() >= 2]
+    drawn = [
+        name
+        for name, x in first.items()
+        if name.startswith("others.0.") and isinstance(x, torch.Tensor) and x.dim() >= 2
+    ]
     assert len(drawn) == 4  # one block above the trunk: qkv, out, up, down
     for name in drawn:
         other, student = name.replace("others.0", "others.1"), "blocks.1." + name.removeprefix("others.0.0.")
@@ -1295,14 +1372,20 @@ def test_one_branch_is_two_cross_entropies():
     ],
 )
 def test_an_assistant_is_of_middle_size(student, teacher, wanted):
-    """Depth, heads and width are the geometric means, the width a multiple of the heads; weights lie between both models'."""
+    """Depth, heads and width are the geometric means, the width a multiple of the heads;
+    weights lie between both models'."""
     pair = tiny_pair()
     V, block = pair.tokenizer.n_vocab, pair.student_config.block_size
     small, large = (GPT(GPTConfig(V, block, *shape)) for shape in (student, teacher))
-    pair = dataclasses.replace(pair, teacher=large.requires_grad_(False), student_config=small.config, student_weights=small.state_dict())
+    pair = dataclasses.replace(
+        pair, teacher=large.requires_grad_(False), student_config=small.config, student_weights=small.state_dict()
+    )
     between = teacher_of(VARIANTS["takd"], pair, flags(steps=1))
     config = between.config
-    assert (config.n_layer, config.n_head, config.n_embd) == wanted and (config.vocab_size, config.block_size) == (V, block)
+    assert (
+        (config.n_layer, config.n_head, config.n_embd) == wanted
+        and (config.vocab_size, config.block_size) == (V, block)
+    )
     assert small.num_parameters() < between.num_parameters() < large.num_parameters()
 
 
@@ -1335,7 +1418,8 @@ def test_sftns_teacher_is_a_copy_that_learned():
 
 
 def test_the_first_step_of_sftns_teacher_by_hand():
-    """CE of both, and KL(teacher || branch) with gradients to both, on the branch = the student's upper half over a bridge."""
+    """CE of both, and KL(teacher || branch) with gradients to both,
+    on the branch = the student's upper half over a bridge."""
     pair, args = tiny_pair(2, 3), flags(steps=1)
     found = teacher_of(VARIANTS["sftn"], pair, args)
     coins = generator(1_000_003 + 4)
@@ -1364,15 +1448,22 @@ def test_the_first_step_of_sftns_teacher_by_hand():
 # ---------------------------------------------------------------------------------------------------------------------
 # Everything that a method needs to go on is in its state_dict.
 
-KEEPING = ["taid", "rs_kd", "distillm", "fitnet", "hidden_cosine", "fsp", "dskd", "lelp", "rdd", "lwkd", "label_smoothing", "one", "kdiga", "rkd", "supervised"]
+KEEPING = [
+    "taid", "rs_kd", "distillm", "fitnet", "hidden_cosine", "fsp", "dskd", "lelp", "rdd", "lwkd", "label_smoothing",
+    "one", "kdiga", "rkd", "supervised",
+]
 
 
 class Driven:
-    """A method and its student, driven by hand: the updates of `distill` without its sampling, its rate and its records."""
+    """A method and its student, driven by hand: the updates of `distill` without its sampling,
+    its rate and its records."""
 
     def __init__(self, variant, seed=1):
         self.pair = tiny_pair(2, 3)
-        self.student, knobs = self.pair.new_student(), {"distillm": {"capacity": 10, "rise": 0.05}, "rdd": {"warmup": 0.7}}.get(variant, {})
+        self.student, knobs = (
+            self.pair.new_student(),
+            {"distillm": {"capacity": 10, "rise": 0.05}, "rdd": {"warmup": 0.7}}.get(variant, {}),
+        )
         self.method = method_of(variant, self.pair, self.student, seed, flags(steps=24), **knobs)
         self.outputs = []
 
@@ -1446,7 +1537,8 @@ def resumed(variant, state, student):
 
 @pytest.mark.parametrize("variant", KEEPING)
 def test_a_state_is_all_there_is(variant):
-    """Saved, read into a fresh object of another seed, and gone on with: the same numbers to the bit, and the same state."""
+    """Saved, read into a fresh object of another seed, and gone on with:
+    the same numbers to the bit, and the same state."""
     method, student, (outputs, end) = halfway(variant)
     found, found_end = resumed(variant, copy.deepcopy(method), student)
     assert all(map(torch.equal, outputs, found)) and end.keys() == found_end.keys()
@@ -1481,7 +1573,9 @@ def test_nothing_in_a_state_is_idle(variant):
         place[key] = other_value(place[key])
         found, found_end = resumed(variant, copy.deepcopy(state), student)
         others = [entry for entry in end if entry != name]
-        changed = not all(map(same_values, outputs, found)) or not all(same_values(end[entry], found_end.get(entry)) for entry in others)
+        changed = not all(map(same_values, outputs, found)) or not all(
+            same_values(end[entry], found_end.get(entry)) for entry in others
+        )
         idle = name == ("extra", "generator") and variant not in DRAWS
         assert changed != idle, name
         del place[key]
@@ -1503,7 +1597,10 @@ def test_draws_are_the_seeds(variant):
     one, other, third = (flat(method_of(variant, seed=seed).state_dict()) for seed in (1, 1, 2))
     assert one.keys() == other.keys() == third.keys() and all(same_values(one[name], other[name]) for name in one)
     assert not same_values(one["extra", "generator"], third["extra", "generator"])
-    drawn = {"fitnet": "projector.weight", "fsp": "second.weight", "dskd": "to_student.weight", "lelp": "head", "lwkd": "points", "one": "others.1.0.up.weight"}
+    drawn = {
+        "fitnet": "projector.weight", "fsp": "second.weight", "dskd": "to_student.weight", "lelp": "head",
+        "lwkd": "points", "one": "others.1.0.up.weight",
+    }
     assert variant not in drawn or not same_values(one[drawn[variant]], third[drawn[variant]])
 
 
@@ -1515,7 +1612,8 @@ SAME_AT_AN_END = [
     ("hinton", {"kd_weight": 1.0, "temperature": 1.0}, "supervised"),
     ("gkd", {"student_share": (0.0, 0.0), "loss": "forward_kl", "loss_kwargs": {}}, "supervised"),
     ("gkd", {"student_share": (1.0, 1.0), "loss": "forward_kl", "loss_kwargs": {}}, "on_policy"),
-    ("amid", {"loss_kwargs": {"alpha": -1.0, "weight": 0.1, "order": "teacher_assistant", "base": "forward_kl"}}, "skew_kl"),
+    ("amid", {"loss_kwargs": {"alpha": -1.0, "weight": 0.1, "order": "teacher_assistant", "base": "forward_kl"}},
+     "skew_kl"),
     ("topk_kd", {"loss_kwargs": {"top_k": 256}}, "supervised"),
     ("fitnet", {"method_kwargs": {"feature": "hidden_mse", "weight": 0.0}}, "supervised"),
     ("kdiga", {"method_kwargs": {"weight": 0.0}}, "supervised"),
@@ -1528,9 +1626,12 @@ SAME_AT_AN_END = [
 ]
 
 
-@pytest.mark.parametrize("variant, changes, twin", SAME_AT_AN_END, ids=[f"{row}-{twin}" for row, _, twin in SAME_AT_AN_END])
+@pytest.mark.parametrize(
+    "variant, changes, twin", SAME_AT_AN_END, ids=[f"{row}-{twin}" for row, _, twin in SAME_AT_AN_END]
+)
 def test_a_knob_leads_from_one_row_to_another(variant, changes, twin):
-    """At the end of its knob a row trains what another row trains: the same loss and gradient at every step, to rounding."""
+    """At the end of its knob a row trains what another row trains:
+    the same loss and gradient at every step, to rounding."""
     pair, args = tiny_pair(2, 3), flags(steps=3)
     row = VARIANTS["sft"] if twin == "half of sft" else VARIANTS[twin]
     run, other = Watched(dataclasses.replace(VARIANTS[variant], **changes), pair, args), Watched(row, pair, args)

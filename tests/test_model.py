@@ -260,7 +260,8 @@ def test_cache_rows_do_not_mix():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_dropping_rows(seed):
-    """Rows that stay, in any new order, go on as if the others had never been there; a row that keeps its place is not copied."""
+    """Rows that stay, in any new order, go on as if the others had never been there;
+    a row that keeps its place is not copied."""
     chance, model, tokens = random.Random(seed), wide_gpt(seed), random_tokens(6, 12)
     full, cache, rows, length = adapters.model_logits(model, tokens), model.new_cache(6, 12), list(range(6)), 2
     with torch.no_grad():

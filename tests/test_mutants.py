@@ -1,4 +1,5 @@
-"""The table of planted faults fits the project of today; whether they are noticed, tests/mutants.py itself finds out."""
+"""The table of planted faults fits the project of today; whether they are noticed,
+tests/mutants.py itself finds out."""
 
 import json
 import subprocess
@@ -9,7 +10,8 @@ from tiny import matrix
 
 
 def test_the_table_fits_the_project():
-    """Every old text occurs once, every new one leaves Python, every test is there, no name stands twice; each has its note."""
+    """Every old text occurs once, every new one leaves Python, every test is there, no name stands twice;
+    each has its note."""
     assert mutants.problems(mutants.ROOT) == []
     assert all(mutant.old != mutant.new and mutant.tests and mutant.note for mutant in mutants.MUTANTS)
 
@@ -33,7 +35,8 @@ def test_every_fault_is_noticed_by_a_fast_test(request):
 
 @pytest.mark.slow
 def test_the_page_shows_the_record():
-    """Every fault of today's table was planted and killed in the committed run; its counts stand in docs/reliability.md."""
+    """Every fault of today's table was planted and killed in the committed run;
+    its counts stand in docs/reliability.md."""
     record = json.loads((mutants.ROOT / "results" / "mutants.json").read_text())
     again = "type python tests/mutants.py --json results/mutants.json, and put its counts into docs/reliability.md"
     assert record["names"] == {mutant.name: "killed" for mutant in mutants.MUTANTS}, again
@@ -54,7 +57,11 @@ def project(tmp_path, monkeypatch):
     (root / "tests").mkdir(parents=True)
     (root / "module.py").write_text("TWO = 2\nTHREE = 3\n")
     (root / "tests" / "test_module.py").write_text(PASSES)
-    table = [("seen", "TWO = 2", "TWO = 4"), ("unseen", "THREE = 3", "THREE = 4"), ("broken", "TWO = 2", "TWO = missing")]
+    table = [
+        ("seen", "TWO = 2", "TWO = 4"),
+        ("unseen", "THREE = 3", "THREE = 4"),
+        ("broken", "TWO = 2", "TWO = missing"),
+    ]
     rows = [mutants.Mutant(name, "module.py", old, new, ("test_module.py::test_two",), "") for name, old, new in table]
     monkeypatch.setattr(mutants, "ROOT", root)
     monkeypatch.setattr(mutants, "MUTANTS", rows)
@@ -63,7 +70,8 @@ def project(tmp_path, monkeypatch):
 
 @matrix("jobs", ["1", "2"], fast=["2"])
 def test_what_is_killed_and_what_is_not(project, jobs, capsys, tmp_path):
-    """A failing test kills, passing ones do not, a module that cannot be imported tells nothing. The project stays as it is."""
+    """A failing test kills, passing ones do not, a module that cannot be imported tells nothing.
+    The project stays as it is."""
     file = tmp_path / "found.json"
     assert mutants.main(["--jobs", jobs, "--json", str(file)]) == 1
     found = json.loads(file.read_text())
@@ -79,7 +87,8 @@ def test_what_is_killed_and_what_is_not(project, jobs, capsys, tmp_path):
 
 
 def test_a_table_that_rots_is_named(project, monkeypatch):
-    """A text that is gone or stands twice, a test that is gone, a change that is no Python: named before any test runs."""
+    """A text that is gone or stands twice, a test that is gone, a change that is no Python:
+    named before any test runs."""
     monkeypatch.setattr(mutants, "run_tests", None)
     first, second, _ = mutants.MUTANTS
     for changes, word in (

@@ -96,7 +96,8 @@ def test_first_step_of_lora(base, tokens):
 
 
 def test_lora_is_the_weights_sum(base, tokens):
-    """x W + s x W_down W_up = x (W + s W_down W_up) on the query and value slices; the key slice keeps the base's weights."""
+    """x W + s x W_down W_up = x (W + s W_down W_up) on the query and value slices;
+    the key slice keeps the base's weights."""
     online = stirred(OnlineTeacher(base, "lora", rank=4, scale=2.5, generator=generator()))
     merged, lora, C = copy.deepcopy(base), online.module, base.config.n_embd
     with torch.no_grad():
@@ -143,7 +144,8 @@ def test_prefix_adds_what_it_attends(base, tokens):
 
 
 def test_last_adapter_acts_behind_the_last_block_only(base, tokens):
-    """Its logits are the head of the adapted last feature; the adapter of all blocks has one pair of matrices per block."""
+    """Its logits are the head of the adapted last feature; the adapter of all blocks has one
+    pair of matrices per block."""
     online = stirred(attach_online_module(base, "last_adapter", rank=4))
     with torch.no_grad():
         x = base.token_embedding(tokens) + base.position_embedding(torch.arange(tokens.size(1)))
@@ -167,7 +169,9 @@ def test_cache_and_rows_do_not_matter(base, tokens, kind):
         again = online(torch.stack([tokens[0, 5:6], tokens[1, 7:8], tokens[2, 10:11]]), cache)[:, 0]
         torch.testing.assert_close(again, whole[[0, 1, 2], [5, 7, 10]], rtol=1e-4, atol=1e-4)
     for row in range(3):
-        torch.testing.assert_close(model_logits(online, tokens[row : row + 1, :6])[0], whole[row, :6], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model_logits(online, tokens[row : row + 1, :6])[0], whole[row, :6], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,7 +186,8 @@ def test_the_future_is_hidden(base, tokens, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_switched_off_it_is_the_original(base, tokens, kind):
-    """Test 11: after the module has moved, enabled = False gives back every logit of the original, and True the adapted."""
+    """Test 11: after the module has moved, enabled = False gives back every logit of the original,
+    and True the adapted."""
     original = model_logits(base, tokens)
     online = stirred(attach_online_module(base, kind))
     adapted = model_logits(online, tokens)
@@ -217,7 +222,8 @@ def test_the_seed_decides(base, kind):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(modules[0][name], modules[1][name]) for name in modules[0])
     if not ONLINE_MODULES[kind].trains_base and any(weight.any() for weight in modules[0].values()):
-        assert any(not torch.equal(modules[0][name], modules[2][name]) for name in modules[0])  # what is not 0 was drawn
+        # What is not 0 was drawn.
+        assert any(not torch.equal(modules[0][name], modules[2][name]) for name in modules[0])
 
 
 def test_wrong_kind_and_rank(base):
@@ -392,7 +398,9 @@ def test_recomputed_gradients_are_the_gradients(base, tokens, kind):
         own = copy.deepcopy(base)
         own.recompute, sizes = recompute, {}
         model = stirred(OnlineTeacher(own, kind)) if kind else own.requires_grad_(True)
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.update({x.data_ptr(): x.nbytes}) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: sizes.update({x.data_ptr(): x.nbytes}) or x, lambda x: x
+        ):
             loss = model(tokens).square().mean()
         learns = [weight for weight in model.parameters() if weight.requires_grad]
         results.append([loss.detach(), *torch.autograd.grad(loss, learns)])

@@ -1,4 +1,5 @@
-"""Laws of the shared plumbing: the starting pair (lab/pairs.py), the yardstick (lab/evaluate.py), the runs (lab/processes.py)."""
+"""Laws of the shared plumbing: the starting pair (lab/pairs.py), the yardstick (lab/evaluate.py),
+the runs (lab/processes.py)."""
 
 import argparse
 import copy
@@ -120,7 +121,9 @@ def untrained(monkeypatch):
 # pairs: batches
 
 
-@pytest.mark.parametrize("num_examples,batch_size,num_steps", [(10, 4, 12), (5, 8, 3), (7, 7, 2), (1, 3, 2), (50, 4, 2)])
+@pytest.mark.parametrize(
+    "num_examples,batch_size,num_steps", [(10, 4, 12), (5, 8, 3), (7, 7, 2), (1, 3, 2), (50, 4, 2)]
+)
 def test_batch_order_is_one_permutation_after_another(num_examples, batch_size, num_steps):
     """Every epoch holds every example once, whether or not the batches divide it."""
     order = batch_order(num_examples, batch_size, num_steps, generator())
@@ -128,11 +131,14 @@ def test_batch_order_is_one_permutation_after_another(num_examples, batch_size, 
     flat = order.flatten().tolist()
     for start in range(0, len(flat), num_examples):
         epoch = flat[start : start + num_examples]
-        assert sorted(epoch) == list(range(num_examples)) or (len(epoch) < num_examples and len(set(epoch)) == len(epoch))
+        assert sorted(epoch) == list(range(num_examples)) or (
+            len(epoch) < num_examples and len(set(epoch)) == len(epoch)
+        )
 
 
 def test_batch_order_is_a_function_of_its_seed():
-    """The same seed gives the same order, another seed another; epochs differ, and a longer run begins like a shorter one."""
+    """The same seed gives the same order, another seed another;
+    epochs differ, and a longer run begins like a shorter one."""
     order = batch_order(20, 5, 8, generator(3))
     assert torch.equal(order, batch_order(20, 5, 8, generator(3)))
     assert not torch.equal(order, batch_order(20, 5, 8, generator(4)))
@@ -141,7 +147,8 @@ def test_batch_order_is_a_function_of_its_seed():
 
 
 def test_rollout_of_known_responses():
-    """Tokens are prompt + response, the mask is the response with its end token and nothing else, labels follow rows."""
+    """Tokens are prompt + response, the mask is the response with its end token and nothing else,
+    labels follow rows."""
     chance = random.Random(0)
     prompts = [[chance.randrange(3) for _ in range(chance.randint(1, 6))] for _ in range(9)]  # 0 is padding, too
     responses = [[chance.randrange(3) for _ in range(chance.randint(0, 5))] + [2] for _ in range(9)]
@@ -415,7 +422,8 @@ def test_broken_cache_file_is_rebuilt_with_a_word(data, tmp_path, damage):
     assert same_weights(first.teacher.state_dict(), second.teacher.state_dict())
     assert whole.stat().st_mtime_ns == untouched
     assert load(data, SETTINGS, tmp_path)[1] == []
-    assert {path.name for path in tmp_path.iterdir()} == {broken.name, f"{broken.name}.damaged", whole.name}  # nothing half-written
+    # Nothing half-written.
+    assert {path.name for path in tmp_path.iterdir()} == {broken.name, f"{broken.name}.damaged", whole.name}
 
 
 def test_starts_see_what_they_should(data, tmp_path, untrained):
@@ -445,7 +453,8 @@ def test_prompts_of_pair_are_the_students(data, tmp_path, untrained):
 
 
 def test_teacher_is_frozen_and_students_are_copies(data, tmp_path, untrained):
-    """No gradient reaches the teacher; each student can be trained without a trace in the pair or in another student."""
+    """No gradient reaches the teacher; each student can be trained without a trace in the
+    pair or in another student."""
     pair, _ = load(data, SETTINGS, tmp_path)
     first, second = pair.new_student(), pair.new_student()
     before = copy.deepcopy(pair.student_weights)
@@ -508,7 +517,8 @@ def test_longer_examples_are_left_out():
 
 @pytest.mark.parametrize("long_one", ["val", "test"])
 def test_every_example_fits_the_block(long_one):
-    """Whatever the splits hold, what is measured later fits the model: a long held-out reference must not end the run."""
+    """Whatever the splits hold, what is measured later fits the model:
+    a long held-out reference must not end the run."""
     splits = {name: [(f"{name} {i} ?", "ok") for i in range(5)] for name in ("train", "val", "test")}
     splits[long_one][2] = ("long ?", "no " * 60)
     data = encode_task(TextTask(**splits), SETTINGS)
@@ -521,7 +531,8 @@ def test_every_example_fits_the_block(long_one):
 
 @pytest.mark.parametrize("giant", ["train", "val", "test"])
 def test_one_giant_line_does_not_decide_the_block(giant):
-    """An example of 20,000 tokens is refused in one line, before any model has as many positions; --block-size leaves it out."""
+    """An example of 20,000 tokens is refused in one line, before any model has as many positions;
+    --block-size leaves it out."""
     splits = {name: [(f"{name} {i} ?", "ok") for i in range(5)] for name in ("train", "val", "test")}
     splits[giant][2] = ("long ?", "".join(random.Random(1).choices("abcdefghij", k=20_000)))
     settings = replace(SETTINGS, vocab_size=257)
@@ -562,7 +573,8 @@ def test_tasks_without_text_are_refused():
 
 @pytest.fixture(scope="module")
 def measured():
-    """(student, teacher, task, tokenizer, encoded) of random sharp models; half of the references are greedy answers."""
+    """(student, teacher, task, tokenizer, encoded) of random sharp models;
+    half of the references are greedy answers."""
     texts = [(f"{name}{i}?", "yes") for name in "ab" for i in range(5)]
     tokenizer = train_tokenizer([text for pair in texts for text in pair], 257)
     student, teacher = (sharpen(adapters.make_gpt(257, 24, 1, 2, width, seed=width)) for width in (8, 12))
@@ -593,11 +605,17 @@ def figures_of(measured, **changes):
 
 def by_loop(student, teacher, prompts, responses):
     """The figures of `distances`, token by token in float64."""
-    sums, count = dict.fromkeys(("nll", "kl_teacher", "agreement", "student_entropy", "teacher_entropy", "logit_std"), 0.0), 0
+    sums, count = (
+        dict.fromkeys(("nll", "kl_teacher", "agreement", "student_entropy", "teacher_entropy", "logit_std"), 0.0),
+        0,
+    )
     for prompt, response in zip(prompts, responses):
         for place, token in enumerate(response):
             prefix = torch.tensor([prompt + response[:place]])
-            one, two = (adapters.model_logits(model, prefix)[0, -1].double().softmax(-1).tolist() for model in (student, teacher))
+            one, two = (
+                adapters.model_logits(model, prefix)[0, -1].double().softmax(-1).tolist()
+                for model in (student, teacher)
+            )
             row = adapters.model_logits(student, prefix)[0, -1].double()
             sums["logit_std"] += ((row - row.mean()) ** 2).sum().div(len(row) - 1).sqrt().item()
             sums["nll"] -= math.log(one[token])
@@ -610,7 +628,8 @@ def by_loop(student, teacher, prompts, responses):
 
 
 def test_distances_by_hand(measured):
-    """Every figure is the mean over response tokens of its definition; a batch, its padding and its order do not matter."""
+    """Every figure is the mean over response tokens of its definition;
+    a batch, its padding and its order do not matter."""
     student, teacher, _, _, encoded = measured
     chance = random.Random(0)
     responses = [[chance.randrange(257) for _ in range(chance.randint(1, 9))] for _ in encoded.prompts]
@@ -624,13 +643,15 @@ def test_distances_by_hand(measured):
 
 
 def test_distances_to_an_adapted_teacher(measured):
-    """Its figures are the definitions with other models in their places; drift is KL(original || adapted), not the way back."""
+    """Its figures are the definitions with other models in their places;
+    drift is KL(original || adapted), not the way back."""
     student, teacher, _, _, encoded = measured
     adapted = sharpen(adapters.make_gpt(257, 24, 1, 2, 10, seed=10))
     texts = encoded.prompts, encoded.responses
     found = distances(student, teacher, *texts, adapted)
     original, to_adapted, moved, back = (
-        by_loop(*models, *texts) for models in ((student, teacher), (student, adapted), (adapted, teacher), (teacher, adapted))
+        by_loop(*models, *texts)
+        for models in ((student, teacher), (student, adapted), (adapted, teacher), (teacher, adapted))
     )
     wanted = {"kl_adapted_teacher": to_adapted["kl_teacher"], "agreement_adapted": to_adapted["agreement"]}
     wanted |= {"adapted_nll": moved["nll"], "drift": moved["kl_teacher"]}
@@ -666,16 +687,18 @@ def test_evaluate_by_hand(measured):
     sampled, _ = sample_responses(student, encoded.prompts, BUDGET, tokenizer.eos_token, seed=5)
     on_policy = by_loop(student, teacher, encoded.prompts, sampled)
     wanted = {
-        "val_nll": on_references["nll"], "kl_teacher": on_references["kl_teacher"], "agreement": on_references["agreement"],
-        "student_entropy": on_references["student_entropy"], "teacher_entropy": on_references["teacher_entropy"],
-        "kl_on_policy": on_policy["kl_teacher"], "agreement_on_policy": on_policy["agreement"],
+        "val_nll": on_references["nll"], "kl_teacher": on_references["kl_teacher"],
+        "agreement": on_references["agreement"], "student_entropy": on_references["student_entropy"],
+        "teacher_entropy": on_references["teacher_entropy"], "kl_on_policy": on_policy["kl_teacher"],
+        "agreement_on_policy": on_policy["agreement"],
     }  # fmt: skip
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=1e-4)
     assert found["mean_length_sampled"] == sum(map(len, sampled)) / len(sampled)
 
 
 def test_score_counts_greedy_answers(measured):
-    """score is the task's own count over greedy answers, score_sampled over samples; lengths and ends are counted, too."""
+    """score is the task's own count over greedy answers, score_sampled over samples;
+    lengths and ends are counted, too."""
     student, _, task, tokenizer, encoded = measured
     eos = tokenizer.eos_token
     greedy = [greedy_by_loop(student, prompt, BUDGET, eos) for prompt in encoded.prompts]
@@ -698,7 +721,9 @@ def test_score_out_of_distribution(measured):
     some = Encoded(*(column[:3] for column in measured[-1]))
     whole, part = figures_of((*measured[:-1], some)), figures_of(measured, ood=some)
     assert part["score_ood"] == whole["score"] == pytest.approx(2 / 3)
-    assert figures_of(measured)["score_ood"] is None and figures_of(measured, ood=Encoded([], [], []))["score_ood"] is None
+    assert (
+        figures_of(measured)["score_ood"] is None and figures_of(measured, ood=Encoded([], [], []))["score_ood"] is None
+    )
 
 
 def students_share(rollout):
@@ -716,7 +741,9 @@ def test_accept_rate_is_the_share_of_the_students_tokens(measured):
     )
     assert found["accept_rate"] == students_share(rollout)
     assert 0 < found["accept_rate"] < 1
-    rollout = sample.speculative_generate(student, teacher, encoded.prompts, BUDGET, gamma=1, generator=generator(5), **common)
+    rollout = sample.speculative_generate(
+        student, teacher, encoded.prompts, BUDGET, gamma=1, generator=generator(5), **common
+    )
     assert found["draft_accept_rate"] == students_share(rollout)
     for batch_size in (1, 4):
         rate = acceptance(
@@ -752,8 +779,8 @@ def test_without_a_teacher_there_are_no_distances(measured):
     """teacher None: what needs a teacher is None, the rest is unchanged."""
     alone, both = figures_of(measured, teacher=None), figures_of(measured)
     needs_teacher = {
-        "kl_teacher", "kl_on_policy", "accept_rate", "draft_accept_rate", "agreement", "agreement_on_policy", "teacher_entropy",
-        "exposure_error",
+        "kl_teacher", "kl_on_policy", "accept_rate", "draft_accept_rate", "agreement", "agreement_on_policy",
+        "teacher_entropy", "exposure_error",
     }  # fmt: skip
     assert {name for name, value in alone.items() if value is None} == needs_teacher | {"score_ood"}
     needs_teacher |= {name for name in both if name.endswith(("_easy", "_hard"))}
@@ -787,7 +814,10 @@ def test_complete_drops_one_end_token(measured):
     """With or without the end token a response gives the same text; an empty response the empty text."""
     tokenizer = measured[3]
     ids = tokenizer.encode("Ünder 3+4")
-    assert complete(tokenizer, [ids, ids + [tokenizer.eos_token], [], [tokenizer.eos_token]]) == ["Ünder 3+4"] * 2 + ["", ""]
+    assert (
+        complete(tokenizer, [ids, ids + [tokenizer.eos_token], [], [tokenizer.eos_token]])
+        == ["Ünder 3+4"] * 2 + ["", ""]
+    )
 
 
 def test_encode_split_keeps_rows_together(data):
@@ -796,7 +826,10 @@ def test_encode_split_keeps_rows_together(data):
         assert len(split.examples) == len(split.prompts) == len(split.responses)
         for example, prompt, response in zip(split.examples, split.prompts, split.responses):
             assert data.tokenizer.decode(prompt) == example.prompt
-            assert response[-1] == data.tokenizer.eos_token and complete(data.tokenizer, [response]) == [example.response]
+            assert (
+                response[-1] == data.tokenizer.eos_token
+                and complete(data.tokenizer, [response]) == [example.response]
+            )
     assert encode_split(data.tokenizer, []) == Encoded([], [], [])
 
 
@@ -810,7 +843,9 @@ def shared_parser():
     return parser
 
 
-@pytest.mark.parametrize("argv", [["--nope"], ["--seeds", "many"], ["--device", "tpu"], ["--lr"], ["extra"], ["--size", "huge"]])
+@pytest.mark.parametrize(
+    "argv", [["--nope"], ["--seeds", "many"], ["--device", "tpu"], ["--lr"], ["extra"], ["--size", "huge"]]
+)
 def test_parser_errors_are_one_line(argv, capsys):
     """What argparse refuses is one line on stderr with the program's name and where to look, and status 2."""
     with pytest.raises(SystemExit) as stop:
@@ -825,7 +860,10 @@ def test_help_is_complete(capsys):
     with pytest.raises(SystemExit) as stop:
         shared_parser().parse_args(["--help"])
     text = capsys.readouterr().out
-    flags = "device task data-dir variants steps batch-size lr gamma accept-top-k reduction list-variants seeds seed size quick"
+    flags = (
+        "device task data-dir variants steps batch-size lr gamma accept-top-k reduction list-variants seeds seed size "
+        "quick"
+    )
     assert stop.value.code == 0 and all(f"--{flag}" in text for flag in f"{flags} out resume jobs".split())
 
 
@@ -876,7 +914,9 @@ def test_run_folders_are_numbered(tmp_path, monkeypatch):
 def test_finished_records_are_not_mixed(tmp_path):
     """A folder with records is refused without --resume, taken with it; an empty or new one is fine and stays empty."""
     folder = tmp_path / "deep" / "out"
-    assert folders.make_run_folder(str(folder), False, "x") == folder == folders.make_run_folder(str(folder), False, "x")
+    assert (
+        folders.make_run_folder(str(folder), False, "x") == folder == folders.make_run_folder(str(folder), False, "x")
+    )
     assert list(folder.iterdir()) == []
     (folder / "skd_seed1.jsonl").write_text("{}\n")
     with pytest.raises(ValueError) as error:
@@ -941,7 +981,8 @@ def test_records_are_json_lines(tmp_path):
     log.close()
     assert lines == [
         {"kind": "header", "format": records.FORMAT, "seed": 1},
-        {"kind": "step", "step": 1, "loss": 0.3333333, "bad": None, "worse": [None, {"deep": 0.6666667}], "flag": True, "text": "ü"},
+        {"kind": "step", "step": 1, "loss": 0.3333333, "bad": None, "worse": [None, {"deep": 0.6666667}], "flag": True,
+         "text": "ü"},
     ]
 
 
@@ -990,8 +1031,13 @@ def test_a_bug_is_named_with_its_line(jobs):
 
 def test_flags_of_a_record_name_no_folder():
     """What is kept and compared decides results: no folder, no way of running, no choice of which runs; plain JSON."""
-    argv = ["--out", "/somewhere/out", "--data-dir", "/somewhere/data", "--resume", "--jobs", "2", "--seeds", "3", "--seed", "7"]
-    one, other = (command_line.result_flags(shared_parser().parse_args(more)) for more in ([], argv + ["--variants", "one"]))
+    argv = [
+        "--out", "/somewhere/out", "--data-dir", "/somewhere/data", "--resume", "--jobs", "2", "--seeds", "3",
+        "--seed", "7",
+    ]
+    one, other = (
+        command_line.result_flags(shared_parser().parse_args(more)) for more in ([], argv + ["--variants", "one"])
+    )
     assert one == other and "lr" in one and "steps" in one and "task" in one
     assert command_line.result_flags(argparse.Namespace(b=1, a=2, out="x")) == {"a": 2, "b": 1}
     json.dumps(one)

@@ -230,7 +230,8 @@ class Enough(Exception):
 
 @pytest.fixture
 def on_device(pair, monkeypatch):  # noqa: F811
-    """(script, variant, flags) -> what the host waited for per step, [(while writing, while learning)], and rollouts."""
+    """(script, variant, flags) -> what the host waited for per step, [(while writing, while learning)],
+    and rollouts."""
 
     def run(script, variant, *argv):
         args = script.parse_flags(
@@ -295,7 +296,8 @@ OKD_FAST = [name for name in OKD_KINDS if train_okd.VARIANTS[name].writer in ("d
 FAST_CASES = [*((train_skd, name) for name in SKD_KINDS), *((train_okd, name) for name in OKD_FAST), CASES[-1]]
 
 
-@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # sftn's branch is on torch's own meta device
+# The branch of sftn is on torch's own meta device.
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
 @matrix("case", CASES, fast=FAST_CASES, ids=lambda case: " ".join([case[0].__name__, *case[1:]]))
 def test_training_steps_stay_on_the_device(on_device, case):
     """Between two logged steps the host waits for nothing but the samplers: once per block, or every eight tokens."""
@@ -308,7 +310,8 @@ def test_training_steps_stay_on_the_device(on_device, case):
         assert [len(writing) for writing, _ in steps] == [len(rollout.blocks) for rollout in rollouts]
     tokens = 15  # at most, per response of this pair
     most = tokens if row.writer == "interleaved" else 2 + tokens // 8
-    most += 3 * (row.writer == "mixed" and row.mix_per == "sequence")  # a batch of both kinds is put together on the host: tokens and lengths
+    # A batch of both kinds is put together on the host: tokens and lengths.
+    most += 3 * (row.writer == "mixed" and row.mix_per == "sequence")
     assert all(len(writing) <= most for writing, _ in steps)
     asleep = row.writer in ("dataset", "teacher") or case[1] in ("two_stage", "distillm")  # at the start of a run
     assert any(writing for writing, _ in steps) != asleep

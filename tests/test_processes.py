@@ -1,4 +1,5 @@
-"""Several processes share a run (torchrun): the figures of one process, one writer, and a clear end when one is lost."""
+"""Several processes share a run (torchrun): the figures of one process, one writer,
+and a clear end when one is lost."""
 
 import os
 import signal
@@ -46,7 +47,8 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("script", CASES)
 def test_two_processes_train_as_one(clone, tmp_path, script):
-    """Five rows here, four there, in parts of three, with unequal token counts: the losses, gradients and figures of one."""
+    """Five rows here, four there, in parts of three, with unequal token counts:
+    the losses, gradients and figures of one."""
     for size in (1, 2):
         names, out = ["--variants", CASES[script]], ["--out", str(tmp_path / str(size))]
         running = start(clone, size, script, *names, *out, *(["--micro-batch", "3"] if size == 2 else []))
@@ -69,9 +71,12 @@ def test_two_processes_train_as_one(clone, tmp_path, script):
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
-    """Killed in the second method: no waiting, one line that says how to go on. Going on keeps what was finished, begins where
-    both processes have a state, and ends at the bits of a run that nobody was lost from."""
-    out, command = str(tmp_path / "out"), ["train_skd.py", "--variants", "sft,skd", "--steps", "96", "--save-every", "4", "--out"]
+    """Killed in the second method: no waiting, one line that says how to go on. Going on keeps what was finished,
+    begins where both processes have a state, and ends at the bits of a run that nobody was lost from."""
+    out, command = (
+        str(tmp_path / "out"),
+        ["train_skd.py", "--variants", "sft,skd", "--steps", "96", "--save-every", "4", "--out"],
+    )
     running = start(clone, 2, *command, out)
     assert any(line.startswith("skd_seed1: ") for line in running.stdout)  # reads up to there: the method has begun
     assert running.stdout.readline().startswith("  step")
@@ -95,13 +100,16 @@ def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
     _, errors = running.communicate(timeout=600)
     assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
     broken, whole = (lines_of(tmp_path / name / "skd_seed1.jsonl") for name in ("out", "whole"))
-    assert [without_times(line) for line in broken if line["kind"] != "resumed"] == [without_times(line) for line in whole]
+    assert [without_times(line) for line in broken if line["kind"] != "resumed"] == [
+        without_times(line) for line in whole
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script,number", [("train_skd.py", signal.SIGTERM), ("train_okd.py", signal.SIGINT)])
 def test_a_signal_lets_three_processes_save(clone, tmp_path, script, number):
-    """Sent to torchrun in a run that none has saved yet: all three save the same step, and one says so. Going on ends at the bits of a run that nobody stopped. Begins without a pair in the cache, which one process makes."""
+    """Sent to torchrun in a run that none has saved yet: all three save the same step, and one says so. Going on ends
+    at the bits of a run that nobody stopped. Begins without a pair in the cache, which one process makes."""
     for path in (clone / "data" / "cache").rglob("*.pt"):
         path.unlink()
     name = {"train_skd.py": "skd", "train_okd.py": "okd"}[script]
@@ -122,15 +130,21 @@ def test_a_signal_lets_three_processes_save(clone, tmp_path, script, number):
         assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
         assert (f"resumes after step {states[0]['step']}" in output) == (folder == "out")
     broken, whole = (lines_of(tmp_path / folder / f"{name}_seed1.jsonl") for folder in ("out", "whole"))
-    assert [without_times(line) for line in broken if line["kind"] != "resumed"] == [without_times(line) for line in whole]
+    assert [without_times(line) for line in broken if line["kind"] != "resumed"] == [
+        without_times(line) for line in whole
+    ]
     one, two = (torch.load(tmp_path / folder / f"{name}_seed1.pt", weights_only=True) for folder in ("out", "whole"))
     assert one["sha256"] == two["sha256"]
 
 
-@pytest.mark.parametrize("argv, word", [(["--jobs", "2"], "torchrun"), (["--batch-size", "1"], "--batch-size"),
-                                        (["--variants", "sft", "--sweep", "batch-size=1,4"], "--batch-size")])  # fmt: skip
+@pytest.mark.parametrize("argv, word", [
+    (["--jobs", "2"], "torchrun"),
+    (["--batch-size", "1"], "--batch-size"),
+    (["--variants", "sft", "--sweep", "batch-size=1,4"], "--batch-size"),
+])  # fmt: skip
 def test_what_several_processes_cannot_share_is_refused(monkeypatch, capsys, argv, word):
-    """Methods side by side and processes in one; a batch, swept or not, with less rows than processes: one line at once."""
+    """Methods side by side and processes in one; a batch, swept or not, with less rows than processes:
+    one line at once."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(processes, "join", lambda device: device)
@@ -139,7 +153,10 @@ def test_what_several_processes_cannot_share_is_refused(monkeypatch, capsys, arg
         train_skd.main(["--quick", *argv])
 
 
-@pytest.mark.parametrize("size, rank, shared", [("2", "1", True), ("1", "0", False), ("2", None, False), ("", "0", False), ("abc", "0", False)])
+@pytest.mark.parametrize(
+    "size, rank, shared",
+    [("2", "1", True), ("1", "0", False), ("2", None, False), ("", "0", False), ("abc", "0", False)],
+)
 def test_a_variable_that_was_left_is_no_start(monkeypatch, size, rank, shared):
     """torchrun sets both variables; a scheduler's, or one without a number, starts nothing and breaks nothing."""
     monkeypatch.setenv("WORLD_SIZE", size)

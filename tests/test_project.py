@@ -20,7 +20,8 @@ from lab.archive import PACKED
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
-BELOW = {"model", "losses", "sample", "data.tokenizer", "data.metrics", "data.corpora", "data.tasks"}  # what a room of lab/ may lean on
+# What a room of lab/ may lean on.
+BELOW = {"model", "losses", "sample", "data.tokenizer", "data.metrics", "data.corpora", "data.tasks"}
 LAB = {f"lab.{path.stem}" for path in ROOT.glob("lab/*.py") if path.stem != "__init__"}
 MAY_IMPORT = {  # file -> the project's own modules that it may know, beside what those may know
     "model.py": set(),
@@ -41,20 +42,22 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/records.py": set(),
     "lab/costs.py": {"sample"},
     "lab/checks.py": {"losses", "sample"},
-    "lab/training.py": {"model", "losses", "sample", "lab.checks", "lab.processes", "lab.checkpoints", "lab.costs", "lab.evaluate",
-                        "lab.records", "lab.teacher_cache"},
+    "lab/training.py": {"model", "losses", "sample", "lab.checks", "lab.processes", "lab.checkpoints", "lab.costs",
+                        "lab.evaluate", "lab.records", "lab.teacher_cache"},
     "lab/reading.py": {"lab.archive", "lab.records"},
     "lab/statistics.py": {"lab.reading"},
     "lab/tables.py": {"lab.reading", "lab.statistics"},
     "lab/curves.py": {"lab.reading"},
-    "lab/rollouts.py": {"model", "sample", "data.tasks", "data.tokenizer", "lab.command_line", "lab.pairs", "lab.processes"},
+    "lab/rollouts.py": {"model", "sample", "data.tasks", "data.tokenizer", "lab.command_line", "lab.pairs",
+                        "lab.processes"},
     "lab/pages.py": set(),
     "lab/report.py": {"lab.archive", "lab.curves", "lab.pages", "lab.reading", "lab.records", "lab.tables"},
     "lab/checkpoints.py": {"model", "lab.processes", "lab.records"},
     "lab/exchange.py": {"model", "data.tokenizer", "lab.processes", "lab.folders", "lab.command_line"},
     "lab/gallery.py": {"losses", "lab.records", "lab.command_line", "lab.processes"},
     "lab/evaluate.py": {"losses", "sample", "data.tasks"},
-    "lab/pairs.py": {"model", "losses", "sample", "data.tasks", "data.tokenizer", "lab.folders", "lab.records", "lab.checkpoints", "lab.training"},
+    "lab/pairs.py": {"model", "losses", "sample", "data.tasks", "data.tokenizer", "lab.folders", "lab.records",
+                     "lab.checkpoints", "lab.training"},
     "lab/teacher_cache.py": {"model", "losses", "sample", "lab.folders", "lab.records"},
     "lab/command_line.py": {"sample", "data.tasks", "lab.pairs", "lab.processes", "lab.checks", "lab.report"},
     "lab/compare.py": BELOW | LAB - {"lab.compare", "lab.gallery", "lab.exchange", "lab.rollouts"},
@@ -63,7 +66,10 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
 }
 MAIN_IS_FREE = ("sample.py", "losses.py")  # their __main__ block may look into one room of lab/
 THIRD_PARTY = {"torch", "tiktoken", "regex", "numpy", "tqdm"}
-PROGRAM = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("lab/*.py")])
+WIDTH = 120  # characters of a line at most
+PROGRAM = sorted(
+    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("lab/*.py")]
+)
 
 
 def tree_of(name):
@@ -77,7 +83,11 @@ def modules_imported(tree):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names) if node.module in ("data", "lab") else [node.module]
+            yield from (
+                (f"{node.module}.{alias.name}" for alias in node.names)
+                if node.module in ("data", "lab")
+                else [node.module]
+            )
 
 
 def is_own(module):
@@ -117,14 +127,28 @@ def test_requirements():
     assert sorted(names) == sorted(THIRD_PARTY - {"regex"}) and "torch==2.13.0" in lines
 
 
+def test_no_line_is_wider_than_a_screen():
+    """Every line of every Python file, tests too, has at most WIDTH characters."""
+    files = sorted(path for folder in ("", "data/", "lab/", "tests/") for path in ROOT.glob(f"{folder}*.py"))
+    wide = [
+        f"{path.relative_to(ROOT).as_posix()}:{number} has {len(line)} characters, at most {WIDTH} are allowed"
+        for path in files
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
+        if len(line) > WIDTH
+    ]
+    assert len(files) > 50 and not wide, "\n".join(wide)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is never called.
 
 # Without generator= these draw from torch's global generator; the methods with an underscore fill a tensor.
-DRAWS = {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal", "poisson", "rand_like", "randn_like"}
+DRAWS = {
+    "rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal", "poisson", "rand_like", "randn_like",
+}
 DRAWS |= {"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "cauchy_", "log_normal_", "geometric_"}
-DROPOUT = {"dropout", "Dropout", "alpha_dropout", "gumbel_softmax", "rrelu", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_",
-           "xavier_uniform_", "trunc_normal_"}  # fmt: skip
+DROPOUT = {"dropout", "Dropout", "alpha_dropout", "gumbel_softmax", "rrelu", "kaiming_normal_", "kaiming_uniform_",
+           "xavier_normal_", "xavier_uniform_", "trunc_normal_"}  # fmt: skip
 NEVER = {"manual_seed_all", "seed", "cuda", "kl_div", "KLDivLoss", "set_rng_state", "get_rng_state", "fork_rng"}
 
 
@@ -141,7 +165,10 @@ def complaints(tree):
         if isinstance(node, ast.ImportFrom | ast.Import):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             for name in names:
-                if name.split(".")[0] in ("pickle", "marshal", "shelve", "random", "dill", "joblib") or name in ("kl_div", "numpy.random"):
+                if (
+                    name.split(".")[0] in ("pickle", "marshal", "shelve", "random", "dill", "joblib")
+                    or name in ("kl_div", "numpy.random")
+                ):
                     yield f"line {node.lineno}: imports {name}"
         if not isinstance(node, ast.Call):
             continue
@@ -155,9 +182,14 @@ def complaints(tree):
                 yield f"{where} without weights_only=True"
         if isinstance(node.func, ast.Attribute) and last in NEVER:
             yield where
-        if name in ("torch.manual_seed", "torch.random.manual_seed", "np.random.default_rng") or name.startswith(("np.random.", "numpy.random.", "random.")):
+        if (
+            name in ("torch.manual_seed", "torch.random.manual_seed", "np.random.default_rng")
+            or name.startswith(("np.random.", "numpy.random.", "random."))
+        ):
             yield where
-        if isinstance(node.func, ast.Attribute) and (last in DROPOUT or (last in DRAWS and "generator" not in keywords)):
+        if isinstance(node.func, ast.Attribute) and (
+            last in DROPOUT or (last in DRAWS and "generator" not in keywords)
+        ):
             yield f"{where} draws from a global generator"
 
 
@@ -169,29 +201,36 @@ def test_nothing_forbidden_is_called(name):
 
 @pytest.mark.parametrize(
     "line",
-    ["import pickle", "from random import choice", "import random", "eval('1')", "torch.load(path)", "torch.load(path, weights_only=False)",
-     "model.cuda()", "torch.manual_seed(1)", "torch.cuda.manual_seed_all(1)", "F.kl_div(a, b)", "torch.rand(3)", "x.normal_()",
+    ["import pickle", "from random import choice", "import random", "eval('1')", "torch.load(path)",
+     "torch.load(path, weights_only=False)", "model.cuda()", "torch.manual_seed(1)", "torch.cuda.manual_seed_all(1)",
+     "F.kl_div(a, b)", "torch.rand(3)", "x.normal_()",
      "torch.multinomial(probs, 1)", "np.random.rand(3)", "F.dropout(x)", "from torch.nn.functional import kl_div"],
 )  # fmt: skip
 def test_the_guard_sees(line):
     """The test above finds each of these; and lets their decent relatives pass."""
     assert list(complaints(ast.parse(line)))
-    fine = "model.eval(); re.compile(x); torch.load(p, weights_only=True); torch.rand(3, generator=g); torch.Generator().manual_seed(1)"
+    fine = (
+        "model.eval(); re.compile(x); torch.load(p, weights_only=True); torch.rand(3, generator=g); "
+        "torch.Generator().manual_seed(1)"
+    )
     assert list(complaints(ast.parse(fine))) == []
 
 
 @pytest.mark.parametrize("name", PROGRAM)
 def test_public_names_say_what_they_are(name):
-    """Every module, and every public function and class at its top level, has a docstring; methods of scripts' classes may not."""
+    """Every module, and every public function and class at its top level, has a docstring;
+    methods of scripts' classes may not."""
     tree = tree_of(name)
     assert ast.get_docstring(tree)
-    public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
+    public = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
     assert [node.name for node in public if not ast.get_docstring(node)] == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The pages. Whether they are complete, and rendered from today's sources, is asked by slow tests: a new row turns no fast
-# test red.
+# The pages. Whether they are complete, and rendered from today's sources, is asked by slow tests: a new row turns no
+# fast test red.
 
 PAGES = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("results/**/README.md")])
 RENDER = "type python -m lab.report --pages"
@@ -223,7 +262,8 @@ def test_pages_are_rendered():
 
 @pytest.mark.slow
 def test_pages_name_every_task():
-    """Every task is a row of the table of tasks, and the score in its row has a word in common with the code's own metric."""
+    """Every task is a row of the table of tasks, and the score in its row has a word in common
+    with the code's own metric."""
     table = {**tasks.FAMILIES, **corpora.CORPORA}
     assert list(table) == tasks.task_names()
     for name, task in table.items():
@@ -239,8 +279,13 @@ def record_keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         load = pairs.load_or_pretrain_pair
-        patch.setattr(pairs, "load_or_pretrain_pair", lambda *args, **kw: load(*args, **kw | {"cache_dir": folder / "pairs"}))
-        argv = ["--quick", "--steps", "1", "--teacher-steps", "2", "--start-steps", "2", "--batch-size", "8", "--device", "cpu", "--jobs", "1"]
+        patch.setattr(
+            pairs, "load_or_pretrain_pair", lambda *args, **kw: load(*args, **kw | {"cache_dir": folder / "pairs"})
+        )
+        argv = [
+            "--quick", "--steps", "1", "--teacher-steps", "2", "--start-steps", "2", "--batch-size", "8",
+            "--device", "cpu", "--jobs", "1",
+        ]
         assert train_skd.main([*argv, "--variants", "all", "--out", str(folder / "out" / "skd")]) == 0
         few = "fixed_forward_kl,minillm,okd,dml,promptkd,okd_skd"
         assert train_okd.main([*argv, "--variants", few, "--out", str(folder / "out" / "okd")]) == 0
@@ -253,7 +298,11 @@ def test_pages_explain_every_figure(record_keys):
     """Whatever a record holds stands in the glossary as `key`; figures that depend on the task as `task_...`."""
     text = page("docs/metrics.md")
     words = set(re.findall(r"`([\w*.]+)`", text))
-    missing = [key for key in sorted(record_keys - {"kind"}) if key not in words and not (key.startswith("task_") and "`task_" in text)]
+    missing = [
+        key
+        for key in sorted(record_keys - {"kind"})
+        if key not in words and not (key.startswith("task_") and "`task_" in text)
+    ]
     assert missing == [], "docs/metrics.md explains every figure but these"
 
 
@@ -264,7 +313,8 @@ def anchor(heading):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path):
-    """Every relative link, from where its page stands, with its anchor; every file of the project that is named exists."""
+    """Every relative link, from where its page stands, with its anchor;
+    every file of the project that is named exists."""
     text = page(path)
     links = [link for found in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text) for link in found if link]
     missing = []
@@ -337,7 +387,11 @@ def strings(value):
     """Every text in a JSON value, keys included."""
     if isinstance(value, dict):
         return [text for item in value.items() for part in item for text in strings(part)]
-    return [text for item in value for text in strings(item)] if isinstance(value, list) else [value] * isinstance(value, str)
+    return (
+        [text for item in value for text in strings(item)]
+        if isinstance(value, list)
+        else [value] * isinstance(value, str)
+    )
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)

@@ -67,13 +67,21 @@ LEARNED = train_tokenizer(["add 17 to 4; double it\n", "le chat noir é 🙂"] *
 def test_any_text_comes_back(text):
     """Encoded and decoded it is itself, and the end token is never among its ids, not even where it is spelled out."""
     ids = LEARNED.encode(text)
-    assert LEARNED.decode(ids) == text and LEARNED.eos_token not in ids and all(0 <= one < LEARNED.n_vocab for one in ids)
+    assert (
+        LEARNED.decode(ids) == text and LEARNED.eos_token not in ids and all(0 <= one < LEARNED.n_vocab for one in ids)
+    )
     assert LEARNED.decode([*ids, LEARNED.eos_token]) == text
 
 
-@law("text", texts=st.lists(MIXED, min_size=1, max_size=4).filter(lambda texts: any(texts)), extra=st.integers(0, 60), text=MIXED)
+@law(
+    "text",
+    texts=st.lists(MIXED, min_size=1, max_size=4).filter(lambda texts: any(texts)),
+    extra=st.integers(0, 60),
+    text=MIXED,
+)
 def test_any_learned_tokenizer_comes_back(texts, extra, text):
-    """Whatever it learned from: no text is lost, more texts in another order learn the same, and its state is all there is."""
+    """Whatever it learned from: no text is lost, more texts in another order learn the same,
+    and its state is all there is."""
     tokenizer = train_tokenizer(texts, 257 + extra)
     assert 257 <= tokenizer.n_vocab <= 257 + extra and tokenizer.decode(tokenizer.encode(text)) == text
     assert train_tokenizer(texts[::-1], 257 + extra).fingerprint() == tokenizer.fingerprint()
@@ -84,7 +92,10 @@ def test_any_learned_tokenizer_comes_back(texts, extra, text):
 PROMPTS = st.lists(TEXTS, max_size=40, unique=True)
 
 
-@law("text", prompts=PROMPTS, others=PROMPTS, val=st.floats(0, 0.5), test=st.floats(0, 0.5), order=st.randoms(use_true_random=False))
+@law(
+    "text", prompts=PROMPTS, others=PROMPTS, val=st.floats(0, 0.5), test=st.floats(0, 0.5),
+    order=st.randoms(use_true_random=False),
+)
 def test_any_split_is_a_partition(prompts, others, val, test, order):
     """Every example in one split; neither their order nor others beside them move one."""
 
@@ -100,7 +111,8 @@ def test_any_split_is_a_partition(prompts, others, val, test, order):
 
 @law("text", pairs=st.lists(st.tuples(MIXED, MIXED), min_size=1, max_size=3))
 def test_any_score_lies_in_its_range(pairs):
-    """BLEU, chrF and ROUGE-L of any texts are numbers from 0 to 1, 1 for a text with itself, if there is a word in it."""
+    """BLEU, chrF and ROUGE-L of any texts are numbers from 0 to 1, 1 for a text with itself,
+    if there is a word in it."""
     completions, references = (list(side) for side in zip(*pairs))
     for metric in (corpus_bleu, corpus_chrf):
         assert 0 <= metric(completions, references) <= 1 + 1e-9
@@ -111,13 +123,17 @@ def test_any_score_lies_in_its_range(pairs):
 # ---------------------------------------------------------------------------------------------------------------------
 # Masks and losses.
 
-ROWS = st.lists(st.tuples(st.lists(st.integers(0, 8), min_size=1, max_size=5), st.lists(st.integers(0, 8), max_size=5)), min_size=1, max_size=5)
+ROWS = st.lists(
+    st.tuples(st.lists(st.integers(0, 8), min_size=1, max_size=5), st.lists(st.integers(0, 8), max_size=5)),
+    min_size=1,
+    max_size=5,
+)
 
 
 @law("numbers", rows=ROWS)
 def test_any_mask_counts_its_responses(rows):
-    """A rollout's mask covers each response and nothing else, padding not, though 0 may be a token and even the end token;
-    the first response token is predicted by the prompt's last row."""
+    """A rollout's mask covers each response and nothing else, padding not, though 0 may be a token and even the end
+    token; the first response token is predicted by the prompt's last row."""
     prompts, responses = (list(side) for side in zip(*rows))
     rollout = rollout_from_ids(prompts, responses, [DATASET] * len(rows), torch.device("cpu"))
     mask = rollout.response_mask
@@ -129,7 +145,10 @@ def test_any_mask_counts_its_responses(rows):
         assert rollout.source[row].eq(DATASET).tolist() == mask[row].tolist()
 
 
-@law("numbers", lengths=st.lists(st.integers(0, 6), min_size=1, max_size=6), seed=st.integers(0, 999), cut=st.integers(1, 6), reduction=st.sampled_from(["token", "sequence"]))
+@law(
+    "numbers", lengths=st.lists(st.integers(0, 6), min_size=1, max_size=6), seed=st.integers(0, 999),
+    cut=st.integers(1, 6), reduction=st.sampled_from(["token", "sequence"]),
+)
 def test_any_mean_is_of_its_tokens(lengths, seed, cut, reduction):
     """Padding, its nans, the order of the rows and parts of the batch change nothing; a constant is its own mean."""
     noise = torch.Generator().manual_seed(seed)
@@ -142,16 +161,26 @@ def test_any_mean_is_of_its_tokens(lengths, seed, cut, reduction):
     wide_mask = torch.cat([mask, torch.zeros(len(lengths), 2, dtype=torch.bool)], 1)
     total = weight_of(mask, reduction)
     parts = [masked_mean(values[i : i + cut], mask[i : i + cut], reduction, total) for i in range(0, len(lengths), cut)]
-    for other in (masked_mean(spoiled, mask, reduction), masked_mean(spoiled[order], mask[order], reduction), masked_mean(wider, wide_mask, reduction)):
+    for other in (
+        masked_mean(spoiled, mask, reduction),
+        masked_mean(spoiled[order], mask[order], reduction),
+        masked_mean(wider, wide_mask, reduction),
+    ):
         torch.testing.assert_close(other, mean)
     if mask.any():
         torch.testing.assert_close(sum(parts), mean)
-        torch.testing.assert_close(masked_mean(torch.full_like(values, 2.5), mask, reduction), torch.tensor(2.5, dtype=torch.float64))
+        torch.testing.assert_close(
+            masked_mean(torch.full_like(values, 2.5), mask, reduction), torch.tensor(2.5, dtype=torch.float64)
+        )
 
 
-@law("numbers", seed=st.integers(0, 10**6), vocab_size=st.integers(2, 40), scale=st.floats(0, 1e4), shift=st.floats(-1e3, 1e3))
+@law(
+    "numbers", seed=st.integers(0, 10**6), vocab_size=st.integers(2, 40), scale=st.floats(0, 1e4),
+    shift=st.floats(-1e3, 1e3),
+)
 def test_any_divergence_is_one(seed, vocab_size, scale, shift):
-    """For logits of any size: finite, not negative, 0 where both are the same, and blind to a constant added to a row."""
+    """For logits of any size: finite, not negative, 0 where both are the same,
+    and blind to a constant added to a row."""
     noise = torch.Generator().manual_seed(seed)
     own, other = (scale * torch.randn(2, 3, vocab_size, generator=noise) for _ in range(2))
     for name in adapters.divergence_names():
@@ -163,10 +192,13 @@ def test_any_divergence_is_one(seed, vocab_size, scale, shift):
             torch.testing.assert_close(moved, apart, rtol=1e-3, atol=1e-3 * (1 + scale), msg=name)
 
 
-@law("numbers", seed=st.integers(0, 10**6), vocab_size=st.integers(2, 30), scale=st.floats(0, 1e4), length=st.integers(1, 4))
+@law(
+    "numbers", seed=st.integers(0, 10**6), vocab_size=st.integers(2, 30), scale=st.floats(0, 1e4),
+    length=st.integers(1, 4),
+)
 def test_any_loss_is_a_number_per_position(seed, vocab_size, scale, length):
-    """For logits of any size every loss of every table is finite, one number per position, with a finite gradient for the student
-    and none for the teacher."""
+    """For logits of any size every loss of every table is finite, one number per position, with a finite gradient for
+    the student and none for the teacher."""
     noise = torch.Generator().manual_seed(seed)
     targets, coins = torch.randint(vocab_size, (2, length), generator=noise), torch.rand(2, 2, length, generator=noise)
     tokens = Tokens(targets, coins[0] < 0.7, coins[1] < 0.5)
@@ -178,10 +210,15 @@ def test_any_loss_is_a_number_per_position(seed, vocab_size, scale, length):
         assert to_other is None and (to_own is None or bool(to_own.isfinite().all())), name
 
 
-@law("numbers", values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), shift=st.floats(-1e6, 1e6), order=st.randoms(use_true_random=False))
+@law(
+    "numbers",
+    values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40),
+    shift=st.floats(-1e6, 1e6),
+    order=st.randoms(use_true_random=False),
+)
 def test_any_interval_is_around_its_mean(values, shift, order):
-    """The mean lies between the smallest and the largest value, the half width is not negative and grows with the spread alone:
-    order and a shift of all values do not touch it."""
+    """The mean lies between the smallest and the largest value, the half width is not negative and grows with the
+    spread alone: order and a shift of all values do not touch it."""
     mean, half_width = statistics.student_t_interval(values)
     assert min(values) - 1e-6 <= mean <= max(values) + 1e-6
     assert (half_width is None) == (len(values) == 1)
@@ -203,17 +240,22 @@ with torch.no_grad():
 PROMPT_ROWS = st.lists(st.lists(st.integers(0, 10), min_size=1, max_size=6), min_size=1, max_size=5)
 
 
-@law("samplers", prompts=PROMPT_ROWS, budget=st.integers(1, 12), gammas=st.tuples(st.integers(1, 14), st.integers(1, 14)), top_k=st.integers(0, 11),
+@law("samplers", prompts=PROMPT_ROWS, budget=st.integers(1, 12),
+     gammas=st.tuples(st.integers(1, 14), st.integers(1, 14)), top_k=st.integers(0, 11),
      seed=st.integers(0, 999), eos=st.sampled_from([None, 0, 3]))  # fmt: skip
 def test_any_interleaved_batch_is_its_rows(prompts, budget, gammas, top_k, seed, eos):
-    """Any block length gives the same tokens and sources, any row alone with its key too; K = 0 is all teacher, K = V all
-    student; no response is longer than its budget, and what ends early ends with the end token."""
+    """Any block length gives the same tokens and sources, any row alone with its key too; K = 0 is all teacher, K = V
+    all student; no response is longer than its budget, and what ends early ends with the end token."""
     student, teacher = MODELS[1], MODELS[2]
     common = {"accept_top_k": top_k, "eos_token": eos, "seed": seed}
-    one, other = (adapters.interleaved_generate(student, teacher, prompts, budget, gamma=gamma, **common) for gamma in gammas)
+    one, other = (
+        adapters.interleaved_generate(student, teacher, prompts, budget, gamma=gamma, **common) for gamma in gammas
+    )
     assert one == other
     for row, prompt in enumerate(prompts):
-        alone = adapters.interleaved_generate(student, teacher, [prompt], budget, gamma=gammas[0], row_keys=[row], **common)
+        alone = adapters.interleaved_generate(
+            student, teacher, [prompt], budget, gamma=gammas[0], row_keys=[row], **common
+        )
         assert (alone[0][0], alone[1][0]) == (one[0][row], one[1][row])
         response, sources = one[0][row], one[1][row]
         assert len(response) == len(sources) and 1 <= len(response) <= budget
@@ -221,18 +263,21 @@ def test_any_interleaved_batch_is_its_rows(prompts, budget, gammas, top_k, seed,
         assert {0: {"teacher"}, 11: {"student"}}.get(top_k, {"teacher", "student"}) >= set(sources)
 
 
-@law("samplers", prompts=PROMPT_ROWS, budget=st.integers(1, 12), gamma=st.integers(1, 9), temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
-     seed=st.integers(0, 999), eos=st.sampled_from([None, 0, 3]))  # fmt: skip
+@law("samplers", prompts=PROMPT_ROWS, budget=st.integers(1, 12), gamma=st.integers(1, 9),
+     temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]), seed=st.integers(0, 999),
+     eos=st.sampled_from([None, 0, 3]))  # fmt: skip
 def test_any_batch_of_one_model_is_its_rows(prompts, budget, gamma, temperature, seed, eos):
-    """Plain and lossless speculative sampling: a row alone with its key is the row of the batch; greedy speculative decoding
-    is greedy decoding, whatever drafts."""
+    """Plain and lossless speculative sampling: a row alone with its key is the row of the batch; greedy speculative
+    decoding is greedy decoding, whatever drafts."""
     draft, target = MODELS[1], MODELS[2]
     common = {"temperature": temperature, "eos_token": eos, "seed": seed}
     plain = adapters.generate(target, prompts, budget, **common)
     fast = adapters.speculative_generate(draft, target, prompts, budget, gamma=gamma, **common)
     for row, prompt in enumerate(prompts):
         assert adapters.generate(target, [prompt], budget, row_keys=[row], **common) == [plain[row]]
-        assert adapters.speculative_generate(draft, target, [prompt], budget, gamma=gamma, row_keys=[row], **common) == [fast[row]]
+        assert adapters.speculative_generate(
+            draft, target, [prompt], budget, gamma=gamma, row_keys=[row], **common
+        ) == [fast[row]]
         for response in (plain[row], fast[row]):
             assert len(response) == budget or response[-1] == eos
     if temperature == 0:
@@ -241,22 +286,26 @@ def test_any_batch_of_one_model_is_its_rows(prompts, budget, gamma, temperature,
 
 @law("samplers", writer=st.sampled_from(list(WRITERS)),
      rows=st.lists(st.tuples(*[st.lists(st.integers(0, 10), min_size=1, max_size=5)] * 2), min_size=1, max_size=6),
-     share=st.floats(0, 1), coin=st.sampled_from(["batch", "sequence"]), seed=st.integers(0, 999), processes=st.integers(1, 3), budget=st.integers(1, 9),
-     top_k=st.integers(0, 11))  # fmt: skip
+     share=st.floats(0, 1), coin=st.sampled_from(["batch", "sequence"]), seed=st.integers(0, 999),
+     processes=st.integers(1, 3), budget=st.integers(1, 9), top_k=st.integers(0, 11))  # fmt: skip
 def test_any_writer_writes_one_batch(writer, rows, share, coin, seed, processes, budget, top_k):
-    """Whoever writes, and however many processes share the batch: the same rows, prompts as they were, a source for the tokens of
-    the responses and for no others, nothing behind a row's end."""
+    """Whoever writes, and however many processes share the batch: the same rows, prompts as they were, a source for the
+    tokens of the responses and for no others, nothing behind a row's end."""
     prompts, references = (list(side) for side in zip(*rows))
 
     def write(places):
         noise = torch.Generator().manual_seed(seed)
-        return write_tokens(writer, MODELS[1], MODELS[2], [prompts[i] for i in places], [references[i] for i in places], budget, generator=noise,
-                            eos_token=3, student_share=share, mix_per=coin, interleaved={"accept_top_k": top_k}, rows=places, batch_size=len(rows))  # fmt: skip
+        return write_tokens(writer, MODELS[1], MODELS[2], [prompts[i] for i in places], [references[i] for i in places],
+                            budget, generator=noise, eos_token=3, student_share=share, mix_per=coin,
+                            interleaved={"accept_top_k": top_k}, rows=places, batch_size=len(rows))  # fmt: skip
 
     whole = write(range(len(rows)))
     mask = whole.response_mask
     assert [row[:start] for row, start in zip(whole.tokens.tolist(), whole.prompt_len.tolist())] == prompts
-    assert bool(((whole.source == PROMPT) == ~mask).all()) and mask.sum(1).tolist() == (whole.lengths - whole.prompt_len).tolist()
+    assert (
+        bool(((whole.source == PROMPT) == ~mask).all())
+        and mask.sum(1).tolist() == (whole.lengths - whole.prompt_len).tolist()
+    )
     assert not whole.tokens[torch.arange(mask.size(1)) >= whole.lengths[:, None]].any()
     for rank in range(processes):
         places = range(rank, len(rows), processes)
@@ -272,7 +321,9 @@ PLAIN = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
     max_leaves=8,
 )
-DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int8, torch.uint8, torch.bool])
+DTYPES = st.sampled_from(
+    [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int8, torch.uint8, torch.bool]
+)
 TENSORS = st.tuples(DTYPES, st.lists(st.integers(0, 3), max_size=3), st.integers(0, 99))
 
 
@@ -280,7 +331,11 @@ def tensor_of(dtype, shape, seed):
     return (4 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
 
 
-@law("files", values=st.dictionaries(st.text("abcdefgh", min_size=1, max_size=6), PLAIN, max_size=4), bit=st.integers(0, 10**6))
+@law(
+    "files",
+    values=st.dictionaries(st.text("abcdefgh", min_size=1, max_size=6), PLAIN, max_size=4),
+    bit=st.integers(0, 10**6),
+)
 def test_any_record_comes_back(values, bit):
     """What RunLog writes is read as `rounded` says; its seal fits, and fits no more when any bit is changed."""
     values = {name: value for name, value in values.items() if name not in ("kind", "flags")}
@@ -293,7 +348,9 @@ def test_any_record_comes_back(values, bit):
         lines = path.read_bytes().decode().removesuffix("\n").split("\n")
         expected = json.loads(json.dumps(records.rounded(values)))
         found = records.read_finished(folder, "a_seed1", {})
-        assert {name: found[name] for name in values} == expected == {name: json.loads(lines[1])[name] for name in values}
+        assert (
+            {name: found[name] for name in values} == expected == {name: json.loads(lines[1])[name] for name in values}
+        )
         data = "\n".join(lines).encode()
         place = bit % (8 * len(data))
         flipped = data[: place // 8] + bytes([data[place // 8] ^ 1 << place % 8]) + data[place // 8 + 1 :]
@@ -312,7 +369,11 @@ def test_any_file_comes_back(plain, tensors):
         assert found["tensors"][name].dtype == tensor.dtype and torch.equal(found["tensors"][name], tensor)
 
 
-@law("files", tensors=st.dictionaries(st.text("abc.", min_size=1, max_size=5), TENSORS, max_size=4), cut=st.integers(0, 200))
+@law(
+    "files",
+    tensors=st.dictionaries(st.text("abc.", min_size=1, max_size=5), TENSORS, max_size=4),
+    cut=st.integers(0, 200),
+)
 def test_any_safetensors_file_comes_back(tensors, cut):
     """Written and read the tensors are the same; cut short the file is refused in one line."""
     content = {name: tensor_of(*about) for name, about in tensors.items()}
@@ -330,7 +391,8 @@ def test_any_safetensors_file_comes_back(tensors, cut):
 
 @law("files", data=st.binary(max_size=400))
 def test_no_bytes_are_believed(data):
-    """Random bytes are no checkpoint, no safetensors file, no tokenizer and no record: ValueError in one line, never another error."""
+    """Random bytes are no checkpoint, no safetensors file, no tokenizer and no record:
+    ValueError in one line, never another error."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a_seed1.jsonl"
         path.write_bytes(data)
@@ -346,11 +408,14 @@ SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
 
 @law("files", methods=st.dictionaries(st.text("abcxyz_<&|", min_size=1, max_size=8), SCORES, min_size=1, max_size=4))
 def test_any_scores_make_a_report(methods):
-    """Whatever the methods are called and scored: a table with each of them, a valid picture, intervals around the mean."""
+    """Whatever the methods are called and scored: a table with each of them, a valid picture,
+    intervals around the mean."""
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, scores) in enumerate(methods.items()):
             for seed, score in enumerate(scores):
-                log = records.RunLog(folder, f"m{number}_seed{seed}", {"flags": {}, "variant": name, "seed": seed, "task": "math"})
+                log = records.RunLog(
+                    folder, f"m{number}_seed{seed}", {"flags": {}, "variant": name, "seed": seed, "task": "math"}
+                )
                 log.write("eval", step=1, score=score)
                 log.write("final", score=score, score_sampled=score)
                 log.close()
@@ -376,10 +441,13 @@ class Part:
         self.state = state
 
 
-@law("files", parts=st.dictionaries(st.text("abc", min_size=1, max_size=3).map("part_{}".format), PLAIN, max_size=3), made=PLAIN, drawn=st.integers(0, 20),
-     step=st.integers(1, 9), identity=st.dictionaries(st.text("abc", min_size=1, max_size=4), st.one_of(st.integers(-9, 9), st.floats(0, 1), TEXTS), max_size=3))  # fmt: skip
+@law("files", parts=st.dictionaries(st.text("abc", min_size=1, max_size=3).map("part_{}".format), PLAIN, max_size=3),
+     made=PLAIN, drawn=st.integers(0, 20), step=st.integers(1, 9),
+     identity=st.dictionaries(st.text("abc", min_size=1, max_size=4),
+                              st.one_of(st.integers(-9, 9), st.floats(0, 1), TEXTS), max_size=3))  # fmt: skip
 def test_any_state_is_gone_on_with(parts, made, drawn, step, identity):
-    """Parts, what was made before the loop and the place of a generator come back; a state of another identity is refused by name."""
+    """Parts, what was made before the loop and the place of a generator come back;
+    a state of another identity is refused by name."""
     noise = torch.Generator().manual_seed(1)
     torch.rand(drawn, generator=noise)
     with tempfile.TemporaryDirectory() as folder:
@@ -399,7 +467,8 @@ def test_any_state_is_gone_on_with(parts, made, drawn, step, identity):
 
 @law("files", place=st.integers(0, 10**6), value=st.integers(0, 255), count=st.integers(1, 4))
 def test_any_damage_of_a_checkpoint_is_noticed(place, value, count):
-    """Some bytes in a row become another one, anywhere: refused in one line that names the file, or read as it was saved."""
+    """Some bytes in a row become another one, anywhere: refused in one line that names the file,
+    or read as it was saved."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.pt"
         save_checkpoint(str(path), MODELS[1], {"version": 1}, score=0.5)
@@ -412,7 +481,10 @@ def test_any_damage_of_a_checkpoint_is_noticed(place, value, count):
             assert "\n" not in str(error) and "a.pt" in str(error)
             return
         assert about["score"] == 0.5 and about["tokenizer"] == {"version": 1} and model.config == MODELS[1].config
-        assert all(torch.equal(weight, other) for weight, other in zip(model.state_dict().values(), MODELS[1].state_dict().values(), strict=True))
+        assert all(
+            torch.equal(weight, other)
+            for weight, other in zip(model.state_dict().values(), MODELS[1].state_dict().values(), strict=True)
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -421,7 +493,10 @@ def test_any_damage_of_a_checkpoint_is_noticed(place, value, count):
 STATE = LEARNED.state_dict()
 
 
-@law("guesses", changes=st.dictionaries(st.sampled_from([*STATE, "more"]), st.one_of(PLAIN, st.sampled_from(list(STATE.values())), st.lists(st.text("0123456789abcdef", max_size=4))), max_size=3),
+@law("guesses",
+     changes=st.dictionaries(st.sampled_from([*STATE, "more"]),
+                             st.one_of(PLAIN, st.sampled_from(list(STATE.values())),
+                                       st.lists(st.text("0123456789abcdef", max_size=4))), max_size=3),
      gone=st.sets(st.sampled_from([*STATE, "nothing"]), max_size=2))  # fmt: skip
 def test_any_tokenizer_state_is_one_or_refused(changes, gone):
     """Entries changed, added and taken away: the same tokenizer as before, or ValueError in one line."""
@@ -435,10 +510,16 @@ def test_any_tokenizer_state_is_one_or_refused(changes, gone):
 
 
 NUMBERS = st.one_of(st.integers(-3, 12), st.floats(), st.booleans(), st.none(), st.text(max_size=3), st.just(2**70))
-KNOBS = st.sampled_from(["difficulty", "entropy", "hard_share", "stories", *SIZES] * 2 + ["download", "cache_dir", "nonsense"])
+KNOBS = st.sampled_from(
+    ["difficulty", "entropy", "hard_share", "stories", *SIZES] * 2 + ["download", "cache_dir", "nonsense"]
+)
 
 
-@law("files", name=st.sampled_from([*FAMILIES] * 4 + ["maths"]), options=st.dictionaries(KNOBS, st.one_of(st.integers(1, 3), NUMBERS), max_size=2))
+@law(
+    "files",
+    name=st.sampled_from([*FAMILIES] * 4 + ["maths"]),
+    options=st.dictionaries(KNOBS, st.one_of(st.integers(1, 3), NUMBERS), max_size=2),
+)
 def test_any_knobs_make_a_task_or_are_refused(name, options):
     """A task with as many examples as were asked for, or ValueError in one line."""
     sizes = {"train_examples": 6, "val_examples": 2, "test_examples": 2, "ood_examples": 2} | options
@@ -451,14 +532,18 @@ def test_any_knobs_make_a_task_or_are_refused(name, options):
 
 
 PARSERS = {"train_skd": train_skd, "train_okd": train_okd}
-FLAGS = st.sampled_from(["steps", "batch-size", "seeds", "seed", "variants", "sweep", "rule", "accept-rule", "accept-top-k", "gamma", "lr", "block-size", "vocab-size",
-                         "micro-batch", "cache-teacher", "student-top-p", "teacher-temperature", "alpha", "module-rank", "temperature", "save-every", "size", "quick",
-                         "chunk-loss", "jobs", "out", "student-prompts", "tpyo"])  # fmt: skip
+FLAGS = st.sampled_from(["steps", "batch-size", "seeds", "seed", "variants", "sweep", "rule", "accept-rule",
+                         "accept-top-k", "gamma", "lr", "block-size", "vocab-size", "micro-batch", "cache-teacher",
+                         "student-top-p", "teacher-temperature", "alpha", "module-rank", "temperature", "save-every",
+                         "size", "quick", "chunk-loss", "jobs", "out", "student-prompts", "tpyo"])  # fmt: skip
 WORDS = st.one_of(st.integers(-2, 99).map(str), st.floats().map(str), st.text(max_size=6), st.sampled_from(
-    ["", "skd", "okd", "supervised", "all", "main", "lr=1e-3,2e-3", "gamma=1,auto", "accept_min_prob=0.5", "minprob", "dense", "auto", "tiny", "1e-3", "0.5", "steps=1,x"]))  # fmt: skip
+    ["", "skd", "okd", "supervised", "all", "main", "lr=1e-3,2e-3", "gamma=1,auto", "accept_min_prob=0.5", "minprob",
+     "dense", "auto", "tiny", "1e-3", "0.5", "steps=1,x"]))  # fmt: skip
 
 
-@law("guesses", script=st.sampled_from(list(PARSERS)), words=st.lists(st.tuples(FLAGS, WORDS, st.booleans()), max_size=3))
+@law(
+    "guesses", script=st.sampled_from(list(PARSERS)), words=st.lists(st.tuples(FLAGS, WORDS, st.booleans()), max_size=3)
+)
 def test_any_command_line_is_understood_or_refused(script, words):
     """Flags and values at random: what was asked for, or an error in one line and a status that is not 0."""
     argv = [part for flag, word, joined in words for part in ([f"--{flag}={word}"] if joined else [f"--{flag}", word])]

@@ -38,7 +38,8 @@ def make_lines(variant, seed, budget="steps", order=None, **final):
     generator = np.random.default_rng([order, seed, budget == "steps"])
     score = round(0.9 - 0.1 * order + 0.01 * seed + 0.005 * float(generator.normal()), 4)
     lines = [{"kind": "header", "script": "train_skd", "variant": variant, "seed": seed, "budget": budget,
-              "order": order, "device": "cpu", "task": "math", "teacher": {"score": 0.9, "val_nll": 0.3, "kl_teacher": None},
+              "order": order, "device": "cpu", "task": "math",
+              "teacher": {"score": 0.9, "val_nll": 0.3, "kl_teacher": None},
               "student_start": {"score": 0.02, "val_nll": 1.5, "kl_teacher": 0.8}}]
     for step in range(0, 101, 20):
         fade = math.exp(-step / 40)
@@ -73,7 +74,8 @@ def make_runs(scores, budget="steps"):
 
 
 def table_rows(text, heading):
-    """{first cell: {column: cell}} of the Markdown tables before the raw values whose first column is called heading."""
+    """{first cell: {column: cell}} of the Markdown tables before the raw values whose first
+    column is called heading."""
     merged = {}
     for table in text.split("<details>")[0].split("\n\n"):
         if table.startswith("| " + heading):
@@ -199,12 +201,14 @@ def test_garbage_after_a_finished_run_is_an_error(tmp_path):
 
 
 def test_a_changed_digit_is_refused(tmp_path):
-    """Another digit anywhere in a finished record, its seal included, and its figures go into no table: one line says so."""
+    """Another digit anywhere in a finished record, its seal included, and its figures go into no table:
+    one line says so."""
     text, path = record(make_lines("skd", 1)), tmp_path / "skd_seed1.jsonl"
     places = [place for place, character in enumerate(text) if character.isdigit()]
     for place in places[::5]:
         path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1:]}")
-        with pytest.raises(ValueError, match=r"holds no checksum .*--resume|is not JSON") as error:  # 100 may become 000
+        # 100 may become 000.
+        with pytest.raises(ValueError, match=r"holds no checksum .*--resume|is not JSON") as error:
             reading.read_records(tmp_path)
         assert "\n" not in str(error.value)
     path.write_text(text)
@@ -328,8 +332,12 @@ def test_a_pair_that_differs_between_methods_is_said():
         said = "Seed 1: the methods did not start from one pair"
         assert said in tables.render_table([runs[0]._replace(header=one), runs[1]._replace(header=other)])
         assert said not in tables.render_table([run._replace(header=one) for run in runs])
-    headers = [{"pair": name, "teacher": {"score": 0.8}, "student_start": {"score": score}} for name, score in (("1", 0.1), ("2", 0.1), ("2", 0.2))]
-    for one, other, differ in ((0, 1, False), (1, 2, False), (0, 2, True)):  # fingerprint or figures: where one agrees, so does the pair
+    headers = [
+        {"pair": name, "teacher": {"score": 0.8}, "student_start": {"score": score}}
+        for name, score in (("1", 0.1), ("2", 0.1), ("2", 0.2))
+    ]
+    # Fingerprint or figures: where one agrees, so does the pair.
+    for one, other, differ in ((0, 1, False), (1, 2, False), (0, 2, True)):
         table = tables.render_table([runs[0]._replace(header=headers[one]), runs[1]._replace(header=headers[other])])
         assert (said in table) == differ
 
@@ -349,8 +357,15 @@ def test_what_limits_the_numbers_is_said(entry, others, said):
 
 def notes_of(headers, variants=("a", "b", "c")):
     """The notes about versions and flags above a table of runs with these headers."""
-    runs = [run._replace(header=header) for run, header in zip(make_runs({variant: {1: 0.5} for variant in variants}), headers)]
-    return [line for line in tables.render_table(runs).splitlines() if "versions of the code" in line or "different flags" in line]
+    runs = [
+        run._replace(header=header)
+        for run, header in zip(make_runs({variant: {1: 0.5} for variant in variants}), headers)
+    ]
+    return [
+        line
+        for line in tables.render_table(runs).splitlines()
+        if "versions of the code" in line or "different flags" in line
+    ]
 
 
 def test_swept_values_stand_at_the_ends_of_the_lines():
@@ -358,10 +373,16 @@ def test_swept_values_stand_at_the_ends_of_the_lines():
     assert curves._short("okd module-lr=0.02") == "okd module-lr=0.02"
     assert curves._short("okd alpha=0.25 module-lr=0.02") == "okd a=0.25 ml=0.02"
     assert curves._short("okd_no_feedback module-lr=0.2") == "okd_no_fe…ack ml=0.2"
-    ends = [curves._short(f"okd alpha={alpha} module-lr={rate}") for alpha in (0.25, 0.5, 0.75) for rate in (0.02, 0.2, 1)]
+    ends = [
+        curves._short(f"okd alpha={alpha} module-lr={rate}") for alpha in (0.25, 0.5, 0.75) for rate in (0.02, 0.2, 1)
+    ]
     assert len(set(ends)) == 9 and max(map(len, ends)) <= 20
     assert curves._short("a_method_with_quite_a_name") == "a_method_…ite_a_name"
-    ends = {curves._short(f"okd module-start={start} module-lr=0.05 alpha={alpha}") for start in (0.25, 0.5) for alpha in (0.5, 0.9)}
+    ends = {
+        curves._short(f"okd module-start={start} module-lr=0.05 alpha={alpha}")
+        for start in (0.25, 0.5)
+        for alpha in (0.5, 0.9)
+    }
     assert len(ends) == 4 and "okd ms=0.25 ml=0.05 a=0.5" in ends
     assert curves._short("supervised lr=0.005 batch-size=16") == "super… l=0.005 bs=16"
 
@@ -377,8 +398,10 @@ def test_a_warning_of_many_seeds_is_said_once():
     """Seeds whose warnings differ in their numbers share a line; another text, method or budget has its own."""
     runs = []
     for variant, budget, seed, warnings in (
-        ("okd", "steps", 1, ["it drifted 0.052 nats"]), ("okd", "steps", 2, ["it drifted 0.31 nats", "no end in 4 of 8"]),
-        ("okd", "compute", 2, ["it drifted 1 nats"]), ("skd", "steps", 1, ["it drifted 0.05 nats"]), ("skd", "steps", 3, []),
+        ("okd", "steps", 1, ["it drifted 0.052 nats"]),
+        ("okd", "steps", 2, ["it drifted 0.31 nats", "no end in 4 of 8"]),
+        ("okd", "compute", 2, ["it drifted 1 nats"]),
+        ("skd", "steps", 1, ["it drifted 0.05 nats"]), ("skd", "steps", 3, []),
     ):
         header, *_, final = make_lines(variant, seed, budget, warnings=warnings)
         runs.append(reading.Run(variant, seed, budget, header, [], [], final))
@@ -391,37 +414,58 @@ def test_a_warning_of_many_seeds_is_said_once():
 
 
 def test_versions_of_the_code_are_counted():
-    """Runs whose files had other contents: one note with the number of versions and the files; what a record lacks is no difference."""
-    old, new = {"model.py": "12", "losses.py": "ab", "sample.py": "ff"}, {"model.py": "34", "losses.py": "cd", "sample.py": "ff"}
+    """Runs whose files had other contents: one note with the number of versions and the files;
+    what a record lacks is no difference."""
+    old, new = (
+        {"model.py": "12", "losses.py": "ab", "sample.py": "ff"},
+        {"model.py": "34", "losses.py": "cd", "sample.py": "ff"},
+    )
     (note,) = notes_of([{"sources": old}, {"sources": new}, {"sources": new}])
     assert note == ("- The runs were made by 2 versions of the code, which differ in model.py, losses.py; "
                     "not every change there moves a result.")
     assert "by 3 versions" in notes_of([{"sources": old}, {"sources": new}, {"sources": old | {"model.py": "56"}}])[0]
-    assert notes_of([{"sources": old}, {"sources": old}, {}]) == notes_of([{"sources": old}, {"sources": {"train_okd.py": "1"}}, {"sources": {}}]) == []
+    assert (
+        notes_of([{"sources": old}, {"sources": old}, {}])
+        == notes_of([{"sources": old}, {"sources": {"train_okd.py": "1"}}, {"sources": {}}])
+        == []
+    )
     many = [{"sources": {f"{name}.py": value for name in range(9)}} for value in "123"]
     assert "differ in 0.py, 1.py, 2.py, 3.py, 5 more;" in notes_of(many)[0]
 
 
 def test_different_flags_are_said():
-    """Flags that were not the same for all runs stand there with their values; what was swept, or decided by --size, does not."""
+    """Flags that were not the same for all runs stand there with their values;
+    what was swept, or decided by --size, does not."""
     common = {"lr": 0.005, "gamma": None, "device_type": "cpu", "settings": {"teacher_steps": 700}}
-    (note,) = notes_of([{"flags": common}, {"flags": common | {"lr": 0.001, "gamma": 4}}, {"flags": common | {"device_type": "cuda"}}])
-    assert note == ("- The runs were made with different flags (--lr 0.005 or 0.001; --gamma not given or 4; --device cpu or cuda): "
-                    "a difference between methods may be theirs.")
+    (note,) = notes_of(
+        [{"flags": common}, {"flags": common | {"lr": 0.001, "gamma": 4}}, {"flags": common | {"device_type": "cuda"}}]
+    )
+    assert note == ("- The runs were made with different flags (--lr 0.005 or 0.001; --gamma not given or 4; "
+                    "--device cpu or cuda): a difference between methods may be theirs.")
     bare = [{"flags": common}, {"flags": {"lr": 0.005}}, {}]
-    assert notes_of(bare) == notes_of([{"flags": common | {"settings": {"teacher_steps": steps}}} for steps in (1, 2, 3)]) == []
+    assert (
+        notes_of(bare)
+        == notes_of([{"flags": common | {"settings": {"teacher_steps": steps}}} for steps in (1, 2, 3)])
+        == []
+    )
     rates = [{"flags": {"module_lr": rate, "lr": 0.1}} for rate in (0.02, 0.2, 0.2)]
     assert notes_of(rates, ("a module-lr=1", "b", "c lr=0.3")) == [] != notes_of(rates, ("a lr=1", "b", "c"))
     many = [{"flags": {f"flag_{name}": value for name in range(9)}} for value in ("<b>\n# x", "y" * 99, "[z](u)")]
     (note,) = notes_of(many)
-    assert "--flag-3" in note and "; 5 more)" in note and "--flag-4" not in note and "<b>" not in note and len(note) < 700
+    assert (
+        "--flag-3" in note and "; 5 more)" in note and "--flag-4" not in note and "<b>" not in note and len(note) < 700
+    )
 
 
 @pytest.mark.parametrize("folder", ["okd-variants", "okd-sweep"])
 def test_runs_of_one_command_differ_in_no_flag(folder):
-    """Equal steps and equal compute, and all values that were swept: the script records one set of flags, and nothing is said."""
+    """Equal steps and equal compute, and all values that were swept:
+    the script records one set of flags, and nothing is said."""
     runs = reading.read_records(ROOT / "results" / folder)
-    assert {run.budget for run in runs} == {"steps", "compute"} or len({run.variant for run in runs if "=" in run.variant}) > 20
+    assert (
+        {run.budget for run in runs} == {"steps", "compute"}
+        or len({run.variant for run in runs if "=" in run.variant}) > 20
+    )
     assert tables._differences(runs, "flags") == {}
 
 
@@ -504,7 +548,8 @@ HARD_CASES = {
     "8 series of 5 seeds": wavy(8, 5), "20 series": wavy(20, 2), "20 series at one place": wavy(20, 1, spread=0.0),
     "one series, one seed": wavy(1, 1), "one point": {"a": [([3], [0.5])]},
     "points of 2 seeds": {"a": [([3], [1]), ([3], [2])]}, "constant": {"a": [([0, 1], [0.5, 0.5])]},
-    "all zero": {"a": [([0, 1], [0, 0])]}, "nothing": {}, "no value": {"a": [([0, 1], [None, math.nan])], "b": [([], [])]},
+    "all zero": {"a": [([0, 1], [0, 0])]}, "nothing": {},
+    "no value": {"a": [([0, 1], [None, math.nan])], "b": [([], [])]},
     "infinite": {"a": [([0, 1, 2], [1, math.inf, 2])]}, "constant on a log axis": {"a": [([0, 1], [1e-7, 1e-7])]},
     "gap": {"a": [([0, 1, 2, 3, 4], [1, 2, math.nan, 3, 4])]}, "negative": {"a": [([0, 1], [-3, 5])]},
     "tiny and huge": {"a": [([0, 1e6], [1e-9, 1e9])]}, "markup": {"<a & 'b' \"c\"\x01>": [([0, 1], [1, 2])]},
@@ -635,14 +680,17 @@ def test_page_draws_equal_steps_and_makes_room(tmp_path):
 
 
 def test_of_many_methods_the_outermost_are_named(tmp_path):
-    """30 methods: all have a line in every panel; six at either end of each panel, and those that are asked for, a colour and
-    a name; the legend has these, and no two of them look alike. Where few have a figure, all of those are named."""
+    """30 methods: all have a line in every panel; six at either end of each panel, and those that are asked for, a
+    colour and a name; the legend has these, and no two of them look alike.
+    Where few have a figure, all of those are named."""
     write_records(tmp_path, ["sft", "skd"], 1)
     blank = [run for run in reading.read_records(tmp_path) if run.variant == "skd"][0]
     runs = []
     for i in range(30):
         shift = {"score": i / 100, "val_nll": 1 + (i * 7 % 30) / 100, "kl_teacher": 1 + i / 100}  # 7: another order
-        steps = [entry if i < 3 else {k: v for k, v in entry.items() if k != "replacement_rate"} for entry in blank.steps]
+        steps = [
+            entry if i < 3 else {k: v for k, v in entry.items() if k != "replacement_rate"} for entry in blank.steps
+        ]
         evals = [entry | shift for entry in blank.evals]
         runs.append(blank._replace(variant=f"m{i:02}", evals=evals, steps=steps))
     root = ElementTree.fromstring(curves.curves_page(runs, always=("m15", "m17")))
@@ -654,8 +702,12 @@ def test_of_many_methods_the_outermost_are_named(tmp_path):
     assert labels[3] == {"m00", "m01", "m02"}
     strokes = [[e.get("stroke") for e in panel if e.get("class") == "line"] for panel in panels]
     assert [len(lines) for lines in strokes] == [30, 30, 30, 3]
-    assert [lines.count(curves.GREY) for lines in strokes] == [len(lines) - len(names) for lines, names in zip(strokes, labels)]
-    legend = [(e.get("stroke"), e.get("stroke-dasharray")) for e in root.iter(SVG + "path") if e.get("stroke-width") == "2.4"]
+    assert [lines.count(curves.GREY) for lines in strokes] == [
+        len(lines) - len(names) for lines, names in zip(strokes, labels)
+    ]
+    legend = [
+        (e.get("stroke"), e.get("stroke-dasharray")) for e in root.iter(SVG + "path") if e.get("stroke-width") == "2.4"
+    ]
     assert len(set(legend)) == len(legend) == len(set.union(*labels))
     assert "of 30 methods the outermost are named" in next(root.iter(SVG + "text")).text
 
@@ -779,7 +831,8 @@ def test_a_studys_own_words_stay(tmp_path):
 
 
 def test_an_interrupted_pack_is_finished_by_the_next(tmp_path, monkeypatch):
-    """Wherever it stops, no record is lost; the next --pack ends at the same files; meanwhile one line says what to type."""
+    """Wherever it stops, no record is lost; the next --pack ends at the same files;
+    meanwhile one line says what to type."""
     whole = tmp_path / "whole"
     whole.mkdir()
     report.pack(write_records(whole, ["sft", "skd"], 2))
@@ -809,7 +862,8 @@ def test_an_interrupted_pack_is_finished_by_the_next(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_packed_stays(tmp_path):
-    """An unfinished run, other records beside an archive, a page without markers, nothing: one line, no file is touched."""
+    """An unfinished run, other records beside an archive, a page without markers, nothing:
+    one line, no file is touched."""
     assert "no finished run" in stopped([tmp_path, "--pack"])
     write_records(tmp_path, ["sft"], 2)
     path = tmp_path / "sft_seed3_steps.jsonl"
@@ -837,8 +891,8 @@ def test_a_table_of_other_words_stays(tmp_path):
 
 
 @pytest.mark.parametrize("kind, said", [
-    ("cut", "cut short"), ("longer", "longer"), ("flipped", "no archive"), ("text", "no archive"), ("folder", "no file"),
-    ("pipe", "no file"), ("broken link", "no file"),
+    ("cut", "cut short"), ("longer", "longer"), ("flipped", "no archive"), ("text", "no archive"),
+    ("folder", "no file"), ("pipe", "no file"), ("broken link", "no file"),
 ])
 def test_a_damaged_archive_is_named(tmp_path, kind, said):
     """Whatever stands in an archive's place: one line with its path, no waiting, and nothing is written."""
@@ -900,19 +954,24 @@ def test_groups_appear_with_their_figures():
     group = table.split("**The adapted teacher**")[1].split("**okd minus")[0]
     assert "| okd " in group and "fixed_forward_kl" not in group and "0.3750" in group  # the mean drift of .25 and .5
     assert re.search(r"\| okd .*\| +2.50 \|", table)  # the mean of the ratios 4 / 2 and 6 / 2
-    assert "adapted teacher" not in tables.render_table([run for run in runs if run.variant != "okd"], "fixed_forward_kl", "okd")
+    assert "adapted teacher" not in tables.render_table(
+        [run for run in runs if run.variant != "okd"], "fixed_forward_kl", "okd"
+    )
 
 
 def test_swept_methods_stand_with_their_method():
     """Labels follow their method in the order of their numbers, whatever the order in which they were run."""
     header = {"order": ["a", "b", "b x=10", "b x=2"]}
-    runs = [reading.Run(name, 1, "steps", header, [], [], {"score": 0.5}) for name in ("b x=10", "c", "b", "b x=2", "a")]
+    runs = [
+        reading.Run(name, 1, "steps", header, [], [], {"score": 0.5}) for name in ("b x=10", "c", "b", "b x=2", "a")
+    ]
     assert reading.ordered_variants(runs) == ["a", "b", "b x=2", "b x=10", "c"]
 
 
 @pytest.mark.parametrize("script", [train_skd, train_okd], ids=lambda script: script.__name__)
 def test_a_row_says_what_it_is(script, capsys):
-    """The table of methods has a line per row, in their order; what each teacher does, by row or by flag, stands in it."""
+    """The table of methods has a line per row, in their order;
+    what each teacher does, by row or by flag, stands in it."""
     assert script.main(["--list-variants"]) == 0
     table = pages.methods_table(script.__name__, json.loads(capsys.readouterr().out))
     lines = {line.split("`")[1]: line for line in table.splitlines()[2:]}
@@ -949,7 +1008,8 @@ def project(tmp_path):
 
 
 def test_pages_are_rendered_by_one_command(project):
-    """Studies, tables of methods and benchmarks: what is out of date is written, what is not is left, own words stay."""
+    """Studies, tables of methods and benchmarks: what is out of date is written, what is not is left,
+    own words stay."""
     study = project / "results" / "skd-a"
     assert report.write_pages(project) == [project / "docs" / "methods.md", project / "docs" / "speed.md"]
     assert report.write_pages(project) == []
@@ -977,7 +1037,9 @@ def stopped(argv):
     """The one line with which main ends."""
     with pytest.raises(SystemExit) as stop:
         report.main([str(word) for word in argv])
-    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code and stop.value.code.startswith("lab.report: ")
+    assert (
+        isinstance(stop.value.code, str) and "\n" not in stop.value.code and stop.value.code.startswith("lab.report: ")
+    )
     return stop.value.code
 
 
@@ -996,10 +1058,15 @@ def test_unknown_methods_are_named(tmp_path, flag):
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "broken link"])
 def test_what_is_no_file_is_no_record(tmp_path, kind):
-    """A folder, a pipe (from which reading would wait for ever) and a link to nothing in a record's place are named, not passed over."""
+    """A folder, a pipe (from which reading would wait for ever) and a link to nothing in a record's place
+    are named, not passed over."""
     write_records(tmp_path, ["sft"], 1)
     path = tmp_path / "x.jsonl"
-    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "broken link": lambda: path.symlink_to(tmp_path / "nowhere")}[kind]()
+    {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "broken link": lambda: path.symlink_to(tmp_path / "nowhere"),
+    }[kind]()
     assert f"{path} is no file" in stopped([tmp_path])
 
 
@@ -1011,7 +1078,9 @@ def test_a_folder_in_a_files_place_is_named(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sft_seed1_steps.jsonl", "table.md"]
 
 
-@pytest.mark.parametrize("argv", [[""], ["{}", "--order", ""], ["{}", "--control", ""], ["{}", "--main-method", ""]], ids=str)
+@pytest.mark.parametrize(
+    "argv", [[""], ["{}", "--order", ""], ["{}", "--control", ""], ["{}", "--main-method", ""]], ids=str
+)
 def test_empty_words_are_refused(tmp_path, monkeypatch, argv):
     """An empty folder is not the one that one stands in, and an empty flag is not one left out."""
     monkeypatch.chdir(write_records(tmp_path, ["sft"], 1))
@@ -1031,7 +1100,10 @@ def test_a_page_keeps_its_line_ends(tmp_path):
             report.main([str(tmp_path)])
             found = page.read_bytes()
             assert found.startswith(above + end * 2) and found.endswith(end * 2 + below) and b"Score" in found
-            assert found.count(b"\n") == found.count(end) and found.count(b"\r") == (found.count(b"\n") if end == b"\r\n" else 0)
+            assert (
+                found.count(b"\n") == found.count(end)
+                and found.count(b"\r") == (found.count(b"\n") if end == b"\r\n" else 0)
+            )
 
 
 def test_a_closed_pipe_ends_it_quietly(tmp_path):
@@ -1051,4 +1123,8 @@ def test_a_terminal_of_another_encoding_shows_what_it_can(tmp_path, encoding):
     command = [sys.executable, "-m", "lab.report", str(write_records(tmp_path, ["sft", "skd"], 2))]
     done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment)
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert done.returncode == 0 and done.stderr == b"" and done.stdout.decode(encoding) == text.encode(encoding, "replace").decode(encoding) + "\n"
+    assert (
+        done.returncode == 0
+        and done.stderr == b""
+        and done.stdout.decode(encoding) == text.encode(encoding, "replace").decode(encoding) + "\n"
+    )

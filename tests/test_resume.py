@@ -1,4 +1,5 @@
-"""Laws of going on: who stopped and went on ends with the very bits of who never stopped, whatever method, moment or damage."""
+"""Laws of going on: who stopped and went on ends with the very bits of who never stopped, whatever method,
+moment or damage."""
 
 import errno
 import json
@@ -53,7 +54,8 @@ class Signalled(records.RunLog):
 
 
 def go(script, variant, folder, stop=None, every=1000, steps=4, checkpointer=None, **how):
-    """A run in `folder`, stopped by a signal in step `stop`, or gone on with -> what it came to; None if it was stopped."""
+    """A run in `folder`, stopped by a signal in step `stop`, or gone on with -> what it came to;
+    None if it was stopped."""
     script, pair = SCRIPTS[script], tiny_pair()
     args = flags("--steps", str(steps), "--lr", "0.05", script=script)
     folder.mkdir(exist_ok=True)
@@ -69,12 +71,21 @@ def go(script, variant, folder, stop=None, every=1000, steps=4, checkpointer=Non
         log.close()
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     modules = {} if adapted is None else weights_of(adapted.module)
-    return weights_of(student), modules, timeless(costs), [timeless(line) for line in lines if line["kind"] != "resumed"], lines, costs["seconds"]
+    return (
+        weights_of(student),
+        modules,
+        timeless(costs),
+        [timeless(line) for line in lines if line["kind"] != "resumed"],
+        lines,
+        costs["seconds"],
+    )
 
 
 def timeless(figures):
     """Without what a clock says."""
-    return {name: value for name, value in figures.items() if not name.startswith("seconds") and not name.endswith("_ms")}
+    return {
+        name: value for name, value in figures.items() if not name.startswith("seconds") and not name.endswith("_ms")
+    }
 
 
 def same_run(one, other):
@@ -86,8 +97,8 @@ FAST = [*(("train_skd", name) for name in SKD_KINDS), *(("train_okd", name) for 
 
 @matrix("script,variant", EVERY, fast=FAST)
 def test_going_on_changes_no_bit(script, variant, tmp_path):
-    """Stopped by a signal in the second of four steps: the state is saved there, and what goes on ends where the other run
-    ends: weights of student and module, costs, every line of the record."""
+    """Stopped by a signal in the second of four steps: the state is saved there, and what goes on ends where the other
+    run ends: weights of student and module, costs, every line of the record."""
     whole = go(script, variant, tmp_path / "whole")
     assert go(script, variant, tmp_path / "parts", stop=2) is None
     assert load_file(str(tmp_path / "parts" / "run_seed1.state.pt"))["step"] == 2
@@ -112,12 +123,17 @@ def test_every_part_of_a_state_counts(script, variant, part, tmp_path, monkeypat
     whole = go(script, variant, tmp_path / "whole")
     go(script, variant, tmp_path / "parts", stop=2)
     restore = Checkpointer.restore
-    monkeypatch.setattr(Checkpointer, "restore", lambda self, **parts: restore(self, **{name: x for name, x in parts.items() if name != part}))
+    monkeypatch.setattr(
+        Checkpointer,
+        "restore",
+        lambda self, **parts: restore(self, **{name: x for name, x in parts.items() if name != part}),
+    )
     assert not same_run(whole, go(script, variant, tmp_path / "parts"))
 
 
 def test_the_parts_are_all_there_are(tmp_path):
-    """What the tests above leave out, one by one, is what a state holds, and the meter: seconds add up over the processes."""
+    """What the tests above leave out, one by one, is what a state holds, and the meter:
+    seconds add up over the processes."""
     for script, variant in (("train_skd", "fitnet"), ("train_okd", "okd")):
         folder = tmp_path / script
         go(script, variant, folder, stop=2)
@@ -131,7 +147,8 @@ def test_the_parts_are_all_there_are(tmp_path):
 
 @pytest.mark.parametrize("variant", ["takd", "sftn", "seqkd", "distillm2"])
 def test_what_was_made_before_training_is_found(variant, tmp_path, monkeypatch):
-    """Another teacher, and the teacher's answers, are not made a second time: its own steps are done, its answers kept."""
+    """Another teacher, and the teacher's answers, are not made a second time:
+    its own steps are done, its answers kept."""
     whole = go("train_skd", variant, tmp_path / "whole")
     go("train_skd", variant, tmp_path / "parts", stop=2, every=2)
     inner = {"takd": "assistant", "sftn": "sftn"}.get(variant)
@@ -195,7 +212,9 @@ def flipped(data, place, bit=0):
 DAMAGES = {
     "cut short": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
-    "a flipped bit": lambda data: flipped(data, data.index(b"\x00\x00\x80\x3f") + 1 if b"\x00\x00\x80\x3f" in data else len(data) // 2),
+    "a flipped bit": lambda data: flipped(
+        data, data.index(b"\x00\x00\x80\x3f") + 1 if b"\x00\x00\x80\x3f" in data else len(data) // 2
+    ),
     "another file": lambda data: b"<html>proxy</html>",
 }
 
@@ -213,14 +232,27 @@ def test_a_damaged_state_is_set_aside(damage, both, tmp_path):
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
     said = []
     checkpointer = Checkpointer(str(stem), 1000, {"steps": 4}, said.append)
-    assert checkpointer.step == (0 if both else 2) and [line.split()[0] for line in said] == [newest.name, before.name][: 1 + both]
-    assert not newest.exists() and newest.with_name(f"{newest.name}.damaged").exists() and all("\n" not in line for line in said)
+    assert (
+        checkpointer.step == (0 if both else 2)
+        and [line.split()[0] for line in said] == [newest.name, before.name][: 1 + both]
+    )
+    assert (
+        not newest.exists()
+        and newest.with_name(f"{newest.name}.damaged").exists()
+        and all("\n" not in line for line in said)
+    )
     assert same_run(whole, go("train_skd", "on_policy", tmp_path / "parts", checkpointer=checkpointer))
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):
-    """One bit anywhere in a file: it is refused, or what is read is what was saved (zip keeps bytes that mean nothing)."""
-    content = {"step": 3, "weights": {"w": torch.randn(5, 3, generator=torch.Generator().manual_seed(0))}, "text": "ä" * 40, "x": [1.5, None, True]}
+    """One bit anywhere in a file: it is refused, or what is read is what was saved (zip keeps
+    bytes that mean nothing)."""
+    content = {
+        "step": 3,
+        "weights": {"w": torch.randn(5, 3, generator=torch.Generator().manual_seed(0))},
+        "text": "ä" * 40,
+        "x": [1.5, None, True],
+    }
     path, other = str(tmp_path / "a.pt"), tmp_path / "b.pt"
     save_file(path, content)
     whole, expected = open(path, "rb").read(), load_file(path)
@@ -235,7 +267,11 @@ def test_every_flipped_bit_is_noticed(tmp_path):
             refused += 1
             assert "\n" not in str(error)
             continue
-        assert torch.equal(found["weights"].pop("w"), expected["weights"]["w"]) and found["text"] == content["text"] and found["x"] == content["x"]
+        assert (
+            torch.equal(found["weights"].pop("w"), expected["weights"]["w"])
+            and found["text"] == content["text"]
+            and found["x"] == content["x"]
+        )
     assert refused > 20
 
 
@@ -245,12 +281,20 @@ def test_another_runs_state_is_refused(tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
     with pytest.raises(ValueError, match="--steps 4, now it is 5") as error:
         Checkpointer(str(tmp_path / "run" / "run_seed1"), 2, {"steps": 5})
-    assert "\n" not in str(error.value) and before == {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
+    assert "\n" not in str(error.value) and before == {
+        path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")
+    }
 
 
 def test_changed_code_is_said_and_a_state_that_does_not_fit_is_named(tmp_path):
-    """Other sources than those that saved: a warning, of a run within the run too; other parts: one line that says what to do."""
-    go("train_skd", "sft", tmp_path / "run", checkpointer=Checkpointer(str(tmp_path / "run" / "run_seed1"), 1, {"steps": 4}, sources={"losses.py": "1"}))
+    """Other sources than those that saved: a warning, of a run within the run too; other parts:
+    one line that says what to do."""
+    go(
+        "train_skd",
+        "sft",
+        tmp_path / "run",
+        checkpointer=Checkpointer(str(tmp_path / "run" / "run_seed1"), 1, {"steps": 4}, sources={"losses.py": "1"}),
+    )
     stem = str(tmp_path / "run" / "run_seed1")
     assert Checkpointer(stem, 1, {"steps": 4}, sources={"losses.py": "1"}).warnings == []
     changed = Checkpointer(stem, 1, {"steps": 4}, sources={"losses.py": "2"})
@@ -274,7 +318,10 @@ def test_seconds_of_a_preparation_are_kept(tmp_path):
 
 def test_forgetting_is_of_one_run(tmp_path):
     """All states of the run and of runs within it go, those of others stay."""
-    names = ["a_seed1.state.pt", "a_seed1.state.before.pt", "a_seed1.rank1.state.pt", "a_seed1.assistant.state.pt", "a_seed1.state.pt.12.partial"]
+    names = [
+        "a_seed1.state.pt", "a_seed1.state.before.pt", "a_seed1.rank1.state.pt", "a_seed1.assistant.state.pt",
+        "a_seed1.state.pt.12.partial",
+    ]
     others = ["a_seed11.state.pt", "b_a_seed1.state.pt", "a_seed1.pt", "a_seed1.jsonl"]
     others += ["a_seed1.state.pt.damaged", "a_seed1.statement.txt", "a_seed1.state.pt.mine"]  # set aside, or somebody's
     for name in names + others:
@@ -319,7 +366,8 @@ def finished_record(folder, name="a_seed1", **header):
 
 
 def test_another_format_is_refused(tmp_path):
-    """Records and states of older code have no format number: one line, before anything is run, and they stay as they are."""
+    """Records and states of older code have no format number:
+    one line, before anything is run, and they stay as they are."""
     log = records.RunLog(tmp_path, "a_seed1", {"flags": {}})
     log.write("final", score=0.5)
     log.close()
@@ -327,7 +375,9 @@ def test_another_format_is_refused(tmp_path):
     assert records.read_finished(tmp_path, "a_seed1", {})["score"] == 0.5
     header, final = path.read_text().splitlines()
     assert json.loads(header)["format"] == records.FORMAT
-    older = records.with_checksum(header.replace(f'"format": {records.FORMAT}, ', "") + "\n" + '{"kind": "final", "score": 0.5}') + "\n"
+    older = records.with_checksum(
+        header.replace(f'"format": {records.FORMAT}, ', "") + "\n" + '{"kind": "final", "score": 0.5}'
+    ) + "\n"
     path.write_text(older)
     with pytest.raises(ValueError, match="a_seed1.jsonl is of format 1, this code writes format 2: give another --out"):
         records.read_finished(tmp_path, "a_seed1", {})
@@ -359,7 +409,9 @@ def test_another_scripts_folder_is_refused(tmp_path):
     """The script is named before any flag in which the two differ; a flag that was not typed is called so."""
     path = finished_record(tmp_path, script="train_okd", flags={"alpha": 0.5, "gamma": None})
     whole = path.read_bytes()
-    with pytest.raises(ValueError, match="a_seed1.jsonl was made by train_okd.py, this is train_skd.py: give another --out"):
+    with pytest.raises(
+        ValueError, match="a_seed1.jsonl was made by train_okd.py, this is train_skd.py: give another --out"
+    ):
         records.read_finished(tmp_path, "a_seed1", {"lr": 0.1}, script="train_skd")
     with pytest.raises(ValueError, match="was made with --gamma not given, now it is 4: "):
         records.read_finished(tmp_path, "a_seed1", {"alpha": 0.5, "gamma": 4}, script="train_okd")
@@ -428,7 +480,10 @@ def test_a_file_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, reason
         raise OSError(reason, os.strerror(reason))
 
     monkeypatch.setattr(torch, "load", refuses)
-    for read in (lambda: Checkpointer(str(tmp_path / "run" / "run_seed1"), 1, {"steps": 4}), lambda: load_checkpoint(str(tmp_path / "model.pt"))):
+    for read in (
+        lambda: Checkpointer(str(tmp_path / "run" / "run_seed1"), 1, {"steps": 4}),
+        lambda: load_checkpoint(str(tmp_path / "model.pt")),
+    ):
         with pytest.raises(OSError) as error:
             read()
         assert error.value.errno == reason
@@ -461,5 +516,9 @@ def test_a_record_goes_on_behind_its_text(tmp_path):
     again.write("final", score=1.0)
     again.close()
     lines = (tmp_path / "a_seed1.jsonl").read_text().splitlines()
-    assert [json.loads(line).get("step") for line in lines] == [None, 1, 2, None] and "again" in lines[2] and "other" not in lines[0]
+    assert (
+        [json.loads(line).get("step") for line in lines] == [None, 1, 2, None]
+        and "again" in lines[2]
+        and "other" not in lines[0]
+    )
     assert records.has_checksum("\n".join(lines))

@@ -15,7 +15,8 @@ from lab import compare, processes, records
 
 @pytest.mark.slow
 def test_an_interruption_starts_nothing_new(tmp_path):
-    """Ctrl-C while two runs are side by side: the queued ones never start, those under way are ended, the interrupt goes on."""
+    """Ctrl-C while two runs are side by side: the queued ones never start, those under way are ended,
+    the interrupt goes on."""
 
     def report(line):
         raise KeyboardInterrupt
@@ -27,8 +28,9 @@ def test_an_interruption_starts_nothing_new(tmp_path):
 
 @matrix("where", ["report", "watch", "wait"], fast=["watch"])
 def test_a_signal_is_raised_between_two_looks_at_the_runs(tmp_path, monkeypatch, where):
-    """Whatever the loop over processes is doing when a signal comes is carried through first: an exception in the middle of
-    the executor's own code can leave a lock of its held, on which the program would wait for ever at its end."""
+    """Whatever the loop over processes is doing when a signal comes is carried through first: an exception in the
+    middle of the executor's own code can leave a lock of its held, on which the program would
+    wait for ever at its end."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     carried_through = []
 
@@ -43,7 +45,10 @@ def test_a_signal_is_raised_between_two_looks_at_the_runs(tmp_path, monkeypatch,
 
     wait = interrupting(concurrent.futures.wait) if where == "wait" else concurrent.futures.wait
     monkeypatch.setattr(concurrent.futures, "wait", wait)
-    report, watch = (interrupting(lambda *arguments: None) if where == name else lambda *arguments: None for name in ("report", "watch"))
+    report, watch = (
+        interrupting(lambda *arguments: None) if where == name else lambda *arguments: None
+        for name in ("report", "watch")
+    )
     processes.catch_signals()
     try:
         with pytest.raises(processes.Stopped, match="SIGINT"):
@@ -56,7 +61,8 @@ def test_a_signal_is_raised_between_two_looks_at_the_runs(tmp_path, monkeypatch,
 
 
 def test_a_second_signal_in_a_destructor_leaves_the_first(monkeypatch):
-    """Python drops what a destructor raises, a progress bar's among them: the signal that waits is asked for all the same."""
+    """Python drops what a destructor raises, a progress bar's among them:
+    the signal that waits is asked for all the same."""
     swallowed, before = [], signal.getsignal(signal.SIGINT)
 
     class Bar:
@@ -77,8 +83,8 @@ def test_a_second_signal_in_a_destructor_leaves_the_first(monkeypatch):
 
 
 def test_a_signal_to_everybody_lets_all_runs_save(tmp_path, monkeypatch):
-    """SIGTERM reaches a worker and the parent: the end of one run is not taken for a second signal, which would kill the others.
-    No process is left."""
+    """SIGTERM reaches a worker and the parent: the end of one run is not taken for a second signal, which would kill
+    the others. No process is left."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     wait, looks = concurrent.futures.wait, []
 
@@ -109,7 +115,8 @@ def test_a_signal_to_everybody_lets_all_runs_save(tmp_path, monkeypatch):
 
 @matrix("more", [1, 2], fast=[1])
 def test_a_second_signal_does_not_wait(tmp_path, more):
-    """Two or three at once, before the loop has looked: runs that would never have done are killed, no process is left."""
+    """Two or three at once, before the loop has looked: runs that would never have done are killed,
+    no process is left."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     reached = []
 
@@ -122,7 +129,9 @@ def test_a_second_signal_does_not_wait(tmp_path, more):
     processes.catch_signals()
     try:
         with pytest.raises(processes.Stopped, match="SIGINT"):
-            processes.run_all(never_through, [(str(tmp_path), n) for n in range(3)], 2, pytest.fail, watch, patience=1e6)
+            processes.run_all(
+                never_through, [(str(tmp_path), n) for n in range(3)], 2, pytest.fail, watch, patience=1e6
+            )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -171,7 +180,9 @@ def test_a_foreign_file_is_named(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"kind": "head', b'{"kind": "header", "format": 2, "flags": {}}\n{"kind": "st'])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"kind": "head', b'{"kind": "header", "format": 2, "flags": {}}\n{"kind": "st']
+)
 def test_a_record_that_was_cut_off_is_run_again(tmp_path, content):
     (tmp_path / "a_seed1.jsonl").write_bytes(content)
     assert records.read_finished(tmp_path, "a_seed1", {}) is None

@@ -89,7 +89,8 @@ def plain_warp(row, temperature=1.0, top_k=None, top_p=None):
 
 
 def acceptance(accept_rule, teacher_row, accept_top_k=25, place=0, **rule):
-    """(V,) the probability 0..1 that each token is accepted at this place of a response, straight from the rule's definition."""
+    """(V,) the probability 0..1 that each token is accepted at this place of a response,
+    straight from the rule's definition."""
     probs = teacher_row.double().softmax(-1).tolist()
     ranks = [sum(other > prob for other in probs) for prob in probs]
     entropy = -sum(prob * math.log(prob) for prob in probs if prob > 0)
@@ -386,13 +387,23 @@ DEFINED = ("topk", "topk_along", "topp", "minprob", "typical", "argmax", "all", 
 
 @pytest.mark.parametrize("accept_rule", DEFINED)
 def test_rules_agree_with_their_definition(accept_rule):
-    """On random rows every token is judged as the definition says, for any shape in front, wherever in the response it stands."""
+    """On random rows every token is judged as the definition says, for any shape in front,
+    wherever in the response it stands."""
     knobs = {"topk": {"accept_top_k": 3}, "topp": {"accept_top_p": 0.7}, "minprob": {"accept_min_prob": 0.1}}
     knobs["topk_along"] = {"accept_top_k": 7, "first": 0.31, "last": 2.57, "along": 9.0}
     for hyper in ({}, knobs.get(accept_rule, {})):
         teacher_rows = 2 * torch.randn(6, 5, 30, generator=generator())
         coin = torch.rand(6, 5, generator=generator(1))
-        place = torch.tensor([[0, 1, 2, 3, 33], [5, 6, 7, 9, 11], [13, 14, 15, 17, 19], [21, 22, 23, 25, 27], [29, 30, 31, 35, 70], [9, 8, 4, 1, 0]])
+        place = torch.tensor(
+            [
+                [0, 1, 2, 3, 33],
+                [5, 6, 7, 9, 11],
+                [13, 14, 15, 17, 19],
+                [21, 22, 23, 25, 27],
+                [29, 30, 31, 35, 70],
+                [9, 8, 4, 1, 0],
+            ]
+        )
         for token in range(30):
             proposed = torch.full((6, 5), token)
             found = sample.ACCEPT_RULES[accept_rule](teacher_rows, proposed, coin, place, **hyper)
@@ -406,13 +417,15 @@ def test_rules_agree_with_their_definition(accept_rule):
 
 
 def test_boundaries_of_the_rules():
-    """K counts ties in and 0 takes none; a K between two numbers is the larger; minprob is >=, typical is >, topp looks at
-    strictly likelier mass only."""
+    """K counts ties in and 0 takes none; a K between two numbers is the larger; minprob is >=, typical is >, topp looks
+    at strictly likelier mass only."""
     row = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
 
     def accepted(accept_rule, place=0, **hyper):
         rule = sample.ACCEPT_RULES[accept_rule]
-        return [bool(rule(row, torch.tensor([v]), torch.tensor([0.5]), torch.tensor([place]), **hyper)) for v in range(4)]
+        return [
+            bool(rule(row, torch.tensor([v]), torch.tensor([0.5]), torch.tensor([place]), **hyper)) for v in range(4)
+        ]
 
     assert accepted("topk", accept_top_k=0) == [False] * 4
     assert accepted("topk", accept_top_k=2) == [True, True, False, False]
@@ -594,7 +607,9 @@ def test_a_k_that_stands_still_is_k(seed):
     (student, teacher), prompts = make_pair(seed), random_prompts(seed, 5)
 
     def written(**rule):
-        rollout = sample.interleaved_generate(student, teacher, prompts, 12, generator=generator(seed), accept_top_k=2, **rule)
+        rollout = sample.interleaved_generate(
+            student, teacher, prompts, 12, generator=generator(seed), accept_top_k=2, **rule
+        )
         return rollout.responses(), sources_of(rollout)
 
     for reach in (1.0, 5.0, 32.0):
@@ -604,11 +619,17 @@ def test_a_k_that_stands_still_is_k(seed):
 
 @pytest.mark.parametrize("gamma", [1, 2, 3, 5, 8, None])
 def test_a_k_that_moves_equals_the_reference(gamma):
-    """topk_along in blocks, batched and cached = one token at a time: what counts is the place in the response, not in the block."""
+    """topk_along in blocks, batched and cached = one token at a time:
+    what counts is the place in the response, not in the block."""
     for seed in range(4):
         student, teacher, prompts, _, _ = random_case(seed)
-        options = {"accept_rule": "topk_along", "accept_top_k": 2, "first": (0.0, 3.0)[seed % 2], "last": (3.0, 0.0)[seed % 2], "along": 6.0}
-        rollout = sample.interleaved_generate(student, teacher, prompts, 12, generator=generator(0), gamma=gamma, eos_token=0, **options)
+        options = {
+            "accept_rule": "topk_along", "accept_top_k": 2, "first": (0.0, 3.0)[seed % 2], "last": (3.0, 0.0)[seed % 2],
+            "along": 6.0,
+        }
+        rollout = sample.interleaved_generate(
+            student, teacher, prompts, 12, generator=generator(0), gamma=gamma, eos_token=0, **options
+        )
         for key, prompt in enumerate(prompts):
             expected, expected_sources = sample.interleaved_reference(
                 student, teacher, prompt, 12, generator=generator(0), row_key=key, eos_token=0, **options
@@ -617,12 +638,14 @@ def test_a_k_that_moves_equals_the_reference(gamma):
 
 
 def test_a_k_that_moves_is_seen_in_the_sources():
-    """From 0 to the whole vocabulary within six tokens: the teacher writes the first, the student all from the seventh on; and back."""
+    """From 0 to the whole vocabulary within six tokens: the teacher writes the first,
+    the student all from the seventh on; and back."""
     student, teacher = make_pair(3)
     prompts = random_prompts(3, 40, longest=6)
     for first, last, begins, ends in ((0.0, 9.0, TEACHER, STUDENT), (9.0, 0.0, STUDENT, TEACHER)):
         rollout = sample.interleaved_generate(
-            student, teacher, prompts, 12, generator=generator(), accept_rule="topk_along", accept_top_k=1, first=first, last=last, along=6.0
+            student, teacher, prompts, 12, generator=generator(), accept_rule="topk_along", accept_top_k=1,
+            first=first, last=last, along=6.0
         )
         rows = sources_of(rollout)
         assert {row[0] for row in rows} == {begins} and {source for row in rows for source in row[6:]} == {ends}
@@ -636,7 +659,9 @@ def test_a_k_between_two_numbers_is_the_larger(options):
     student, teacher = make_pair(5)
     prompts = random_prompts(5, 6)
     two, between, one = (
-        sample.interleaved_generate(student, teacher, prompts, 12, generator=generator(), accept_top_k=number, **options)
+        sample.interleaved_generate(
+            student, teacher, prompts, 12, generator=generator(), accept_top_k=number, **options
+        )
         for number in (2, 1.3, 1)
     )
     same_rollout(two, between)
@@ -656,7 +681,8 @@ def same_rollout(one, other):
 
 @pytest.mark.parametrize("options", [{}, {"judge_fresh": True}, RULES[9]], ids=name_of)
 def test_block_length_never_shows(options):
-    """Tokens, sources, ends, marks and teacher logits are the same for every gamma, one beyond the budget and the adaptive one, too."""
+    """Tokens, sources, ends, marks and teacher logits are the same for every gamma,
+    one beyond the budget and the adaptive one, too."""
     student, teacher = make_pair(1)
     prompts = random_prompts(1, 6)
     options = {"accept_top_k": 2, **options}
@@ -716,11 +742,15 @@ def test_a_large_vocabulary_has_short_blocks(monkeypatch, gamma):
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("sampler", ["interleaved", "speculative"])
 def test_kept_features_are_the_kept_logits(sampler, adapted):
-    """keep_features: the same tokens, and hidden states whose product with the teacher's head are the logits left out."""
+    """keep_features: the same tokens, and hidden states whose product with the teacher's
+    head are the logits left out."""
     student, teacher = make_pair(5)
     if adapted:
         teacher = OnlineTeacher(teacher, "adapter", 2).double()
-    write = {"interleaved": functools.partial(sample.interleaved_generate, accept_top_k=2), "speculative": sample.speculative_generate}
+    write = {
+        "interleaved": functools.partial(sample.interleaved_generate, accept_top_k=2),
+        "speculative": sample.speculative_generate,
+    }
     options = {"eos_token": 0, "gamma": 3}
     plain, kept = (
         write[sampler](student, teacher, random_prompts(5, 6), 9, generator=generator(1), keep_features=keep, **options)
@@ -732,10 +762,13 @@ def test_kept_features_are_the_kept_logits(sampler, adapted):
     assert kept.teacher_features.isfinite().all()  # beside the responses as well: a loss may project them
 
 
-@pytest.mark.parametrize("writer", ["dataset", "student", "mixed", "interleaved", "teacher_mixed", "teacher", "switching"])
+@pytest.mark.parametrize(
+    "writer", ["dataset", "student", "mixed", "interleaved", "teacher_mixed", "teacher", "switching"]
+)
 @pytest.mark.parametrize("coin", ["batch", "sequence"])
 def test_a_batch_shared_by_processes_is_one_batch(writer, coin):
-    """Three processes, each with its own rows and the same generator, write what one writes; all generators stay in step."""
+    """Three processes, each with its own rows and the same generator, write what one writes;
+    all generators stay in step."""
     student, teacher = make_pair(6)
     prompts, references = random_prompts(6, 7), random_prompts(7, 7)
 
@@ -959,7 +992,8 @@ def test_greedy_student_with_argmax_replacement_is_greedy_teacher():
 
 @pytest.mark.parametrize("options", RULES[:9], ids=name_of)
 def test_sources_agree_with_membership(options):
-    """Proposals and membership recomputed from full forward passes give the sources and `rejected_tokens`, token by token."""
+    """Proposals and membership recomputed from full forward passes give the sources and
+    `rejected_tokens`, token by token."""
     student, teacher = make_pair(9)
     prompts = random_prompts(9, 6)
     rollout = sample.interleaved_generate(student, teacher, prompts, 12, generator=generator(2), eos_token=0, **options)
@@ -1061,7 +1095,10 @@ def test_counters_add_up(sampler):
             assert (left > 0).all() and (at < rollout.lengths).sum() == len(block.rows) == len(block.rows.unique())
             assert torch.equal(block.start, at[block.rows])
             # A block is not longer than the longest budget left, so the last ones are shorter than gamma.
-            assert block.proposed.shape == (len(block.rows), min(gamma, int((rollout.prompt_len + 11 - at)[block.rows].max())))
+            assert block.proposed.shape == (
+                len(block.rows),
+                min(gamma, int((rollout.prompt_len + 11 - at)[block.rows].max())),
+            )
             assert (block.accepted <= block.judged).all() and (block.judged <= block.drafted).all()
             at[block.rows] += block.judged
         assert torch.equal(at, rollout.lengths)
@@ -1112,7 +1149,8 @@ def test_best_gamma_follows_the_acceptance():
 
 
 def test_adaptive_blocks_grow_and_shrink():
-    """A teacher's twin is given longer blocks, a student that is always wrong shorter ones, until the budget cuts them."""
+    """A teacher's twin is given longer blocks, a student that is always wrong shorter ones,
+    until the budget cuts them."""
     student, teacher = make_pair(18)
     for rule, widths in (({"accept_rule": "all"}, [4, 8, 8, 3]), ({"accept_rule": "none"}, [4, 2, 2, 2, 2])):
         rollout = sample.interleaved_generate(student, teacher, [[1]] * 2, 30, generator=generator(), **rule)
@@ -1152,7 +1190,8 @@ def test_number_of_teacher_calls():
 
 
 def test_without_write_back_the_student_writes_everything():
-    """write_back=False: tokens of generate(student), marks by membership, `rejected_tokens` holds the teacher's own draws."""
+    """write_back=False: tokens of generate(student), marks by membership,
+    `rejected_tokens` holds the teacher's own draws."""
     student, teacher = make_pair(14)
     prompts = random_prompts(14, 6)
     expected = adapters.generate(student, prompts, 12, eos_token=0, seed=7)
@@ -1616,7 +1655,10 @@ def test_a_new_writer_is_one_function_and_one_row(monkeypatch):
         teacher_temperature=1, student_temperature=1,
     )  # fmt: skip
     assert command_line.ignored_sampling_reason("teacher_mix", "greedy", {}, args) is None
-    assert command_line.ignored_sampling_reason("teacher_mix", "student", {}, args) == "does not write teacher_mixed or greedy"
+    assert (
+        command_line.ignored_sampling_reason("teacher_mix", "student", {}, args)
+        == "does not write teacher_mixed or greedy"
+    )
     assert command_line.ignored_sampling_reason("student_top_p", "greedy", {}, args) == "lets no student write"
     assert command_line.ignored_sampling_reason("gamma", "greedy", {}, args) == "does not write interleaved"
 
@@ -1640,8 +1682,14 @@ def test_a_writer_that_returns_no_source_is_refused(wrong, monkeypatch):
 def test_a_mixture_is_the_mean_of_two_laws():
     """Its rows are log(w first + (1 - w) second), with a cache as without one, and after a rollback."""
     first, second = adapters.make_gpt(11, 16, 1, 2, 8, seed=1), adapters.make_gpt(11, 12, 2, 2, 8, seed=2)
-    mixture, tokens = sample.Mixture(first, second, 0.2), torch.randint(0, 11, (3, 9), generator=torch.Generator().manual_seed(0))
-    probs = 0.2 * adapters.model_logits(first, tokens).softmax(-1) + 0.8 * adapters.model_logits(second, tokens).softmax(-1)
+    mixture, tokens = (
+        sample.Mixture(first, second, 0.2),
+        torch.randint(0, 11, (3, 9), generator=torch.Generator().manual_seed(0)),
+    )
+    probs = (
+        0.2 * adapters.model_logits(first, tokens).softmax(-1)
+        + 0.8 * adapters.model_logits(second, tokens).softmax(-1)
+    )
     with torch.no_grad():
         cache = mixture.new_cache(3, 12)
         parts = [mixture(part, cache) for part in tokens.split([4, 5], 1)]
@@ -1653,8 +1701,9 @@ def test_a_mixture_is_the_mean_of_two_laws():
 
 
 def test_what_a_mixture_writes():
-    """20,000 first tokens follow the mixture, not either model: total variation below .02 (a chance of exceeding it below
-    1e-6: the mean of the statistic is at most .5 sqrt(V / n) = .012, and one draw moves it by 1 / n), the models' own above .1."""
+    """20,000 first tokens follow the mixture, not either model: total variation below .02 (a chance of exceeding it
+    below 1e-6: the mean of the statistic is at most .5 sqrt(V / n) = .012, and one draw moves it by 1 / n),
+    the models' own above .1."""
     V, n = 11, 20_000
     first, second = adapters.make_gpt(V, 8, 1, 2, 8, seed=1), adapters.make_gpt(V, 8, 1, 2, 8, seed=2)
     with torch.no_grad():
@@ -1664,7 +1713,8 @@ def test_what_a_mixture_writes():
                     weight.mul_(0.6 / weight.std())
     rows = [adapters.model_logits(model, torch.tensor([[3, 5]]))[0, -1].softmax(-1) for model in (first, second)]
     rollout = sample.write_tokens(
-        "teacher_mixed", second, first, [[3, 5]] * n, [[]] * n, 1, generator=torch.Generator().manual_seed(4), eos_token=None, teacher_mix=0.3
+        "teacher_mixed", second, first, [[3, 5]] * n, [[]] * n, 1, generator=torch.Generator().manual_seed(4),
+        eos_token=None, teacher_mix=0.3
     )
     seen = torch.bincount(torch.tensor(rollout.responses()).flatten(), minlength=V) / n
     assert 0.5 * (seen - (0.3 * rows[0] + 0.7 * rows[1])).abs().sum() < 0.02
@@ -1717,7 +1767,8 @@ def teacher_at(distance):
 
 
 def first_of_the_teacher(distances, factor, window):
-    """Which token (from 1) is the teacher's first where the models are so far apart; None: none. Asked as generate asks."""
+    """Which token (from 1) is the teacher's first where the models are so far apart; None: none.
+    Asked as generate asks."""
     teacher = Spoken([teacher_at(distance) for distance in distances])
     both = sample.Switching(Spoken([[0.5, 0.5]] * len(distances)), teacher, factor, window)
     cache = both.new_cache(1, 64)
@@ -1750,13 +1801,15 @@ def first_of_the_teacher(distances, factor, window):
     ],
 )
 def test_when_the_teacher_takes_over(distances, factor, window, wanted):
-    """Where the distance first exceeds `factor` times the mean of the up to `window` before it; never at the first token."""
+    """Where the distance first exceeds `factor` times the mean of the up to `window` before it;
+    never at the first token."""
     assert first_of_the_teacher(distances, factor, window) == wanted
 
 
 def switched(student, teacher, prompts, budget, seed=0, rows=None, eos_token=None, **knobs):
     return sample.write_tokens(
-        "switching", student, teacher, prompts, prompts, budget, generator=generator(seed), eos_token=eos_token, switching=knobs, rows=rows
+        "switching", student, teacher, prompts, prompts, budget, generator=generator(seed), eos_token=eos_token,
+        switching=knobs, rows=rows
     )
 
 
@@ -1777,7 +1830,8 @@ def switch_by_loop(student, teacher, prompt, budget, key, eos_token, factor, win
 
 @pytest.mark.parametrize("factor, window", [(1.2, 4), (2.0, 1), (1.5, 2), (3.0, 3)])
 def test_switching_equals_a_loop(factor, window):
-    """Batched and cached, with rows that end at different times: each row is what a loop writes for it, sources included."""
+    """Batched and cached, with rows that end at different times:
+    each row is what a loop writes for it, sources included."""
     switches = 0
     for seed in range(6):
         student, teacher = make_pair(seed)
@@ -1819,21 +1873,29 @@ def test_switching_at_once_leaves_one_token_to_the_student():
     first = [response[0] for response in rollout.responses()]
     own = sample.generate(student, prompts, 1, generator=generator(3))
     assert [[token] for token in first] == own.responses()
-    rest = sample.generate(teacher, [prompt + [token] for prompt, token in zip(prompts, first)], 11, generator=generator(3))
+    rest = sample.generate(
+        teacher, [prompt + [token] for prompt, token in zip(prompts, first)], 11, generator=generator(3)
+    )
     assert [response[1:] for response in rollout.responses()] == rest.responses()
     assert all(row == [STUDENT] + [TEACHER] * 11 for row in sources_of(rollout))
 
 
 def test_answers_of_the_teacher_are_labelled_so():
-    """reference_source: references that the teacher wrote say so, the student's rows say student; the default is DATASET."""
+    """reference_source: references that the teacher wrote say so, the student's rows say student;
+    the default is DATASET."""
     student, teacher = make_pair(14)
     prompts, answers = random_prompts(14, 12), random_prompts(15, 12)
     for source, wanted in (({}, sample.DATASET), ({"reference_source": TEACHER}, TEACHER)):
         for writer, share in (("mixed", 0.5), ("dataset", 0.0)):
             rollout = sample.write_tokens(
-                writer, student, teacher, prompts, answers, 8, generator=generator(2), eos_token=0, student_share=share, mix_per="sequence", **source
+                writer, student, teacher, prompts, answers, 8, generator=generator(2), eos_token=0, student_share=share,
+                mix_per="sequence", **source
             )
             labels = [set(row) for row in sources_of(rollout)]
-            assert {wanted} in labels and ({STUDENT} in labels) == (writer == "mixed") and all(len(label) == 1 for label in labels)
+            assert (
+                {wanted} in labels
+                and ({STUDENT} in labels) == (writer == "mixed")
+                and all(len(label) == 1 for label in labels)
+            )
             for label, response, answer in zip(labels, rollout.responses(), answers):
                 assert label == {STUDENT} or response == answer

@@ -1,7 +1,8 @@
-"""Files from elsewhere are data: nothing in them runs, fills the memory, leaves its folder, or speaks to a terminal or a browser.
+"""Files from elsewhere are data: nothing in them runs, fills the memory, leaves its folder,
+or speaks to a terminal or a browser.
 
-The attacker may write any bytes, checksums and seals included: those tell damage, not authors. Payloads are harmless: they
-would make a file called `ran`.
+The attacker may write any bytes, checksums and seals included: those tell damage, not authors. Payloads are harmless:
+they would make a file called `ran`.
 """
 
 import copy
@@ -84,8 +85,8 @@ WRAPPED = ("zip", "old format", "bare pickle", "inside a weight's place", "insid
 
 def write_payload(path, payload, how):
     """A file like a checkpoint, a module and a state at once, with the payload somewhere in it."""
-    content = {"config": payload, "weights": {}, "tokenizer": None, "module": payload, "base": "", "step": 1, "identity": payload,
-               "made": {}, "parts": {}, "sha256": "0" * 64}  # fmt: skip
+    content = {"config": payload, "weights": {}, "tokenizer": None, "module": payload, "base": "", "step": 1,
+               "identity": payload, "made": {}, "parts": {}, "sha256": "0" * 64}  # fmt: skip
     if how == "inside a weight's place":
         content = {**content, "config": {}, "module": {}, "identity": {}, "weights": {"norm.weight": payload}}
     if how == "inside a key":
@@ -107,7 +108,8 @@ def readers(path):
 @pytest.mark.parametrize("how", WRAPPED)
 @pytest.mark.parametrize("way", payloads("x"))
 def test_no_payload_runs(tmp_path, way, how, capsys):
-    """Whatever a checkpoint, a module or a state holds beside tensors and plain values: refused in one line, and it did not run."""
+    """Whatever a checkpoint, a module or a state holds beside tensors and plain values:
+    refused in one line, and it did not run."""
     path, marker = tmp_path / "a.pt", tmp_path / "ran"
     write_payload(path, payloads(marker)[way], how)
     for read in readers(path):
@@ -131,7 +133,8 @@ def test_no_payload_of_a_state_runs(tmp_path, way):
 
 
 def test_no_payload_of_a_run_folder_or_a_cached_pair_runs(cached_pairs, tmp_path, capsys):  # noqa: F811
-    """A whole run with bombs in the place of its state, its students and both models of the pair: they are made anew."""
+    """A whole run with bombs in the place of its state, its students and both models of the pair:
+    they are made anew."""
     argv = [*SMALL, "--variants", "sft", "--pair-seed", "5"]
     assert train_skd.main([*argv, "--out", str(tmp_path / "first")]) == 0
     marker, out = tmp_path / "ran", tmp_path / "out"
@@ -141,7 +144,10 @@ def test_no_payload_of_a_run_folder_or_a_cached_pair_runs(cached_pairs, tmp_path
         write_payload(path, payloads(marker)["a call of os"], "zip")
     assert train_skd.main([*argv, "--out", str(out), "--resume"]) == 0
     assert not marker.exists() and "damaged" in capsys.readouterr().out
-    assert load_checkpoint(str(out / "sft_seed1.pt"))[1]["score"] == load_checkpoint(str(tmp_path / "first" / "sft_seed1.pt"))[1]["score"]
+    assert (
+        load_checkpoint(str(out / "sft_seed1.pt"))[1]["score"]
+        == load_checkpoint(str(tmp_path / "first" / "sft_seed1.pt"))[1]["score"]
+    )
 
 
 def test_no_payload_of_a_teacher_cache_runs(tmp_path):
@@ -158,10 +164,12 @@ def test_no_payload_of_a_teacher_cache_runs(tmp_path):
 # Claims: more than a file holds.
 
 CONFIGS = {  # changes of a configuration under a checksum that fits
-    "vocabulary": {"vocab_size": 10**9}, "block": {"block_size": 10**12}, "width": {"n_embd": 10**9}, "layers": {"n_layer": 10**9},
-    "heads": {"n_head": 10**9}, "all": {"vocab_size": 10**9, "block_size": 10**9, "n_embd": 10**6, "n_layer": 10**4},
-    "nothing": {"n_head": 0}, "negative": {"vocab_size": -257}, "half": {"n_layer": 0.5}, "nan": {"n_embd": float("nan")}, "text": {"n_layer": "1"},
-    "a list": {"block_size": [26]}, "None": {"vocab_size": None}, "True": {"n_layer": True}, "another key": {"command": "rm"}, "gelu": {"gelu": ["erf"]},
+    "vocabulary": {"vocab_size": 10**9}, "block": {"block_size": 10**12}, "width": {"n_embd": 10**9},
+    "layers": {"n_layer": 10**9}, "heads": {"n_head": 10**9},
+    "all": {"vocab_size": 10**9, "block_size": 10**9, "n_embd": 10**6, "n_layer": 10**4}, "nothing": {"n_head": 0},
+    "negative": {"vocab_size": -257}, "half": {"n_layer": 0.5}, "nan": {"n_embd": float("nan")},
+    "text": {"n_layer": "1"}, "a list": {"block_size": [26]}, "None": {"vocab_size": None}, "True": {"n_layer": True},
+    "another key": {"command": "rm"}, "gelu": {"gelu": ["erf"]},
 }  # fmt: skip
 
 
@@ -185,9 +193,14 @@ def test_no_module_is_made_for_a_claim(tmp_path, monkeypatch):
     save_online_module(path, model.OnlineTeacher(BASE))
     content = load_file(path)
     made = model.LoRA.__init__
-    monkeypatch.setattr(model.LoRA, "__init__", lambda self, base, rank, *rest: made(self, base, rank, *rest) if rank <= 64 else pytest.fail("made"))
-    changes = [{"rank": 10**12}, {"rank": 10**6}, {"rank": -1}, {"rank": "8"}, {"rank": None}, {"kind": "../lora"}, {"kind": ["lora"]},
-               {"scale": float("inf")}, {"scale": "x"}, {"generator": None, "base": None}, {"rank": 9}]  # fmt: skip
+    monkeypatch.setattr(
+        model.LoRA,
+        "__init__",
+        lambda self, base, rank, *rest: made(self, base, rank, *rest) if rank <= 64 else pytest.fail("made"),
+    )
+    changes = [{"rank": 10**12}, {"rank": 10**6}, {"rank": -1}, {"rank": "8"}, {"rank": None}, {"kind": "../lora"},
+               {"kind": ["lora"]}, {"scale": float("inf")}, {"scale": "x"}, {"generator": None, "base": None},
+               {"rank": 9}]  # fmt: skip
     for change in changes:
         save_file(path, content | {"module": content["module"] | change})
         with pytest.raises(ValueError, match="a.module.pt is not a whole online module") as error:
@@ -200,7 +213,8 @@ STRANGE = {  # tensors that are not what their shape says
     "expanded rows": lambda: torch.zeros(1, 8).expand(10**9, 8),
     "overlapping": lambda: torch.zeros(10).as_strided((10**6, 10**6), (0, 0)),
     "sparse": lambda: torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.tensor([1.0]), (10**9, 10**9)),
-    "sparse rows": lambda: torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0]), (1, 10**9)),
+    "sparse rows": lambda: torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0]),
+                                                   (1, 10**9)),
     "without data": lambda: torch.empty(10**9, device="meta"),
 }
 
@@ -208,7 +222,8 @@ STRANGE = {  # tensors that are not what their shape says
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", STRANGE)
 def test_a_tensor_holds_what_it_claims(tmp_path, name):
-    """Expanded, sparse and empty tensors are refused in one line, in a weight's place as beside it; nothing large is made."""
+    """Expanded, sparse and empty tensors are refused in one line, in a weight's place as beside it;
+    nothing large is made."""
     path, weights, tensor = str(tmp_path / "a.pt"), BASE.state_dict(), STRANGE[name]()
     save_checkpoint(path, BASE, None)
     content = load_file(path)
@@ -274,7 +289,12 @@ def nested(depth):
     return value
 
 
-PLAIN = {"nested": lambda: nested(100_000), "a giant number": lambda: 10**20_000, "a long text": lambda: "x" * 10**6, "itself": lambda: loop()}
+PLAIN = {
+    "nested": lambda: nested(100_000),
+    "a giant number": lambda: 10**20_000,
+    "a long text": lambda: "x" * 10**6,
+    "itself": lambda: loop(),
+}
 
 
 def loop():
@@ -285,7 +305,8 @@ def loop():
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_values_without_end_are_refused(tmp_path, name):
-    """Nesting, numbers and loops that no file of ours has: one line, or, where it is harmless, read as any other value."""
+    """Nesting, numbers and loops that no file of ours has: one line, or, where it is harmless,
+    read as any other value."""
     path = str(tmp_path / "a.pt")
     value = PLAIN[name]()
     if name == "a long text":
@@ -304,9 +325,12 @@ def test_plain_values_without_end_are_refused(tmp_path, name):
 
 
 STATES = {  # of a run, under a checksum that fits
-    "no step": {"identity": {}, "made": {}, "parts": {}}, "a step in words": {"step": "1", "identity": {}, "made": {}, "parts": {}},
-    "no identity": {"step": 1, "made": {}, "parts": {}}, "an identity that is none": {"step": 1, "identity": [1], "made": {}, "parts": {}},
-    "nothing made": {"step": 1, "identity": {}, "parts": {}}, "no parts": {"step": 1, "identity": {}, "made": {}, "parts": None},
+    "no step": {"identity": {}, "made": {}, "parts": {}},
+    "a step in words": {"step": "1", "identity": {}, "made": {}, "parts": {}},
+    "no identity": {"step": 1, "made": {}, "parts": {}},
+    "an identity that is none": {"step": 1, "identity": [1], "made": {}, "parts": {}},
+    "nothing made": {"step": 1, "identity": {}, "parts": {}},
+    "no parts": {"step": 1, "identity": {}, "made": {}, "parts": None},
     "a list": {"step": [1], "identity": {}, "made": {}, "parts": {}}, "nothing": {},
 }  # fmt: skip
 
@@ -361,14 +385,17 @@ JSON = {  # bytes that are no value which anybody here reads
 
 @pytest.mark.parametrize("name", JSON)
 def test_no_json_is_believed(tmp_path, name):
-    """As own data, as a list of items, as a tokenizer, as a record, as a configuration: ValueError in one line, or no record at all."""
+    """As own data, as a list of items, as a tokenizer, as a record, as a configuration:
+    ValueError in one line, or no record at all."""
     files = {file: tmp_path / file for file in ("train.jsonl", "tokenizer.json", "a_seed1.jsonl", "config.json")}
     for path in files.values():
         path.write_bytes(JSON[name] + b"\n")
     (tmp_path / "model.safetensors").write_bytes(b"")
     began = time.monotonic()
-    for read in (lambda: load_corpus("jsonl", tmp_path), lambda: Tokenizer.load(files["tokenizer.json"]), lambda: exchange.load_gpt2(tmp_path),
-                 lambda: list(corpora.json_items("a", JSON[name].decode("latin-1"))), lambda: report.write_report(tmp_path)):  # fmt: skip
+    for read in (lambda: load_corpus("jsonl", tmp_path), lambda: Tokenizer.load(files["tokenizer.json"]),
+                 lambda: exchange.load_gpt2(tmp_path),
+                 lambda: list(corpora.json_items("a", JSON[name].decode("latin-1"))),
+                 lambda: report.write_report(tmp_path)):  # fmt: skip
         with pytest.raises(ValueError) as error:
             read()
         one_line(error)
@@ -379,8 +406,13 @@ def test_no_json_is_believed(tmp_path, name):
 
 @pytest.mark.parametrize("name", JSON)
 def test_no_line_of_a_record_is_believed(tmp_path, name):
-    """The same bytes as a line between the header and a final line whose seal fits: one line that names file and line."""
-    lines = [b'{"kind": "header", "variant": "a", "seed": 1, "flags": {}}', JSON[name].replace(b"\n", b" "), b'{"kind": "final", "score": 0.5}']
+    """The same bytes as a line between the header and a final line whose seal fits:
+    one line that names file and line."""
+    lines = [
+        b'{"kind": "header", "variant": "a", "seed": 1, "flags": {}}',
+        JSON[name].replace(b"\n", b" "),
+        b'{"kind": "final", "score": 0.5}',
+    ]
     text = b"\n".join(lines).decode("latin-1")
     (tmp_path / "a_seed1.jsonl").write_text(records.with_checksum(text) + "\n", encoding="latin-1")
     with pytest.raises(ValueError, match="a_seed1.jsonl, line 2 ") as error:
@@ -388,18 +420,33 @@ def test_no_line_of_a_record_is_believed(tmp_path, name):
     one_line(error)
 
 
-FIGURES = [1e999, -1e999, float("nan"), 10**400, -(10**4000), 1e308, -1e308, 5e-324, True, "high", [1], {"a": 1}, None, "<b>", ""]
+FIGURES = [
+    1e999, -1e999, float("nan"), 10**400, -(10**4000), 1e308, -1e308, 5e-324, True, "high", [1], {"a": 1}, None, "<b>",
+    "",
+]
 
 
 @pytest.mark.parametrize("first", range(len(FIGURES)))
 def test_no_figure_breaks_a_report(tmp_path, first):
-    """Infinite, giant, tiny and senseless figures in sealed records: the table, a valid picture and strict JSON are still made."""
+    """Infinite, giant, tiny and senseless figures in sealed records:
+    the table, a valid picture and strict JSON are still made."""
     for seed in range(3):
         value = FIGURES[(first + 4 * seed) % len(FIGURES)]
-        lines = [{"kind": "header", "variant": "a", "seed": seed, "task": "math", "teacher": {"score": value}, "student_start": {"val_nll": value}}]
-        lines += [{"kind": kind, "step": step, "score": value, "val_nll": value, "kl_teacher": value, "replacement_rate": value}
+        lines = [
+            {
+                "kind": "header", "variant": "a", "seed": seed, "task": "math",
+                "teacher": {"score": value}, "student_start": {"val_nll": value},
+            }
+        ]
+        lines += [{"kind": kind, "step": step, "score": value, "val_nll": value,
+                   "kl_teacher": value, "replacement_rate": value}
                   for step in (1, 2**40) for kind in ("step", "eval")]  # fmt: skip
-        lines.append({"kind": "final", "score": value, "score_sampled": value, "seconds": value, "compute": value, "drift": value})
+        lines.append(
+            {
+                "kind": "final", "score": value, "score_sampled": value, "seconds": value, "compute": value,
+                "drift": value,
+            }
+        )
         (tmp_path / f"a_seed{seed}.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -408,10 +455,20 @@ def test_no_figure_breaks_a_report(tmp_path, first):
     json.loads((tmp_path / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name))
 
 
-@pytest.mark.parametrize("key,value", [("step", 10**400), ("step", "1"), ("step", 1.5), ("step", [1]), ("jobs", 10**30), ("jobs", [2]), ("kind", ["step"])])
+@pytest.mark.parametrize(
+    "key,value",
+    [
+        ("step", 10**400), ("step", "1"), ("step", 1.5), ("step", [1]), ("jobs", 10**30), ("jobs", [2]),
+        ("kind", ["step"]),
+    ],
+)
 def test_counts_are_whole_numbers(tmp_path, key, value):
     """What is counted with is one, and of a size that can be drawn: otherwise one line."""
-    lines = [{"kind": "header", "variant": "a", "seed": 1}, {"kind": "eval", "step": 1, "score": 0.5}, {"kind": "final", "score": 0.5}]
+    lines = [
+        {"kind": "header", "variant": "a", "seed": 1},
+        {"kind": "eval", "step": 1, "score": 0.5},
+        {"kind": "final", "score": 0.5},
+    ]
     lines[0 if key == "jobs" else 1][key] = value
     (tmp_path / "a_seed1.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
     with pytest.raises(ValueError, match=f"a {key} that is none") as error:
@@ -459,7 +516,8 @@ TOKENIZERS = {  # changes of a state
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_no_tokenizer_is_believed(tmp_path, name, capfd):
-    """A state in memory, a file and a checkpoint: ValueError in one line within seconds, and tiktoken has not panicked."""
+    """A state in memory, a file and a checkpoint: ValueError in one line within seconds,
+    and tiktoken has not panicked."""
     state = TOKENIZER.state_dict() | TOKENIZERS[name]
     began = time.monotonic()
     with pytest.raises(ValueError) as error:
@@ -478,7 +536,10 @@ def test_no_tokenizer_is_believed(tmp_path, name, capfd):
     assert "panicked" not in capfd.readouterr().err and time.monotonic() - began < 20
 
 
-@pytest.mark.parametrize("text", [" " * 400_000 + "7", "\n" * 400_000 + "7", "a" * 10**6, "7" * 10**6, "~" * 10**6, "\u0301" * 10**5, " a" * 10**5])
+@pytest.mark.parametrize(
+    "text",
+    [" " * 400_000 + "7", "\n" * 400_000 + "7", "a" * 10**6, "7" * 10**6, "~" * 10**6, "\u0301" * 10**5, " a" * 10**5],
+)
 def test_no_text_takes_for_ever(text, capfd):
     """Long runs of anything are encoded in time proportional to their length, and come back."""
     began = time.monotonic()
@@ -498,7 +559,8 @@ def test_a_tokenizer_file_without_end_is_not_read():
 
 
 def test_a_file_above_the_limit_is_not_read(tmp_path, monkeypatch):
-    """300 MB, of which the disk holds nothing: its size is asked first. At the limit the same file is read, and refused by its line."""
+    """300 MB, of which the disk holds nothing: its size is asked first.
+    At the limit the same file is read, and refused by its line."""
     path = tmp_path / "train.jsonl"
     with open(path, "wb") as file:
         file.truncate(300 * 2**20)
@@ -547,8 +609,8 @@ def test_a_bomb_in_a_bomb_stays_one(monkeypatch):
 
 
 def checkpoint_content(**extra):
-    return {"config": {"vocab_size": 257, "block_size": 26, "n_layer": 1, "n_head": 2, "n_embd": 8, "gelu": "erf"}, "weights": BASE.state_dict(),
-            "tokenizer": TOKENIZER.state_dict()} | extra  # fmt: skip
+    return {"config": {"vocab_size": 257, "block_size": 26, "n_layer": 1, "n_head": 2, "n_embd": 8, "gelu": "erf"},
+            "weights": BASE.state_dict(), "tokenizer": TOKENIZER.state_dict()} | extra  # fmt: skip
 
 
 def shown(tmp_path, capsys, *argv, **about):
@@ -562,7 +624,13 @@ def shown(tmp_path, capsys, *argv, **about):
     return capsys.readouterr().out, None
 
 
-@pytest.mark.parametrize("task", ["../../etc/passwd", "/etc/passwd", "math/../math", "", "jsonl\x00", 3, None, ["math"], {"name": "math"}, b"math" * 3, True])
+@pytest.mark.parametrize(
+    "task",
+    [
+        "../../etc/passwd", "/etc/passwd", "math/../math", "", "jsonl\x00", 3, None, ["math"], {"name": "math"},
+        b"math" * 3, True,
+    ],
+)
 def test_a_checkpoint_names_a_task_and_no_path(tmp_path, capsys, task):
     """Anything that is no task's name is refused in one line."""
     if isinstance(task, bytes):
@@ -575,15 +643,19 @@ def test_a_checkpoint_names_a_task_and_no_path(tmp_path, capsys, task):
 
 @pytest.mark.parametrize(
     "options",
-    [{"data_dir": "{secret}"}, {"cache_dir": "{secret}"}, {"cache_dir": "{secret}", "download": True}, {"name": "scan"}, {"seed": 3}, {"nonsense": 1},
+    [{"data_dir": "{secret}"}, {"cache_dir": "{secret}"}, {"cache_dir": "{secret}", "download": True}, {"name": "scan"},
+     {"seed": 3}, {"nonsense": 1},
      {"train_examples": 10**9, "val_examples": 10**9, "ood_examples": 10**9}, {"test_examples": 10**7}],
 )  # fmt: skip
 @pytest.mark.parametrize("task", ["math", "jsonl", "scan"])
 def test_a_checkpoint_names_no_folder(tmp_path, capsys, monkeypatch, task, options):
-    """Options beside a task's knobs are not heard: no folder but --data-dir is read, none is written to, no split is made for nothing."""
+    """Options beside a task's knobs are not heard: no folder but --data-dir is read, none is written to,
+    no split is made for nothing."""
     secret, asked = tmp_path / "secret", []
     secret.mkdir()
-    (secret / "train.jsonl").write_text("".join(json.dumps({"prompt": f"secret {i}", "response": "b"}) + "\n" for i in range(50)))
+    (secret / "train.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"secret {i}", "response": "b"}) + "\n" for i in range(50))
+    )
 
     def offline(url, timeout=None):
         asked.append(url)
@@ -602,11 +674,14 @@ def test_a_checkpoint_names_no_folder(tmp_path, capsys, monkeypatch, task, optio
 
 @pytest.mark.parametrize(
     "about,word",
-    [({"task_options": [1]}, "options"), ({"task_options": "x"}, "options"), ({"task_options": {"difficulty": 10**9}}, "difficulty"),
-     ({"task_options": {"test_examples": -5}}, "test_examples"), ({"task_options": {"test_examples": "9"}}, "test_examples"),
-     ({"task_options": {"entropy": "x"}}, "entropy"), ({"max_new_tokens": -1}, "max_new_tokens"), ({"max_new_tokens": "9"}, "max_new_tokens"),
-     ({"max_new_tokens": None}, "max_new_tokens"), ({"max_new_tokens": float("nan")}, "max_new_tokens"), ({"accept_top_k": "3"}, "accept_top_k"),
-     ({"accept_top_k": -1}, "accept_top_k"), ({"accept_top_k": float("nan")}, "accept_top_k"), ({"accept_top_k": [3]}, "accept_top_k"),
+    [({"task_options": [1]}, "options"), ({"task_options": "x"}, "options"),
+     ({"task_options": {"difficulty": 10**9}}, "difficulty"),
+     ({"task_options": {"test_examples": -5}}, "test_examples"),
+     ({"task_options": {"test_examples": "9"}}, "test_examples"), ({"task_options": {"entropy": "x"}}, "entropy"),
+     ({"max_new_tokens": -1}, "max_new_tokens"), ({"max_new_tokens": "9"}, "max_new_tokens"),
+     ({"max_new_tokens": None}, "max_new_tokens"), ({"max_new_tokens": float("nan")}, "max_new_tokens"),
+     ({"accept_top_k": "3"}, "accept_top_k"), ({"accept_top_k": -1}, "accept_top_k"),
+     ({"accept_top_k": float("nan")}, "accept_top_k"), ({"accept_top_k": [3]}, "accept_top_k"),
      ({"tokenizer": "gpt2"}, "tokenizer"), ({"tokenizer": {}}, "tokenizer")],
 )  # fmt: skip
 def test_a_checkpoint_says_nothing_senseless(tmp_path, capsys, about, word):
@@ -617,7 +692,9 @@ def test_a_checkpoint_says_nothing_senseless(tmp_path, capsys, about, word):
 
 def test_what_is_large_but_sensible_is_cut(tmp_path, capsys):
     """A budget and a K beyond all bounds are the block and the vocabulary."""
-    output, line = shown(tmp_path, capsys, task="math", max_new_tokens=10**12, accept_top_k=10**30, task_options={"difficulty": 1})
+    output, line = shown(
+        tmp_path, capsys, task="math", max_new_tokens=10**12, accept_top_k=10**30, task_options={"difficulty": 1}
+    )
     assert line is None and " 0 replaced" in output
 
 
@@ -625,20 +702,28 @@ def test_a_terminal_is_not_spoken_to(tmp_path, capsys):
     """Bytes that a terminal would obey are written out, wherever a model or a prompt brings them."""
     evil = adapters.make_gpt(257, 26, 1, 2, 8)
     with torch.no_grad():
-        evil.norm.bias.copy_(50 * evil.token_embedding.weight[27] / evil.token_embedding.weight[27].norm())  # always ESC
+        # Always ESC.
+        evil.norm.bias.copy_(50 * evil.token_embedding.weight[27] / evil.token_embedding.weight[27].norm())
     save_file(str(tmp_path / "a.pt"), checkpoint_content(weights=evil.state_dict()))
     save_file(str(tmp_path / "teacher.pt"), checkpoint_content(weights=evil.state_dict()))
-    assert rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--prompt", "a\x1b]0;title\x07\r"]) == 0
+    assert (
+        rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--prompt", "a\x1b]0;title\x07\r"])
+        == 0
+    )
     output = capsys.readouterr().out
     assert "\\x1b" in output and all(letter.isprintable() or letter == "\n" for letter in output)
 
 
-LINKS = ("sft_seed1.jsonl", "table.md", "curves.svg", "summary.json", "teacher.pt", "student_start.pt", "sft_seed1.pt", ".lock")
+LINKS = (
+    "sft_seed1.jsonl", "table.md", "curves.svg", "summary.json", "teacher.pt", "student_start.pt", "sft_seed1.pt",
+    ".lock",
+)
 
 
 @pytest.mark.parametrize("there", [True, False])
 def test_links_in_a_run_folder_lead_nowhere(cached_pairs, tmp_path, there):  # noqa: F811
-    """Somebody has put links in the place of a run's files: they are replaced, and what they point to is neither changed nor made."""
+    """Somebody has put links in the place of a run's files:
+    they are replaced, and what they point to is neither changed nor made."""
     out, outside = tmp_path / "out", tmp_path / "outside"
     out.mkdir(), outside.mkdir()
     for name in LINKS:
@@ -653,8 +738,9 @@ def test_links_in_a_run_folder_lead_nowhere(cached_pairs, tmp_path, there):  # n
 
 def test_labels_of_a_sweep_stay_in_their_folder():
     """Whatever a flag takes, no value with a slash becomes a part of a file's name; nor does a method's."""
-    swept = ["lr=1e-3/..,1", "gamma=../1,2", "rule=../../x=1", "replace=../sample", "accept-rule=/topk", "reduction=../token", "cache-teacher=../8",
-             "precision=/fp32", "chunk-loss=../no", "student-top-p=/1", "weight-decay=../0", "micro-batch=./1", "save-every=/1", "accept-on=../raw"]  # fmt: skip
+    swept = ["lr=1e-3/..,1", "gamma=../1,2", "rule=../../x=1", "replace=../sample", "accept-rule=/topk",
+             "reduction=../token", "cache-teacher=../8", "precision=/fp32", "chunk-loss=../no", "student-top-p=/1",
+             "weight-decay=../0", "micro-batch=./1", "save-every=/1", "accept-on=../raw"]  # fmt: skip
     for text in swept:
         with pytest.raises((ValueError, SystemExit)):
             train_skd.parse_flags(["--variants", "supervised", "--sweep", text])
@@ -676,7 +762,11 @@ def test_names_of_corpora_stay_in_their_folder(tmp_path, monkeypatch):
 
 def test_a_cached_pair_has_a_name_of_its_own():
     """Task and hash make the name: no text of the user's is in it."""
-    assert not [part for part in (*corpora.CORPORA, "math", "translation", "summarisation", "instruction") if not part.isidentifier()]
+    assert not [
+        part
+        for part in (*corpora.CORPORA, "math", "translation", "summarisation", "instruction")
+        if not part.isidentifier()
+    ]
     assert pairs.CACHE_DIR.is_relative_to(folders.ROOT)
 
 
@@ -684,18 +774,23 @@ def test_a_cached_pair_has_a_name_of_its_own():
 # Browsers.
 
 MARKUP = [
-    "<script>alert(1)</script>", '"><svg onload=alert(1)>', "<img src=x onerror=alert(1)>", "]]><script/>", "<!-- results:end -->", "&lt;b&gt;",
-    "[x](javascript:alert(1))", "![x](http://somewhere/x.png)", "a|b|c", "<details>", "<style>*{}</style>", "'/><a href='x'>", "<?xml?>", "<a",
+    "<script>alert(1)</script>", '"><svg onload=alert(1)>', "<img src=x onerror=alert(1)>", "]]><script/>",
+    "<!-- results:end -->", "&lt;b&gt;", "[x](javascript:alert(1))", "![x](http://somewhere/x.png)", "a|b|c",
+    "<details>", "<style>*{}</style>", "'/><a href='x'>", "<?xml?>", "<a",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", MARKUP)
 @pytest.mark.parametrize("place", ["variant", "task", "metric", "device_name", "warnings", "file", "focus"])
 def test_records_bring_no_markup(tmp_path, text, place):
-    """Names and sentences of records are shown as they are: no element, no link and no marker of them is in the table or the picture."""
+    """Names and sentences of records are shown as they are:
+    no element, no link and no marker of them is in the table or the picture."""
     variants = [text if place in ("variant", "focus") else "a", "b"]
     for number, variant in enumerate(variants):
-        header = {"variant": variant, "seed": 1, "task": "math", "metric": "share", "device_name": f"machine {number}", "flags": {}}
+        header = {
+            "variant": variant, "seed": 1, "task": "math", "metric": "share", "device_name": f"machine {number}",
+            "flags": {},
+        }
         if place in header:
             header[place] = text + (str(number) if place == "device_name" else "") if place != "variant" else variant
         log = records.RunLog(tmp_path, f"r{number}_seed1", header)
@@ -713,14 +808,18 @@ def test_records_bring_no_markup(tmp_path, text, place):
             assert len({line.count("|") - line.count("\\|") for line in part.splitlines()}) == 1
     space = "{http://www.w3.org/2000/svg}"
     root = ElementTree.fromstring(texts["curves.svg"])
-    assert {element.tag.removeprefix(space) for element in root.iter()} <= {"svg", "title", "rect", "g", "text", "path", "circle"}
+    assert {element.tag.removeprefix(space) for element in root.iter()} <= {
+        "svg", "title", "rect", "g", "text", "path", "circle",
+    }
     assert not [name for element in root.iter() for name in element.attrib if name.startswith("on") or "href" in name]
     json.loads(texts["summary.json"])
 
 
 def test_a_name_cannot_end_a_section(tmp_path):
     """A method called like a marker of a page leaves both markers where they are."""
-    log = records.RunLog(tmp_path, "a_seed1", {"variant": "<!-- x:end -->", "seed": 1, "task": "<!-- x:begin -->", "flags": {}})
+    log = records.RunLog(
+        tmp_path, "a_seed1", {"variant": "<!-- x:end -->", "seed": 1, "task": "<!-- x:begin -->", "flags": {}}
+    )
     log.write("final", score=0.5)
     log.close()
     page = "top\n<!-- x:begin -->\nold\n<!-- x:end -->\nbottom\n"
@@ -730,7 +829,8 @@ def test_a_name_cannot_end_a_section(tmp_path):
 
 
 def test_a_report_is_written_through_no_link(tmp_path):
-    """Links in a run folder, in the place of a file of the report and of what becomes one, lead nobody to write elsewhere."""
+    """Links in a run folder, in the place of a file of the report and of what becomes one,
+    lead nobody to write elsewhere."""
     victim, folder = tmp_path / "victim", tmp_path / "run"
     victim.write_text("mine")
     folder.mkdir()

@@ -50,7 +50,8 @@ def test_what_is_read_is_what_the_teacher_says(teacher, tmp_path, best):
 
 
 def test_it_is_made_once_and_belongs_to_its_teacher(teacher, tmp_path):
-    """A second opening reads; another teacher, another K, another precision or other references have files of their own."""
+    """A second opening reads; another teacher, another K, another precision or other
+    references have files of their own."""
     said = []
     first = open_cache(teacher, tmp_path, 0, said)
     second = open_cache(teacher, tmp_path, 0, said)
@@ -76,18 +77,26 @@ def test_a_file_that_contradicts_the_teacher_is_refused(teacher, tmp_path):
 
 @pytest.mark.parametrize("best", [0, 2])
 def test_a_damaged_file_is_set_aside_and_made_again(teacher, tmp_path, best):
-    """Any bit of any file, a cut or a missing one: named in one line, kept under another name, and the answers are right again."""
+    """Any bit of any file, a cut or a missing one: named in one line, kept under another name,
+    and the answers are right again."""
     first = open_cache(teacher, tmp_path, best)
     whole = {path: path.read_bytes() for path in (*first.paths, first.checksum_file)}
     for path, content in whole.items():
-        flips = [content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :] for place in (0, len(content) // 2, len(content) - 1)]
+        flips = [
+            content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
+            for place in (0, len(content) // 2, len(content) - 1)
+        ]
         for bad in (*flips, content[: len(content) // 2], b"", None):
             path.unlink() if bad is None else path.write_bytes(bad)
             said = []
             again = open_cache(teacher, tmp_path, best, said)
             assert all(np.array_equal(one, other) for one, other in zip(first.arrays, again.arrays))
-            unfinished = path == first.checksum_file and bad is None  # the seal is written last: without one nothing was promised
-            assert len(said) == (1 if unfinished else len(whole) + (bad is not None)) and all("set aside" in line for line in said[:-1])
+            # The seal is written last: without one nothing was promised.
+            unfinished = path == first.checksum_file and bad is None
+            assert (
+                len(said) == (1 if unfinished else len(whole) + (bad is not None))
+                and all("set aside" in line for line in said[:-1])
+            )
             assert {path: path.read_bytes() for path in whole} == whole
     assert all(path in whole or ".damaged" in path.name for path in tmp_path.iterdir())
 

@@ -1,4 +1,5 @@
-"""Laws of train_okd.py: the two losses, who moves whom, every row's first step by hand, and the script from flags to files."""
+"""Laws of train_okd.py: the two losses, who moves whom, every row's first step by hand,
+and the script from flags to files."""
 
 import argparse
 import copy
@@ -112,8 +113,8 @@ class Watched:
 
 def test_the_table_holds_what_others_rely_on(capsys):
     """The names of the contract and of the papers are rows; every entry is a name that the code knows."""
-    needed = """sft fixed_forward_kl fixed_reverse_kl fixed_jsd okd okd_no_feedback okd_collapse okd_reverse_kl okd_jsd okd_prefix
-        okd_ptuning okd_full imitkd gkd minillm dml prokt pesf_kd promptkd okd_on_policy okd_skd""".split()
+    needed = """sft fixed_forward_kl fixed_reverse_kl fixed_jsd okd okd_no_feedback okd_collapse okd_reverse_kl okd_jsd
+        okd_prefix okd_ptuning okd_full imitkd gkd minillm dml prokt pesf_kd promptkd okd_on_policy okd_skd""".split()
     assert set(needed) <= set(VARIANTS) and set(MAIN) <= set(VARIANTS)
     for name, row in VARIANTS.items():
         row = resolve(row, parse_flags([])[0])
@@ -123,7 +124,11 @@ def test_the_table_holds_what_others_rely_on(capsys):
         assert row.writer in ("dataset", "student", "mixed", "interleaved", "teacher_mixed"), name
     assert main(["--list-variants"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert list(listed) == list(VARIANTS) and listed["okd"]["paper"] == "2409.12512" and listed["okd"]["writer"] == "dataset"
+    assert (
+        list(listed) == list(VARIANTS)
+        and listed["okd"]["paper"] == "2409.12512"
+        and listed["okd"]["writer"] == "dataset"
+    )
 
 
 def test_shared_flags_mean_the_same():
@@ -141,14 +146,19 @@ def test_shared_flags_mean_the_same():
 
 def test_a_rows_value_goes_before_a_flag():
     """Flags fill in what a row leaves open, and nothing else."""
-    args = flags("--alpha", "0.9", "--module", "adapter", "--module-rank", "3", "--module-lr", "0.3", "--update", "alternating")
+    args = flags(
+        "--alpha", "0.9", "--module", "adapter", "--module-rank", "3", "--module-lr", "0.3", "--update", "alternating"
+    )
     okd, control, collapse, prefix, prompt = (
         resolve(VARIANTS[name], args) for name in ("okd", "okd_no_feedback", "okd_collapse", "okd_prefix", "promptkd")
     )
     assert (okd.alpha, okd.module, okd.rank, okd.module_lr, okd.update) == (0.9, "adapter", 3, 0.3, "alternating")
     assert control.alpha == 0 and control.module == "adapter" and collapse.alpha == 1 and collapse.module_lr == 1
     assert prefix.module == "prefix" and prefix.alpha == 0.9 and prompt.rank == 7 and prompt.alpha == 1
-    assert resolve(VARIANTS["fixed_reverse_kl"], flags("--student-divergence", "total_variation")).student_divergence == "reverse_kl"
+    assert (
+        resolve(VARIANTS["fixed_reverse_kl"], flags("--student-divergence", "total_variation")).student_divergence
+        == "reverse_kl"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,7 +166,8 @@ def test_a_rows_value_goes_before_a_flag():
 
 
 def test_both_losses_by_hand():
-    """Tests 5: with teacher (.6, .3, .1), student (.2, .5, .3), token 0, unlike in both directions, so a swap would show."""
+    """Tests 5: with teacher (.6, .3, .1), student (.2, .5, .3), token 0, unlike in both directions,
+    so a swap would show."""
     student, teacher = STUDENT.view(1, 1, 3), TEACHER.view(1, 1, 3)
     token, mask = torch.tensor([[0]]), torch.tensor([[True]])
     for alpha, expected in ((1.0, 0.365274), (0.0, 0.510826), (0.5, 0.438050)):
@@ -200,7 +211,9 @@ def test_gradients_by_hand():
         (of_teacher,) = torch.autograd.grad(teacher_loss, zt)
         student, teacher, onehot = zs.softmax(-1), zt.softmax(-1), F.one_hot(targets, 7).float()
         torch.testing.assert_close(of_student * 10, student - teacher, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(of_teacher * 10, teacher - (alpha * student + (1 - alpha) * onehot), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            of_teacher * 10, teacher - (alpha * student + (1 - alpha) * onehot), rtol=1e-4, atol=1e-6
+        )
 
 
 def test_neither_side_moves_the_other():
@@ -219,7 +232,10 @@ def test_neither_side_moves_the_other():
 def test_prompts_and_padding_do_not_count():
     """Test 9: whatever stands outside the mask changes neither loss."""
     zs, zt = (torch.randn(2, 6, 5, generator=generator(seed)) for seed in (1, 2))
-    targets, mask = torch.zeros(2, 6, dtype=torch.long), torch.arange(6).expand(2, 6).ge(2) & torch.tensor([[6], [4]]).gt(torch.arange(6))
+    targets, mask = (
+        torch.zeros(2, 6, dtype=torch.long),
+        torch.arange(6).expand(2, 6).ge(2) & torch.tensor([[6], [4]]).gt(torch.arange(6)),
+    )
     before = adapters.okd_losses(zs, zt, targets, mask)
     zs[~mask], zt[~mask], targets[~mask] = 50.0 * torch.randn(int((~mask).sum()), 5, generator=generator(3)), -1e3, 4
     assert all(torch.equal(one, other) for one, other in zip(before, adapters.okd_losses(zs, zt, targets, mask)))
@@ -341,7 +357,9 @@ def test_first_step_by_hand(pair, variant):
     references = sample.rollout_from_ids(*zip(*texts), [sample.DATASET] * 4, "cpu")
     assert len(run.rollouts) == (row.writer != "dataset")
     rollout = run.rollouts[0] if run.rollouts else references
-    assert [r[:n] for r, n in zip(rollout.tokens.tolist(), rollout.prompt_len.tolist())] == [prompt for prompt, _ in texts]
+    assert [r[:n] for r, n in zip(rollout.tokens.tolist(), rollout.prompt_len.tolist())] == [
+        prompt for prompt, _ in texts
+    ]
     inputs, tokens, mask = rollout.tokens[:, :-1], rollout.tokens[:, 1:], rollout.response_mask[:, 1:]
     rate = learning_rate(0, 1, args.lr)
 
@@ -379,7 +397,12 @@ def test_first_step_by_hand(pair, variant):
         per_token = minillm_by_hand(own, seen, tokens, mask, 0.3)
     else:
         per_token = divergence_by_hand(row.student_divergence, own, seen)
-    update(row.student_kd * masked(per_token, mask) + (1 - row.student_kd) * on_references(student), student, rate, args.weight_decay)
+    update(
+        row.student_kd * masked(per_token, mask) + (1 - row.student_kd) * on_references(student),
+        student,
+        rate,
+        args.weight_decay,
+    )
     # Gradients after clipping, not weights: AdamW's first step is the sign of a gradient, rounding included.
     same_gradients(run.student, student)
     if moving:
@@ -456,7 +479,9 @@ def test_a_teacher_that_stands_still_is_the_fixed_one(pair, kind):
     assert not same_weights(moving.students[-1], fixed.students[-1])
 
 
-@pytest.mark.parametrize("name,twin", [("fixed_forward_kl", "supervised"), ("sft", "sft"), ("imitkd", "imitkd"), ("gkd", "gkd")])
+@pytest.mark.parametrize(
+    "name,twin", [("fixed_forward_kl", "supervised"), ("sft", "sft"), ("imitkd", "imitkd"), ("gkd", "gkd")]
+)
 def test_both_scripts_agree_on_the_baselines(pair, name, twin):
     """The same method in both scripts leaves the same student, bit for bit."""
     args, student = flags("--steps", "4"), pair.new_student()
@@ -521,7 +546,8 @@ def test_the_module_may_start_late(pair):
 
 
 def test_the_teachers_rate_is_a_share(pair):
-    """Both follow one schedule; AdamW's first step moves a weight by its rate, so the ratio of the steps is the share."""
+    """Both follow one schedule; AdamW's first step moves a weight by its rate,
+    so the ratio of the steps is the share."""
     args = flags("--steps", "1", "--module-lr", "0.25", "--lr", "1e-3", "--weight-decay", "0")
     run = Watched("okd", pair, args)
     moved = max((run.modules[0][name] - start).abs().max() for name, start in run.module_start.items())
@@ -550,11 +576,13 @@ def test_an_anchor_holds_the_teacher(pair):
 
 
 def test_every_line_tells_of_the_teacher(pair):
-    """Step lines hold the teacher's loss, eval lines its drift and nll, the end its size and where it started. The last eval
-    line's distances are those of the models that are left."""
+    """Step lines hold the teacher's loss, eval lines its drift and nll, the end its size and where it started. The last
+    eval line's distances are those of the models that are left."""
     run = Watched("okd_ptuning", pair, flags("--steps", "8"))
     steps, evals = ([line for line in run.lines if line["kind"] == kind] for kind in ("step", "eval"))
-    assert len(steps) == len(evals) == 8 and all({"teacher_loss", "module_gradient_norm"} <= set(line) for line in steps)
+    assert len(steps) == len(evals) == 8 and all(
+        {"teacher_loss", "module_gradient_norm"} <= set(line) for line in steps
+    )
     assert all({"drift", "adapted_nll", "kl_adapted_teacher"} <= set(line) for line in evals)
     measured = distances(run.student, pair.teacher, pair.val.prompts, pair.val.responses, run.adapted)
     for key in ("kl_teacher", "drift", "adapted_nll", "kl_adapted_teacher"):  # the first to the original teacher
@@ -579,7 +607,8 @@ def test_drift_is_told(pair):
 
 @pytest.mark.parametrize("variant", ["fixed_forward_kl", "okd"])
 def test_a_loss_that_is_not_finite_ends_the_run(pair, variant, monkeypatch):
-    """One line with the step and what to lower: the second move is endless, so the third loss is the first that is not finite."""
+    """One line with the step and what to lower: the second move is endless,
+    so the third loss is the first that is not finite."""
     rate = training.learning_rate
     monkeypatch.setattr(training, "learning_rate", lambda step, *rest: math.inf if step == 1 else rate(step, *rest))
     with pytest.raises(ValueError, match=r"not finite at step 3 .*--lr") as error:
@@ -587,7 +616,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(pair, variant, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-PASSES = {  # variant: passes over the references or samples (student, teacher forwards, teacher FLOPs in forwards), samples written
+# Variant: passes over the references or samples (student, teacher forwards, teacher FLOPs in forwards),
+# samples written.
+PASSES = {
     "sft": (3, 0, 0),
     "fixed_forward_kl": (3, 1, 1),
     "okd": (3, 1, 2),  # forward and gradients of activations
@@ -651,7 +682,9 @@ def test_a_meta_gradient_of_one_number(exact):
 def test_a_meta_gradient_of_curved_losses():
     """Both losses of a small network in float64: the exact gradient is the numeric one, the difference is near it."""
     noise = generator(3)
-    w, m, x, y = (torch.randn(shape, generator=noise, dtype=torch.float64) for shape in ((3, 2), (3, 2), (5, 3), (5, 2)))
+    w, m, x, y = (
+        torch.randn(shape, generator=noise, dtype=torch.float64) for shape in ((3, 2), (3, 2), (5, 3), (5, 2))
+    )
     w, m = w.requires_grad_(), m.requires_grad_()
 
     def inner(weights):
@@ -718,7 +751,9 @@ def test_a_meta_gradient_needs_an_inner_step(variant):
 
 def test_the_inner_loss_of_the_docstring():
     """Eq. 17 and cross-entropy by half; the gradient reaches the teacher, which is no constant here."""
-    student_logits, teacher_logits = (torch.tensor([[row]]).log().requires_grad_() for row in ((0.2, 0.5, 0.3), (0.6, 0.3, 0.1)))
+    student_logits, teacher_logits = (
+        torch.tensor([[row]]).log().requires_grad_() for row in ((0.2, 0.5, 0.3), (0.6, 0.3, 0.1))
+    )
     loss = train_okd.inner_loss(student_logits, teacher_logits, torch.tensor([[0]]), 0.5)
     assert loss.item() == pytest.approx(1.002748, abs=1e-6)
     (moved,) = torch.autograd.grad(loss.sum(), teacher_logits)
@@ -760,7 +795,8 @@ def run_how(pair):
 
 @matrix("variant, how", itertools.product([*VARIANTS, EVERY_TERM], HOW), fast=FAST_HOW)
 def test_how_a_batch_is_computed_does_not_count(run_how, tmp_path, monkeypatch, variant, how):
-    """The same losses, gradients, step figures and weights of both players, to rounding, however the batch is worked out."""
+    """The same losses, gradients, step figures and weights of both players, to rounding,
+    however the batch is worked out."""
     cached(monkeypatch, tmp_path)
     plain, ours = run_how(variant, ""), run_how(variant, how)
     assert len(plain.lines) == len(ours.lines) > 2
@@ -775,12 +811,18 @@ def test_how_a_batch_is_computed_does_not_count(run_how, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("argv", [["--temperature", "2"], ["--sweep", "temperature=1,2"]])
 def test_a_tail_cannot_be_softened(argv, capsys):
-    """A temperature changes the share of tokens that are gone: with the best tokens only, it is refused; dense is not."""
+    """A temperature changes the share of tokens that are gone: with the best tokens only, it is refused;
+    dense is not."""
     with pytest.raises(ValueError, match="--cache-teacher 5 .*use --cache-teacher dense"):
         parse_flags(["--variants", "fixed_jsd", "--cache-teacher", "5", *argv])
     parse_flags(["--variants", "fixed_jsd", "--cache-teacher", "dense", *argv])
     with pytest.raises(ValueError, match="--cache-teacher 5 .*use --cache-teacher dense"):
-        parse_flags(["--variants", "fixed_jsd", "--cache-teacher", "dense", "--sweep", "cache-teacher=dense,5", "--temperature", "2"])
+        parse_flags(
+            [
+                "--variants", "fixed_jsd", "--cache-teacher", "dense", "--sweep", "cache-teacher=dense,5",
+                "--temperature", "2",
+            ]
+        )
     with pytest.raises(ValueError, match="ignored by (all of )?okd.*takes nothing from a cache"):
         parse_flags(["--variants", "okd", "--sweep", "cache-teacher=dense,5"])
     with pytest.raises(ValueError, match="ignored by (all of )?okd.*takes nothing from a cache"):
@@ -801,7 +843,10 @@ def cache(tmp_path_factory):
         yield folder
 
 
-TINY = ["--quick", "--teacher-steps", "3", "--start-steps", "2", "--batch-size", "8", "--steps", "3", "--device", "cpu", "--jobs", "1"]
+TINY = [
+    "--quick", "--teacher-steps", "3", "--start-steps", "2", "--batch-size", "8", "--steps", "3", "--device", "cpu",
+    "--jobs", "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -817,7 +862,8 @@ def records(folder, name):
 
 
 def test_the_pair_is_the_very_one_of_train_skd(finished, cache, tmp_path):
-    """Both scripts take their models from the same cache files: nothing is pretrained again, figures and hash are equal."""
+    """Both scripts take their models from the same cache files:
+    nothing is pretrained again, figures and hash are equal."""
     files = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert len(files) == 2
     assert train_skd.main([*TINY, "--variants", "supervised", "--out", str(tmp_path / "skd")]) == 0
@@ -828,7 +874,9 @@ def test_the_pair_is_the_very_one_of_train_skd(finished, cache, tmp_path):
     # and the twin methods end at the same student: the same figures of it
     own, other = records(finished, "fixed_forward_kl_seed1")[1], records(tmp_path / "skd", "supervised_seed1")[1]
     timed = ("seconds", "sha256")
-    assert {key: value for key, value in own.items() if key not in timed} == {key: value for key, value in other.items() if key not in timed}
+    assert {key: value for key, value in own.items() if key not in timed} == {
+        key: value for key, value in other.items() if key not in timed
+    }
 
 
 def test_what_a_run_leaves(finished):
@@ -841,14 +889,20 @@ def test_what_a_run_leaves(finished):
     summary = json.loads((finished / "summary.json").read_text())
     for variant, entry in summary["variants"].items():
         (run,) = entry["runs"]
-        for key in ("seed", "score", "val_nll", "kl_teacher", "kl_on_policy", "accept_rate", "seconds", "tokens_generated"):
+        for key in (
+            "seed", "score", "val_nll", "kl_teacher", "kl_on_policy", "accept_rate", "seconds", "tokens_generated",
+        ):
             assert run[key] is not None, (variant, key)
         assert run["seconds_relative"] > 0 and run["memory_mb"] > 0
         for key in ("drift", "adapted_score", "adapted_nll", "kl_adapted_teacher", "exposure_error_adapted"):
             assert (run.get(key) is not None) == (variant != "fixed_forward_kl"), (variant, key)
     assert summary["variants"]["fixed_forward_kl"]["runs"][0]["seconds_relative"] == 1
     table = (finished / "table.md").read_text()
-    assert "The adapted teacher" in table and "okd minus every other method" in table and "Δ score to fixed_forward_kl" in table
+    assert (
+        "The adapted teacher" in table
+        and "okd minus every other method" in table
+        and "Δ score to fixed_forward_kl" in table
+    )
 
 
 def test_distances_are_to_the_original(finished, cache):
@@ -872,7 +926,10 @@ def test_distances_are_to_the_original(finished, cache):
 def test_headers_tell_the_resolved_row(finished):
     """A record says what was done, flags filled in; --list-variants says what the row leaves open."""
     row = records(finished, "okd_seed1")[0]["row"]
-    assert (row["alpha"], row["module"], row["module_lr"], row["student_divergence"]) == (0.5, "lora", parse_flags([])[0].module_lr, "forward_kl")
+    assert (
+        (row["alpha"], row["module"], row["module_lr"], row["student_divergence"])
+        == (0.5, "lora", parse_flags([])[0].module_lr, "forward_kl")
+    )
     assert records(finished, "okd_no_feedback_seed1")[0]["row"]["alpha"] == 0
 
 
@@ -916,7 +973,10 @@ def test_wrong_flags_are_refused(argv, word, monkeypatch, capsys, tmp_path):
 @pytest.mark.slow
 def test_every_variant_as_a_command(clone, tmp_path):
     """--quick --variants all: status 0, every row with finite figures in the summary."""
-    command = [sys.executable, "train_okd.py", "--quick", "--variants", "all", "--device", "cpu", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable, "train_okd.py", "--quick", "--variants", "all", "--device", "cpu", "--out",
+        str(tmp_path / "out"),
+    ]
     subprocess.run(command, cwd=clone, check=True, capture_output=True, text=True, timeout=1200)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(summary["variants"]) == list(VARIANTS)
@@ -929,9 +989,18 @@ def test_jobs_change_no_figure(clone, tmp_path):
     """Two runs side by side give the figures of one after another (times aside)."""
     finals = []
     for jobs in ("1", "2"):
-        command = [sys.executable, "train_okd.py", "--quick", "--variants", "okd,okd_skd", "--device", "cpu", "--jobs", jobs]
-        subprocess.run([*command, "--out", str(tmp_path / jobs)], cwd=clone, check=True, capture_output=True, timeout=600)
-        finals.append([records(tmp_path / jobs, f"{name}_seed1")[1] | {"seconds": None, "sha256": None} for name in ("okd", "okd_skd")])
+        command = [
+            sys.executable, "train_okd.py", "--quick", "--variants", "okd,okd_skd", "--device", "cpu", "--jobs", jobs,
+        ]
+        subprocess.run(
+            [*command, "--out", str(tmp_path / jobs)], cwd=clone, check=True, capture_output=True, timeout=600
+        )
+        finals.append(
+            [
+                records(tmp_path / jobs, f"{name}_seed1")[1] | {"seconds": None, "sha256": None}
+                for name in ("okd", "okd_skd")
+            ]
+        )
     assert finals[0] == finals[1]
     assert processes.default_jobs("cuda") == 1
 
@@ -952,8 +1021,9 @@ def test_a_sweep_is_every_combination():
 
 @pytest.mark.parametrize(
     "text,word",
-    [("alpha", "FLAG=VALUE"), ("alpha=", "FLAG=VALUE"), ("=1", "FLAG=VALUE"), ("alpha=1,2", "--alpha must lie"), ("seeds=1,2", "run the script once"),
-     ("task=math,translation", "run the script once"), ("teacher-steps=5,6", "run the script once"), ("entropy=0,1", "run the script once"),
+    [("alpha", "FLAG=VALUE"), ("alpha=", "FLAG=VALUE"), ("=1", "FLAG=VALUE"), ("alpha=1,2", "--alpha must lie"),
+     ("seeds=1,2", "run the script once"), ("task=math,translation", "run the script once"),
+     ("teacher-steps=5,6", "run the script once"), ("entropy=0,1", "run the script once"),
      ("size=tiny,small", "run the script once"), ("out=a,b", "run the script once")],
 )  # fmt: skip
 def test_wrong_sweeps_are_refused(text, word):
@@ -965,15 +1035,19 @@ def test_wrong_sweeps_are_refused(text, word):
 
 @pytest.mark.parametrize(
     "names,sweep,word",
-    [("okd,okd_no_feedback", "alpha=0,1", "okd_no_feedback, which fixes it itself"), ("okd_prefix", "module=lora,prefix", "fixes it itself"),
-     ("okd,fixed_forward_kl", "module-lr=.1,.2", "fixed_forward_kl, which has no module"), ("sft", "student-kd=0,1", "fixes it itself"),
-     ("fixed_forward_kl", "module-start=0,.5", "has no module"), ("fixed_forward_kl", "teacher-mix=0.1,0.9", "draws nothing from a mixture"),
+    [("okd,okd_no_feedback", "alpha=0,1", "okd_no_feedback, which fixes it itself"),
+     ("okd_prefix", "module=lora,prefix", "fixes it itself"),
+     ("okd,fixed_forward_kl", "module-lr=.1,.2", "fixed_forward_kl, which has no module"),
+     ("sft", "student-kd=0,1", "fixes it itself"), ("fixed_forward_kl", "module-start=0,.5", "has no module"),
+     ("fixed_forward_kl", "teacher-mix=0.1,0.9", "draws nothing from a mixture"),
      ("metadistil", "alpha=0,.5", "has a meta-gradient"), ("ikd", "anchor=0,.5", "has a meta-gradient"),
      ("okd,okd_full", "module-rank=2,4", "okd_full, which has a module without"),
      ("okd_ptuning", "module-scale=1,2", "without a scale"),
      ("okd_no_feedback", "teacher-divergence=forward_kl,reverse_kl", "is run at alpha 0"),
-     ("sft", "temperature=1,2", "takes no divergence"), ("okd", "gamma=1,2", "does not write interleaved"), ("okd", "student-temperature=.5,1", "no student write"),
-     ("okd_skd,okd_on_policy", "teacher-top-p=.5,.9", "okd_on_policy, which does not write interleaved"), ("okd", "cache-teacher=dense,5", "cache")],
+     ("sft", "temperature=1,2", "takes no divergence"), ("okd", "gamma=1,2", "does not write interleaved"),
+     ("okd", "student-temperature=.5,1", "no student write"),
+     ("okd_skd,okd_on_policy", "teacher-top-p=.5,.9", "okd_on_policy, which does not write interleaved"),
+     ("okd", "cache-teacher=dense,5", "cache")],
 )  # fmt: skip
 def test_a_sweep_that_reaches_nothing_is_refused(names, sweep, word):
     """A method that fixes the swept value would repeat one run under several names."""
@@ -981,7 +1055,14 @@ def test_a_sweep_that_reaches_nothing_is_refused(names, sweep, word):
         parse_flags(["--variants", names, "--sweep", sweep])
 
 
-@pytest.mark.parametrize("sweeps", ["alpha=0,.5 teacher-divergence=forward_kl,reverse_kl", "module-lr=0,.1 alpha=0,1", "module=lora,full module-rank=2,4"])
+@pytest.mark.parametrize(
+    "sweeps",
+    [
+        "alpha=0,.5 teacher-divergence=forward_kl,reverse_kl",
+        "module-lr=0,.1 alpha=0,1",
+        "module=lora,full module-rank=2,4",
+    ],
+)
 def test_sweeps_whose_product_holds_a_run_twice_are_refused(sweeps):
     """Where one value of one sweep makes the other mean nothing; each alone is taken."""
     with pytest.raises(ValueError, match="is ignored by okd"):
@@ -991,8 +1072,10 @@ def test_sweeps_whose_product_holds_a_run_twice_are_refused(sweeps):
 
 
 @pytest.mark.parametrize("argv, word", [
-    (["--sweep", "lr=1e-3", "--sweep", "lr=2e-3"], "second time"), (["--sweep", "module-lr=.1", "--sweep", "alpha=0", "--sweep", "module-lr=.2"], "second time"),
-    (["--sweep", "lr=1e-3,0.001"], "lr=0.001 is the same run as lr=1e-3"), (["--sweep", "alpha=0,1", "--sweep", "lr=.01,1e-2"], "alpha=0 lr=1e-2 is the same run as alpha=0 lr=.01"),
+    (["--sweep", "lr=1e-3", "--sweep", "lr=2e-3"], "second time"),
+    (["--sweep", "module-lr=.1", "--sweep", "alpha=0", "--sweep", "module-lr=.2"], "second time"),
+    (["--sweep", "lr=1e-3,0.001"], "lr=0.001 is the same run as lr=1e-3"),
+    (["--sweep", "alpha=0,1", "--sweep", "lr=.01,1e-2"], "alpha=0 lr=1e-2 is the same run as alpha=0 lr=.01"),
     (["--sweep", "alpha=0,-0.0"], "the same run"), (["--sweep", "log-every=1,2"], "run the script once"),
 ])  # fmt: skip
 def test_one_run_under_two_names_is_refused(argv, word):
@@ -1011,11 +1094,15 @@ def test_flags_have_one_name(argv, capsys):
 
 # flag -> another value than the one that runs are compared with
 OTHERWISE = {
-    "alpha": 0.9, "module": "adapter", "module_rank": 3, "module_scale": 2.0, "module_lr": 0.3, "module_start": 0.5, "student_divergence": "reverse_kl",
-    "teacher_divergence": "forward_kl", "student_kd": 0.6, "temperature": 2.0, "update": "alternating", "anchor": 0.5,
-    "teacher_mix": 0.6, "student_temperature": 0.5, "student_top_p": 0.6, "replace": "argmax", "teacher_top_p": 0.3,
+    "alpha": 0.9, "module": "adapter", "module_rank": 3, "module_scale": 2.0, "module_lr": 0.3, "module_start": 0.5,
+    "student_divergence": "reverse_kl", "teacher_divergence": "forward_kl", "student_kd": 0.6, "temperature": 2.0,
+    "update": "alternating", "anchor": 0.5, "teacher_mix": 0.6, "student_temperature": 0.5, "student_top_p": 0.6,
+    "replace": "argmax", "teacher_top_p": 0.3,
 }  # fmt: skip
-KINDS = [(name, {}) for name in VARIANTS] + [("okd", settings) for settings in ({"module": "full"}, {"module": "ptuning"}, {"module_lr": 0.0}, {"student_kd": 0.0}, {"alpha": 0.0})]
+KINDS = [(name, {}) for name in VARIANTS] + [
+    ("okd", settings)
+    for settings in ({"module": "full"}, {"module": "ptuning"}, {"module_lr": 0.0}, {"student_kd": 0.0}, {"alpha": 0.0})
+]
 KINDS += [("okd_no_feedback", {"student_kd": 0.0}), ("metadistil", {"module": "full"})]
 
 
@@ -1026,7 +1113,8 @@ FAST_KINDS += [("okd", {"module_lr": 0.0})]
 @pytest.mark.usefixtures("unmeasured")
 @matrix("variant, settings", KINDS, fast=FAST_KINDS, ids=str)
 def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settings):
-    """What `ignored_reason` says of a flag is what happens: the very same student and module, or another student or module."""
+    """What `ignored_reason` says of a flag is what happens:
+    the very same student and module, or another student or module."""
     base = flags(**{"steps": 4, "batch_size": 6, "lr": 1e-2} | settings)
 
     def end(args):
@@ -1042,9 +1130,12 @@ def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settin
 
 
 TYPED = [
-    ("fixed_forward_kl", "--alpha 0.3", "--alpha 0.3 is ignored by all of fixed_forward_kl \\(has no module\\): leave it out, or add e.g. okd to --variants"),
-    ("fixed_forward_kl", "--anchor 2", "okd"), ("sft,gkd", "--module-lr 0.3", "ignored by all of sft, gkd .*okd"), ("okd", "--teacher-mix 0.9", "minillm"),
-    ("okd_no_feedback", "--alpha 0.3", "fixes it itself"), ("okd", "--no-write-back", "okd_skd"), ("okd", "--student-top-p .5", "imitkd"),
+    ("fixed_forward_kl", "--alpha 0.3",
+     "--alpha 0.3 is ignored by all of fixed_forward_kl \\(has no module\\): leave it out, or add e.g. "
+     "okd to --variants"),
+    ("fixed_forward_kl", "--anchor 2", "okd"), ("sft,gkd", "--module-lr 0.3", "ignored by all of sft, gkd .*okd"),
+    ("okd", "--teacher-mix 0.9", "minillm"), ("okd_no_feedback", "--alpha 0.3", "fixes it itself"),
+    ("okd", "--no-write-back", "okd_skd"), ("okd", "--student-top-p .5", "imitkd"),
     ("okd", "--cache-teacher dense", "--cache-teacher dense is ignored by all of okd"),
     ("okd_full", "--module-rank 3", "without a rank"), ("metadistil", "--alpha .3", "has a meta-gradient"),
     ("ikd", "--recompute", "--recompute is ignored by all of ikd"),
@@ -1062,14 +1153,18 @@ def test_a_flag_that_reaches_no_chosen_row_is_refused(names, argv, word):
 
 def test_a_flag_that_reaches_some_rows_is_noted():
     """One line per flag, of at most five names; with a sweep a flag reaches a row that one of its runs hears it in."""
-    assert parse_flags(["--variants", "okd,okd_no_feedback", "--alpha", "0.9"])[0].notes == ["note: --alpha 0.9 is ignored by okd_no_feedback (fixes it itself)"]
+    assert parse_flags(["--variants", "okd,okd_no_feedback", "--alpha", "0.9"])[0].notes == [
+        "note: --alpha 0.9 is ignored by okd_no_feedback (fixes it itself)"
+    ]
     (note,) = parse_flags(["--variants", "all", "--anchor", "1"])[0].notes
     assert note == "note: --anchor 1.0 is ignored by sft, fixed_forward_kl, fixed_reverse_kl, imitkd, gkd and 5 more"
     assert parse_flags(["--variants", "okd", "--module-rank", "3", "--sweep", "module=lora,full"])[0].notes == []
     assert parse_flags(["--variants", "all", "--lr", "1e-3"])[0].notes == parse_flags([])[0].notes == []
 
 
-@pytest.mark.parametrize("sweep", ["alpha=0,1", "module-rank=2,4", "student-kd=.5,1", "lr=1e-3,2e-3", "temperature=1,2"])
+@pytest.mark.parametrize(
+    "sweep", ["alpha=0,1", "module-rank=2,4", "student-kd=.5,1", "lr=1e-3,2e-3", "temperature=1,2"]
+)
 def test_a_sweep_that_reaches_its_row_is_taken(sweep):
     """Each value gives a row, or arguments, of its own."""
     args, _ = parse_flags(["--variants", "okd", "--sweep", sweep])
@@ -1089,4 +1184,8 @@ def test_a_sweep_runs_beside_its_control(cache, tmp_path):
     assert rows == [0, 1]
     assert main(sweep) == 0  # nothing is run again
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.jsonl")} == before
-    assert list(json.loads((tmp_path / "out" / "summary.json").read_text())["variants"]) == ["fixed_forward_kl", "okd alpha=0", "okd alpha=1"]
+    assert list(json.loads((tmp_path / "out" / "summary.json").read_text())["variants"]) == [
+        "fixed_forward_kl",
+        "okd alpha=0",
+        "okd alpha=1",
+    ]

@@ -1,8 +1,9 @@
-"""Laws of train_skd.py: who writes, what is learned from it, what it costs; the script from flags to files; sample.py's main.
+"""Laws of train_skd.py: who writes, what is learned from it, what it costs; the script from flags to files;
+sample.py's main.
 
 The loop runs on a pair of tiny untrained models: what a method does to a batch does not need models that know anything.
-`Watched` (tiny.py) keeps every batch that a run trained on, so that a test can say again, slowly, what should have happened.
-What each row's loss is, is said by hand in test_methods.py.
+`Watched` (tiny.py) keeps every batch that a run trained on, so that a test can say again, slowly, what should have
+happened. What each row's loss is, is said by hand in test_methods.py.
 """
 
 import argparse
@@ -99,12 +100,19 @@ def write(variant, pair, rows, half=0, seed=0, answers=None, student=None, **kno
 
 
 def test_the_table_holds_what_others_rely_on(capsys):
-    """The names exist, in the definitions that were promised; --list-variants prints the rows as JSON and does nothing else."""
+    """The names exist, in the definitions that were promised;
+    --list-variants prints the rows as JSON and does nothing else."""
     assert main(["--list-variants"]) == 0
     table = json.loads(capsys.readouterr().out)
     required = "sft supervised seqkd on_policy imitkd gkd two_stage skd".split()
     assert list(table) == list(VARIANTS) and set(required) <= set(table)
-    known = {"cross_entropy", *losses.DIVERGENCES, *losses.MATCHING_LOSSES, *losses.TOKEN_LOSSES, *losses.SEQUENCE_LOSSES}
+    known = {
+        "cross_entropy",
+        *losses.DIVERGENCES,
+        *losses.MATCHING_LOSSES,
+        *losses.TOKEN_LOSSES,
+        *losses.SEQUENCE_LOSSES,
+    }
     for row in table.values():
         assert {"writer", "loss", "paper"} <= set(row) and row["note"]
         assert row["writer"] in sample.WRITERS
@@ -124,19 +132,30 @@ def test_the_table_holds_what_others_rely_on(capsys):
 def test_flags_reach_what_they_decide():
     """--size sets both models, steps and rate; every flag of the pair overwrites its part, and nothing else."""
     usual, names = parse_flags(["--device", "cpu"])
-    assert names == list(train_skd.MAIN) and usual.steps == pairs.SIZES["tiny"]["steps"] and usual.settings == PairSettings()
+    assert (
+        names == list(train_skd.MAIN)
+        and usual.steps == pairs.SIZES["tiny"]["steps"]
+        and usual.settings == PairSettings()
+    )
     small = parse_flags(["--device", "cpu", "--size", "small"])[0]
     for name, value in pairs.SIZES["small"].items():
         assert getattr(small if name in ("steps", "lr") else small.settings, name) == value
-    for flag, value in (("teacher_steps", 7), ("start_steps", 8), ("teacher_prompts", 9), ("student_prompts", 10), ("vocab_size", 300),
-                        ("block_size", 40), ("student_start", "raw"), ("pair_seed", 5)):  # fmt: skip
+    for flag, value in (("teacher_steps", 7), ("start_steps", 8), ("teacher_prompts", 9), ("student_prompts", 10),
+                        ("vocab_size", 300), ("block_size", 40), ("student_start", "raw"),
+                        ("pair_seed", 5)):  # fmt: skip
         args = parse_flags(["--device", "cpu", f"--{flag.replace('_', '-')}", str(value)])[0]
         assert args.settings == dataclasses.replace(PairSettings(), **{"seed" if flag == "pair_seed" else flag: value})
     assert parse_flags(["--device", "cpu", "--student-prompts", "0"])[0].settings.student_prompts is None
     quick = parse_flags(["--device", "cpu", "--quick", "--teacher-steps", "7"])[0]
     assert quick.settings == dataclasses.replace(pairs.QUICK, teacher_steps=7) and quick.steps < usual.steps
-    task = compare.load_task(parse_flags(["--device", "cpu", "--quick", "--difficulty", "3", "--entropy", "0", "--hard-share", "1"])[0])
-    assert {name: task.options[name] for name in ("difficulty", "entropy", "hard_share")} == {"difficulty": 3, "entropy": 0.0, "hard_share": 1.0}
+    task = compare.load_task(
+        parse_flags(["--device", "cpu", "--quick", "--difficulty", "3", "--entropy", "0", "--hard-share", "1"])[0]
+    )
+    assert {name: task.options[name] for name in ("difficulty", "entropy", "hard_share")} == {
+        "difficulty": 3,
+        "entropy": 0.0,
+        "hard_share": 1.0,
+    }
     assert task.options["test_examples"] == pairs.QUICK_TASK["test_examples"]
 
 
@@ -163,7 +182,9 @@ def test_student_writes_its_own_samples(pair):
     assert first != third  # two samples of one prompt
     greedy = write("on_policy", pair, rows, student_temperature=0.0)
     student = pair.new_student()
-    assert greedy.responses() == [greedy_by_loop(student, pair.train.prompts[i], pair.max_new_tokens, eos) for i in rows]
+    assert greedy.responses() == [
+        greedy_by_loop(student, pair.train.prompts[i], pair.max_new_tokens, eos) for i in rows
+    ]
 
 
 def test_teacher_writes_its_greedy_answers(pair):
@@ -177,7 +198,8 @@ def test_teacher_writes_its_greedy_answers(pair):
 
 
 def test_interleaved_writers_limits(pair):
-    """skd hands on its knobs: K = 0 is all teacher, K = V all student, in between both; argmax replacements are greedy."""
+    """skd hands on its knobs: K = 0 is all teacher, K = V all student, in between both;
+    argmax replacements are greedy."""
     rows, V, eos = [0, 1, 2, 3], pair.tokenizer.n_vocab, pair.tokenizer.eos_token
     assert sources_of(write("skd", pair, rows, accept_top_k=0)) == [{TEACHER}] * 4
     assert sources_of(write("skd", pair, rows, accept_top_k=V)) == [{STUDENT}] * 4
@@ -208,9 +230,15 @@ def test_interleaved_writers_limits(pair):
     ],
 )
 def test_every_switch_reaches_the_sampler(pair, knobs, passed):
-    """A flag of the script is the sampler's own argument: the rollout of a direct call, and another one without the first flag."""
+    """A flag of the script is the sampler's own argument: the rollout of a direct call,
+    and another one without the first flag."""
     rows, student = [2, 7, 1, 8], pair.new_student()
-    arguments = {"gamma": 4, "accept_top_k": 60, "eos_token": pair.tokenizer.eos_token, "generator": generator(0)} | passed
+    arguments = {
+        "gamma": 4,
+        "accept_top_k": 60,
+        "eos_token": pair.tokenizer.eos_token,
+        "generator": generator(0),
+    } | passed
     prompts = [pair.train.prompts[i] for i in rows]
     wanted = sample.interleaved_generate(student, pair.teacher, prompts, pair.max_new_tokens, **arguments)
     found = write("skd", pair, rows, student=student, **knobs)
@@ -220,13 +248,16 @@ def test_every_switch_reaches_the_sampler(pair, knobs, passed):
 
 def test_the_nucleus_is_the_students(pair):
     """--student-top-p holds for the student's own samples, too: a tiny nucleus is greedy decoding."""
-    tiny, greedy = (write("on_policy", pair, [2, 7], **knobs) for knobs in ({"student_top_p": 1e-6}, {"student_temperature": 0.0}))
+    tiny, greedy = (
+        write("on_policy", pair, [2, 7], **knobs) for knobs in ({"student_top_p": 1e-6}, {"student_temperature": 0.0})
+    )
     assert tiny.responses() == greedy.responses() != write("on_policy", pair, [2, 7]).responses()
 
 
 @pytest.mark.parametrize("gamma", [1, 3, 9, None])
 def test_gamma_costs_but_does_not_count(pair, gamma):
-    """The rollout of a batch is the same for every gamma; only the blocks differ (None: 4, then 2, since all was rejected)."""
+    """The rollout of a batch is the same for every gamma; only the blocks differ (None:
+    4, then 2, since all was rejected)."""
     wanted, found = (write("skd", pair, [3, 1, 4, 1], gamma=number) for number in (4, gamma))
     assert torch.equal(wanted.tokens, found.tokens) and torch.equal(wanted.source, found.source)
     assert {block.proposed.size(1) for block in found.blocks[:2]} == ({gamma} if gamma else {4, 2})
@@ -245,12 +276,14 @@ def test_mixed_rows_stay_in_place(pair):
 
 @pytest.mark.parametrize("half", [0, 1])
 def test_a_coin_per_sequence_or_per_batch(pair, half):
-    """imitkd: half of the sequences, independently. gkd: half of the batches, each of one writer. False alarms below 1e-5."""
+    """imitkd: half of the sequences, independently. gkd: half of the batches, each of one writer.
+    False alarms below 1e-5."""
     short, student, coins = dataclasses.replace(pair, max_new_tokens=1), pair.new_student(), generator(1)
     batches = {}
     for variant, number, size in (("imitkd", 25, 24), ("gkd", 150, 2)):
         rollouts = [
-            write_tokens(VARIANTS[variant], student, short, list(range(size)), half, flags(), coins, None) for _ in range(number)
+            write_tokens(VARIANTS[variant], student, short, list(range(size)), half, flags(), coins, None)
+            for _ in range(number)
         ]
         batches[variant] = [[label == {STUDENT} for label in sources_of(rollout)] for rollout in rollouts]
     n = 25 * 24
@@ -279,7 +312,8 @@ def test_two_stages(pair, steps):
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_a_schedule_goes_from_first_to_last(shape):
-    """At 0 the first, at .5 the middle, at 1 the last, no way back; linear is a line, cosine stands still at both ends."""
+    """At 0 the first, at .5 the middle, at 1 the last, no way back;
+    linear is a line, cosine stands still at both ends."""
     for first, last in ((1.0, 3.0), (0.5, 0.25), (2.0, 2.0)):
         places = [i / 50 for i in range(51)]
         values = [scheduled((shape, first, last), place) for place in places]
@@ -287,7 +321,10 @@ def test_a_schedule_goes_from_first_to_last(shape):
         assert values == sorted(values, reverse=last < first)
         steps = [abs(b - a) for a, b in zip(values, values[1:])]
         if first != last:
-            assert (max(steps) < 1.001 * min(steps)) == (shape == "linear") and (steps[0] < 0.1 * steps[25]) == (shape == "cosine")
+            assert (
+                (max(steps) < 1.001 * min(steps)) == (shape == "linear")
+                and (steps[0] < 0.1 * steps[25]) == (shape == "cosine")
+            )
     assert scheduled(["linear", 1, 3], 0.25) == 1.5  # as JSON has it
     assert [scheduled(number, place) for number in (0.3, 4) for place in (0, 0.7)] == [0.3, 0.3, 4, 4]
 
@@ -297,7 +334,8 @@ def options_of(variant, args, progress, pair=tiny_pair()):
 
 
 def test_what_the_rows_ask_of_the_sampler():
-    """ca_opd's bar falls from .5 to .25, skd_k_steps' K grows from a third of the flag's to twice it, skd_k_along's is the flag's."""
+    """ca_opd's bar falls from .5 to .25, skd_k_steps' K grows from a third of the flag's to twice it,
+    skd_k_along's is the flag's."""
     args = flags()
     bars = [options_of("ca_opd", args, progress)["interleaved"]["accept_min_prob"] for progress in (0.0, 0.5, 1.0)]
     assert bars == pytest.approx([0.5, 0.375, 0.25])
@@ -317,9 +355,15 @@ def test_what_the_rows_ask_of_the_sampler():
 
 
 def test_a_flags_rule_is_not_a_rows_rule():
-    """A row with a rule of its own takes no knob of the flag's rule, and keeps the other flags; a row without one takes all."""
+    """A row with a rule of its own takes no knob of the flag's rule, and keeps the other flags;
+    a row without one takes all."""
     args = flags("--accept-rule", "topp", "--rule", "accept_top_p=0.5", "--gamma", "3", "--teacher-temperature", "0.7")
-    for name, rule in (("ca_opd", "minprob"), ("skd_k_along", "topk_along"), ("skd_entropy", "typical"), ("skd_k_steps", "topk")):
+    for name, rule in (
+        ("ca_opd", "minprob"),
+        ("skd_k_along", "topk_along"),
+        ("skd_entropy", "typical"),
+        ("skd_k_steps", "topk"),
+    ):
         options = options_of(name, args, 0.2)["interleaved"]
         assert options["accept_rule"] == rule and "accept_top_p" not in options
         assert options["gamma"] == 3 and options["teacher_temperature"] == 0.7
@@ -331,13 +375,16 @@ def test_a_flags_rule_is_not_a_rows_rule():
         sampling_now(VARIANTS[name], run, 0.2)
     assert args.rule == {"accept_top_p": 0.5} and run.sampling == before == command_line.sampling_options(args)
     warped = flags("--accept-on", "warped", "--teacher-top-p", "0.9")  # which is for topk alone
-    assert {options_of(name, warped, 0.2)["interleaved"]["accept_on"] for name in ("ca_opd", "skd_k_along", "skd_entropy")} == {"raw"}
+    assert {
+        options_of(name, warped, 0.2)["interleaved"]["accept_on"] for name in ("ca_opd", "skd_k_along", "skd_entropy")
+    } == {"raw"}
     assert options_of("skd_k_steps", warped, 0.2)["interleaved"]["accept_on"] == "warped"
 
 
 FLAGS_OF_THE_SAMPLER = [
-    ["--accept-rule", "topp", "--rule", "accept_top_p=0.8"], ["--accept-rule", "minprob", "--rule", "accept_min_prob=0.01"],
-    ["--accept-on", "warped", "--teacher-top-p", "0.9"], ["--judge-fresh"], ["--replace", "sample_topk"], ["--no-write-back"], ["--gamma", "2"],
+    ["--accept-rule", "topp", "--rule", "accept_top_p=0.8"],
+    ["--accept-rule", "minprob", "--rule", "accept_min_prob=0.01"], ["--accept-on", "warped", "--teacher-top-p", "0.9"],
+    ["--judge-fresh"], ["--replace", "sample_topk"], ["--no-write-back"], ["--gamma", "2"],
 ]  # fmt: skip
 
 
@@ -376,7 +423,8 @@ def test_a_schedule_follows_the_steps(pair, monkeypatch):
 
 @matrix("variant", VARIANTS, fast=SKD_KINDS)
 def test_only_the_student_moves(deep_pair, variant):
-    """Two steps of every method change the student and leave teacher, starting weights and the global generator alone."""
+    """Two steps of every method change the student and leave teacher,
+    starting weights and the global generator alone."""
     pair = deep_pair
     teacher, start, state = weights_of(pair.teacher), copy.deepcopy(pair.student_weights), torch.get_rng_state()
     run = Watched(VARIANTS[variant], pair, flags())
@@ -398,8 +446,8 @@ def test_a_run_is_a_function_of_its_seed(deep_pair, variant):
 
 @pytest.mark.parametrize("variant", ["on_policy", "skd"])
 def test_noise_is_the_seeds(pair, variant):
-    """One prompt only, and a student that stands still, so that neither order nor learning can differ: samples still differ
-    between seeds, steps and rows."""
+    """One prompt only, and a student that stands still, so that neither order nor learning can differ: samples still
+    differ between seeds, steps and rows."""
     one_prompt = dataclasses.replace(pair, train=type(pair.train)(*(column[:1] for column in pair.train)))
     texts = [
         response
@@ -427,10 +475,14 @@ def test_all_methods_see_the_same_prompts(pair, variant):
 
 
 def test_responses_of_different_lengths_tell_the_reductions_apart(pair):
-    """A batch as above with one short response: means over tokens and over responses differ (the test above sees both)."""
+    """A batch as above with one short response: means over tokens and over responses differ
+    (the test above sees both)."""
     def cut(rollout):
         return rollout_from_ids(
-            prompts_of(rollout), [response[: 3 * i + 1] for i, response in enumerate(rollout.responses())], [DATASET] * 4, "cpu"
+            prompts_of(rollout),
+            [response[: 3 * i + 1] for i, response in enumerate(rollout.responses())],
+            [DATASET] * 4,
+            "cpu",
         )
 
     found = []
@@ -456,7 +508,8 @@ LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not
 @pytest.mark.usefixtures("unmeasured")
 @matrix("variant", VARIANTS, fast=SKD_KINDS)
 def test_nothing_is_learned_from_a_teacher_that_is_the_student(deep_pair, variant):
-    """Distilling a model from itself: loss 0, its minimum, and gradient 0, whoever writes. Where not, there is a reason."""
+    """Distilling a model from itself: loss 0, its minimum, and gradient 0, whoever writes.
+    Where not, there is a reason."""
     twin = dataclasses.replace(deep_pair, teacher=deep_pair.new_student().requires_grad_(False).eval())
     (line,) = Watched(VARIANTS[variant], twin, flags(steps=1)).steps
     if variant in LEARNS_FROM_ITSELF:
@@ -484,7 +537,9 @@ def test_padding_teaches_nothing(variant):
 
 def weights_of_own(run):
     """The method's own parameters and buffers."""
-    return {name: x for name, x in state_of(run.method).items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
+    return {
+        name: x for name, x in state_of(run.method).items() if isinstance(x, torch.Tensor) and x.is_floating_point()
+    }
 
 
 def test_verification_logits_are_the_teachers(pair):
@@ -498,13 +553,16 @@ def test_verification_logits_are_the_teachers(pair):
     def forget(rollout):
         return dataclasses.replace(rollout, teacher_logits=None)
 
-    kept, asked = (Watched(VARIANTS["skd"], pair, flags(steps=1), change=change) for change in (lambda rollout: rollout, forget))
+    kept, asked = (
+        Watched(VARIANTS["skd"], pair, flags(steps=1), change=change) for change in (lambda rollout: rollout, forget)
+    )
     assert kept.steps[0]["loss"] == pytest.approx(asked.steps[0]["loss"], rel=1e-4)
     assert kept.steps[0]["gradient_norm"] == pytest.approx(asked.steps[0]["gradient_norm"], rel=1e-4)
 
 
 def test_skd_at_k_v_writes_the_on_policy_text(pair):
-    """Where the teacher accepts everything, skd's rollout is the student's own of the same noise (on_policy drew a coin before)."""
+    """Where the teacher accepts everything, skd's rollout is the student's own of the same noise
+    (on_policy drew a coin before)."""
     coins = generator(5)
     torch.rand(1, generator=coins)
     args, rows = flags(accept_top_k=pair.tokenizer.n_vocab), [3, 0, 7, 7]
@@ -514,7 +572,8 @@ def test_skd_at_k_v_writes_the_on_policy_text(pair):
 
 
 def test_the_rate_warms_up_and_cools_down(pair):
-    """The logged rates are the schedule; the steps obey it: Adam's first step is the first rate, its last ones are tiny."""
+    """The logged rates are the schedule; the steps obey it:
+    Adam's first step is the first rate, its last ones are tiny."""
     run = Watched(VARIANTS["sft"], pair, flags(steps=40, lr=1e-3))
     assert [line["lr"] for line in run.steps] == [learning_rate(step, 40, 1e-3) for step in range(40)]
     biases = [name for name in run.start if name.endswith("bias")]
@@ -528,7 +587,9 @@ def test_the_rate_warms_up_and_cools_down(pair):
 
 def test_weight_decay_reaches_matrices(pair):
     """--weight-decay pulls matrices towards 0 by rate * decay beyond the step without it, and leaves gains alone."""
-    plain, decayed = (Watched(VARIANTS["sft"], pair, flags(steps=1, lr=1e-3, weight_decay=decay)) for decay in (0.0, 0.5))
+    plain, decayed = (
+        Watched(VARIANTS["sft"], pair, flags(steps=1, lr=1e-3, weight_decay=decay)) for decay in (0.0, 0.5)
+    )
     for name, start in plain.start.items():
         pulled = plain.end[name] - decayed.end[name]
         wanted = 1e-3 * 0.5 * start if start.dim() >= 2 else torch.zeros_like(start)
@@ -576,7 +637,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(pair):
 
 @pytest.mark.parametrize("log_every", [1, 20])
 def test_the_step_that_went_wrong_is_named(pair, log_every):
-    """The loss is not finite from step 4 on: that is the step, and those the examples, of the line, however rare the log."""
+    """The loss is not finite from step 4 on: that is the step, and those the examples, of the line,
+    however rare the log."""
     calls = []
 
     def poison(rollout):
@@ -623,7 +685,8 @@ def test_how_a_batch_is_computed_does_not_count(deep_pair, plain_run, tmp_path, 
         assert line.keys() == other.keys() and times <= line.keys()
         for name in line.keys() - times - {"kind"}:
             assert other[name] == pytest.approx(line[name], rel=1e-4, abs=1e-6), name
-    assert moved_apart(plain.end, ours.end) < 1e-4 < 1e-3 < distance(plain.start, plain.end)  # a hundredth of a step of Adam's
+    # A hundredth of a step of Adam's.
+    assert moved_apart(plain.end, ours.end) < 1e-4 < 1e-3 < distance(plain.start, plain.end)
     assert moved_apart(weights_of_own(plain), weights_of_own(ours)) < 1e-4
 
 
@@ -680,11 +743,14 @@ def test_bf16_is_close_and_its_losses_are_float32(pair, monkeypatch):
 @pytest.mark.usefixtures("unmeasured")
 @matrix("name", VARIANTS, fast=SKD_KINDS)
 def test_every_row_trains_in_bf16(name, monkeypatch):
-    """Whatever a row keeps, learns and compares, its losses, its gradients and its own weights are float32 and finite."""
+    """Whatever a row keeps, learns and compares, its losses,
+    its gradients and its own weights are float32 and finite."""
     seen, kept = types_of_losses(monkeypatch), []
     for module, divergence in ((losses, "kl"), (methods, "kl")):
         inner = getattr(module, divergence)
-        monkeypatch.setattr(module, divergence, lambda *rows, inner=inner: kept.extend(x.dtype for x in rows) or inner(*rows))
+        monkeypatch.setattr(
+            module, divergence, lambda *rows, inner=inner: kept.extend(x.dtype for x in rows) or inner(*rows)
+        )
     ours = Watched(VARIANTS[name], tiny_pair(2, 3), flags("--precision", "bf16", steps=2))
     assert all(math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"]) for line in ours.steps)
     assert {*seen, *kept} == {torch.float32} and {weight.dtype for weight in ours.end.values()} == {torch.float32}
@@ -752,7 +818,8 @@ def counted(monkeypatch):
 
 
 ON_REFERENCES = [name for name, row in VARIANTS.items() if row.writer == "dataset"]
-UNCOUNTED = {"lwkd": "sft"}  # a classifier and a discriminator of its own, of a size that does not grow with the models: as if not there
+# A classifier and a discriminator of its own, of a size that does not grow with the models: as if not there.
+UNCOUNTED = {"lwkd": "sft"}
 
 
 # Who writes, and who prepares something.
@@ -795,17 +862,23 @@ def weights_that_count(model):
 @pytest.mark.usefixtures("unmeasured")
 @matrix("variant", VARIANTS, fast=SKD_KINDS)
 def test_generated_tokens_are_counted(pair, variant):
-    """tokens_generated: response tokens that a model wrote, the teacher's answers once, not at each use; references cost nothing."""
+    """tokens_generated: response tokens that a model wrote, the teacher's answers once, not at each use;
+    references cost nothing."""
     row, eos = VARIANTS[variant], pair.tokenizer.eos_token
     run, answers = Watched(row, pair, flags(steps=4)), []
     if row.answers == 0:
         answers = [greedy_by_loop(pair.teacher, prompt, pair.max_new_tokens, eos) for prompt in pair.train.prompts]
     elif row.answers is not None:
-        answers, _ = sample_responses(pair.teacher, pair.train.prompts, pair.max_new_tokens, eos, seed=1, temperature=row.answers)
+        answers, _ = sample_responses(
+            pair.teacher, pair.train.prompts, pair.max_new_tokens, eos, seed=1, temperature=row.answers
+        )
     now = {STUDENT, TEACHER} if row.answers is None else {STUDENT}
-    written = sum(int(rollout.source[rollout.response_mask].eq(source).sum()) for rollout in run.rollouts for source in now)
+    written = sum(
+        int(rollout.source[rollout.response_mask].eq(source).sum()) for rollout in run.rollouts for source in now
+    )
     assert run.costs["tokens_generated"] == sum(map(len, answers)) + written
-    assert (written == 0) == (row.writer in ("dataset", "teacher") or variant == "distillm")  # which begins with references
+    # distillm begins with references.
+    assert (written == 0) == (row.writer in ("dataset", "teacher") or variant == "distillm")
     if answers:
         processed = sum(map(len, answers)) + sum(map(len, pair.train.prompts))
         assert run.costs["compute_once"] == pytest.approx(2e-12 * weights_that_count(pair.teacher) * processed)
@@ -813,15 +886,18 @@ def test_generated_tokens_are_counted(pair, variant):
 
 SWEEPS = [
     ("skd_entropy", "accept-top-k=1,2"), ("ca_opd", "accept-rule=topk,argmax"), ("ca_opd", "replace=sample,argmax"),
-    ("skd_k_along,skd", "accept-rule=topk,argmax"), ("sft", "student-temperature=0.5,1"), ("on_policy,supervised", "student-top-p=.5,.9"),
-    ("on_policy", "teacher-temperature=.5,1"), ("skd,on_policy", "gamma=1,2"), ("sft,skd", "accept-top-k=1,2"), ("supervised,sft", "cache-teacher=dense,5"),
-    ("gkd", "accept-on=raw,warped"), ("skd", "accept-on=raw,warped"), ("fresh_teacher", "student-temperature=.5,1"), ("adaswitch", "teacher-top-p=.5,.9"),
+    ("skd_k_along,skd", "accept-rule=topk,argmax"), ("sft", "student-temperature=0.5,1"),
+    ("on_policy,supervised", "student-top-p=.5,.9"), ("on_policy", "teacher-temperature=.5,1"),
+    ("skd,on_policy", "gamma=1,2"), ("sft,skd", "accept-top-k=1,2"), ("supervised,sft", "cache-teacher=dense,5"),
+    ("gkd", "accept-on=raw,warped"), ("skd", "accept-on=raw,warped"), ("fresh_teacher", "student-temperature=.5,1"),
+    ("adaswitch", "teacher-top-p=.5,.9"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("names, sweep", SWEEPS)
 def test_a_sweep_that_a_row_would_not_hear_is_refused(names, sweep):
-    """Where a row trains the same whatever the swept flag says all its runs would be one run; skd and its K schedules hear a swept K."""
+    """Where a row trains the same whatever the swept flag says all its runs would be one run;
+    skd and its K schedules hear a swept K."""
     with pytest.raises(ValueError, match="is ignored by") as error:
         parse_flags(["--variants", names, "--sweep", sweep])
     assert "\n" not in str(error.value)
@@ -829,9 +905,17 @@ def test_a_sweep_that_a_row_would_not_hear_is_refused(names, sweep):
     assert len(args.swept) == 2
 
 
-@pytest.mark.parametrize("sweeps", ["replace=sample,argmax teacher-temperature=.5,1", "student-temperature=0,1 student-top-p=.5,.9", "accept-rule=topk,argmax accept-top-k=1,2"])
+@pytest.mark.parametrize(
+    "sweeps",
+    [
+        "replace=sample,argmax teacher-temperature=.5,1",
+        "student-temperature=0,1 student-top-p=.5,.9",
+        "accept-rule=topk,argmax accept-top-k=1,2",
+    ],
+)
 def test_sweeps_whose_product_holds_a_run_twice_are_refused(sweeps):
-    """At replace=argmax no temperature counts, at temperature 0 no nucleus, at accept-rule=argmax no K; one such value alone is well."""
+    """At replace=argmax no temperature counts, at temperature 0 no nucleus, at accept-rule=argmax no K;
+    one such value alone is well."""
     with pytest.raises(ValueError, match="is ignored by skd"):
         parse_flags(["--variants", "skd", *(word for text in sweeps.split() for word in ("--sweep", text))])
     for text in sweeps.split():
@@ -840,13 +924,18 @@ def test_sweeps_whose_product_holds_a_run_twice_are_refused(sweeps):
 
 # flag -> another value than the one that runs are compared with
 OTHERWISE = {
-    "student_temperature": 0.5, "student_top_p": 0.6, "accept_rule": "minprob", "accept_top_k": 2, "replace": "argmax", "teacher_temperature": 0.2,
-    "teacher_top_p": 0.3, "no_write_back": True, "accept_on": "warped", "judge_fresh": True, "gamma": 2,
+    "student_temperature": 0.5, "student_top_p": 0.6, "accept_rule": "minprob", "accept_top_k": 2, "replace": "argmax",
+    "teacher_temperature": 0.2, "teacher_top_p": 0.3, "no_write_back": True, "accept_on": "warped", "judge_fresh": True,
+    "gamma": 2,
 }  # fmt: skip
-SETTINGS = [{}, {"replace": "argmax"}, {"replace": "sample_topk"}, {"no_write_back": True}, {"accept_rule": "all"}, {"accept_rule": "none"},
-            {"student_temperature": 0.0, "teacher_temperature": 0.0}, {"teacher_top_p": 0.5}]
+SETTINGS = [{}, {"replace": "argmax"}, {"replace": "sample_topk"}, {"no_write_back": True}, {"accept_rule": "all"},
+            {"accept_rule": "none"}, {"student_temperature": 0.0, "teacher_temperature": 0.0}, {"teacher_top_p": 0.5}]
 KINDS = [(name, settings) for name in ("skd", "fresh_teacher", "skd_k_along") for settings in SETTINGS]
-KINDS += [(name, settings) for name in ("sft", "seqkd", "on_policy", "imitkd", "speckd", "adaswitch", "ca_opd", "skd_k_steps") for settings in ({}, {"accept_rule": "none"})]
+KINDS += [
+    (name, settings)
+    for name in ("sft", "seqkd", "on_policy", "imitkd", "speckd", "adaswitch", "ca_opd", "skd_k_steps")
+    for settings in ({}, {"accept_rule": "none"})
+]
 
 
 FAST_KINDS = [("skd", {}), ("skd_k_along", {"teacher_top_p": 0.5})]
@@ -856,7 +945,8 @@ FAST_KINDS += [(name, {}) for name in ("seqkd", "imitkd", "adaswitch")]
 @pytest.mark.usefixtures("unmeasured")
 @matrix("variant, settings", KINDS, fast=FAST_KINDS, ids=str)
 def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settings):
-    """What `ignored_reason` says of a flag is what happens: the very same student, or another one, or at least other counts of its rollouts."""
+    """What `ignored_reason` says of a flag is what happens: the very same student, or another one, or at least other
+    counts of its rollouts."""
     base = flags(**{"accept_top_k": 20, "steps": 3, "batch_size": 8} | settings)
 
     def end(args):
@@ -865,7 +955,10 @@ def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settin
 
     weights, counted = end(base)
     for flag, value in OTHERWISE.items():
-        if value == getattr(base, flag) or flag == "accept_on" and (base.accept_rule != "topk" or base.teacher_temperature == 0):
+        if (
+            value == getattr(base, flag)
+            or flag == "accept_on" and (base.accept_rule != "topk" or base.teacher_temperature == 0)
+        ):
             continue  # the same, or refused
         other_weights, other_counted = end(argparse.Namespace(**vars(base) | {flag: value}))
         reason = train_skd.ignored_reason(flag, variant, base)
@@ -876,9 +969,12 @@ def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settin
 
 
 TYPED = [
-    ("sft", "--student-temperature 0.5", "lets no student write.*on_policy"), ("supervised,sft", "--teacher-top-p .5", "skd"),
-    ("on_policy", "--rule accept_min_prob=.5 --accept-rule minprob", "skd"), ("supervised", "--no-write-back", "--no-write-back is ignored by all of supervised"),
-    ("skd", "--replace argmax --teacher-temperature 2", "argmax.*leave it out$"), ("kdiga", "--recompute", "as it is"), ("kdiga", "--compile", "as it is"),
+    ("sft", "--student-temperature 0.5", "lets no student write.*on_policy"),
+    ("supervised,sft", "--teacher-top-p .5", "skd"),
+    ("on_policy", "--rule accept_min_prob=.5 --accept-rule minprob", "skd"),
+    ("supervised", "--no-write-back", "--no-write-back is ignored by all of supervised"),
+    ("skd", "--replace argmax --teacher-temperature 2", "argmax.*leave it out$"), ("kdiga", "--recompute", "as it is"),
+    ("kdiga", "--compile", "as it is"),
     ("skd,sft", "--cache-teacher dense", "--cache-teacher dense is ignored by all of skd, sft"),
     ("sft,supervised,seqkd,hinton,tvd,skew_kl,abkd", "--accept-rule argmax", "hinton, tvd and 2 more"),
 ]  # fmt: skip
@@ -892,7 +988,8 @@ def test_a_flag_that_reaches_no_chosen_row_is_refused(nothing_trained, capsys, n
 
 
 def test_a_flag_that_reaches_some_rows_is_noted():
-    """One line per flag, of at most five names; none where it reaches all, is what it is anyway, or belongs to the yardstick."""
+    """One line per flag, of at most five names; none where it reaches all, is what it is anyway,
+    or belongs to the yardstick."""
     notes = parse_flags(["--student-temperature", "0.5", "--lr", "1e-3", "--gamma", "2", "--accept-on", "raw"])[0].notes
     assert notes == ["note: --student-temperature 0.5 is ignored by sft, supervised, seqkd (lets no student write)"]
     (note,) = parse_flags(["--variants", "all", "--judge-fresh"])[0].notes
@@ -906,11 +1003,14 @@ def test_notes_are_said_at_the_start(cached_pairs, tmp_path, capsys):
     argv = [*SMALL, "--variants", "sft,on_policy", "--student-temperature", "0.5", "--out", str(tmp_path / "out")]
     assert main(argv) == 0
     note = "note: --student-temperature 0.5 is ignored by sft (lets no student write)"
-    assert capsys.readouterr().out.startswith(note + "\n") and "note:" not in (tmp_path / "out" / "table.md").read_text()
+    assert (
+        capsys.readouterr().out.startswith(note + "\n") and "note:" not in (tmp_path / "out" / "table.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("wrong, word", [
-    ({"mix_per": "sentence"}, "drawn per batch"), ({"sampling": {"temperature": 0.1}}, "no use"), ({"loss": "cross_entropy", "loss_kwargs": {"beta": 1}}, "neither"),
+    ({"mix_per": "sentence"}, "drawn per batch"), ({"sampling": {"temperature": 0.1}}, "no use"),
+    ({"loss": "cross_entropy", "loss_kwargs": {"beta": 1}}, "neither"),
     ({"writer": "interleaved", "sampling": {"accept_top_k": ("lineer", 1, 2)}}, "linear or cosine"),
 ])  # fmt: skip
 def test_a_row_that_would_not_do_what_it_says_is_refused(wrong, word):
@@ -920,8 +1020,12 @@ def test_a_row_that_would_not_do_what_it_says_is_refused(wrong, word):
 
 
 def test_a_methods_own_loss_takes_no_knobs(pair):
-    """taid and its like take their loss themselves: what the row says of another is refused; so is a place that is no place."""
-    for variant, changes, error in (("taid", {"kd_weight": 0.5}, ValueError), ("rs_kd", {"loss_kwargs": {"typo": 1}}, ValueError)):
+    """taid and its like take their loss themselves: what the row says of another is refused;
+    so is a place that is no place."""
+    for variant, changes, error in (
+        ("taid", {"kd_weight": 0.5}, ValueError),
+        ("rs_kd", {"loss_kwargs": {"typo": 1}}, ValueError),
+    ):
         with pytest.raises(error, match="would do nothing"):
             Watched(dataclasses.replace(VARIANTS[variant], **changes), pair, flags())
     row = dataclasses.replace(VARIANTS["sp"], method_kwargs={"feature": "similarity_preserving", "at": "lsat"})
@@ -931,7 +1035,8 @@ def test_a_methods_own_loss_takes_no_knobs(pair):
 
 @pytest.mark.parametrize("variant", ["fitnet", "lelp", "rdd", "kdiga"])
 def test_a_method_that_looks_into_the_teacher_goes_with_any_writer(pair, variant):
-    """On interleaved samples the verification's logits are not enough: the teacher is asked again, and the loss is finite."""
+    """On interleaved samples the verification's logits are not enough:
+    the teacher is asked again, and the loss is finite."""
     row = dataclasses.replace(VARIANTS[variant], writer="interleaved")
     run = Watched(row, pair, flags())
     assert all(math.isfinite(line["loss"]) for line in run.steps) and run.costs["teacher_forwards"] > 2
@@ -945,7 +1050,8 @@ def test_a_loss_without_a_teacher_mixes_like_any_other(pair, changes):
 
 
 def test_buckets_are_for_distances_alone(pair, tmp_path, monkeypatch):
-    """A row with cross-entropy beside its distance does not learn from a cache's K + 1 buckets, where tokens have no ids."""
+    """A row with cross-entropy beside its distance does not learn from a cache's K + 1 buckets,
+    where tokens have no ids."""
     cached(monkeypatch, tmp_path)
     args = flags("--cache-teacher", "5", "--variants", "supervised")
     run = Watched(dataclasses.replace(VARIANTS["supervised"], kd_weight=0.5), pair, args)
@@ -970,8 +1076,9 @@ def test_preparations_are_counted_once(pair, variant):
 
 
 def test_another_teacher_is_counted(pair):
-    """takd costs a run of `supervised` from teacher to assistant, and one from there; sftn one from its own teacher, and three
-    passes of the teacher and of the branch (bridge, norm and head: a student of one block has no upper one) before."""
+    """takd costs a run of `supervised` from teacher to assistant, and one from there; sftn one from its own teacher,
+    and three passes of the teacher and of the branch (bridge, norm and head:
+    a student of one block has no upper one) before."""
     args = flags(steps=3)
     for variant in ("takd", "sftn"):
         teacher = teacher_of(VARIANTS[variant], pair, args)
@@ -1004,7 +1111,9 @@ def test_step_figures_by_hand(pair):
     """Shares, lengths, agreement, entropies and the loss by writer, recounted token by token."""
     rollout = write("skd", pair, list(range(8)))
     student, teacher = pair.new_student(), pair.teacher
-    student_logits, teacher_logits = (adapters.model_logits(model, rollout.tokens[:, :-1]) for model in (student, teacher))
+    student_logits, teacher_logits = (
+        adapters.model_logits(model, rollout.tokens[:, :-1]) for model in (student, teacher)
+    )
     per_token = torch.rand(rollout.tokens[:, 1:].shape, generator=generator())
     columns = step_columns(student_logits, teacher_logits)
     found = step_figures(rollout, columns, per_token, pair.max_new_tokens)
@@ -1013,7 +1122,14 @@ def test_step_figures_by_hand(pair):
         for t in range(start, stop):
             probs = [logits[b, t - 1].double().softmax(-1) for logits in (student_logits, teacher_logits)]
             entropies = [-(p * p.log()).sum().item() for p in probs]
-            cells.append((int(rollout.source[b, t]), per_token[b, t - 1].item(), probs[0].argmax() == probs[1].argmax(), *entropies))
+            cells.append(
+                (
+                    int(rollout.source[b, t]),
+                    per_token[b, t - 1].item(),
+                    probs[0].argmax() == probs[1].argmax(),
+                    *entropies,
+                )
+            )
             place = min(7, (t - start) * 8 // pair.max_new_tokens)
             by_place[place][0] += int(rollout.source[b, t]) == TEACHER
             by_place[place][1] += 1
@@ -1093,7 +1209,11 @@ def strings(value):
     """Every text in a JSON value, keys included."""
     if isinstance(value, dict):
         return [text for item in value.items() for part in item for text in strings(part)]
-    return [text for item in value for text in strings(item)] if isinstance(value, list) else [value] * isinstance(value, str)
+    return (
+        [text for item in value for text in strings(item)]
+        if isinstance(value, list)
+        else [value] * isinstance(value, str)
+    )
 
 
 def test_what_a_run_leaves(finished):
@@ -1106,17 +1226,31 @@ def test_what_a_run_leaves(finished):
 
 
 def test_records_tell_all(finished):
-    """Header, steps, evals, final; the header says of which method, seed, task, code and machine, and names no folder."""
+    """Header, steps, evals, final; the header says of which method, seed, task, code and machine,
+    and names no folder."""
     for name, row in (("sft", VARIANTS["sft"]), ("skd", VARIANTS["skd"])):
         header, *lines, final = lines_of(finished / f"{name}_seed1.jsonl")
-        assert header["kind"] == "header" and final["kind"] == "final" and {line["kind"] for line in lines} == {"step", "eval"}
-        wanted = {"script": "train_skd", "variant": name, "seed": 1, "budget": "steps", "task": "math", "device": "cpu", "quick": True}
+        assert (
+            header["kind"] == "header"
+            and final["kind"] == "final"
+            and {line["kind"] for line in lines} == {"step", "eval"}
+        )
+        wanted = {
+            "script": "train_skd", "variant": name, "seed": 1, "budget": "steps", "task": "math", "device": "cpu",
+            "quick": True,
+        }
         assert {key: header[key] for key in wanted} == wanted
         assert header["row"] == json.loads(json.dumps(dataclasses.asdict(row)))
-        assert header["flags"]["steps"] == 2 and header["flags"]["lr"] and header["flags"]["accept_top_k"] == header["accept_top_k"] > 0
+        assert (
+            header["flags"]["steps"] == 2
+            and header["flags"]["lr"]
+            and header["flags"]["accept_top_k"] == header["accept_top_k"] > 0
+        )
         assert {"train_skd.py", "sample.py", "losses.py", "model.py", "lab/pairs.py"} <= set(header["sources"])
         assert header["torch"] == torch.__version__
-        assert not any(os.sep in text and Path(text).is_absolute() for line in (header, *lines, final) for text in strings(line))
+        assert not any(
+            os.sep in text and Path(text).is_absolute() for line in (header, *lines, final) for text in strings(line)
+        )
         assert str(ROOT) not in json.dumps(header) and str(finished) not in json.dumps(header)
 
 
@@ -1124,7 +1258,10 @@ def test_summary_is_of_the_promised_shape(finished):
     """summary.json holds task, device, the starting pair and, per method, the figures of each run."""
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["task"] == "math" and summary["device"] == "cpu" and list(summary["variants"]) == ["sft", "skd"]
-    figures = "seed score val_nll kl_teacher kl_on_policy accept_rate draft_accept_rate seconds tokens_generated teacher_forwards"
+    figures = (
+        "seed score val_nll kl_teacher kl_on_policy accept_rate draft_accept_rate seconds tokens_generated "
+        "teacher_forwards"
+    )
     for name, group in summary["variants"].items():
         (run,) = group["runs"]
         assert set(figures.split()) <= set(run) and all(run[key] is not None for key in figures.split()), name
@@ -1132,11 +1269,16 @@ def test_summary_is_of_the_promised_shape(finished):
     teacher, start = summary["teacher"], summary["student_start"]
     assert teacher["parameters"] > start["parameters"] > 0
     assert teacher["kl_teacher"] is None and teacher["accept_rate"] is None and start["kl_teacher"] > 0
-    assert summary["variants"]["sft"]["runs"][0]["teacher_forwards"] == 0 < summary["variants"]["skd"]["runs"][0]["teacher_forwards"]
+    assert (
+        summary["variants"]["sft"]["runs"][0]["teacher_forwards"]
+        == 0
+        < summary["variants"]["skd"]["runs"][0]["teacher_forwards"]
+    )
 
 
 def test_final_figures_are_of_the_final_student(finished, cached_pairs):
-    """Loading skd_seed1.pt and measuring it again gives the figures of the record: the final student, not another one."""
+    """Loading skd_seed1.pt and measuring it again gives the figures of the record:
+    the final student, not another one."""
     from lab.evaluate import evaluate
     from model import load_checkpoint
 
@@ -1149,7 +1291,10 @@ def test_final_figures_are_of_the_final_student(finished, cached_pairs):
                      accept_top_k=about["accept_top_k"], seed=1, ood=pair.ood)  # fmt: skip
     assert records.rounded(found) == {name: final[name] for name in found}
     header = lines_of(finished / "skd_seed1.jsonl")[0]
-    for which, model, judge in (("teacher", pair.teacher, None), ("student_start", pair.new_student().eval(), pair.teacher)):
+    for which, model, judge in (
+        ("teacher", pair.teacher, None),
+        ("student_start", pair.new_student().eval(), pair.teacher),
+    ):
         found = evaluate(model, judge, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, gamma=4,
                          accept_top_k=about["accept_top_k"], seed=1, ood=pair.ood)  # fmt: skip
         assert records.rounded(found | {"parameters": model.num_parameters()}) == header[which]
@@ -1176,7 +1321,8 @@ def without_times(line):
 
 
 def test_an_interrupted_run_is_done_again(copied, finished, cached_pairs):
-    """A record that was cut short is written anew, to the same figures: a run depends on nothing that came before it."""
+    """A record that was cut short is written anew, to the same figures:
+    a run depends on nothing that came before it."""
     path = copied / "skd_seed1.jsonl"
     text = path.read_text()
     path.write_text(text[: len(text) // 2])
@@ -1189,7 +1335,8 @@ def test_an_interrupted_run_is_done_again(copied, finished, cached_pairs):
     "flag,value",
     [("--lr", "0.001"), ("--gamma", "3"), ("--accept-top-k", "9"), ("--reduction", "sequence"), ("--steps", "3"),
      ("--teacher-steps", "4"), ("--student-prompts", "50"), ("--start-steps", "2"), ("--student-start", "raw"),
-     ("--pair-seed", "2"), ("--difficulty", "3"), ("--entropy", "0.1"), ("--size", "small"), ("--student-temperature", "0.5")],
+     ("--pair-seed", "2"), ("--difficulty", "3"), ("--entropy", "0.1"), ("--size", "small"),
+     ("--student-temperature", "0.5")],
 )  # fmt: skip
 def test_resume_with_another_flag_is_refused(copied, cached_pairs, monkeypatch, flag, value):
     """One line names the very flag that was given, before anything is trained; the records stay as they are."""
@@ -1280,7 +1427,11 @@ def test_equal_compute(cached_pairs, tmp_path):
         assert plain[0]["budget"] == "steps" and long[0]["budget"] == "compute"
         assert abs(long[-1]["compute"] - budget) <= 0.6 * one_step + 0.05 * budget
     groups = json.loads((tmp_path / "summary.json").read_text())
-    assert {"sft", "supervised"} <= set(groups["variants_equal_compute"]) and groups["variants"].keys() == {"sft", "supervised", "skd"}
+    assert {"sft", "supervised"} <= set(groups["variants_equal_compute"]) and groups["variants"].keys() == {
+        "sft",
+        "supervised",
+        "skd",
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1304,13 +1455,16 @@ def refused(program, argv, capsys):
 
 @pytest.fixture
 def nothing_trained(monkeypatch, tmp_path):
-    """Training of any kind fails the test; there is no network and no cache of real data; run folders go to tmp_path."""
+    """Training of any kind fails the test; there is no network and no cache of real data;
+    run folders go to tmp_path."""
     def offline(url, timeout=None):
         raise urllib.error.URLError("no network")
 
     for module, name in ((pairs, "pretrain"), (train_skd, "distill")):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("trained before it refused"))
-    monkeypatch.setattr(pairs, "load_or_pretrain_pair", functools.partial(pairs.load_or_pretrain_pair, cache_dir=tmp_path / "pairs"))
+    monkeypatch.setattr(
+        pairs, "load_or_pretrain_pair", functools.partial(pairs.load_or_pretrain_pair, cache_dir=tmp_path / "pairs")
+    )
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     monkeypatch.setattr(corpora, "CACHE_DIR", tmp_path / "no_cache")
     monkeypatch.setattr(folders, "ROOT", tmp_path)
@@ -1391,7 +1545,8 @@ def test_wrong_flags_are_refused(nothing_trained, capsys, tmp_path, argv, word):
     assert word.replace("-", "_").strip("_") in line.replace("-", "_"), line
 
 
-@pytest.mark.parametrize("argv", [["--task", "chess"], ["--task", "../../chess"], ["--difficulty", "0"], ["--task", "jsonl"], ["--block-size", "6"],
+@pytest.mark.parametrize("argv", [["--task", "chess"], ["--task", "../../chess"], ["--difficulty", "0"],
+                                  ["--task", "jsonl"], ["--block-size", "6"],
                                   ["--accept-top-k", "99999"]])  # fmt: skip
 def test_what_is_refused_leaves_no_folder(nothing_trained, capsys, tmp_path, argv):
     """Nothing was run, so there is no run folder: the numbers of real runs have no gaps."""
@@ -1401,7 +1556,8 @@ def test_what_is_refused_leaves_no_folder(nothing_trained, capsys, tmp_path, arg
 
 
 def test_missing_data_is_refused(nothing_trained, capsys, tmp_path):
-    """A real set without files and without a network: one line with the file and --data-dir; the same for a missing folder."""
+    """A real set without files and without a network: one line with the file and --data-dir;
+    the same for a missing folder."""
     (tmp_path / "empty").mkdir()
     for task in ("multi30k", "scan", "gsm8k", "jsonl"):
         for folder in ("empty", "not_there"):
@@ -1414,9 +1570,11 @@ GOOD_ROW = b'{"prompt": "say yes :", "response": "yes"}\n'
 
 @pytest.mark.parametrize(
     "content,word",
-    [(b"", "train"), (b"\n\n", "train"), (GOOD_ROW, "train.jsonl"), (GOOD_ROW * 50, "train.jsonl"), (b"not json\n", "line 1"),
-     (GOOD_ROW + b'{"prompt": "a"}\n', "response"), (GOOD_ROW + b'{"prompt": 3, "response": "b"}\n', "prompt"),
-     (GOOD_ROW + b'{"prompt": "", "response": "b"}\n', "prompt"), (GOOD_ROW + b'{"prompt": "\xff\xfe", "response": "b"}\n', "train.jsonl"),
+    [(b"", "train"), (b"\n\n", "train"), (GOOD_ROW, "train.jsonl"), (GOOD_ROW * 50, "train.jsonl"),
+     (b"not json\n", "line 1"), (GOOD_ROW + b'{"prompt": "a"}\n', "response"),
+     (GOOD_ROW + b'{"prompt": 3, "response": "b"}\n', "prompt"),
+     (GOOD_ROW + b'{"prompt": "", "response": "b"}\n', "prompt"),
+     (GOOD_ROW + b'{"prompt": "\xff\xfe", "response": "b"}\n', "train.jsonl"),
      (GOOD_ROW + b'["a", "b"]\n', "line 2"), (GOOD_ROW + b'{"prompt": "\\ud800", "response": "b"}\n', "surrogate")],
 )  # fmt: skip
 def test_damaged_own_data_is_refused(nothing_trained, capsys, tmp_path, content, word):
@@ -1445,7 +1603,8 @@ def test_prompts_longer_than_the_block_are_refused(nothing_trained, capsys, tmp_
 
 
 def test_long_held_out_references_do_no_harm(cached_pairs, tmp_path):
-    """A test reference far longer than any training response is left out or measured, but never ends a run with a traceback."""
+    """A test reference far longer than any training response is left out or measured,
+    but never ends a run with a traceback."""
     rows = {name: [(f"{name} {i} ?", "ok") for i in range(12)] for name in ("train", "val", "test")}
     for split in ("val", "test"):
         rows[split][3] = ("x ?", "very " * 30)
@@ -1506,7 +1665,9 @@ def test_the_picture_of_a_students_rollout(finished, capsys):
     for example in make_task("math", **pairs.QUICK_TASK).examples("test")[:2]:
         assert f"prompt   {example.prompt}\n" in text
     assert text.count("prompt   ") == text.count("rollout  ") == text.count("result   ") == 2
-    written, accepted, replaced = map(int, re.search(r"(\d+) tokens written: (\d+) accepted, (\d+) replaced", text).groups())
+    written, accepted, replaced = map(
+        int, re.search(r"(\d+) tokens written: (\d+) accepted, (\d+) replaced", text).groups()
+    )
     assert written == accepted + replaced and text.count("<-") == replaced + 1  # the legend shows one, too
     assert f"{accepted / written:.3f}" in text and "\033" not in text  # no colour into a pipe
     assert text == shown([*argv, "--seed", "3"], capsys) != shown([*argv, "--seed", "4"], capsys)
@@ -1514,7 +1675,10 @@ def test_the_picture_of_a_students_rollout(finished, capsys):
 
 def test_the_picture_follows_its_flags(finished, capsys):
     """K = 0 replaces everything, K = V nothing; an own prompt takes the place of the task's; gamma changes no text."""
-    argv = ["--checkpoint", str(finished / "skd_seed1.pt"), "--teacher", str(finished / "teacher.pt"), "--prompt", "1+2=", "--prompt", "7"]
+    argv = [
+        "--checkpoint", str(finished / "skd_seed1.pt"), "--teacher", str(finished / "teacher.pt"), "--prompt", "1+2=",
+        "--prompt", "7",
+    ]
     assert re.search(r"written: 0 accepted", shown([*argv, "--accept-top-k", "0"], capsys))
     assert re.search(r" 0 replaced", shown([*argv, "--accept-top-k", "257"], capsys))
     assert re.search(r" 0 replaced", shown([*argv, "--accept-rule", "all"], capsys))
@@ -1577,8 +1741,9 @@ def test_wrong_checkpoints_are_refused(checkpoints, capsys, student, teacher, wo
 
 
 WRONG_VIEWS = [
-    (["--rows", "0"], "--rows"), (["--rows", "some"], "--rows"), (["--gamma", "0"], "gamma"), (["--gamma", "65"], "gamma"),
-    (["--accept-top-k", "-1"], "accept_top_k"), (["--accept-top-k", "99999"], "accept_top_k"), (["--device", "abacus"], "abacus"),
+    (["--rows", "0"], "--rows"), (["--rows", "some"], "--rows"), (["--gamma", "0"], "gamma"),
+    (["--gamma", "65"], "gamma"), (["--accept-top-k", "-1"], "accept_top_k"),
+    (["--accept-top-k", "99999"], "accept_top_k"), (["--device", "abacus"], "abacus"),
     (["--accept-rule", "guess"], "guess"), (["--prompt", ""], "empty"), (["--prompt", "1+" * 50], "block_size"),
     (["--seed", str(10**20)], "seed"), (["--tpyo"], "tpyo"),
 ]  # fmt: skip
@@ -1587,7 +1752,8 @@ WRONG_VIEWS = [
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("argv,word", WRONG_VIEWS, ids=[" ".join(argv)[:40] for argv, _ in WRONG_VIEWS])
 def test_wrong_views_are_refused(finished, nothing_trained, capsys, argv, word, given):
-    """Wrong values end with one line, with a checkpoint as without one; what needs no model is seen before any training."""
+    """Wrong values end with one line, with a checkpoint as without one;
+    what needs no model is seen before any training."""
     if not given and argv[0] == "--prompt":
         pytest.skip("how long a prompt may be is known once there is a pair")
     line = refused(rollouts.main, [*(["--checkpoint", str(finished / "skd_seed1.pt")] if given else []), *argv], capsys)
@@ -1607,26 +1773,35 @@ def command(clone, *argv):
 
 @pytest.mark.slow
 def test_quick_and_the_picture_as_commands(clone):
-    """`python train_skd.py --quick` runs every method of the comparison; sample.py shows its students, and a pair of its own."""
+    """`python train_skd.py --quick` runs every method of the comparison;
+    sample.py shows its students, and a pair of its own."""
     out = command(clone, "train_skd.py", "--quick")
     folder = clone / "runs" / "skd-math-quick-1"
     assert "smoke" in out and (folder / "table.md").read_text() in out
     assert sorted(path.stem for path in folder.glob("*.jsonl")) == sorted(f"{name}_seed1" for name in train_skd.MAIN)
     finals = {name: lines_of(folder / f"{name}_seed1.jsonl")[-1] for name in train_skd.MAIN}
     start = lines_of(folder / "skd_seed1.jsonl")[0]["student_start"]
-    assert all(final["kl_teacher"] < start["kl_teacher"] for name, final in finals.items() if VARIANTS[name].loss != "cross_entropy")
+    assert all(
+        final["kl_teacher"] < start["kl_teacher"]
+        for name, final in finals.items()
+        if VARIANTS[name].loss != "cross_entropy"
+    )
     assert "tokens written" in command(clone, "sample.py", "--checkpoint", str(folder / "skd_seed1.pt"))
     assert "tokens written" in command(clone, "sample.py")
 
 
 @pytest.mark.slow
 def test_every_row_on_the_quick_setting(clone):
-    """`--quick --variants all`: every row from flags to table; all figures finite, and whoever has a teacher moved towards it."""
+    """`--quick --variants all`: every row from flags to table;
+    all figures finite, and whoever has a teacher moved towards it."""
     out = command(clone, "train_skd.py", "--quick", "--variants", "all", "--out", "quick_all")
     assert (clone / "quick_all" / "table.md").read_text() in out
     for name in VARIANTS:
         header, *lines, final = lines_of(clone / "quick_all" / f"{name}_seed1.jsonl")
-        assert header["row"] == json.loads(json.dumps(records.rounded(dataclasses.asdict(VARIANTS[name])))) and final["kind"] == "final"
+        assert (
+            header["row"] == json.loads(json.dumps(records.rounded(dataclasses.asdict(VARIANTS[name]))))
+            and final["kind"] == "final"
+        )
         losses_seen = [line["loss"] for line in lines if line["kind"] == "step"]
         assert all(map(math.isfinite, losses_seen)) and final["steps"] == 40 and math.isfinite(final["val_nll"])
         assert (clone / "quick_all" / f"{name}_seed1.pt").exists()
@@ -1638,7 +1813,8 @@ def test_every_row_on_the_quick_setting(clone):
 
 @pytest.mark.slow
 def test_every_budget_and_switch_as_a_command(clone):
-    """Two seeds and two budgets of the comparison and of a row that prepares, and every switch of the sampler, from flags to files."""
+    """Two seeds and two budgets of the comparison and of a row that prepares, and every switch of the sampler,
+    from flags to files."""
     small = [*SMALL[:-2], "--variants"]
     command(clone, "train_skd.py", *small, "main", "--equal-compute", "--seeds", "2", "--out", "main")
     # skd sets the compute budget and runs once per seed.
@@ -1646,8 +1822,9 @@ def test_every_budget_and_switch_as_a_command(clone):
     command(clone, "train_skd.py", *small, "skd,takd,sftn,lelp", "--equal-compute", "--out", "prepared")
     assert len(list((clone / "prepared").glob("*.jsonl"))) == 7
     for i, switch in enumerate((
-        ["--accept-rule", "topp", "--rule", "accept_top_p=0.8"], ["--accept-rule", "random", "--rule", "replace_rate=0.2"],
-        ["--replace", "sample_topk"], ["--replace", "argmax"], ["--no-write-back"], ["--accept-on", "warped", "--teacher-top-p", "0.9"],
+        ["--accept-rule", "topp", "--rule", "accept_top_p=0.8"],
+        ["--accept-rule", "random", "--rule", "replace_rate=0.2"], ["--replace", "sample_topk"],
+        ["--replace", "argmax"], ["--no-write-back"], ["--accept-on", "warped", "--teacher-top-p", "0.9"],
         ["--judge-fresh"], ["--student-temperature", "0.5", "--student-top-p", "0.9"], ["--reduction", "sequence"],
         ["--student-start", "raw"], ["--student-prompts", "0"], ["--block-size", "24"], ["--task", "translation"],
         ["--task", "summarisation"], ["--task", "instruction"], ["--accept-top-k", "0"], ["--gamma", "64"],
@@ -1659,7 +1836,11 @@ def test_every_budget_and_switch_as_a_command(clone):
 def test_jobs_change_no_figure(clone):
     """Two runs side by side give the same records as one after the other, but for the clock."""
     for jobs in ("1", "2"):
-        command(clone, "train_skd.py", *SMALL, "--variants", "sft,on_policy,skd", "--jobs", jobs, "--out", f"jobs{jobs}")
+        command(
+            clone, "train_skd.py", *SMALL, "--variants", "sft,on_policy,skd", "--jobs", jobs, "--out", f"jobs{jobs}"
+        )
     for name in ("sft", "on_policy", "skd"):
         one, two = (lines_of(clone / f"jobs{jobs}" / f"{name}_seed1.jsonl") for jobs in "12")
-        assert [without_times(line) | {"jobs": 0} for line in one] == [without_times(line) | {"jobs": 0} for line in two]
+        assert [without_times(line) | {"jobs": 0} for line in one] == [
+            without_times(line) | {"jobs": 0} for line in two
+        ]

@@ -1,8 +1,9 @@
-"""Wrong use of every entrance ends in one line that says what was wrong: never silently, never in an error from deep inside.
+"""Wrong use of every entrance ends in one line that says what was wrong:
+never silently, never in an error from deep inside.
 
 What single test files ask of their own module stands there; here is the rest, as two tables. COMMANDS: a program, its
-words, and a word of its one line, which comes before anything is trained. CALLS: a call, and a word of its one line, which is
-a ValueError, or an AssertionError where only a programmer can be wrong.
+words, and a word of its one line, which comes before anything is trained. CALLS: a call, and a word of its one line,
+which is a ValueError, or an AssertionError where only a programmer can be wrong.
 """
 
 import json
@@ -150,8 +151,10 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("skd", ["--sweep", "lr=1e-3,0.001"], "the same run"),
     ("skd", ["--sweep", "log-every=5,10"], "--log-every"),
     ("skd", ["--variants", "sft", "--sweep", "student-temperature=0.5,1"], "is ignored by sft"),
-    ("skd", ["--variants", "sft", "--student-temperature", "0.5"], "--student-temperature 0.5 is ignored by all of sft"),
-    ("skd", ["--variants", "sft", "--accept-rule", "random", "--rule", "replace_rate=0.1\n"], "is ignored by all of sft"),
+    ("skd", ["--variants", "sft", "--student-temperature", "0.5"],
+     "--student-temperature 0.5 is ignored by all of sft"),
+    ("skd", ["--variants", "sft", "--accept-rule", "random", "--rule", "replace_rate=0.1\n"],
+     "is ignored by all of sft"),
     ("skd", ["--accept-on", "warped", "--teacher-temperature", "0"], "--teacher-temperature"),
     ("skd", ["--variants", "opd", "--student-temperature", "0.5"], "--student-temperature"),
     ("skd", ["--variants", "sft,opd_baseline", "--student-top-p", "0.9"], "--student-top-p"),
@@ -181,7 +184,8 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("okd", ["--variants", "sft,minillm", "--student-top-p", "0.9"], "minillm"),
     ("okd", ["--variants", "minillm", "--sweep", "temperature=1,2"], "minillm"),
     ("skd", ["--equal-compute", "--sweep", "lr=1e-3,2e-3"], "--equal-compute has one budget"),
-    ("skd", ["--sweep", "weight-decay=" + ",".join(f"0.{'0' * 200}{i}" for i in (1, 2))], "too long for the name of a file"),
+    ("skd", ["--sweep", "weight-decay=" + ",".join(f"0.{'0' * 200}{i}" for i in (1, 2))],
+     "too long for the name of a file"),
     ("okd", ["--out", "{finished}", "--resume", "--variants", "sft"], "was made by train_skd.py"),
     # sample.py
     ("sample", ["--checkpoint", "{folder}"], "no checkpoint at"),
@@ -237,7 +241,8 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("exchange", ["{finished}/teacher.pt", "{file}"], "file"),
 ]
 PROGRAMS = {
-    "skd": train_skd.main, "okd": train_okd.main, "sample": rollouts.main, "losses": gallery.main, "report": report.main, "exchange": exchange.main,
+    "skd": train_skd.main, "okd": train_okd.main, "sample": rollouts.main, "losses": gallery.main,
+    "report": report.main, "exchange": exchange.main,
 }  # fmt: skip
 
 
@@ -281,7 +286,11 @@ def test_wrong_commands_are_refused(nothing_trained, places, capsys, monkeypatch
     program, words, word = row
     monkeypatch.chdir(tmp_path)
     argv = [filled(text, places) for text in words]
-    quick = ["--quick"] if program in ("skd", "okd") and "{finished}" not in words else SMALL if program in ("skd", "okd") else []
+    quick = (
+        ["--quick"] if program in ("skd", "okd") and "{finished}" not in words
+        else SMALL if program in ("skd", "okd")
+        else []
+    )
     before = {path for path in tmp_path.rglob("*") if path.name != "losses.svg"}
     line = refused(PROGRAMS[program], [*quick, *argv], capsys)
     assert word in line and len(line) < 6000, line
@@ -290,8 +299,8 @@ def test_wrong_commands_are_refused(nothing_trained, places, capsys, monkeypatch
 
 REAL_COMMANDS = [
     (["train_okd.py", "--module-rank", "5000"], "--module-rank"), (["sample.py", "--teacher", "x.pt"], "--checkpoint"),
-    (["losses.py", "--svg"], "--svg"), (["-m", "lab.report", "nowhere"], "not a folder"), (["-m", "lab.report"], "folder"),
-    (["-m", "lab.exchange", "x.pt"], "folder"),
+    (["losses.py", "--svg"], "--svg"), (["-m", "lab.report", "nowhere"], "not a folder"),
+    (["-m", "lab.report"], "folder"), (["-m", "lab.exchange", "x.pt"], "folder"),
 ]  # fmt: skip
 
 
@@ -299,7 +308,9 @@ REAL_COMMANDS = [
 def test_real_commands_write_one_line(command, word):
     """As a process: a status, one line on stderr, nothing on stdout."""
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode not in (0, None) and done.stdout == "" and done.stderr.count("\n") == 1 and word in done.stderr, done.stderr
+    assert (
+        done.returncode not in (0, None) and done.stdout == "" and done.stderr.count("\n") == 1 and word in done.stderr
+    ), done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -328,7 +339,9 @@ def plain(prompts=((1, 2),), max_new_tokens=4, model=STUDENT, **options):
 
 def interleaved(prompts=((1, 2),), max_new_tokens=4, student=STUDENT, teacher=TEACHER, **options):
     prompts = [list(prompt) for prompt in prompts] if isinstance(prompts, tuple) else prompts
-    return sample.interleaved_generate(student, teacher, prompts, max_new_tokens, **{"generator": noise(), "accept_top_k": 3} | options)
+    return sample.interleaved_generate(
+        student, teacher, prompts, max_new_tokens, **{"generator": noise(), "accept_top_k": 3} | options
+    )
 
 
 def speculative(prompts=((1, 2),), max_new_tokens=4, draft=STUDENT, target=TEACHER, **options):
@@ -338,7 +351,15 @@ def speculative(prompts=((1, 2),), max_new_tokens=4, draft=STUDENT, target=TEACH
 
 def written(writer="mixed", prompts=((1, 2),), references=((3, 4),), **options):
     common = {"generator": noise(), "eos_token": 10, "student_share": 0.5}
-    return sample.write_tokens(writer, STUDENT, TEACHER, [list(row) for row in prompts], [list(row) for row in references], 4, **common | options)
+    return sample.write_tokens(
+        writer,
+        STUDENT,
+        TEACHER,
+        [list(row) for row in prompts],
+        [list(row) for row in references],
+        4,
+        **common | options,
+    )
 
 
 def logits(*shape, dtype=torch.float32):
@@ -357,7 +378,9 @@ def measured(prompts=((1, 2),), references=((3, 10),), student=STUDENT, teacher=
     task = SimpleNamespace(corpus_score=lambda examples, completions: 0.0, details=lambda examples, completions: {})
     spoken = SimpleNamespace(eos_token=10, decode=lambda ids: "")
     encoded = Encoded([None] * len(prompts), [list(row) for row in prompts], [list(row) for row in references])
-    return evaluate(student, teacher, task, spoken, encoded, max_new_tokens, **{"gamma": 2, "accept_top_k": 3} | options)
+    return evaluate(
+        student, teacher, task, spoken, encoded, max_new_tokens, **{"gamma": 2, "accept_top_k": 3} | options
+    )
 
 
 def state(**changes):
@@ -435,7 +458,8 @@ CALLS = {
     "an unknown coin": (lambda: written(mix_per="token"), "mix_per batch or sequence"),
     "a share of 2": (lambda: written(student_share=2.0), "share"),
     "a nan share": (lambda: written(student_share=NAN), "share"),
-    "a reference too few": (lambda: written("dataset", prompts=((1,), (2,)), references=((3,),)), "2 prompts, 1 references"),
+    "a reference too few": (lambda: written("dataset", prompts=((1,), (2,)), references=((3,),)),
+                            "2 prompts, 1 references"),
     "a gamma of 0 among the options": (lambda: written("interleaved", interleaved={"gamma": 0}), "gamma"),
     "an unknown option of a rule": (lambda: written("interleaved", interleaved={"acept_top_k": 3}), "acept_top_k"),
     "sources of another length": (lambda: sample.rollout_from_ids([[1], [2]], [[3], [4]], [3], None), "1 sources"),
@@ -455,7 +479,8 @@ CALLS = {
     "float tokens": (lambda: adapters.model_logits(STUDENT, torch.ones(1, 3)), "long"),
     "int32 tokens": (lambda: STUDENT(torch.ones(1, 3, dtype=torch.int32)), "long"),
     "tokens above the vocabulary": (lambda: adapters.model_logits(STUDENT, torch.full((1, 3), 11)), "token ids 11..11"),
-    "tokens below 0": (lambda: OnlineTeacher(adapters.make_gpt(11, 24, 1, 2, 8))(torch.full((1, 3), -1)), "token ids -1..-1"),
+    "tokens below 0": (lambda: OnlineTeacher(adapters.make_gpt(11, 24, 1, 2, 8))(torch.full((1, 3), -1)),
+                       "token ids -1..-1"),
     "tokens without a batch": (lambda: STUDENT(torch.ones(3, dtype=torch.long)), "(B, T)"),
     "tokens beyond the block": (lambda: STUDENT(torch.ones(1, 25, dtype=torch.long)), "block_size is 24"),
     "half a rank": (lambda: OnlineTeacher(STUDENT, "lora", 2.5), "rank"),
@@ -465,33 +490,46 @@ CALLS = {
     "a module on a module": (lambda: OnlineTeacher(OnlineTeacher(adapters.make_gpt(11, 24, 1, 2, 8))), "OnlineTeacher"),
     "no kind of module": (lambda: adapters.attach_online_module(STUDENT, None), "unknown online module None"),
     # Losses.
-    "ids for logits": (lambda: adapters.divergence("forward_kl", torch.ones(1, 2, 5, dtype=torch.long), logits(1, 2, 5)), "floating-point"),
-    "ids for the teacher's logits": (lambda: adapters.divergence("total_variation", logits(1, 2, 5), torch.ones(1, 2, 5, dtype=torch.long)), "floating-point"),
+    "ids for logits": (lambda: adapters.divergence("forward_kl", torch.ones(1, 2, 5, dtype=torch.long),
+                                                   logits(1, 2, 5)), "floating-point"),
+    "ids for the teacher's logits": (lambda: adapters.divergence("total_variation", logits(1, 2, 5),
+                                                                 torch.ones(1, 2, 5, dtype=torch.long)),
+                                     "floating-point"),
     "truth values for logits": (lambda: losses.entropy(torch.ones(1, 2, 5, dtype=torch.bool)), "floating-point"),
-    "60 and 64 columns": (lambda: adapters.divergence("reverse_kl", logits(1, 2, 60), logits(1, 2, 64)), "must share one vocabulary"),
+    "60 and 64 columns": (lambda: adapters.divergence("reverse_kl", logits(1, 2, 60), logits(1, 2, 64)),
+                          "must share one vocabulary"),
     "another length": (lambda: adapters.divergence("amid", logits(1, 2, 5), logits(1, 3, 5)), "(1, 3, 5)"),
     "another batch": (lambda: adapters.divergence("alpha_beta", logits(2, 3, 5), logits(1, 3, 5)), "(2, 3, 5)"),
-    "half logits that are cut off": (lambda: adapters.divergence("forward_kl", logits(1, 1, 3, dtype=torch.half) - ENDLESS, logits(1, 1, 3)), "-inf"),
+    "half logits that are cut off": (lambda: adapters.divergence("forward_kl",
+                                                                 logits(1, 1, 3, dtype=torch.half) - ENDLESS,
+                                                                 logits(1, 1, 3)), "-inf"),
     "a target above the vocabulary": (lambda: loss("cross_entropy", [0, 1, 5]), "0..4"),
     "a target of -100": (lambda: loss("cross_entropy", [0, 1, -100]), "padding goes into the mask"),
     "a target above, decoupled": (lambda: loss("decoupled_kd", [0, 1, 9]), "0..4"),
     "a target above, smoothed": (lambda: loss("label_smoothing", [0, 1, 9]), "0..4"),
     "a target above, by policy gradient": (lambda: loss("policy_gradient", [0, 1, 9]), "0..4"),
-    "a target above, minillm": (lambda: losses.minillm(logits(1, 1, 5), logits(1, 1, 5), torch.tensor([[5]]), torch.ones(1, 1, dtype=torch.bool)), "0..4"),
+    "a target above, minillm": (lambda: losses.minillm(logits(1, 1, 5), logits(1, 1, 5), torch.tensor([[5]]),
+                                                       torch.ones(1, 1, dtype=torch.bool)), "0..4"),
     "float targets": (lambda: loss("cross_entropy", [0.0, 1.0, 2.0]), "long"),
-    "targets of another length": (lambda: losses.cross_entropy(logits(1, 3, 5), torch.zeros(1, 4, dtype=torch.long)), "(1, 4)"),
-    "okd's targets of another length": (lambda: adapters.okd_losses(logits(1, 3, 5), logits(1, 3, 5), torch.zeros(1, 2, dtype=torch.long),
+    "targets of another length": (lambda: losses.cross_entropy(logits(1, 3, 5), torch.zeros(1, 4, dtype=torch.long)),
+                                  "(1, 4)"),
+    "okd's targets of another length": (lambda: adapters.okd_losses(logits(1, 3, 5), logits(1, 3, 5),
+                                                                    torch.zeros(1, 2, dtype=torch.long),
                                                                     torch.ones(1, 3, dtype=torch.bool)), "(1, 2)"),
-    "okd's mask of another length": (lambda: adapters.okd_losses(logits(1, 3, 5), logits(1, 3, 5), torch.zeros(1, 3, dtype=torch.long),
+    "okd's mask of another length": (lambda: adapters.okd_losses(logits(1, 3, 5), logits(1, 3, 5),
+                                                                 torch.zeros(1, 3, dtype=torch.long),
                                                                  torch.ones(1, 2, dtype=torch.bool)), "mask (1, 2)"),
     "an unknown loss": (lambda: loss("forward_lk", [0, 1, 2]), "no loss 'forward_lk'"),
     "a temperature of 0": (lambda: losses.soften(logits(1, 1, 3), 0), "temperature"),
     "a nan temperature of a loss": (lambda: losses.soften(logits(1, 1, 3), NAN), "temperature"),
-    "a weight of 2": (lambda: losses.hinton_mixture(logits(1, 1, 3), logits(1, 1, 3), torch.zeros(1, 1, dtype=torch.long), 2.0), "kd_weight"),
-    "a nan alpha": (lambda: adapters.divergence("skew_forward_kl", logits(1, 1, 3), logits(1, 1, 3), alpha=NAN), "alpha"),
+    "a weight of 2": (lambda: losses.hinton_mixture(logits(1, 1, 3), logits(1, 1, 3),
+                                                    torch.zeros(1, 1, dtype=torch.long), 2.0), "kd_weight"),
+    "a nan alpha": (lambda: adapters.divergence("skew_forward_kl", logits(1, 1, 3), logits(1, 1, 3), alpha=NAN),
+                    "alpha"),
     "a mask of numbers": (lambda: adapters.masked_mean(torch.ones(1, 3), torch.ones(1, 3)), "a mask is bool"),
     "a mask of ids": (lambda: masked_mean(torch.ones(1, 3), torch.ones(1, 3, dtype=torch.long)), "a mask is bool"),
-    "a mask with a further axis": (lambda: masked_mean(torch.ones(1, 3), torch.ones(1, 3, 1, dtype=torch.bool)), "mask (1, 3, 1)"),
+    "a mask with a further axis": (lambda: masked_mean(torch.ones(1, 3), torch.ones(1, 3, 1, dtype=torch.bool)),
+                                   "mask (1, 3, 1)"),
     "the weight of an unknown mean": (lambda: weight_of(torch.ones(1, 3, dtype=torch.bool), "tokens"), "'tokens'"),
     "the weight of a sum": (lambda: weight_of(torch.ones(1, 3, dtype=torch.bool), "sum"), "'sum'"),
     # Tokenizer.
@@ -508,7 +546,8 @@ CALLS = {
     "a vocabulary as text": (lambda: train_tokenizer(["abab"], "300"), "vocab_size 300"),
     "bytes to learn from": (lambda: train_tokenizer([b"abab"], 300), "text 0 is no text but bytes"),
     "None to learn from": (lambda: train_tokenizer(["abab", None], 300), "text 1 is no text"),
-    "a million blanks to learn from": (lambda: train_tokenizer(["a", "\n" * 600_000 + "7"], 300), "text 1 has more than"),
+    "a million blanks to learn from": (lambda: train_tokenizer(["a", "\n" * 600_000 + "7"], 300),
+                                       "text 1 has more than"),
     "tokens as text": (lambda: Tokenizer([chr(value) for value in range(256)]), "256 single bytes"),
     "no version": (lambda: state(version=None), "format version None"),
     # Tasks.
@@ -558,7 +597,9 @@ def test_wrong_calls_are_refused(name):
 # Files that do not belong to what they are given to.
 
 
-@pytest.mark.parametrize("other", [(11, 24, 2, 2, 8), (11, 24, 1, 2, 12), (12, 24, 1, 2, 8), (11, 25, 1, 2, 8)], ids=str)
+@pytest.mark.parametrize(
+    "other", [(11, 24, 2, 2, 8), (11, 24, 1, 2, 12), (12, 24, 1, 2, 8), (11, 25, 1, 2, 8)], ids=str
+)
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path, other):
     """Weights of one shape under the configuration of another: one line, and no such model is made."""
     path = str(tmp_path / "a.pt")
@@ -588,12 +629,17 @@ def test_a_mask_of_nothing_is_a_loss_of_nothing():
 
 
 def test_the_end_tokens_text_is_plain_text():
-    """Spelled out in a prompt, in a reference or in training text the end token is its letters, so no text ends a response."""
+    """Spelled out in a prompt, in a reference or in training text the end token is its letters,
+    so no text ends a response."""
     text = "say <|endoftext|> twice <|endoftext|>"
     learned = train_tokenizer([text] * 50, 400)
     for tokenizer in (TOKENIZER, learned):
         prompt, response = tasks.encode_example(tokenizer, corpora.Example(text, text))
-        assert tokenizer.eos_token not in prompt and response.count(tokenizer.eos_token) == 1 and tokenizer.decode(response) == text
+        assert (
+            tokenizer.eos_token not in prompt
+            and response.count(tokenizer.eos_token) == 1
+            and tokenizer.decode(response) == text
+        )
     model = adapters.make_gpt(learned.n_vocab, 64, 1, 2, 8)
     (response,) = adapters.generate(model, [learned.encode(text)], 3, eos_token=learned.eos_token)
     assert 1 <= len(response) <= 3
@@ -610,11 +656,13 @@ def test_records_of_another_task_are_refused(tmp_path):
     assert not (tmp_path / "table.md").exists()
 
 
-@pytest.mark.parametrize("change", [{"task": 3}, {"task": "math\n# x"}, {"metric": ["a"]}, {"teacher": 5}, {"student_start": [1]}, {"jobs": "two"},
-                                    {"device_name": 7}, {"variant": ""}, {"variant": "a\ud800"}, {"seed": 1.5}, {"script": {}},
+@pytest.mark.parametrize("change", [{"task": 3}, {"task": "math\n# x"}, {"metric": ["a"]}, {"teacher": 5},
+                                    {"student_start": [1]}, {"jobs": "two"}, {"device_name": 7}, {"variant": ""},
+                                    {"variant": "a\ud800"}, {"seed": 1.5}, {"script": {}},
                                     {"flags": ["lr"]}, {"sources": "model.py"}], ids=str)  # fmt: skip
 def test_headers_of_another_kind_are_refused(tmp_path, change):
-    """A sealed record whose header holds something else than the report takes it for: one line with file and line number."""
+    """A sealed record whose header holds something else than the report takes it for:
+    one line with file and line number."""
     log = records.RunLog(tmp_path, "a_seed1", {"variant": "a", "seed": 1, "task": "math", "flags": {}} | change)
     log.write("final", score=0.5)
     log.close()

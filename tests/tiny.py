@@ -1,7 +1,8 @@
-"""What tests of the training loops share: a tiny pair of untrained models, flags, and a run with everything that can be seen of it.
+"""What tests of the training loops share: a tiny pair of untrained models, flags,
+and a run with everything that can be seen of it.
 
-Two pairs: `pair` has models of one block, `deep_pair` a student of two and a teacher of three, so that a middle block is
-not the last one, and the two models' middles have different numbers.
+Two pairs: `pair` has models of one block, `deep_pair` a student of two and a teacher of three, so that a middle block
+is not the last one, and the two models' middles have different numbers.
 """
 
 import argparse
@@ -77,7 +78,9 @@ def tiny_pair(student_depth=1, teacher_depth=1, room=0):
     for weight in teacher.parameters():
         weight.requires_grad_(False)
     splits = [data.splits[name] for name in ("train", "val", "test", "ood")]
-    return Pair(data.task, data.tokenizer, teacher, student.config, student.state_dict(), *splits, data.max_new_tokens, "tiny")
+    return Pair(
+        data.task, data.tokenizer, teacher, student.config, student.state_dict(), *splits, data.max_new_tokens, "tiny"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +122,8 @@ def distance(one, other):
 
 
 def weight_differences(one, other):
-    """name -> |difference| of two sets of weights. No key bias changes a softmax: its gradient is rounding, and left out."""
+    """name -> |difference| of two sets of weights. No key bias changes a softmax:
+    its gradient is rounding, and left out."""
     found = {name: (one[name] - other[name]).abs() for name in one}
     return {name: torch.cat(x.chunk(3)[::2]) if name.endswith("qkv.bias") else x for name, x in found.items()}
 
@@ -160,8 +164,14 @@ def padded(rollout, extra=5):
         rollout,
         tokens=torch.cat([rollout.tokens, torch.full((B, extra), 7)], 1),
         source=torch.cat([rollout.source, torch.full((B, extra), PROMPT, dtype=torch.int8)], 1),
-        teacher_logits=None if logits is None else torch.cat([logits, torch.full((B, extra, logits.size(-1)), 50.0)], 1),
-        rejected_tokens=None if rollout.rejected_tokens is None else torch.cat([rollout.rejected_tokens, torch.full((B, extra), -1)], 1),
+        teacher_logits=(
+            None if logits is None else torch.cat([logits, torch.full((B, extra, logits.size(-1)), 50.0)], 1)
+        ),
+        rejected_tokens=(
+            None
+            if rollout.rejected_tokens is None
+            else torch.cat([rollout.rejected_tokens, torch.full((B, extra), -1)], 1)
+        ),
     )
 
 
@@ -172,7 +182,8 @@ def state_of(method):
 
 
 def distilled(script, row, student, pair, args, seed=1, log=None, report=lambda line: None, checkpointer=None):
-    """`distill` of a script, as the laboratory calls it: everything around it as the flags say -> (costs, adapted teacher)."""
+    """`distill` of a script, as the laboratory calls it: everything around it as the flags say -> (costs,
+    adapted teacher)."""
     run = compare.make_run(pair, args, seed, log, report, checkpointer)
     row = train_okd.resolve(row, args) if script is train_okd else row
     return script.distill(row, student, pair.teacher, pair.train.prompts, pair.train.responses, run)
@@ -186,10 +197,11 @@ def teacher_of(row, pair, args, seed=1, **knobs):
 
 
 class Watched:
-    """One run of `distill` with everything that can be seen of it: rollouts, log lines, weights, costs; and of its method.
+    """One run of `distill` with everything that can be seen of it: rollouts, log lines, weights, costs;
+    and of its method.
 
-    `change` is made to every rollout before anybody learns from it. states[i] is what the method knew in step i. What is
-    trained on the way to a teacher is not this run's.
+    `change` is made to every rollout before anybody learns from it. states[i] is what the method knew in step i. What
+    is trained on the way to a teacher is not this run's.
     """
 
     def __init__(self, row, pair, args, seed=1, change=lambda rollout: rollout):

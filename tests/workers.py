@@ -16,7 +16,8 @@ def touch(folder, number):
 
 
 def saved_late(folder, number):
-    """A run that saves what it has when a signal comes: the first at once, the second when the parent has looked twice."""
+    """A run that saves what it has when a signal comes: the first at once,
+    the second when the parent has looked twice."""
     with processes.saving_loop():
         Path(folder, f"begun{number}").write_text("")
         while not processes.asked_to_stop():
