@@ -52,7 +52,7 @@ import torch
 
 from catalogue import ONLINE_TEACHER
 from features import second_order
-from lab import command_line, compare, processes
+from lab import arguments, command_line, compare, processes
 from lab.training import Run, all_reduce_mean, batch_order, constant, cuts
 from losses import (
     DIVERGENCES,
@@ -562,7 +562,7 @@ def ignored_reason(flag, name, args):
         (("cache_teacher",), not can_cache_teacher(row), "takes nothing from a cache"),
         (("recompute",), row.meta_gradient, "takes a second derivative"),
     )
-    return command_line.first_reason(flag, table) or command_line.ignored_sampling_reason(flag, row.writer, {}, args)
+    return arguments.first_reason(flag, table) or arguments.ignored_sampling_reason(flag, row.writer, {}, args)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -610,8 +610,8 @@ def parse_flags(argv=None):
     add("update", None, "alternating: the teacher moves first", choices=("simultaneous", "alternating"))
     add("anchor", float, "weight of KL(adapted || original teacher)")
     add("teacher_mix", float, "minillm: the teacher's share in every draw")
-    args, names = command_line.parse(parser, argv, VARIANTS, MAIN, "train_okd", ignored_reason)
-    command_line.check_cache(args)
+    args, names = arguments.parse(parser, argv, VARIANTS, MAIN, "train_okd", ignored_reason)
+    arguments.check_cache(args)
     return args, names
 
 

@@ -45,7 +45,7 @@ import dataclasses
 
 import methods
 from catalogue import FIXED_TEACHER
-from lab import command_line, compare
+from lab import arguments, command_line, compare
 from lab.training import Run
 from losses import NO_TEACHER, check_loss, loss_names
 from methods import Variant
@@ -129,7 +129,7 @@ def ignored_reason(flag, name, args):
         return "takes nothing from a cache"
     if flag in ("recompute", "compile") and row.method and methods.METHODS[row.method].plain_forward:
         return "needs the student's forward as it is"
-    return command_line.ignored_sampling_reason(flag, row.writer, row.sampling, args)
+    return arguments.ignored_sampling_reason(flag, row.writer, row.sampling, args)
 
 
 def check_row(name, args, examples):
@@ -162,8 +162,8 @@ def parse_flags(argv=None):
         "--loss", choices=loss_names(), metavar="NAME", help="in place of each method's own: a name of losses.py"
     )
     group.add_argument("--loss-args", default="", metavar="K=V,..", help="its keywords, e.g. beta=0.3")
-    args, names = command_line.parse(parser, argv, VARIANTS, MAIN, "train_skd", ignored_reason)
-    command_line.check_cache(args)
+    args, names = arguments.parse(parser, argv, VARIANTS, MAIN, "train_skd", ignored_reason)
+    arguments.check_cache(args)
     for own in [args, *(own for _, own in args.swept)]:
         if own.loss_args and not own.loss:
             raise ValueError("--loss-args goes with --loss: give both, or none")

@@ -24,16 +24,7 @@ from tqdm import tqdm
 
 from data import corpora, tasks
 from data.tasks import Encoded, make_task
-from lab import (
-    checkpoints,
-    checks,
-    command_line,
-    folders,
-    pairs,
-    processes,
-    records,
-    report,
-)
+from lab import arguments, checkpoints, checks, command_line, folders, pairs, processes, records, report
 from lab.evaluate import evaluate, evaluate_quickly
 from lab.records import run_name
 from lab.teacher_cache import check_best
@@ -58,6 +49,7 @@ SOURCES = (  # whose sha256 a record holds, beside the script's own
             "checkpoints",
             "checks",
             "command_line",
+            "arguments",
             "compare",
         )
     ),
@@ -119,7 +111,7 @@ def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=
         seed=seed,
         max_new_tokens=pair.max_new_tokens,
         eos_token=pair.tokenizer.eos_token,
-        sampling=command_line.sampling_options(args),
+        sampling=arguments.sampling_options(args),
         chunk_loss=args.chunk_loss == "yes",
         validate=functools.partial(validation, pair),
         pretraining_lr=args.settings.teacher_lr,
@@ -364,7 +356,7 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     resolve_vocabulary(data, [args, *(own for _, own in methods)])
     methods = without_unfit(methods, args, data, check_row)
     say_data(args, data)
-    flags = command_line.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
+    flags = arguments.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
     inputs = inputs_of(args)
     folder = processes.first_decides(lambda: open_folder(held, script, args, flags, inputs))
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())

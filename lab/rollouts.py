@@ -9,7 +9,7 @@ import torch
 
 from data import tasks
 from data.tokenizer import Tokenizer
-from lab import command_line, pairs, processes
+from lab import arguments, command_line, pairs, processes
 from model import load_checkpoint
 from sample import ACCEPT_RULES, interleaved_generate, rank
 
@@ -74,7 +74,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device = processes.pick_device(args.device)
     torch.set_num_threads(1)  # models this small gain nothing from more
-    command_line.check_ranges(args)
+    arguments.check_ranges(args)
 
     def check_top_k(vocabulary):
         if args.accept_top_k is not None and args.accept_top_k > vocabulary:

@@ -24,7 +24,7 @@ from data.tasks import (
     make_task,
 )
 from data.tokenizer import train_tokenizer
-from lab import command_line, folders, pairs, processes, records
+from lab import arguments, command_line, folders, pairs, processes, records
 from lab import evaluate as yardstick
 from lab.evaluate import (
     acceptance,
@@ -872,7 +872,7 @@ def test_variants_are_picked_by_name():
     parser = shared_parser()
 
     def picked(text):
-        return command_line.check_shared_flags(parser.parse_args(["--variants", text]), {"one": 1, "two": 2}, ("one",))
+        return arguments.check_shared_flags(parser.parse_args(["--variants", text]), {"one": 1, "two": 2}, ("one",))
 
     assert picked("main") == ["one"] and picked("all") == ["one", "two"] and picked("two,one,two") == ["two", "one"]
     for wrong in ("three", "one,three", "", "one,"):
@@ -1036,10 +1036,10 @@ def test_flags_of_a_record_name_no_folder():
         "--seed", "7",
     ]
     one, other = (
-        command_line.result_flags(shared_parser().parse_args(more)) for more in ([], argv + ["--variants", "one"])
+        arguments.result_flags(shared_parser().parse_args(more)) for more in ([], argv + ["--variants", "one"])
     )
     assert one == other and "lr" in one and "steps" in one and "task" in one
-    assert command_line.result_flags(argparse.Namespace(b=1, a=2, out="x")) == {"a": 2, "b": 1}
+    assert arguments.result_flags(argparse.Namespace(b=1, a=2, out="x")) == {"a": 2, "b": 1}
     json.dumps(one)
 
 

@@ -20,7 +20,7 @@ import torch
 from tiny import matrix
 
 import sample
-from lab import command_line
+from lab import arguments, command_line
 from model import GPT, GPTConfig, KVCache, OnlineTeacher
 from sample import PROMPT, STUDENT, TEACHER
 
@@ -1654,13 +1654,13 @@ def test_a_new_writer_is_one_function_and_one_row(monkeypatch):
         accept_rule="topk", replace="sample", accept_on="raw", no_write_back=False, teacher_top_p=None,
         teacher_temperature=1, student_temperature=1,
     )  # fmt: skip
-    assert command_line.ignored_sampling_reason("teacher_mix", "greedy", {}, args) is None
+    assert arguments.ignored_sampling_reason("teacher_mix", "greedy", {}, args) is None
     assert (
-        command_line.ignored_sampling_reason("teacher_mix", "student", {}, args)
+        arguments.ignored_sampling_reason("teacher_mix", "student", {}, args)
         == "does not write teacher_mixed or greedy"
     )
-    assert command_line.ignored_sampling_reason("student_top_p", "greedy", {}, args) == "lets no student write"
-    assert command_line.ignored_sampling_reason("gamma", "greedy", {}, args) == "does not write interleaved"
+    assert arguments.ignored_sampling_reason("student_top_p", "greedy", {}, args) == "lets no student write"
+    assert arguments.ignored_sampling_reason("gamma", "greedy", {}, args) == "does not write interleaved"
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ import train_skd
 from data import corpora
 from data.tasks import make_task
 from data.tokenizer import train_tokenizer
-from lab import command_line, compare, folders, pairs, records, rollouts, training
+from lab import arguments, compare, folders, pairs, records, rollouts, training
 from lab.evaluate import sample_responses, step_columns, step_figures
 from lab.pairs import PairSettings, encode_task
 from losses import forward_kl, with_tail
@@ -349,7 +349,7 @@ def test_what_the_rows_ask_of_the_sampler():
     for progress, half in ((0.3, 0), (0.5, 1)):
         for name, row in VARIANTS.items():
             if not row.sampling:
-                wanted = command_line.sampling_options(args)
+                wanted = arguments.sampling_options(args)
                 wanted |= {"student_share": row.student_share[half], "mix_per": row.mix_per}
                 assert wanted.pop("rule") == {} and options_of(name, args, progress) == wanted, name
 
@@ -373,7 +373,7 @@ def test_a_flags_rule_is_not_a_rows_rule():
     before = copy.deepcopy(run.sampling)
     for name in VARIANTS:  # nobody takes the flags' values away from the next step
         sampling_now(VARIANTS[name], run, 0.2)
-    assert args.rule == {"accept_top_p": 0.5} and run.sampling == before == command_line.sampling_options(args)
+    assert args.rule == {"accept_top_p": 0.5} and run.sampling == before == arguments.sampling_options(args)
     warped = flags("--accept-on", "warped", "--teacher-top-p", "0.9")  # which is for topk alone
     assert {
         options_of(name, warped, 0.2)["interleaved"]["accept_on"] for name in ("ca_opd", "skd_k_along", "skd_entropy")

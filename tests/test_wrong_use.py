@@ -26,7 +26,7 @@ from data import corpora, tasks
 from data.tasks import Encoded
 from data.tokenizer import Tokenizer, train_tokenizer
 from lab import (
-    command_line,
+    arguments,
     exchange,
     gallery,
     pairs,
@@ -578,7 +578,7 @@ CALLS = {
     "an interval of nan": (lambda: statistics.student_t_interval([0.5, NAN]), "nan"),
     "a table of nothing": (lambda: tables.render_table([]), "no finished run"),
     "an unknown start": (lambda: pairs.load_or_pretrain_pair(None, pairs.PairSettings(student_start="cold")), "'cold'"),
-    "an unknown rule for numbers": (lambda: command_line.parse_rule("a=1;b=2"), "KNOB=NUMBER"),
+    "an unknown rule for numbers": (lambda: arguments.parse_rule("a=1;b=2"), "KNOB=NUMBER"),
 }
 
 
