@@ -332,9 +332,7 @@ def _start(prompts, max_new_tokens, block_size, vocab_size, eos_token, device, s
         raise ValueError("no prompts: give at least one list of token ids")
     lengths = [len(prompt) for prompt in prompts]
     if min(lengths) < 1:
-        raise ValueError(
-            f"prompt {lengths.index(0)} is empty: a model needs at least one token to predict the next from"
-        )
+        raise ValueError(f"prompt {lengths.index(0)} is empty: a model predicts from at least one token")
     if max(lengths) >= block_size:
         raise ValueError(
             f"prompt {lengths.index(max(lengths))} has {max(lengths)} tokens, but block_size is {block_size}: "
@@ -596,13 +594,9 @@ def interleaved_rules(
         knobs = {"accept_top_k": min(accept_top_k, vocab_size), **rule}
     if accept_on == "warped":
         accept, knobs = _accept_warped, {**knobs, "temperature": teacher_temperature, "top_p": teacher_top_p}
-    return InterleavedRules(
-        accept,
-        knobs,
-        student={"temperature": student_temperature, "top_p": student_top_p},
-        replacement=REPLACE_RULES[replace](accept_top_k, teacher_temperature, teacher_top_p),
-        fresh=judge_fresh,
-    )
+    draws = {"temperature": student_temperature, "top_p": student_top_p}
+    replacement = REPLACE_RULES[replace](accept_top_k, teacher_temperature, teacher_top_p)
+    return InterleavedRules(accept, knobs, student=draws, replacement=replacement, fresh=judge_fresh)
 
 
 def _shared_vocabulary(student, teacher):
@@ -818,19 +812,12 @@ def _in_blocks(
         student_cache.roll_back(length[live] - 1, high=max(lengths) - 1)
         teacher_cache.roll_back(length[live] - 1, high=max(lengths) - 1)
 
-    counters = _count(blocks)
+    counters, source = _count(blocks), torch.where((rejected_tokens >= 0) & write_back, TEACHER, STUDENT)
     rollout = _as_rollout(
-        tokens,
-        prompt_len,
-        length,
-        torch.where((rejected_tokens >= 0) & write_back, TEACHER, STUDENT),
-        finished,
-        T,
-        **{"teacher_features" if keep_features else "teacher_logits": kept_rows[:, : T - 1]},
-        counters=counters,
+        tokens, prompt_len, length, source, finished, T, counters=counters, blocks=blocks,
         fed=_fed_in_blocks(counters, prompt_len, len(blocks)),
-        blocks=blocks,
-    )
+        **{"teacher_features" if keep_features else "teacher_logits": kept_rows[:, : T - 1]},
+    )  # fmt: skip
     rollout.rejected_tokens = rejected_tokens[:, :T].masked_fill(~rollout.response_mask, -1)
     return rollout
 
@@ -1009,9 +996,7 @@ class Switching:
     def __init__(self, student, teacher, factor=3.0, window=4):
         _shared_vocabulary(student, teacher)
         if not factor >= 0 or window < 1:
-            raise ValueError(
-                f"switching takes a factor of at least 0 and a window of at least 1, found {factor} and {window}"
-            )
+            raise ValueError(f"switching takes a factor >= 0 and a window >= 1, found {factor} and {window}")
         self.models, self.factor, self.window = (student, teacher), factor, window
         self.config = min((model.config for model in self.models), key=lambda config: config.block_size)
 
@@ -1227,8 +1212,6 @@ def write_tokens(
 
 
 if __name__ == "__main__":
-    from lab.rollouts import (
-        run_program,  # only here: the samplers themselves know nothing of data
-    )
+    from lab.rollouts import run_program  # only here: the samplers themselves know nothing of data
 
     run_program()
