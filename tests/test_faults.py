@@ -29,7 +29,7 @@ from model import load_file
 TINY = (
     "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 16 --save-every 2 --log-every 2 --device cpu"
 ).split()
-KILLS = 25  # of each script
+KILLS = 15  # of each script
 SIGNALS = 12
 RUNS = {
     "train_skd.py": "seqkd,skd,distillm,fitnet,takd,sftn",
@@ -100,7 +100,7 @@ def same_results(one, other, names):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", RUNS)
 def test_killed_at_random_moments(clone, tmp_path, undisturbed, script):
-    """SIGKILL at 25 random moments of each script, in one folder and one cache, then left alone: every bit of every run
+    """SIGKILL at 15 random moments of each script, in one folder and one cache, then left alone: every bit of every run
     is as if nothing had happened; no file is left over. A life begins with four lines, and every other step is one
     more. How far a life comes beyond its last line is the machine's affair:
     where all is done before the last kill, it begins anew."""
@@ -124,7 +124,7 @@ def test_killed_at_random_moments(clone, tmp_path, undisturbed, script):
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors[-2000:]
     same_results(undisturbed[script], out, stems(script))
-    assert went_on >= 3  # nine and ten where it was tried
+    assert went_on >= 2  # of 15 lives
     assert not [path for kind in ("state", "partial", "damaged", "lock") for path in cache.rglob(f"*.{kind}*")]
 
 

@@ -972,9 +972,9 @@ def test_wrong_flags_are_refused(argv, word, monkeypatch, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_every_variant_as_a_command(clone, tmp_path):
-    """--quick --variants all: status 0, every row with finite figures in the summary."""
+    """--quick --variants all, a few steps each: status 0, every row with finite figures in the summary."""
     command = [
-        sys.executable, "train_okd.py", "--quick", "--variants", "all", "--device", "cpu", "--out",
+        sys.executable, "train_okd.py", "--quick", "--steps", "8", "--variants", "all", "--device", "cpu", "--out",
         str(tmp_path / "out"),
     ]
     subprocess.run(command, cwd=clone, check=True, capture_output=True, text=True, timeout=1200)
