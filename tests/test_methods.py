@@ -1422,9 +1422,9 @@ def test_the_first_step_of_sftns_teacher_by_hand():
     on the branch = the student's upper half over a bridge."""
     pair, args = tiny_pair(2, 3), flags(steps=1)
     found = teacher_of(VARIANTS["sftn"], pair, args)
-    coins = generator(1_000_003 + 4)
-    bridge = torch.empty(8, 12).normal_(0.0, 12**-0.5, generator=coins).double().requires_grad_()
-    rows = torch.randperm(24, generator=coins)[:4].tolist()
+    draws = generator(1_000_003 + 4)
+    bridge = torch.empty(8, 12).normal_(0.0, 12**-0.5, generator=draws).double().requires_grad_()
+    rows = torch.randperm(24, generator=draws)[:4].tolist()
     teacher, student = copy.deepcopy(pair.teacher).double().requires_grad_(), pair.new_student().double()
     head = student.head.detach().clone().requires_grad_()
     losses = []

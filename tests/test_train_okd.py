@@ -327,7 +327,7 @@ def masked(per_token, mask):
 
 @pytest.mark.parametrize("variant", [*VARIANTS, *(f"okd --teacher-divergence {name}" for name in TEACHER_DIVERGENCES)])
 def test_first_step_by_hand(pair, variant):
-    """One update of both players, worked out again from the row: the very gradients that the loop leaves.
+    """One update of student and teacher module, worked out again from the row: the very gradients that the loop leaves.
 
     The module is stirred first: at its start an adapted teacher is the original one, and much could be mixed up unseen.
     """
@@ -457,7 +457,8 @@ def test_a_run_is_a_function_of_its_seed(pair, variant):
 
 @pytest.mark.parametrize("variant", ["minillm", "okd_on_policy", "okd_skd"])
 def test_noise_is_the_seeds(pair, variant):
-    """One prompt only, and players that stand still: samples still differ between seeds, steps and rows."""
+    """One prompt only, and a student and a teacher module that stand still:
+    samples still differ between seeds, steps and rows."""
     one_prompt = dataclasses.replace(pair, train=type(pair.train)(*(column[:1] for column in pair.train)))
     texts = [
         response
@@ -795,7 +796,7 @@ def run_how(pair):
 
 @matrix("variant, how", itertools.product([*VARIANTS, EVERY_TERM], HOW), fast=FAST_HOW)
 def test_how_a_batch_is_computed_does_not_count(run_how, tmp_path, monkeypatch, variant, how):
-    """The same losses, gradients, step figures and weights of both players, to rounding,
+    """The same losses, gradients, step figures and weights of student and teacher module, to rounding,
     however the batch is worked out."""
     cached(monkeypatch, tmp_path)
     plain, ours = run_how(variant, ""), run_how(variant, how)
@@ -1144,7 +1145,7 @@ TYPED = [
 
 @pytest.mark.parametrize("names, argv, word", TYPED)
 def test_a_flag_that_reaches_no_chosen_row_is_refused(names, argv, word):
-    """One line with the flag, the methods and what to type, before any work; the yardstick's flags reach every row."""
+    """One line with the flag, the methods and what to type, before any work; the evaluation's flags reach every row."""
     with pytest.raises(ValueError, match=word) as error:
         parse_flags(["--variants", names, *argv.split()])
     assert "\n" not in str(error.value)
