@@ -677,6 +677,8 @@ def test_exposure_error_by_hand():
     other = {"place": torch.tensor([0.0, 1, 0, 7]), "kl_teacher": torch.tensor([2.0, 2, 4, 90])}
     assert evaluation.exposure_error(own, other, "kl_teacher", length=2) == pytest.approx(100 * (10 - 8) / 8)
     assert evaluation.exposure_error(own, other | {"kl_teacher": torch.zeros(4)}, "kl_teacher") is None
+    four, eight = ({"place": torch.arange(n).float(), "kl_teacher": torch.full((n,), 0.5)} for n in (4, 8))
+    assert evaluation.exposure_error(four, eight, "kl_teacher") == -50  # sums, not means: a shorter path costs less
 
 
 def test_evaluate_by_hand(measured):
