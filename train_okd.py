@@ -243,10 +243,16 @@ class OnlineLosses(Method):
         return few.check_signal(loss_of, self.row.student_divergence in DIVERGENCES)
 
     def shown(self, part):
-        """What a logged step shows per token: the student's divergence at T = 1, or cross-entropy without a teacher."""
-        if part.teacher_logits is None:
-            return by_chunks(cross_entropy, part.student_logits, part.tokens.targets)
-        return self.student_divergence(part, constant(part.compared), constant(part.teacher_logits))
+        """What the student minimises at every token of the batch, (rows, T), for a logged step; a cross-entropy that is
+        taken on the references beside tokens that a model wrote is none of theirs."""
+        row, targets = self.row, part.tokens.targets
+        per_token = torch.zeros(targets.shape, device=targets.device)
+        if row.student_kd > 0:
+            softened = (soften(constant(x), row.temperature) for x in (part.compared, part.teacher_logits))
+            per_token = row.student_kd * row.temperature**2 * self.student_divergence(part, *softened)
+        if row.student_kd < 1 and row.writer == "dataset":
+            per_token = per_token + (1 - row.student_kd) * by_chunks(cross_entropy, part.student_logits, targets)
+        return per_token
 
     def after_evaluation(self, figures):
         """Warn once when the teacher has left the original."""

@@ -62,6 +62,7 @@ from train_okd import (
 )
 
 TEACHER, STUDENT = torch.tensor([0.6, 0.3, 0.1]).log(), torch.tensor([0.2, 0.5, 0.3]).log()
+EVERY_TERM = "okd --temperature 2 --anchor .3 --student-kd .7"
 
 
 @pytest.fixture(scope="module")
@@ -594,6 +595,29 @@ def test_every_line_tells_of_the_teacher(pair):
     assert not {"drift", "teacher_loss"} & {key for line in Watched("sft", pair, flags()).lines for key in line}
 
 
+SOFTENED = [EVERY_TERM, "dml --temperature 2", "okd_on_policy --temperature 2"]
+
+
+@matrix("variant", [*VARIANTS, *SOFTENED], fast=["pesf_kd", "okd_skd", *SOFTENED])
+def test_the_loss_by_who_wrote_the_token_is_the_loss(pair, variant):
+    """Weights, temperature and cross-entropy included: the mean over the batch of loss_on_* is the loss of the line."""
+    variant, *own = variant.split()
+    for line in Watched(variant, pair, flags("--steps", "3", *own)).lines:
+        if line["kind"] == "step":
+            who = [name for name in ("student", "teacher", "dataset") if f"{name}_share" in line]
+            mean = sum(line[f"{name}_share"] * line[f"loss_on_{name}"] for name in who)
+            assert line["loss"] == pytest.approx(mean, rel=1e-4, abs=1e-7)
+
+
+def test_the_loss_on_a_models_tokens_leaves_out_the_references(pair):
+    """Beside samples the cross-entropy is taken on the references, so it is none of the samples': their loss is the
+    divergence's share of the whole, nothing at --student-kd 0."""
+    runs = [Watched("okd_on_policy", pair, flags("--steps", "1", "--student-kd", kd)) for kd in ("1", "0.25", "0")]
+    alone, quarter, none = (next(line for line in run.lines if line["kind"] == "step") for run in runs)
+    assert quarter["loss_on_student"] == pytest.approx(0.25 * alone["loss_on_student"], rel=1e-5)
+    assert none["loss_on_student"] == 0 < none["loss"] and "loss_on_dataset" not in none
+
+
 def test_drift_is_told(pair):
     """A teacher that runs away is announced once, with what to do; a calm one is not."""
 
@@ -772,7 +796,6 @@ def test_costs_of_minillm(pair):
 # ---------------------------------------------------------------------------------------------------------------------
 # How a batch is computed: parts, chunks, recomputation, a cache, precision. It costs, and it does not count.
 
-EVERY_TERM = "okd --temperature 2 --anchor .3 --student-kd .7"
 # Every kind of row in three ways at once, three rows in each.
 FAST_HOW = [
     *itertools.product([*OKD_KINDS, EVERY_TERM], HOW[-1:]),
