@@ -451,10 +451,10 @@ def cmkd(student_logits, teacher_logits, top_k=32, tau=0.1, weight_by="entropy")
 
     CMKD (arXiv 2410.06561) weighs the two by how hard the sample is; its rule was not at hand, so w is ours, a
     reconstruction: with "entropy" the teacher's entropy / ln V, so that a teacher in doubt passes on its order more
-    than its numbers, "certainty" the other way round, and None one half. ValueError for another weight_by, and as
-    pearson and spearman do.
+    than its numbers, "certainty" the other way round, and None one half. A vocabulary of one token: 0. ValueError for
+    another weight_by, and as pearson and spearman do.
     """
-    doubt = entropy(teacher_logits.detach()) / math.log(teacher_logits.size(-1))
+    doubt = entropy(teacher_logits.detach()) / math.log(max(2, teacher_logits.size(-1)))  # of one token: no doubt
     shares = {"entropy": doubt, "certainty": 1 - doubt, None: 0.5}
     _require(weight_by in shares, f"weight_by must be entropy, certainty or None, found {weight_by!r}")
     student_logits, share = at_least_float32(student_logits), shares[weight_by]
@@ -570,9 +570,13 @@ def decoupled_parts(student_logits, teacher_logits, targets):
     """The two parts of DKD at every position, (B, T) each, in nats. Example, target 0: .381909 and .035375.
 
     "Target": KL between the two-way distributions (target, everything else). "Others": KL between the distributions
-    over everything else, renormalised. forward_kl = target part + (1 - teacher(target)) * others part, exactly.
+    over everything else, renormalised. forward_kl = target part + (1 - teacher(target)) * others part, exactly. Both
+    are 0 where the vocabulary is a single token.
     """
     two_way, others, targets = [], [], _checked(targets, student_logits)
+    if student_logits.size(-1) == 1:  # there is nothing else, and no token has a probability over nothing
+        zero = forward_kl(student_logits, teacher_logits)
+        return zero, zero
     for logprobs in _logprobs(student_logits, teacher_logits):
         # The V - 1 other tokens are picked, not masked with -inf: no 0 * inf, and log(1 - p) is a logsumexp.
         ids = torch.arange(logprobs.size(-1) - 1, device=logprobs.device)

@@ -65,6 +65,9 @@ from sample import DATASET, Noise, Rollout, rollout_from_ids, to_device
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. Rows.
 
+# Where a row can have been read. "summary": what others write about a paper; "ours": nowhere, it is this project's own.
+READ_FROM = ("paper", "code", "abstract", "summary", "common knowledge", "ours")
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -79,6 +82,7 @@ class Variant:
     paper: str | None  # arXiv id
     note: str  # what it changes
     deviation: str = ""  # what is not the paper's: analogy, restriction, reconstruction
+    read_from: str = "ours"  # where the row was read: one or two of READ_FROM, joined by ", "
     loss_kwargs: dict = field(default_factory=dict)  # of the loss
     kd_weight: float = 1.0  # of the loss; the rest is cross-entropy on the tokens
     temperature: float = 1.0  # of both sides of the loss
@@ -131,6 +135,7 @@ class OnlineVariant:
     # in place of the teacher's loss: a meta-gradient, "exact" or by "difference"
     meta_gradient: str | None = None
     deviation: str = ""  # what is not the paper's
+    read_from: str = "ours"  # where the row was read, as a Variant's
     temperature: float | None = None  # of both divergences
     module_scale: float | None = None  # factor on what the module adds
     module_start: float | None = None  # share of the steps before the module starts to move
@@ -580,8 +585,8 @@ class DualSpace(Method):
     One linear map takes the teacher's features to the student's head, another the student's to the teacher's head. With
     both, and the row's loss as D, the loss is (1 - kd_weight) cross-entropy + kd_weight times the sum of
         cross-entropy(projected teacher)            from which only the first map learns
-        D(projected teacher || student)             in the student's space, the projected teacher a constant
-        KL(teacher || projected student)            in the teacher's space, to the student and the second map
+        T^2 D(projected teacher^T || student^T)     in the student's space, the projected teacher a constant
+        T^2 KL(teacher^T || projected student^T)    in the teacher's space, to the student and the second map
     """
 
     captures_teacher = True
@@ -606,9 +611,14 @@ class DualSpace(Method):
         projected_teacher = like(HiddenStates(self.to_student(other), student.head.detach()), student_logits)
         projected_student = like(HiddenStates(self.to_teacher(own), teacher.head), student_logits)
         of_map = by_chunks(cross_entropy, projected_teacher, part.tokens.targets)
-        teachers_space = by_chunks(forward_kl, projected_student, teacher_logits)
+        teachers_space = by_chunks(self.softened_kl, projected_student, teacher_logits)
         students_space = self.word_loss(student_logits, projected_teacher.detach(), part)
         return students_space + self.row.kd_weight * (of_map + teachers_space)
+
+    def softened_kl(self, student_logits, teacher_logits):
+        """T^2 KL(teacher^T || student^T) at the row's temperature T, (B, T) nats."""
+        temperature = self.row.temperature
+        return temperature**2 * forward_kl(soften(student_logits, temperature), soften(teacher_logits, temperature))
 
 
 class InputGradient(Method):
@@ -1020,7 +1030,8 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
     lower half.
 
     Both learn the references, and the KL from teacher to branch reaches both: what a student cannot follow becomes
-    costly. As many updates as the student's, at `rate` times the rate that the teacher was pretrained with.
+    costly. The three losses weigh 1 each, which is ours. As many updates as the student's, at `rate` times the rate
+    that the teacher was pretrained with.
     """
     if run.pretraining_lr is None:
         raise ValueError("sftn continues the teacher's pretraining: give Run(pretraining_lr=...), the rate that it had")

@@ -106,7 +106,7 @@ class Noise:
     """
 
     # A role is one independent number at a position.
-    ROLES = {"student": 1, "teacher": 2, "coin": 3, "fresh": 4, "target": 5}
+    ROLES = {"student": 1, "teacher": 2, "accept": 3, "fresh": 4, "target": 5}
 
     def __init__(self, generator, row_keys):
         assert isinstance(generator, torch.Generator), "draws take a torch.Generator of their own, none was given"
@@ -161,9 +161,8 @@ def draw(model_logits, uniform, temperature=1.0, top_k=None, top_p=None):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 2. Which proposals stay. An accept rule is one function and one row of ACCEPT_RULES: (teacher_logits (..., V),
-# proposed
-# (...,) long, coin (...,) uniform, place (...,) long: tokens of the response before it) -> (...,) bool. Its own numbers
-# are keyword-only arguments, each annotated with the Range of its legal values.
+# proposed (...,) long, uniform (...,) in (0, 1), position (...,) long, tokens of the response before it) -> (...,)
+# bool. Its own numbers are keyword-only arguments, each annotated with the Range of its legal values.
 # Rules judge the drafted token on the teacher's raw logits (T = 1, nothing cut off), as Algorithm 1 does.
 
 
@@ -190,21 +189,21 @@ def rank(model_logits, tokens):
     return (model_logits > model_logits.gather(-1, tokens[..., None])).sum(-1)
 
 
-def _accept_topk(teacher_logits, proposed, coin, place, *, accept_top_k: RANK = 25):
+def _accept_topk(teacher_logits, proposed, uniform, position, *, accept_top_k: RANK = 25):
     """SKD: among the teacher's accept_top_k largest logits (0 accepts none, V accepts all)."""
     return rank(teacher_logits, proposed) < accept_top_k
 
 
 def _accept_topk_along(
-    teacher_logits, proposed, coin, place, *, accept_top_k: RANK = 25, first: FACTOR = 1.0, last: FACTOR = 0.2,
+    teacher_logits, proposed, uniform, position, *, accept_top_k: RANK = 25, first: FACTOR = 1.0, last: FACTOR = 0.2,
     along: LENGTH = 32,
 ):  # fmt: skip
     """topk with a K that moves in a straight line: from first * accept_top_k to last * accept_top_k at `along`."""
-    share = (place / along).clamp(max=1.0)
+    share = (position / along).clamp(max=1.0)
     return rank(teacher_logits, proposed) < accept_top_k * (first + (last - first) * share)
 
 
-def _accept_topp(teacher_logits, proposed, coin, place, *, accept_top_p: SHARE = 0.9):
+def _accept_topp(teacher_logits, proposed, uniform, position, *, accept_top_p: SHARE = 0.9):
     """In the teacher's nucleus: the tokens that are strictly likelier hold less than accept_top_p of the mass."""
     larger = teacher_logits > teacher_logits.gather(-1, proposed[..., None])
     return (teacher_logits.float().softmax(-1) * larger).sum(-1) < accept_top_p
@@ -214,12 +213,12 @@ def _teacher_prob(teacher_logits, proposed):
     return teacher_logits.float().log_softmax(-1).gather(-1, proposed[..., None])[..., 0].exp()
 
 
-def _accept_minprob(teacher_logits, proposed, coin, place, *, accept_min_prob: SHARE = 0.05):
+def _accept_minprob(teacher_logits, proposed, uniform, position, *, accept_min_prob: SHARE = 0.05):
     """The teacher gives it at least accept_min_prob: rank is not confidence (CA-OPD's gate)."""
     return _teacher_prob(teacher_logits, proposed) >= accept_min_prob
 
 
-def _accept_typical(teacher_logits, proposed, coin, place, *, accept_epsilon: SHARE = 0.3):
+def _accept_typical(teacher_logits, proposed, uniform, position, *, accept_epsilon: SHARE = 0.3):
     """Typical acceptance: teacher prob > min(eps^2, eps exp(-H)); the bar falls where the teacher itself is unsure."""
     logprobs = teacher_logits.float().log_softmax(-1)
     teacher_entropy = -(logprobs.exp() * logprobs).sum(-1)
@@ -227,24 +226,24 @@ def _accept_typical(teacher_logits, proposed, coin, place, *, accept_epsilon: SH
     return _teacher_prob(teacher_logits, proposed) > bar
 
 
-def _accept_argmax(teacher_logits, proposed, coin, place):
+def _accept_argmax(teacher_logits, proposed, uniform, position):
     """Only the teacher's argmax."""
     return rank(teacher_logits, proposed) < 1
 
 
-def _accept_all(teacher_logits, proposed, coin, place):
+def _accept_all(teacher_logits, proposed, uniform, position):
     """The limit K = V: plain on-policy sampling."""
     return torch.ones_like(proposed, dtype=torch.bool)
 
 
-def _accept_none(teacher_logits, proposed, coin, place):
+def _accept_none(teacher_logits, proposed, uniform, position):
     """The limit K = 0: plain teacher sampling."""
     return torch.zeros_like(proposed, dtype=torch.bool)
 
 
-def _accept_random(teacher_logits, proposed, coin, place, *, replace_rate: SHARE = 0.05):
+def _accept_random(teacher_logits, proposed, uniform, position, *, replace_rate: SHARE = 0.05):
     """Control: replace blindly at a given rate. What SKD gains over this at the same rate, the judging gained."""
-    return coin >= replace_rate
+    return uniform >= replace_rate
 
 
 ACCEPT_RULES = {
@@ -269,7 +268,7 @@ def knobs_of(accept_rule):
 RANKED = tuple(name for name in ACCEPT_RULES if "accept_top_k" in knobs_of(name))  # the rules that know accept_top_k
 
 
-def _accept_warped(teacher_logits, proposed, coin, place, *, accept_top_k, temperature, top_p):
+def _accept_warped(teacher_logits, proposed, uniform, position, *, accept_top_k, temperature, top_p):
     """accept_on="warped", the released code's topk: among the accept_top_k likeliest after temperature and top-p."""
     # Few tokens keep any mass after top-p; topk fills up with arbitrary ids of mass 0, as the released code does.
     if accept_top_k == 0:
@@ -562,14 +561,14 @@ class InterleavedRules(NamedTuple):
     @property
     def roles(self):
         """The noise that a block needs."""
-        return ("student", "teacher", "coin", "fresh") if self.fresh else ("student", "teacher", "coin")
+        return ("student", "teacher", "accept", "fresh") if self.fresh else ("student", "teacher", "accept")
 
-    def stays(self, block, teacher_rows, uniform, place):
+    def stays(self, block, teacher_rows, uniform, position):
         """(n, G) bool. block: Draft; teacher_rows (n, G, V): row j judges proposal j; uniform: role -> (n, G)."""
         proposed = block.proposed
         if self.fresh:
             proposed = draw(torch.stack(block.rows, 1), uniform["fresh"], **self.student)
-        kept = self.accept(teacher_rows, proposed, uniform["coin"], place, **self.knobs)
+        kept = self.accept(teacher_rows, proposed, uniform["accept"], position, **self.knobs)
         if kept.shape != proposed.shape or kept.dtype != torch.bool:
             raise ValueError(
                 f"an accept rule returns one bool per proposal, here {tuple(proposed.shape)}: "
@@ -632,8 +631,8 @@ def interleaved_reference(
         student_row, teacher_row = student(prefix)[:, -1], teacher(prefix)[:, -1]  # (1, V)
         token = draw(student_row, noise(position, "student"), student_temperature)
         source = STUDENT
-        place = position - len(prompt)
-        if not ACCEPT_RULES[accept_rule](teacher_row, token, noise(position, "coin"), place, **rule):
+        uniform, written = noise(position, "accept"), position - len(prompt)
+        if not ACCEPT_RULES[accept_rule](teacher_row, token, uniform, written, **rule):
             token = draw(teacher_row, noise(position, "teacher"), **replacement_law)
             source = TEACHER
         sequence.append(int(token))
@@ -878,14 +877,14 @@ class SpeculativeRules(NamedTuple):
 
     temperature: float
 
-    roles = ("student", "teacher", "coin")  # the noise that a block needs
+    roles = ("student", "teacher", "accept")  # the noise that a block needs
 
     @property
     def student(self):
         """Keywords of `draw`: the drafted tokens."""
         return {"temperature": self.temperature}
 
-    def stays(self, block, target_rows, uniform, place):
+    def stays(self, block, target_rows, uniform, position):
         """(n, G) bool, True with probability min(1, target / draft); arguments as of InterleavedRules.stays."""
         if self.temperature == 0:
             return target_rows.argmax(-1) == block.proposed
@@ -893,7 +892,7 @@ class SpeculativeRules(NamedTuple):
             warp(rows, self.temperature).log_softmax(-1).gather(-1, block.proposed[..., None])[..., 0].exp()
             for rows in (torch.stack(block.rows, 1), target_rows)
         )
-        return uniform["coin"] * draft_prob < target_prob
+        return uniform["accept"] * draft_prob < target_prob
 
     def redraw(self, block, target_rows, at, uniform):
         """Tokens from the positive part of target - draft, at the index `at` into (n, G)."""
@@ -988,7 +987,7 @@ class Switching:
     the up to `window` positions before it, the teacher takes over, once (AdaSwitch, arXiv 2510.07842: a reconstruction
     from summaries). Distances .1 .1 .1 .5 with window 3, factor 3: the fourth token is the teacher's. The first token
     is the student's; factor inf never switches, factor 0 switches at the second token. `first_by_teacher` (B,): the
-    place in the response of the teacher's first token.
+    position in the response of the teacher's first token.
     """
 
     feeds = ("student", "teacher")  # both read every token
@@ -1016,10 +1015,10 @@ class Switching:
         first = self.first_by_teacher[cache.rows]
         if cache.recent:
             strays = distance > self.factor * torch.stack(cache.recent).mean(0)
-            first = torch.where(strays, first.clamp(max=cache.place), first)  # places grow: set once, it stays
+            first = torch.where(strays, first.clamp(max=cache.position), first)  # positions grow: set once, it stays
             self.first_by_teacher[cache.rows] = first
-        cache.recent, cache.place = [*cache.recent, distance][-self.window :], cache.place + 1
-        return torch.where(first[:, None, None] < cache.place, teacher_rows, student_rows)
+        cache.recent, cache.position = [*cache.recent, distance][-self.window :], cache.position + 1
+        return torch.where(first[:, None, None] < cache.position, teacher_rows, student_rows)
 
 
 class CachePair(tuple):
@@ -1039,7 +1038,7 @@ class SwitchCache(CachePair):
 
     def begin(self, batch_size, device):
         """No token of a response is written yet."""
-        self.recent, self.place, self.rows = [], 0, torch.arange(batch_size, device=device)
+        self.recent, self.position, self.rows = [], 0, torch.arange(batch_size, device=device)
 
     def roll_back(self, lengths, high=None):
         """Called once, behind the prompts: what the models said of those is no distance of a response."""
@@ -1084,10 +1083,10 @@ class Request(NamedTuple):
 def _write_mixed(request):
     """References or student, by a draw per "batch" or per "sequence" that takes the student at student_share."""
     prompts, rows, batch_size = request.prompts, request.rows, request.batch_size
-    coins = torch.rand(
+    uniform = torch.rand(
         batch_size if request.mix_per == "sequence" else 1, generator=request.generator
     ).expand(batch_size)
-    anywhere = (coins < request.student_share).tolist()  # in the whole batch
+    anywhere = (uniform < request.student_share).tolist()  # in the whole batch
     number = list(itertools.accumulate(anywhere))  # the student's rows are numbered through: their noise's keys
     by_student, responses, fed = [anywhere[row] for row in rows], request.references, None
     if any(anywhere) and not any(by_student):
@@ -1141,8 +1140,8 @@ def _write_switching(request):
     """The student until it strays from the teacher, then the teacher (`switching`: knobs of Switching)."""
     both = Switching(request.student, request.teacher, **(request.switching or {}))
     rollout = request.generate(both, request.prompts, request.rows)
-    place = torch.arange(rollout.tokens.size(1), device=rollout.tokens.device) - rollout.prompt_len[:, None]
-    by_teacher = (place >= both.first_by_teacher[:, None]) & rollout.response_mask
+    position = torch.arange(rollout.tokens.size(1), device=rollout.tokens.device) - rollout.prompt_len[:, None]
+    by_teacher = (position >= both.first_by_teacher[:, None]) & rollout.response_mask
     rollout.source = rollout.source.masked_fill(by_teacher, TEACHER)
     return rollout
 
@@ -1184,7 +1183,7 @@ def write_tokens(
     same for every writer, and no gradient flows through a draw.
 
     Several processes write one batch together: `rows` are the places in it that these prompts have, `batch_size` is its
-    size. Noise and coins belong to the places, so the batch is the same, however many processes share it. Raises
+    size. Noise and draws belong to the places, so the batch is the same, however many processes share it. Raises
     ValueError for an unknown writer or mix_per, a share outside 0..1, and references that are needed and missing.
     """
     if writer not in WRITERS or mix_per not in ("batch", "sequence") or not 0 <= student_share <= 1:

@@ -71,21 +71,23 @@ from model import ONLINE_MODULES, OnlineTeacher, make_optimizer
 # fmt: off
 VARIANTS = {
     "sft": OnlineVariant(None, "no teacher: cross-entropy on the references", student_divergence="forward_kl",
-                         student_kd=0.0),
+                         student_kd=0.0, read_from="common knowledge"),
     "fixed_forward_kl": OnlineVariant("1910.01108", "word-level KD: forward KL to the fixed teacher",
-                                      student_divergence="forward_kl"),
+                                      student_divergence="forward_kl", read_from="code"),
     "fixed_reverse_kl": OnlineVariant("2306.08543", "reverse KL to the fixed teacher on the references",
-                                      student_divergence="reverse_kl"),
+                                      student_divergence="reverse_kl", read_from="code"),
     "imitkd": OnlineVariant("2009.07253", "a draw per sequence: reference or student sample", writer="mixed",
-                      student_share=(0.5, 0.5), mix_per="sequence", student_divergence="forward_kl"),
+                      student_share=(0.5, 0.5), mix_per="sequence", student_divergence="forward_kl",
+                      read_from="abstract, code"),
     "gkd": OnlineVariant("2306.13649", "a draw per batch: references or student samples; JSD", writer="mixed",
-                   student_share=(0.5, 0.5), student_divergence="generalized_jsd"),
+                   student_share=(0.5, 0.5), student_divergence="generalized_jsd", read_from="code"),
     "minillm": OnlineVariant("2306.08543", "policy gradient of the sequence's reverse KL on teacher-mixed samples",
                        writer="teacher_mixed", student_divergence="minillm",
                        deviation="no clipping of repeated updates, since each batch is used once; "
-                                 "no loss on a pretraining corpus"),
+                                 "no loss on a pretraining corpus", read_from="code"),
     "okd": OnlineVariant("2409.12512", "the teacher's LoRA learns from student and references", module="flag",
-                   deviation="the module's rate, where the paper has one for both (--module-lr 1); alpha; rank 8"),
+                   deviation="the module's rate, where the paper has one for both (--module-lr 1); alpha; rank 8",
+                   read_from="paper"),
     "okd_no_feedback": OnlineVariant(None, "control: the LoRA learns from the references alone", module="flag",
                                      alpha=0.0),
 }
@@ -243,10 +245,16 @@ class OnlineLosses(Method):
         return few.check_signal(loss_of, self.row.student_divergence in DIVERGENCES)
 
     def shown(self, part):
-        """What a logged step shows per token: the student's divergence at T = 1, or cross-entropy without a teacher."""
-        if part.teacher_logits is None:
-            return by_chunks(cross_entropy, part.student_logits, part.tokens.targets)
-        return self.student_divergence(part, constant(part.compared), constant(part.teacher_logits))
+        """What the student minimises at every token of the batch, (rows, T), for a logged step; a cross-entropy that is
+        taken on the references beside tokens that a model wrote is none of theirs."""
+        row, targets = self.row, part.tokens.targets
+        per_token = torch.zeros(targets.shape, device=targets.device)
+        if row.student_kd > 0:
+            softened = (soften(constant(x), row.temperature) for x in (part.compared, part.teacher_logits))
+            per_token = row.student_kd * row.temperature**2 * self.student_divergence(part, *softened)
+        if row.student_kd < 1 and row.writer == "dataset":
+            per_token = per_token + (1 - row.student_kd) * by_chunks(cross_entropy, part.student_logits, targets)
+        return per_token
 
     def after_evaluation(self, figures):
         """Warn once when the teacher has left the original."""

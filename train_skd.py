@@ -53,22 +53,23 @@ from methods import Variant
 # fmt: off
 VARIANTS = {
     # the comparison of the SKD paper
-    "sft": Variant("dataset", "cross_entropy", None, "no teacher: cross-entropy on the references"),
-    "supervised": Variant("dataset", "forward_kl", "1910.01108", "word-level KD on the references"),
+    "sft": Variant("dataset", "cross_entropy", None, "no teacher: cross-entropy on the references",
+                   read_from="common knowledge"),
+    "supervised": Variant("dataset", "forward_kl", "1910.01108", "word-level KD on the references", read_from="code"),
     "seqkd": Variant("teacher", "cross_entropy", "1606.07947",
                      "cross-entropy on the teacher's greedy answers, written once",
-                     "greedy answers in place of beam search", answers=0.0),
-    "on_policy": Variant("student", "forward_kl", "2306.13649", "KD on the student's own samples"),
+                     "greedy answers in place of beam search", answers=0.0, read_from="code"),
+    "on_policy": Variant("student", "forward_kl", "2306.13649", "KD on the student's own samples", read_from="code"),
     "imitkd": Variant("mixed", "forward_kl", "2009.07253", "a draw per sequence: reference or student sample",
                       "constant chance .5; the paper's annealing was not seen", student_share=(0.5, 0.5),
-                      mix_per="sequence"),
+                      mix_per="sequence", read_from="abstract, code"),
     "gkd": Variant("mixed", "generalized_jsd", "2306.13649", "a draw per batch: references or student samples; JSD",
-                   loss_kwargs={"beta": 0.5}, student_share=(0.5, 0.5)),
+                   loss_kwargs={"beta": 0.5}, student_share=(0.5, 0.5), read_from="code"),
     "two_stage": Variant("mixed", "forward_kl", "2410.11325",
                          "references in the first half, student samples in the second",
-                         student_share=(0.0, 1.0)),
+                         student_share=(0.0, 1.0), read_from="code"),
     "skd": Variant("interleaved", "forward_kl", "2410.11325",
-                   "the student proposes, the teacher replaces what it ranks poorly"),
+                   "the student proposes, the teacher replaces what it ranks poorly", read_from="paper, code"),
 }
 # fmt: on
 MAIN = tuple(VARIANTS)  # the comparison of the paper (its section 5)

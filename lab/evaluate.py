@@ -130,7 +130,9 @@ def exposure_error(own_columns, teacher_columns, key, length=16):
     """ExAccErr in per cent (OKD's Eqs. 5-7): how much the student's own prefixes worsen its distance to the teacher.
 
     (R - E) / E * 100, R = KL(teacher || student) summed over the first `length` tokens of the student's own samples, E
-    = the same on the teacher's samples, both means over prompts. 0: no exposure bias; below 0: nearer on its own path.
+    = the same on the teacher's samples, both means over prompts. With samples of equal lengths 0 is no exposure bias,
+    and below 0 the student is nearer on its own path. A response that has ended adds nothing, so lengths count as well:
+    .5 nats at every token are -50 % where the student's samples have 4 tokens and the teacher's 8. None where E is 0.
     """
     own, reference = (
         columns[key][columns["place"] < length].double().sum() for columns in (own_columns, teacher_columns)

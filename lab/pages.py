@@ -61,7 +61,8 @@ def methods_table(script, variants):
     """The table of a script's methods in docs/methods.md, from what its --list-variants prints: {name: row}."""
     with_module = any("module" in row for row in variants.values())
     module_titles = ["teacher's module", "how it learns"] if with_module else []
-    titles = ["method", "what it changes", "who writes", "loss", *module_titles, "paper", "not the paper's"]
+    sources = ["paper", "read from", "not the paper's"]
+    titles = ["method", "what it changes", "who writes", "loss", *module_titles, *sources]
     lines = [f"| {' | '.join(titles)} | command |", "| --- " * (len(titles) + 1) + "|"]
     for name, row in variants.items():
         writer = WRITERS.get(row["writer"], row["writer"])
@@ -83,6 +84,6 @@ def methods_table(script, variants):
         )
         module = {None: "fixed", "flag": "lora (`--module`)"}.get(row.get("module"), row.get("module"))
         cells = [f"`{name}`", row["note"], writer, loss, *([module, _learning(row)] if with_module else []),
-                 row["paper"] or "-", row["deviation"] or "-"]
+                 row["paper"] or "-", row["read_from"], row["deviation"] or "-"]
         lines.append(f"| {' | '.join(cells)} | `python {script}.py --variants {name}` |")
     return "\n".join(lines) + "\n"

@@ -154,6 +154,22 @@ MINIMUM_AT_EQUALITY = [  # with hyper-parameters, and who wrote the tokens
 ]
 
 
+@pytest.mark.parametrize("name", losses.loss_names())
+def test_a_vocabulary_of_one_token_costs_nothing(name):
+    """Both models are sure of the only token: 0, and a gradient of 0, whatever their logits; never nan."""
+    rows = random_logits(2, 5, 1), random_logits(2, 5, 1, seed=1)
+    value, gradient = both(name, *rows, random_tokens(2, 5, vocab_size=1))
+    assert value.abs().max() < 1e-12 and gradient.abs().max() == 0
+
+
+@pytest.mark.parametrize("weight_by", ["certainty", None])
+def test_cmkd_of_one_token_however_it_is_weighed(weight_by):
+    """The teacher's entropy over ln V would be 0 / 0."""
+    rows = random_logits(2, 5, 1), random_logits(2, 5, 1, seed=1)
+    value, gradient = both("cmkd", *rows, random_tokens(2, 5, vocab_size=1), weight_by=weight_by)
+    assert value.abs().max() == gradient.abs().max() == 0
+
+
 @pytest.mark.parametrize("name, hyper, by_teacher", MINIMUM_AT_EQUALITY)
 def test_zero_at_equality(name, hyper, by_teacher):
     """Student = teacher gives value 0 and gradient 0, also where all mass sits on one token."""

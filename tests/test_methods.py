@@ -335,7 +335,13 @@ def flow(row):
 
 
 def two_spaces(row):
-    """DSKD: last features, normalised, through a map and under the other model's head."""
+    """DSKD: last features, normalised, through a map and under the other model's head; both KLs at the row's T,
+    times T^2."""
+    temperature = row.variant.temperature
+
+    def apart(first, second):
+        return temperature**2 * kl(softened(first, temperature), softened(second, temperature))
+
     own, other = both_hidden(row, last)
     own, other = row.student.norm(own), row.teacher.norm(other)
     students_head, teachers_head = (model.token_embedding.weight for model in (row.student, row.teacher))
@@ -344,8 +350,8 @@ def two_spaces(row):
     students, teachers = (own @ students_head.T).softmax(-1), (other @ teachers_head.T).softmax(-1).detach()
     losses = [
         0.5 * ce(students[place], token)
-        + 0.5 * (ce(of_teacher[place], token) + kl(of_teacher[place].detach(), students[place])
-                 + kl(teachers[place], of_student[place]))
+        + 0.5 * (ce(of_teacher[place], token) + apart(of_teacher[place].detach(), students[place])
+                 + apart(teachers[place], of_student[place]))
         for place, token in enumerate(row.response)
     ]
     return torch.stack(losses)
@@ -576,6 +582,15 @@ def test_the_loss_by_hand(variant, reduction):
         assert (line["loss"], line["gradient_norm"]) == pytest.approx(
             plain_loss(variant, run, step, reduction), rel=1e-4
         )
+
+
+@pytest.mark.parametrize("chunks", ["yes", "no"])
+def test_a_temperature_reaches_both_spaces(chunks):
+    """dskd at T = 2: the KL of either space is softened and times 4, and neither cross-entropy is."""
+    row = dataclasses.replace(VARIANTS["dskd"], temperature=2.0)
+    run = Watched(row, tiny_pair(2, 3), flags(steps=2, chunk_loss=chunks), change=ragged)
+    for step, line in enumerate(run.steps):
+        assert (line["loss"], line["gradient_norm"]) == pytest.approx(plain_loss("dskd", run, step, "token"), rel=1e-4)
 
 
 def test_the_conditions_are_met():
@@ -1422,9 +1437,9 @@ def test_the_first_step_of_sftns_teacher_by_hand():
     on the branch = the student's upper half over a bridge."""
     pair, args = tiny_pair(2, 3), flags(steps=1)
     found = teacher_of(VARIANTS["sftn"], pair, args)
-    coins = generator(1_000_003 + 4)
-    bridge = torch.empty(8, 12).normal_(0.0, 12**-0.5, generator=coins).double().requires_grad_()
-    rows = torch.randperm(24, generator=coins)[:4].tolist()
+    draws = generator(1_000_003 + 4)
+    bridge = torch.empty(8, 12).normal_(0.0, 12**-0.5, generator=draws).double().requires_grad_()
+    rows = torch.randperm(24, generator=draws)[:4].tolist()
     teacher, student = copy.deepcopy(pair.teacher).double().requires_grad_(), pair.new_student().double()
     head = student.head.detach().clone().requires_grad_()
     losses = []

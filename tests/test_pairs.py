@@ -1,4 +1,4 @@
-"""Laws of the shared plumbing: the starting pair (lab/pairs.py), the yardstick (lab/evaluate.py),
+"""Laws of the shared plumbing: the starting pair (lab/pairs.py), the evaluation (lab/evaluate.py),
 the runs (lab/processes.py)."""
 
 import argparse
@@ -25,7 +25,7 @@ from data.tasks import (
 )
 from data.tokenizer import train_tokenizer
 from lab import arguments, command_line, folders, pairs, processes, records
-from lab import evaluate as yardstick
+from lab import evaluate as evaluation
 from lab.evaluate import (
     acceptance,
     distances,
@@ -666,7 +666,7 @@ def test_easy_and_hard_by_hand():
         "kl_teacher": torch.tensor([1.0, 2.0, 4.0, 3.0, 9.0]),
         "agreement": torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0]),
     }
-    assert yardstick.easy_and_hard(columns) == pytest.approx(
+    assert evaluation.easy_and_hard(columns) == pytest.approx(
         {"kl_teacher_easy": 2, "kl_teacher_hard": 5, "agreement_easy": 1, "agreement_hard": 1 / 3}
     )
 
@@ -675,8 +675,10 @@ def test_exposure_error_by_hand():
     """100 (R - E) / E over places below the length; None where the teacher's own path costs nothing."""
     own = {"place": torch.tensor([0.0, 1, 2, 0, 1]), "kl_teacher": torch.tensor([1.0, 2, 90, 3, 4])}
     other = {"place": torch.tensor([0.0, 1, 0, 7]), "kl_teacher": torch.tensor([2.0, 2, 4, 90])}
-    assert yardstick.exposure_error(own, other, "kl_teacher", length=2) == pytest.approx(100 * (10 - 8) / 8)
-    assert yardstick.exposure_error(own, other | {"kl_teacher": torch.zeros(4)}, "kl_teacher") is None
+    assert evaluation.exposure_error(own, other, "kl_teacher", length=2) == pytest.approx(100 * (10 - 8) / 8)
+    assert evaluation.exposure_error(own, other | {"kl_teacher": torch.zeros(4)}, "kl_teacher") is None
+    four, eight = ({"place": torch.arange(n).float(), "kl_teacher": torch.full((n,), 0.5)} for n in (4, 8))
+    assert evaluation.exposure_error(four, eight, "kl_teacher") == -50  # sums, not means: a shorter path costs less
 
 
 def test_evaluate_by_hand(measured):
@@ -804,7 +806,7 @@ def test_figures_are_json_and_models_are_left_alone(measured):
 
 
 def test_quick_figures_are_those_of_evaluate(measured):
-    """A point of a learning curve equals the figures of the full yardstick."""
+    """A point of a learning curve equals the figures of the full evaluation."""
     student, teacher, task, tokenizer, encoded = measured
     quick, full = evaluate_quickly(student, teacher, task, tokenizer, encoded, BUDGET), figures_of(measured)
     assert quick == {name: full[name] for name in ("score", "val_nll", "kl_teacher")}

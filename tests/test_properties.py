@@ -200,8 +200,9 @@ def test_any_loss_is_a_number_per_position(seed, vocab_size, scale, length):
     """For logits of any size every loss of every table is finite, one number per position, with a finite gradient for
     the student and none for the teacher."""
     noise = torch.Generator().manual_seed(seed)
-    targets, coins = torch.randint(vocab_size, (2, length), generator=noise), torch.rand(2, 2, length, generator=noise)
-    tokens = Tokens(targets, coins[0] < 0.7, coins[1] < 0.5)
+    targets = torch.randint(vocab_size, (2, length), generator=noise)
+    uniforms = torch.rand(2, 2, length, generator=noise)
+    tokens = Tokens(targets, uniforms[0] < 0.7, uniforms[1] < 0.5)
     own, other = ((scale * torch.randn(2, length, vocab_size, generator=noise)).requires_grad_() for _ in range(2))
     for name in ("cross_entropy", *MATCHING_LOSSES, *TOKEN_LOSSES, *SEQUENCE_LOSSES):
         value = per_token_loss(name, own, other, tokens)
@@ -286,9 +287,9 @@ def test_any_batch_of_one_model_is_its_rows(prompts, budget, gamma, temperature,
 
 @law("samplers", writer=st.sampled_from(list(WRITERS)),
      rows=st.lists(st.tuples(*[st.lists(st.integers(0, 10), min_size=1, max_size=5)] * 2), min_size=1, max_size=6),
-     share=st.floats(0, 1), coin=st.sampled_from(["batch", "sequence"]), seed=st.integers(0, 999),
+     share=st.floats(0, 1), mix_per=st.sampled_from(["batch", "sequence"]), seed=st.integers(0, 999),
      processes=st.integers(1, 3), budget=st.integers(1, 9), top_k=st.integers(0, 11))  # fmt: skip
-def test_any_writer_writes_one_batch(writer, rows, share, coin, seed, processes, budget, top_k):
+def test_any_writer_writes_one_batch(writer, rows, share, mix_per, seed, processes, budget, top_k):
     """Whoever writes, and however many processes share the batch: the same rows, prompts as they were, a source for the
     tokens of the responses and for no others, nothing behind a row's end."""
     prompts, references = (list(side) for side in zip(*rows))
@@ -296,7 +297,7 @@ def test_any_writer_writes_one_batch(writer, rows, share, coin, seed, processes,
     def write(places):
         noise = torch.Generator().manual_seed(seed)
         return write_tokens(writer, MODELS[1], MODELS[2], [prompts[i] for i in places], [references[i] for i in places],
-                            budget, generator=noise, eos_token=3, student_share=share, mix_per=coin,
+                            budget, generator=noise, eos_token=3, student_share=share, mix_per=mix_per,
                             interleaved={"accept_top_k": top_k}, rows=places, batch_size=len(rows))  # fmt: skip
 
     whole = write(range(len(rows)))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import methods
 import train_okd
 import train_skd
 from lab import (
@@ -985,6 +986,20 @@ def test_a_row_says_what_it_is(script, capsys):
     for name, row in script.VARIANTS.items():
         assert row.note, name
         assert row.paper is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d{4}/\S+", row.paper), name
+        assert f"| {row.paper or '-'} | {row.read_from} | {row.deviation or '-'} |" in lines[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [train_skd, train_okd], ids=lambda script: script.__name__)
+def test_a_row_says_where_it_was_read(script):
+    """In words of READ_FROM; a row with a paper was read somewhere, and one that was read in part says what is ours."""
+    for name, row in script.VARIANTS.items():
+        read = row.read_from.split(", ")
+        known = methods.READ_FROM
+        assert set(read) <= set(known), f"{name}: read_from {row.read_from!r} is none of {', '.join(known)}"
+        assert row.paper is None or "ours" not in read, f"{name} names a paper: say in read_from where it was read"
+        in_part = {"abstract", "summary"} & set(read) and not {"paper", "code"} & set(read)
+        assert row.deviation or not in_part, f"{name} was read in part only: say in its deviation what is a guess"
 
 
 @pytest.fixture
@@ -997,7 +1012,7 @@ def project(tmp_path):
     (tmp_path / "results" / "notes").mkdir()
     (tmp_path / "results" / "bench" / "cpu.json").write_text("fast")
     (tmp_path / "tests" / "bench.py").write_text("import sys; print(open(sys.argv[2]).read(), '‖')")
-    row = {"note": "é", "writer": "student", "loss": "kl", "paper": None, "deviation": None}
+    row = {"note": "é", "writer": "student", "loss": "kl", "paper": None, "read_from": "ours", "deviation": None}
     for script in ("skd", "okd"):
         (tmp_path / f"train_{script}.py").write_text(f"import json; print(json.dumps({{'{script}': {row}}}))")
     sections = "".join(f"<!-- methods-{script}:begin --><!-- methods-{script}:end -->\n" for script in ("skd", "okd"))
@@ -1015,7 +1030,7 @@ def test_pages_are_rendered_by_one_command(project):
     assert report.write_pages(project) == []
     text = (project / "docs" / "methods.md").read_text(encoding="utf-8")
     assert text.startswith("top\n") and text.endswith("bottom\n")
-    assert "| `skd` | é | student | `kl` | - | - | `python train_skd.py" in text
+    assert "| `skd` | é | student | `kl` | - | ours | - | `python train_skd.py" in text
     assert "fast ‖" in (project / "docs" / "speed.md").read_text(encoding="utf-8")
     page = (study / "README.md").read_text()
     (study / "README.md").write_text(page.replace("Task math", "Task maths").replace("# skd-a", "# Why"))

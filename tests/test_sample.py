@@ -88,8 +88,8 @@ def plain_warp(row, temperature=1.0, top_k=None, top_p=None):
     return probs
 
 
-def acceptance(accept_rule, teacher_row, accept_top_k=25, place=0, **rule):
-    """(V,) the probability 0..1 that each token is accepted at this place of a response,
+def acceptance(accept_rule, teacher_row, accept_top_k=25, position=0, **rule):
+    """(V,) the probability 0..1 that each token is accepted at this position of a response,
     straight from the rule's definition."""
     probs = teacher_row.double().softmax(-1).tolist()
     ranks = [sum(other > prob for other in probs) for prob in probs]
@@ -98,7 +98,7 @@ def acceptance(accept_rule, teacher_row, accept_top_k=25, place=0, **rule):
     bar = min(epsilon**2, epsilon * math.exp(-entropy))
     definitions = {
         "topk": lambda v: ranks[v] < accept_top_k,
-        "topk_along": lambda v: ranks[v] < along(accept_top_k, place, **rule),
+        "topk_along": lambda v: ranks[v] < along(accept_top_k, position, **rule),
         "topp": lambda v: sum(prob for prob in probs if prob > probs[v]) < rule.get("accept_top_p", 0.9),
         "minprob": lambda v: probs[v] >= rule.get("accept_min_prob", 0.05),
         "typical": lambda v: probs[v] > bar,
@@ -110,9 +110,9 @@ def acceptance(accept_rule, teacher_row, accept_top_k=25, place=0, **rule):
     return torch.tensor([float(definitions[accept_rule](v)) for v in range(len(probs))], dtype=torch.float64)
 
 
-def along(accept_top_k, place, first=1.0, last=0.2, along=32):
-    """What topk_along's K is at this place."""
-    return accept_top_k * (last if place >= along else first + (last - first) * place / along)
+def along(accept_top_k, position, first=1.0, last=0.2, along=32):
+    """What topk_along's K is at this position."""
+    return accept_top_k * (last if position >= along else first + (last - first) * position / along)
 
 
 def interleaved_law(
@@ -214,9 +214,9 @@ def assert_independent(one, other):
 def test_noise_is_independent():
     """Across roles, neighbouring rows, neighbouring positions, far rows and seeds the numbers are independent."""
     table = uniforms()
-    for role in ("teacher", "coin", "fresh"):
+    for role in ("teacher", "accept", "fresh"):
         assert_independent(table, uniforms(role))
-    assert_independent(uniforms("teacher"), uniforms("coin"))
+    assert_independent(uniforms("teacher"), uniforms("accept"))
     assert_independent(table, uniforms(seed=1))
     assert_independent(table[1:], table[:-1])
     assert_independent(table[:, 1:], table[:, :-1])
@@ -225,7 +225,7 @@ def test_noise_is_independent():
     assert_independent(table, uniforms(start=2**40))
     # Keys, positions and roles are small neighbouring numbers: their sum alone must not decide.
     for shift in range(1, 4):
-        for role in ("teacher", "coin", "fresh"):
+        for role in ("teacher", "accept", "fresh"):
             assert_independent(table[:, shift:], uniforms(role)[:, :-shift])
 
 
@@ -343,7 +343,7 @@ def test_a_rule_is_a_function_with_ranges(accept_rule):
         found = rule(rows, zeros, torch.rand(shape, generator=generator(1)), zeros)
         assert found.shape == shape and found.dtype == torch.bool
     arguments = inspect.signature(rule).parameters
-    assert list(arguments) == ["teacher_logits", "proposed", "coin", "place", *knobs]
+    assert list(arguments) == ["teacher_logits", "proposed", "uniform", "position", *knobs]
     for name, allowed in knobs.items():
         allowed.check(name, arguments[name].default)
         for wrong in (-1, math.nan, "1"):
@@ -356,8 +356,8 @@ def test_a_new_rule_is_one_function_and_one_row(monkeypatch):
 
     bit = sample.Range("is 0 or 1", lambda value: value in (0, 1))
 
-    def every_other(teacher_logits, proposed, coin, place, *, phase: bit = 0):
-        return (place + phase) % 2 == 0
+    def every_other(teacher_logits, proposed, uniform, position, *, phase: bit = 0):
+        return (position + phase) % 2 == 0
 
     monkeypatch.setitem(sample.ACCEPT_RULES, "every_other", every_other)
     (student, teacher), prompts = make_pair(1), random_prompts(1, 3)
@@ -376,7 +376,7 @@ def test_a_new_rule_is_one_function_and_one_row(monkeypatch):
 @pytest.mark.parametrize("kept", [torch.tensor(True), torch.ones(3, 1, dtype=torch.bool), torch.ones(3, 4)])
 def test_a_rule_that_returns_no_bool_per_proposal_is_refused(kept, monkeypatch):
     """One line that says what a rule returns, not what torch makes of another shape."""
-    monkeypatch.setitem(sample.ACCEPT_RULES, "wrong", lambda teacher_logits, proposed, coin, place: kept)
+    monkeypatch.setitem(sample.ACCEPT_RULES, "wrong", lambda teacher_logits, proposed, uniform, position: kept)
     (student, teacher), prompts = make_pair(1), random_prompts(1, 3)
     with pytest.raises(ValueError, match="an accept rule returns one bool per proposal, here .3, 4."):
         sample.interleaved_generate(student, teacher, prompts, 7, accept_rule="wrong", gamma=4, generator=generator())
@@ -393,8 +393,8 @@ def test_rules_agree_with_their_definition(accept_rule):
     knobs["topk_along"] = {"accept_top_k": 7, "first": 0.31, "last": 2.57, "along": 9.0}
     for hyper in ({}, knobs.get(accept_rule, {})):
         teacher_rows = 2 * torch.randn(6, 5, 30, generator=generator())
-        coin = torch.rand(6, 5, generator=generator(1))
-        place = torch.tensor(
+        uniform = torch.rand(6, 5, generator=generator(1))
+        position = torch.tensor(
             [
                 [0, 1, 2, 3, 33],
                 [5, 6, 7, 9, 11],
@@ -406,13 +406,14 @@ def test_rules_agree_with_their_definition(accept_rule):
         )
         for token in range(30):
             proposed = torch.full((6, 5), token)
-            found = sample.ACCEPT_RULES[accept_rule](teacher_rows, proposed, coin, place, **hyper)
+            found = sample.ACCEPT_RULES[accept_rule](teacher_rows, proposed, uniform, position, **hyper)
             assert found.shape == (6, 5) and found.dtype == torch.bool
             for b, g in itertools.product(range(6), range(5)):
                 if accept_rule == "random":
-                    assert found[b, g] == (coin[b, g] >= 0.05)
+                    assert found[b, g] == (uniform[b, g] >= 0.05)
                 else:
-                    wanted = acceptance(accept_rule, teacher_rows[b, g], place=int(place[b, g]), **hyper)[token] == 1
+                    at = int(position[b, g])
+                    wanted = acceptance(accept_rule, teacher_rows[b, g], position=at, **hyper)[token] == 1
                     assert found[b, g] == wanted
 
 
@@ -421,10 +422,10 @@ def test_boundaries_of_the_rules():
     at strictly likelier mass only."""
     row = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
 
-    def accepted(accept_rule, place=0, **hyper):
+    def accepted(accept_rule, position=0, **hyper):
         rule = sample.ACCEPT_RULES[accept_rule]
         return [
-            bool(rule(row, torch.tensor([v]), torch.tensor([0.5]), torch.tensor([place]), **hyper)) for v in range(4)
+            bool(rule(row, torch.tensor([v]), torch.tensor([0.5]), torch.tensor([position]), **hyper)) for v in range(4)
         ]
 
     assert accepted("topk", accept_top_k=0) == [False] * 4
@@ -432,8 +433,10 @@ def test_boundaries_of_the_rules():
     assert accepted("topk", accept_top_k=3) == [True] * 4  # the tie at the third place
     assert accepted("topk", accept_top_k=4) == [True] * 4
     assert accepted("topk", accept_top_k=1.01) == [True, True, False, False]
-    # From 4 to 1 within 6 places: 4, 3.5, 3, 2.5, 2, 1.5, 1, 1, ..: the ranks below it, of 0 1 2 2.
-    falling = [sum(accepted("topk_along", place, accept_top_k=2, first=2, last=0.5, along=6)) for place in range(9)]
+    # From 4 to 1 within 6 positions: 4, 3.5, 3, 2.5, 2, 1.5, 1, 1, ..: the ranks below it, of 0 1 2 2.
+    falling = [
+        sum(accepted("topk_along", position, accept_top_k=2, first=2, last=0.5, along=6)) for position in range(9)
+    ]
     assert falling == [4, 4, 4, 4, 2, 2, 1, 1, 1]
     assert accepted("topp", accept_top_p=0.45) == [True, False, False, False]
     assert accepted("topp", accept_top_p=0.55) == [True, True, False, False]
@@ -441,7 +444,7 @@ def test_boundaries_of_the_rules():
     assert accepted("minprob", accept_min_prob=0.2499) == [True, True, False, False]
     assert accepted("minprob", accept_min_prob=0.2501) == [True, False, False, False]
     assert accepted("minprob", accept_min_prob=0.0) == [True] * 4
-    assert accepted("random", replace_rate=0.5) == [True] * 4  # the coin is .5: replaced only below the rate
+    assert accepted("random", replace_rate=0.5) == [True] * 4  # the uniform is .5: replaced only below the rate
     assert accepted("random", replace_rate=0.51) == [False] * 4
     # The row's entropy is 1.75 ln 2: exp(-H) = .2973. The smaller of eps^2 and eps .2973 is the bar.
     assert accepted("typical", accept_epsilon=0.2) == [True] * 4  # .04
@@ -620,7 +623,7 @@ def test_a_k_that_stands_still_is_k(seed):
 @pytest.mark.parametrize("gamma", [1, 2, 3, 5, 8, None])
 def test_a_k_that_moves_equals_the_reference(gamma):
     """topk_along in blocks, batched and cached = one token at a time:
-    what counts is the place in the response, not in the block."""
+    what counts is the position in the response, not in the block."""
     for seed in range(4):
         student, teacher, prompts, _, _ = random_case(seed)
         options = {
@@ -765,8 +768,8 @@ def test_kept_features_are_the_kept_logits(sampler, adapted):
 @pytest.mark.parametrize(
     "writer", ["dataset", "student", "mixed", "interleaved", "teacher_mixed", "teacher", "switching"]
 )
-@pytest.mark.parametrize("coin", ["batch", "sequence"])
-def test_a_batch_shared_by_processes_is_one_batch(writer, coin):
+@pytest.mark.parametrize("mix_per", ["batch", "sequence"])
+def test_a_batch_shared_by_processes_is_one_batch(writer, mix_per):
     """Three processes, each with its own rows and the same generator, write what one writes;
     all generators stay in step."""
     student, teacher = make_pair(6)
@@ -776,7 +779,7 @@ def test_a_batch_shared_by_processes_is_one_batch(writer, coin):
         draws = generator(seed)
         rollout = sample.write_tokens(
             writer, student, teacher, [prompts[i] for i in rows], [references[i] for i in rows], 8, generator=draws,
-            student_share=0.4, mix_per=coin, rows=rows, batch_size=7, eos_token=0, **source,
+            student_share=0.4, mix_per=mix_per, rows=rows, batch_size=7, eos_token=0, **source,
         )  # fmt: skip
         return rollout.responses(), torch.rand(3, generator=draws).tolist()
 
@@ -1488,7 +1491,7 @@ WRONG_USES = [
     ("unknown replace rule 'median'.*sample", {"replace": "median"}),
     ("no knob 'accept_top_p': it takes none", {"accept_top_p": 0.5}),
     ("no knob 'replace_rate': it takes accept_top_p", {"accept_rule": "topp", "replace_rate": 0.5}),
-    ("no knob 'place': it takes first, last, along", {"accept_rule": "topk_along", "place": 3}),
+    ("no knob 'position': it takes first, last, along", {"accept_rule": "topk_along", "position": 3}),
     ("accept_on must be raw, or warped", {"accept_on": "cooked"}),
     ("accept_on must be raw, or warped", {"accept_on": "warped", "accept_rule": "minprob"}),
     ("accept_on must be raw, or warped", {"accept_on": "warped", "accept_rule": "topk_along"}),

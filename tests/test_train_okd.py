@@ -62,6 +62,7 @@ from train_okd import (
 )
 
 TEACHER, STUDENT = torch.tensor([0.6, 0.3, 0.1]).log(), torch.tensor([0.2, 0.5, 0.3]).log()
+EVERY_TERM = "okd --temperature 2 --anchor .3 --student-kd .7"
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +328,7 @@ def masked(per_token, mask):
 
 @pytest.mark.parametrize("variant", [*VARIANTS, *(f"okd --teacher-divergence {name}" for name in TEACHER_DIVERGENCES)])
 def test_first_step_by_hand(pair, variant):
-    """One update of both players, worked out again from the row: the very gradients that the loop leaves.
+    """One update of student and teacher module, worked out again from the row: the very gradients that the loop leaves.
 
     The module is stirred first: at its start an adapted teacher is the original one, and much could be mixed up unseen.
     """
@@ -457,7 +458,8 @@ def test_a_run_is_a_function_of_its_seed(pair, variant):
 
 @pytest.mark.parametrize("variant", ["minillm", "okd_on_policy", "okd_skd"])
 def test_noise_is_the_seeds(pair, variant):
-    """One prompt only, and players that stand still: samples still differ between seeds, steps and rows."""
+    """One prompt only, and a student and a teacher module that stand still:
+    samples still differ between seeds, steps and rows."""
     one_prompt = dataclasses.replace(pair, train=type(pair.train)(*(column[:1] for column in pair.train)))
     texts = [
         response
@@ -591,6 +593,29 @@ def test_every_line_tells_of_the_teacher(pair):
     assert run.costs["initial_drift"] > 0 and run.costs["module_parameters"] == run.adapted.num_parameters()
     assert Watched("okd", pair, flags()).costs["initial_drift"] == 0
     assert not {"drift", "teacher_loss"} & {key for line in Watched("sft", pair, flags()).lines for key in line}
+
+
+SOFTENED = [EVERY_TERM, "dml --temperature 2", "okd_on_policy --temperature 2"]
+
+
+@matrix("variant", [*VARIANTS, *SOFTENED], fast=["pesf_kd", "okd_skd", *SOFTENED])
+def test_the_loss_by_who_wrote_the_token_is_the_loss(pair, variant):
+    """Weights, temperature and cross-entropy included: the mean over the batch of loss_on_* is the loss of the line."""
+    variant, *own = variant.split()
+    for line in Watched(variant, pair, flags("--steps", "3", *own)).lines:
+        if line["kind"] == "step":
+            who = [name for name in ("student", "teacher", "dataset") if f"{name}_share" in line]
+            mean = sum(line[f"{name}_share"] * line[f"loss_on_{name}"] for name in who)
+            assert line["loss"] == pytest.approx(mean, rel=1e-4, abs=1e-7)
+
+
+def test_the_loss_on_a_models_tokens_leaves_out_the_references(pair):
+    """Beside samples the cross-entropy is taken on the references, so it is none of the samples': their loss is the
+    divergence's share of the whole, nothing at --student-kd 0."""
+    runs = [Watched("okd_on_policy", pair, flags("--steps", "1", "--student-kd", kd)) for kd in ("1", "0.25", "0")]
+    alone, quarter, none = (next(line for line in run.lines if line["kind"] == "step") for run in runs)
+    assert quarter["loss_on_student"] == pytest.approx(0.25 * alone["loss_on_student"], rel=1e-5)
+    assert none["loss_on_student"] == 0 < none["loss"] and "loss_on_dataset" not in none
 
 
 def test_drift_is_told(pair):
@@ -771,7 +796,6 @@ def test_costs_of_minillm(pair):
 # ---------------------------------------------------------------------------------------------------------------------
 # How a batch is computed: parts, chunks, recomputation, a cache, precision. It costs, and it does not count.
 
-EVERY_TERM = "okd --temperature 2 --anchor .3 --student-kd .7"
 # Every kind of row in three ways at once, three rows in each.
 FAST_HOW = [
     *itertools.product([*OKD_KINDS, EVERY_TERM], HOW[-1:]),
@@ -795,7 +819,7 @@ def run_how(pair):
 
 @matrix("variant, how", itertools.product([*VARIANTS, EVERY_TERM], HOW), fast=FAST_HOW)
 def test_how_a_batch_is_computed_does_not_count(run_how, tmp_path, monkeypatch, variant, how):
-    """The same losses, gradients, step figures and weights of both players, to rounding,
+    """The same losses, gradients, step figures and weights of student and teacher module, to rounding,
     however the batch is worked out."""
     cached(monkeypatch, tmp_path)
     plain, ours = run_how(variant, ""), run_how(variant, how)
@@ -1144,7 +1168,7 @@ TYPED = [
 
 @pytest.mark.parametrize("names, argv, word", TYPED)
 def test_a_flag_that_reaches_no_chosen_row_is_refused(names, argv, word):
-    """One line with the flag, the methods and what to type, before any work; the yardstick's flags reach every row."""
+    """One line with the flag, the methods and what to type, before any work; the evaluation's flags reach every row."""
     with pytest.raises(ValueError, match=word) as error:
         parse_flags(["--variants", names, *argv.split()])
     assert "\n" not in str(error.value)

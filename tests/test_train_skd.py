@@ -264,7 +264,7 @@ def test_gamma_costs_but_does_not_count(pair, gamma):
 
 
 def test_mixed_rows_stay_in_place(pair):
-    """A coin per sequence: rows of the student and of the dataset keep their prompts, each with its own response."""
+    """A draw per sequence: rows of the student and of the dataset keep their prompts, each with its own response."""
     rows, eos, student = list(range(16)), pair.tokenizer.eos_token, pair.new_student()
     rollout = write("imitkd", pair, rows, student=student, student_temperature=0.0)
     labels = sources_of(rollout)
@@ -278,18 +278,18 @@ def test_mixed_rows_stay_in_place(pair):
 def test_a_coin_per_sequence_or_per_batch(pair, half):
     """imitkd: half of the sequences, independently. gkd: half of the batches, each of one writer.
     False alarms below 1e-5."""
-    short, student, coins = dataclasses.replace(pair, max_new_tokens=1), pair.new_student(), generator(1)
+    short, student, draws = dataclasses.replace(pair, max_new_tokens=1), pair.new_student(), generator(1)
     batches = {}
     for variant, number, size in (("imitkd", 25, 24), ("gkd", 150, 2)):
         rollouts = [
-            write_tokens(VARIANTS[variant], student, short, list(range(size)), half, flags(), coins, None)
+            write_tokens(VARIANTS[variant], student, short, list(range(size)), half, flags(), draws, None)
             for _ in range(number)
         ]
         batches[variant] = [[label == {STUDENT} for label in sources_of(rollout)] for rollout in rollouts]
     n = 25 * 24
     per_sequence = sum(map(sum, batches["imitkd"]))
     assert abs(per_sequence - n / 2) < SIX_SIGMA * math.sqrt(n) / 2
-    # neighbours in a batch agree half of the time: one coin per batch would agree always
+    # neighbours in a batch agree half of the time: one draw per batch would agree always
     agree = sum(a == b for batch in batches["imitkd"] for a, b in zip(batch, batch[1:]))
     assert abs(agree - 25 * 23 / 2) < SIX_SIGMA * math.sqrt(25 * 23) / 2
     assert all(len(set(batch)) == 1 for batch in batches["gkd"])
@@ -562,11 +562,11 @@ def test_verification_logits_are_the_teachers(pair):
 
 def test_skd_at_k_v_writes_the_on_policy_text(pair):
     """Where the teacher accepts everything, skd's rollout is the student's own of the same noise
-    (on_policy drew a coin before)."""
-    coins = generator(5)
-    torch.rand(1, generator=coins)
+    (on_policy drew who writes before)."""
+    draws = generator(5)
+    torch.rand(1, generator=draws)
     args, rows = flags(accept_top_k=pair.tokenizer.n_vocab), [3, 0, 7, 7]
-    skd = write_tokens(VARIANTS["skd"], pair.new_student(), pair, rows, 0, args, coins, None)
+    skd = write_tokens(VARIANTS["skd"], pair.new_student(), pair, rows, 0, args, draws, None)
     on_policy = write("on_policy", pair, rows, seed=5)
     assert skd.responses() == on_policy.responses() and sources_of(skd) == sources_of(on_policy)
 
@@ -982,14 +982,14 @@ TYPED = [
 
 @pytest.mark.parametrize("names, argv, word", TYPED)
 def test_a_flag_that_reaches_no_chosen_row_is_refused(nothing_trained, capsys, names, argv, word):
-    """One line with the flag, the methods and what to type, before any work; the yardstick's flags reach every row."""
+    """One line with the flag, the methods and what to type, before any work; the evaluation's flags reach every row."""
     assert re.search(word, refused(main, ["--quick", "--variants", names, *argv.split()], capsys))
     parse_flags(["--variants", names, "--accept-top-k", "2", "--gamma", "3"])
 
 
 def test_a_flag_that_reaches_some_rows_is_noted():
     """One line per flag, of at most five names; none where it reaches all, is what it is anyway,
-    or belongs to the yardstick."""
+    or belongs to the evaluation."""
     notes = parse_flags(["--student-temperature", "0.5", "--lr", "1e-3", "--gamma", "2", "--accept-on", "raw"])[0].notes
     assert notes == ["note: --student-temperature 0.5 is ignored by sft, supervised, seqkd (lets no student write)"]
     (note,) = parse_flags(["--variants", "all", "--judge-fresh"])[0].notes
@@ -1088,9 +1088,9 @@ def test_another_teacher_is_counted(pair):
             between = dataclasses.replace(pair, student_config=teacher.config, student_weights=teacher.state_dict())
             before = Watched(VARIANTS["supervised"], between, flags(steps=9)).costs["compute"]
         else:
-            coins = generator(1_000_003 + 4)
-            torch.empty(8, 12).normal_(generator=coins)  # the bridge
-            rows = [i for _ in range(3) for i in torch.randperm(24, generator=coins)[:4].tolist()]
+            draws = generator(1_000_003 + 4)
+            torch.empty(8, 12).normal_(generator=draws)  # the bridge
+            rows = [i for _ in range(3) for i in torch.randperm(24, generator=draws)[:4].tolist()]
             fed = sum(len(pair.train.prompts[i]) + len(pair.train.responses[i]) - 1 for i in rows)
             branch = 8 * 12 + 2 * 8 + pair.new_student().head.numel()
             before = 2e-12 * 3 * fed * (weights_that_count(pair.teacher) + branch)
