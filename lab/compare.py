@@ -32,6 +32,7 @@ from lab.training import Run
 from model import OnlineTeacher, save_checkpoint, save_online_module
 
 LARGE_VOCABULARY = 2**14  # from here on --chunk-loss auto is yes
+PROSE = ("paper", "note", "deviation", "read_from")  # columns of a row that change no bit of its runs
 SOURCES = (  # whose sha256 a record holds, beside the script's own
     *("model.py", "losses.py", "features.py", "sample.py", "methods.py", "catalogue.py"),
     *(f"data/{name}.py" for name in ("tokenizer", "tasks", "corpora", "metrics")),
@@ -121,6 +122,15 @@ def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=
     )
 
 
+def state_identity(shared, header, steps):
+    """What a saved state must have in common with the run that goes on from it: a dict of plain values. A row's prose
+    may be reworded in between, its other columns may not."""
+    identity = shared["flags"] | {name: shared[name] for name in ("pair", "inputs", "accept_top_k", "processes")}
+    identity |= {name: header[name] for name in ("variant", "seed", "budget")}
+    row = {column: value for column, value in header["row"].items() if column not in PROSE}
+    return identity | {"row": row, "steps": steps, "torch": str(torch.__version__)}
+
+
 def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     """One method with one seed, from the pair in the cache to its record and final student; -> a line about it.
 
@@ -156,10 +166,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     first, machine = processes.rank_and_size()[0] == 0, folders.describe_machine(device)  # the first one writes
     say = processes.print_line if args.jobs == 1 and first else lambda _: None
     say(f"{name}: {here.steps} steps")
-    # What a state must have in common with this run, to be resumed.
-    identity = shared["flags"] | {name: shared[name] for name in ("pair", "inputs", "accept_top_k", "processes")}
-    identity |= {name: header[name] for name in ("variant", "seed", "budget", "row")}
-    identity |= {"steps": here.steps, "torch": str(torch.__version__)}
+    identity = state_identity(shared, header, here.steps)
     every = args.save_every or max(1, here.steps // 8)
     stem, log = str(Path(folder) / name), records.NoLog()
     sources = shared["sources"]

@@ -1,6 +1,7 @@
 """Laws of going on: who stopped and went on ends with the very bits of who never stopped, whatever method,
 moment or damage."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -21,7 +22,7 @@ from tiny import (
 
 import train_okd
 import train_skd
-from lab import checkpoints, folders, pairs, processes, records, training
+from lab import checkpoints, compare, folders, pairs, processes, records, training
 from lab.checkpoints import Checkpointer
 from model import load_checkpoint, load_file, save_checkpoint, save_file
 
@@ -284,6 +285,19 @@ def test_another_runs_state_is_refused(tmp_path):
     assert "\n" not in str(error.value) and before == {
         path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")
     }
+
+
+def test_a_reworded_row_goes_on():
+    """A state fits a row whose note, deviation, paper or source was reworded, and no row of another loss or weight."""
+    shared = {"flags": {"lr": 1.0}, "pair": "a", "inputs": {}, "accept_top_k": 3, "processes": 1}
+
+    def identity(**changes):
+        row = dataclasses.asdict(dataclasses.replace(train_skd.VARIANTS["skd"], **changes))
+        return compare.state_identity(shared, {"variant": "skd", "seed": 1, "budget": "steps", "row": row}, 10)
+
+    whole = identity()
+    assert identity(note="other words", deviation="none", paper=None, read_from="code") == whole
+    assert identity(loss="reverse_kl") != whole and identity(kd_weight=0.5) != whole and set(whole["row"]) > {"writer"}
 
 
 def test_changed_code_is_said_and_a_state_that_does_not_fit_is_named(tmp_path):
