@@ -8,18 +8,17 @@ Whatever is wrong with a file ends in one line (ValueError or OSError) that name
 """
 
 import codecs
-import csv
 import gzip
 import hashlib
 import http.client
 import io
-import json
 import os
 import re
 import tempfile
+import unicodedata
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
@@ -28,21 +27,14 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from data import own_data
+from data.formats import Example, csv_rows, json_items, json_lines, text_field, text_lines
 from data.metrics import corpus_bleu, corpus_chrf, exact_match, rouge_l
-from data.tokenizer import distinct_keys
 
 CACHE_DIR = Path(__file__).parent / "cache" / "downloads"  # git-ignored
 MAX_BYTES = 256 * 2**20  # of one file, downloaded or decompressed: a wrong address must not fill the disk
 CHUNK_BYTES = 2**16
 TIMEOUT = 20.0  # seconds without a byte before a download gives up; a silent firewall would hang for ever
-
-
-class Example(NamedTuple):
-    """One prompt with its response; `references` holds every accepted response where there are several."""
-
-    prompt: str
-    response: str
-    references: tuple[str, ...] = ()
 
 
 class File(NamedTuple):
@@ -61,7 +53,7 @@ class Corpus(NamedTuple):
     files: tuple[File, ...]
     licence: str
     metric: str  # human name of corpus_score
-    parse: Callable[[dict[str, str]], dict[str, list[Example]]]  # {path: text} -> {"train", "val", "test"}
+    parse: Callable[..., dict[str, list[Example]]]  # ({path: text}, say) -> {"train", "val", "test"}
     score: Callable[[Example, str], float]
     corpus_score: Callable[[list[Example], list[str]], float]
     details: Callable[[list[Example], list[str]], dict[str, float]]
@@ -73,11 +65,13 @@ class Corpus(NamedTuple):
 
 
 def load_corpus(
-    name: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, download: bool = True
-) -> dict[str, list[Example]]:
+    name: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, download: bool = True,
+    say: Callable[[str], None] = lambda line: None, **keys,
+) -> dict[str, list[Example]]:  # fmt: skip
     """The splits "train", "val" and "test" of the set `name`; no prompt of val or test occurs in train.
 
     A file is taken from `data_dir`, else from `cache_dir`, else downloaded into `cache_dir` if `download` allows it.
+    `say` hears a line on whatever is left out; `keys` are prompt_key and response_key of own data.
     Raises OSError for a file that cannot be had and ValueError for one that is not what it should be.
     """
     corpus = named_corpus(name)
@@ -93,8 +87,12 @@ def load_corpus(
                 if file.if_missing is None:
                     raise
                 continue  # corpus_note tells the caller what the parser does without it
-        texts[file.path] = decode(file.path, unpack(file.path, read_verified(file, path)))
-    splits = corpus.parse(texts)
+        known_as = name_of(file, path)
+        texts[known_as] = decode(known_as, unpack(known_as, read_verified(file, path)))
+    if data_dir is not None and not all(file.url for file in corpus.files):
+        for line in own_data.unread_files(Path(data_dir), list(texts)):
+            say(line)
+    splits = corpus.parse(texts, say, **keys)
     for split in ("train", "val", "test"):
         if not splits[split]:
             raise ValueError(f"{name}: nothing is left for {split}; too few distinct prompts in {', '.join(texts)}")
@@ -106,7 +104,12 @@ def corpus_inputs(
 ) -> dict[str, str]:
     """{file: sha256} of the files that load_corpus reads now, for the records; the keys hold no absolute folder."""
     found = {file: find_file(file, data_dir, cache_dir) for file in named_corpus(name).files}
-    return {file.path: sha256_of(path.read_bytes()) for file, path in found.items() if path}
+    return {name_of(file, path): sha256_of(path.read_bytes()) for file, path in found.items() if path}
+
+
+def name_of(file: File, path: Path) -> str:
+    """What a file is called in messages and records: without folders of the user's, and with the ending it has."""
+    return file.path if file.url else path.name
 
 
 def corpus_note(name: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None) -> str:
@@ -126,17 +129,18 @@ def named_corpus(name: str) -> Corpus:
 def find_file(file: File, data_dir: str | Path | None, cache_dir: str | Path | None) -> Path | None:
     """Where `file` lies, data_dir first; None if it is in neither folder."""
     if data_dir is not None and not Path(data_dir).is_dir():
-        raise NotADirectoryError(f"--data-dir {data_dir}: no such folder; name the one that holds {file.path}")
-    # the cache holds downloads only: a user's own train.jsonl is never looked up there
-    folders = [data_dir, (cache_dir or CACHE_DIR) if file.url else None]
-    paths = [Path(folder) / file.path for folder in folders if folder is not None]
+        wrong = "is a file" if Path(data_dir).exists() else "no such folder"
+        raise NotADirectoryError(f"--data-dir {data_dir}: {wrong}; name the folder that holds {file.path}")
+    if not file.url:  # the cache holds downloads only: a user's own train.jsonl is never looked up there
+        return own_data.own_file(Path(data_dir), Path(file.path).stem) if data_dir is not None else None
+    paths = [Path(folder) / file.path for folder in (data_dir, cache_dir or CACHE_DIR) if folder is not None]
     return next((path for path in paths if path.is_file()), None)
 
 
 def missing_line(file: File, data_dir: str | Path | None, reason: str = "not found") -> str:
     """The one line for a file that cannot be had."""
     if not file.url:
-        return f"{file.path}: not found in {data_dir or 'any folder'}; pass the folder that holds it as --data-dir DIR"
+        return own_data.missing_file(file.path, None if data_dir is None else Path(data_dir))
     return f"{file.path}: {reason}; get it from {file.url} and pass --data-dir DIR with the file at DIR/{file.path}"
 
 
@@ -189,7 +193,8 @@ def copy_response(file: File, opener: Callable, out: io.BufferedIOBase) -> None:
 def read_verified(file: File, path: Path) -> bytes:
     """The bytes of `file` at `path`, once size and checksum are what is known of them."""
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the limit of {MAX_BYTES}")
+        advice = "" if file.url else "; keep its first 100,000 lines or so: small models learn nothing from more"
+        raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the limit of {MAX_BYTES}{advice}")
     data = path.read_bytes()
     advice = f"delete {path} and get it again from {file.url}" if file.url else f"look into {path}"
     check_bytes(file, data, file.sha256 or recorded_sha256(path), advice)
@@ -245,85 +250,15 @@ def decode(path: str, data: bytes) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Formats: text -> records, each with the place (file and line) that an error message names
-
-
-def text_lines(text: str) -> list[str]:
-    """Lines, unstripped. Only newlines count: str.splitlines also cuts at U+2028 and shifts parallel files."""
-    return text.removesuffix("\n").split("\n")
-
-
-def json_lines(path: str, text: str) -> Iterator[tuple[str, dict]]:
-    """(place, object) of every line that is not blank."""
-    for number, line in enumerate(text_lines(text), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", json_object(f"{path}, line {number}", parse_json(path, line, number))
-
-
-def json_items(path: str, text: str) -> Iterator[tuple[str, dict]]:
-    """(place, object) of every item of a file that is one JSON list."""
-    items = parse_json(path, text)
-    if not isinstance(items, list):
-        raise ValueError(f"{path}: expected a JSON list, found {type(items).__name__}")
-    for number, item in enumerate(items, start=1):
-        yield f"{path}, item {number}", json_object(f"{path}, item {number}", item)
-
-
-def parse_json(path: str, text: str, first_line: int = 1) -> object:
-    """json.loads of text that begins on `first_line` of the file, with a one-line error that names file and line."""
-    try:
-        return json.loads(text, object_pairs_hook=distinct_keys)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise ValueError(f"{path}, line {line}: broken JSON ({error.msg}); begins {text[:40]!r}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        reason = str(error)[:80] if isinstance(error, ValueError) else "nested too deep"
-        raise ValueError(f"{path}, line {first_line}: unreadable JSON ({reason})") from error
-
-
-def json_object(place: str, value: object) -> dict:
-    """The value, if it is an object."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{place}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def csv_rows(path: str, text: str) -> Iterator[tuple[str, dict]]:
-    """(place, row) of a CSV file with a heading line; a row may span several lines, the place names its last one."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    while True:
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            line = reader.reader.line_num  # the outer count lags behind on an error
-            raise ValueError(f"{path}, line {line}: broken CSV ({error})") from error
-        if row is None:
-            return
-        if None in row or None in row.values():  # DictReader's marks for cells too many and too few
-            raise ValueError(f"{path}, line {reader.line_num}: not the {len(reader.fieldnames)} cells of the heading")
-        yield f"{path}, line {reader.line_num}", row
-
-
-def text_field(place: str, record: dict, field: str, empty_allowed: bool = False) -> str:
-    """The text of a field, stripped; ValueError if it is absent, not text, empty, or no valid Unicode."""
-    value = record.get(field)
-    if not isinstance(value, str) or not (value.strip() or empty_allowed):
-        found = "nothing" if value is None or value == "" else repr(value)[:60]
-        raise ValueError(f"{place}: expected text in {field!r}, found {found}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # "\ud800" in JSON: half a character, which no tokenizer can encode
-        raise ValueError(f"{place}: {field!r} holds a lone surrogate, not a character") from error
-    return value.strip()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Splits
 
 
 def prompt_key(prompt: str) -> str:
-    """What makes two prompts the same: letter case and spacing do not count."""
-    return " ".join(prompt.casefold().split())
+    """What makes two prompts of a published set the same: Unicode's form, letter case and spacing do not count.
+
+    Looser than own_data.identity, since published splits repeat questions in another spelling.
+    """
+    return " ".join(unicodedata.normalize("NFC", prompt).casefold().split())
 
 
 def hash_split(examples: list[Example], key: Callable[[str], str] = prompt_key, **shares: float) -> dict:
@@ -333,9 +268,7 @@ def hash_split(examples: list[Example], key: Callable[[str], str] = prompt_key, 
     """
     splits = {"train": [], **{split: [] for split in shares}}
     for example in examples:
-        digest = hashlib.sha256(key(example.prompt).encode("utf-8")).digest()
-        position = int.from_bytes(digest[:8], "big") / 2**64  # uniform in [0, 1)
-        home = "train"
+        position, home = own_data.position(key(example.prompt)), "train"
         for split, share in shares.items():
             if 0 <= position < share:
                 home = split
@@ -344,16 +277,23 @@ def hash_split(examples: list[Example], key: Callable[[str], str] = prompt_key, 
     return splits
 
 
-def separate(splits: dict[str, list[Example]], key: Callable[[str], str] = prompt_key) -> dict[str, list[Example]]:
+def separate(
+    splits: dict[str, list[Example]], say: Callable[[str], None], key: Callable[[str], str] = prompt_key
+) -> dict[str, list[Example]]:
     """Drop from train what is in val or test, from val what is in test, and repeated examples from both.
 
-    Test stays as published, so that its scores can be compared.
+    `say` hears how many. Test stays as published, so that its scores can be compared.
     """
     separated, taken = {}, set()
     for split in ("test", "val", "train"):
         examples = splits[split]
         if split != "test":
-            examples = [example for example in dict.fromkeys(examples) if key(example.prompt) not in taken]
+            once = list(dict.fromkeys(examples))
+            examples = [example for example in once if key(example.prompt) not in taken]
+            repeated, overlapping = len(splits[split]) - len(once), len(once) - len(examples)
+            if repeated or overlapping:
+                held_out = "test" if split == "val" else "val or test"
+                say(f"{split}: {repeated:,} repeated examples and {overlapping:,} with a prompt of {held_out} left out")
         taken |= {key(example.prompt) for example in examples}
         separated[split] = examples
     return {split: separated[split] for split in ("train", "val", "test")}
@@ -363,7 +303,7 @@ def separate(splits: dict[str, list[Example]], key: Callable[[str], str] = promp
 # Parsers: {path: text} -> splits
 
 
-def parse_multi30k(texts: dict[str, str]) -> dict[str, list[Example]]:
+def parse_multi30k(texts: dict[str, str], say: Callable[[str], None]) -> dict[str, list[Example]]:
     """Parallel files, line n of .de is line n of .en."""
     splits = {}
     for split, stem in (("train", "train"), ("val", "val"), ("test", "test_2016_flickr")):
@@ -373,10 +313,12 @@ def parse_multi30k(texts: dict[str, str]) -> dict[str, list[Example]]:
             raise ValueError(f"{path}: {len(german)} lines, but {len(english)} in its English half; get both again")
         pairs = [(source.strip(), target.strip()) for source, target in zip(german, english)]
         splits[split] = [Example(f"{source}\nEnglish:\n", target) for source, target in pairs if source and target]
-    return separate(splits)
+        if empty := len(pairs) - len(splits[split]):
+            say(f"{path}: {empty:,} lines left out, which are empty in one of the two languages")
+    return separate(splits, say)
 
 
-def parse_scan(texts: dict[str, str]) -> dict[str, list[Example]]:
+def parse_scan(texts: dict[str, str], say: Callable[[str], None]) -> dict[str, list[Example]]:
     """Lines "IN: command OUT: actions"; val is 5 % of the training commands."""
     halves = {}
     for half in ("train", "test"):
@@ -386,10 +328,10 @@ def parse_scan(texts: dict[str, str]) -> dict[str, list[Example]]:
             if parts is None:
                 raise ValueError(f"{path}, line {number}: expected 'IN: command OUT: actions', found {line[:60]!r}")
             halves[half].append(Example(f"{parts[1]}\nActions:\n", parts[2]))
-    return separate({**hash_split(halves["train"], val=0.05), "test": halves["test"]})
+    return separate({**hash_split(halves["train"], val=0.05), "test": halves["test"]}, say)
 
 
-def parse_gsm8k(texts: dict[str, str]) -> dict[str, list[Example]]:
+def parse_gsm8k(texts: dict[str, str], say: Callable[[str], None]) -> dict[str, list[Example]]:
     """Worked solutions without their calculator marks <<48/2=24>>; val is 5 % of the training questions."""
     halves = {}
     for half in ("train", "test"):
@@ -400,10 +342,10 @@ def parse_gsm8k(texts: dict[str, str]) -> dict[str, list[Example]]:
             if marked_number(answer) is None:
                 raise ValueError(f"{place}: expected an answer that ends with '#### number'")
             halves[half].append(Example(f"{question}\nAnswer:\n", answer))
-    return separate({**hash_split(halves["train"], val=0.05), "test": halves["test"]})
+    return separate({**hash_split(halves["train"], val=0.05), "test": halves["test"]}, say)
 
 
-def parse_dialogsum(texts: dict[str, str]) -> dict[str, list[Example]]:
+def parse_dialogsum(texts: dict[str, str], say: Callable[[str], None]) -> dict[str, list[Example]]:
     """Dialogues with one summary, in test with three; without the train file, 90 % of dev is train and the rest val."""
     halves = {}
     for half in ("train", "dev", "test"):
@@ -414,31 +356,18 @@ def parse_dialogsum(texts: dict[str, str]) -> dict[str, list[Example]]:
             prompt = f"{text_field(place, record, 'dialogue')}\nSummary:\n"
             halves[half].append(Example(prompt, summaries[0], summaries if half == "test" else ()))
     if halves["train"]:
-        return separate({"train": halves["train"], "val": halves["dev"], "test": halves["test"]})
-    return separate({**hash_split(halves["dev"], val=0.1), "test": halves["test"]})
+        return separate({"train": halves["train"], "val": halves["dev"], "test": halves["test"]}, say)
+    return separate({**hash_split(halves["dev"], val=0.1), "test": halves["test"]}, say)
 
 
-def parse_instructions(texts: dict[str, str]) -> dict[str, list[Example]]:
+def parse_instructions(texts: dict[str, str], say: Callable[[str], None]) -> dict[str, list[Example]]:
     """An instruction, on the next line its input if there is one, and the answer; val and test are 10 % each."""
     examples = []
     for place, record in json_items("instructions/instruction-data.json", texts["instructions/instruction-data.json"]):
         given = text_field(place, record, "input", empty_allowed=True)
         prompt = text_field(place, record, "instruction") + (f"\n{given}" if given else "") + "\nResponse:\n"
         examples.append(Example(prompt, text_field(place, record, "output")))
-    return separate(hash_split(examples, val=0.1, test=0.1))
-
-
-def parse_jsonl(texts: dict[str, str]) -> dict[str, list[Example]]:
-    """The user's own pairs, prompts unchanged but for the space around them; 10 % of train for each file not given."""
-    given = {}
-    for split in ("train", "val", "test"):
-        if (path := f"{split}.jsonl") in texts:
-            given[split] = [
-                Example(text_field(place, record, "prompt"), text_field(place, record, "response"))
-                for place, record in json_lines(path, texts[path])
-            ]
-    shares = {split: 0.1 for split in ("val", "test") if split not in given}
-    return separate({**given, **hash_split(given["train"], **shares)})
+    return separate(hash_split(examples, val=0.1, test=0.1), say)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -448,7 +377,7 @@ OPERATORS = ("+", "-", "*", "/")
 MAX_EQUATION_CHARS, MAX_EQUATION_TOKENS = 500, 60  # about twice the data's longest; bounds numbers and recursion
 
 
-def parse_mawps(texts: dict[str, str]) -> dict[str, list[Example]]:
+def parse_mawps(texts: dict[str, str], say: Callable[[str], None]) -> dict[str, list[Example]]:
     """MAWPS and ASDiv-A are train and val (10 % of the questions), SVAMP is test; questions never cross a split.
 
     The training file has placeholders (number0, with a column of numbers) and prefix equations, SVAMP numbers in the
@@ -476,7 +405,7 @@ def parse_mawps(texts: dict[str, str]) -> dict[str, list[Example]]:
     for place, item in json_items("svamp/SVAMP.json", texts["svamp/SVAMP.json"]):
         question = f"{text_field(place, item, 'Body')} {text_field(place, item, 'Question')}"
         test.append(word_problem(place, question, parse_infix(text_field(place, item, "Equation"))))
-    return separate({**hash_split(examples, question_key, val=0.1), "test": test}, question_key)
+    return separate({**hash_split(examples, question_key, val=0.1), "test": test}, say, question_key)
 
 
 def word_problem(place: str, question: str, tree: Fraction | tuple | None) -> Example:
@@ -811,10 +740,10 @@ CORPORA = {
         ),
         licence="your own",
         metric="ROUGE-L",
-        parse=parse_jsonl,
+        parse=own_data.parse_own,
         score=score_rouge,
         corpus_score=partial(mean_score, score_rouge),
         details=text_details,
-        note='Lines {"prompt": text, "response": text} in --data-dir; a prompt should end with its own cue.',
+        note="Texts are learned as written; a prompt should end with its own cue.",
     ),
 }

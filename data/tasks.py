@@ -708,6 +708,7 @@ FAMILIES = {
 
 TASKS = {**FAMILIES, **CORPORA}  # name -> Family or Corpus
 CORPUS_OPTIONS = {"cache_dir": None, "download": True}
+OWN_KEYS = {"prompt_key": None, "response_key": None}  # of own data: under which keys of a record its texts stand
 
 
 # ----------------------------------------------------------------------------------------------------------- tasks
@@ -722,6 +723,7 @@ class Task:
     def __init__(self, name, metric, options, by_split):
         self.name, self.metric, self.options = name, metric, options
         self.by_split = by_split  # split -> list of Example
+        self.notes = []  # lines on what was left out of files
 
     def examples(self, split):
         """The examples of "train", "val", "test" or "ood"; a real set has no "ood": an empty list."""
@@ -803,7 +805,8 @@ class CorpusTask(Task):
 
     def __init__(self, name, data_dir, options):
         self.corpus = CORPORA[name]
-        super().__init__(name, self.corpus.metric, options, load_corpus(name, data_dir=data_dir, **options))
+        super().__init__(name, self.corpus.metric, options, {})
+        self.by_split = load_corpus(name, data_dir=data_dir, say=self.notes.append, **options)
 
     def score(self, example, completion):
         """How right one completion is, 0..1."""
@@ -833,7 +836,7 @@ def make_task(name, *, data_dir=None, seed=0, **options):
     """
     if not isinstance(name, str) or name not in TASKS:
         raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
-    defaults = {**FAMILIES[name].options, **SIZES} if name in FAMILIES else CORPUS_OPTIONS
+    defaults = {**FAMILIES[name].options, **SIZES} if name in FAMILIES else CORPUS_OPTIONS | own_keys(name)
     for option, value in options.items():
         if option not in defaults:
             raise ValueError(f"task {name} has no option {option!r}; its options are {', '.join(defaults)}")
@@ -841,6 +844,11 @@ def make_task(name, *, data_dir=None, seed=0, **options):
     if name in FAMILIES:
         return GeneratedTask(name, seed, defaults | options)
     return CorpusTask(name, data_dir, defaults | options)
+
+
+def own_keys(name):
+    """The options of own data, by default; none of any other task."""
+    return OWN_KEYS if name == "jsonl" else {}
 
 
 def named_in(about, data_dir, most):
@@ -855,7 +863,7 @@ def named_in(about, data_dir, most):
             f"the checkpoint's task is {repr(name)[:40]} with options {repr(options)[:40]}: give a --prompt"
         )
     if name not in FAMILIES:
-        return make_task(name, data_dir=data_dir)
+        return make_task(name, data_dir=data_dir, **{key: options[key] for key in own_keys(name) if options.get(key)})
     knobs = {option: value for option, value in options.items() if option in FAMILIES[name].options}
     test_examples = options.get("test_examples", SIZES["test_examples"])
     check_option(name, "test_examples", test_examples)
@@ -873,6 +881,8 @@ def check_option(name, option, value):
         wanted = f"a whole number of at least {least} and at most {most}"
     elif option in ("stories", "download"):
         right, wanted = isinstance(value, bool), "True or False"
+    elif option in OWN_KEYS:
+        right, wanted = value is None or isinstance(value, str) and value != "", "a key of the records"
     else:
         return  # a folder: whoever opens it checks it
     if not right:
@@ -893,9 +903,14 @@ def split_of(prompt):
 # ------------------------------------------------------------------------------------------------------- to tokens
 
 
+def encode_prompt(tokenizer, prompt):
+    """The ids of a prompt as it is written: the one way to every model, in training, evaluation and sample.py."""
+    return tokenizer.encode(prompt)
+
+
 def encode_example(tokenizer, example):
     """(prompt_ids, response_ids), encoded apart, so that no token spans the border; the response ends with eos."""
-    return tokenizer.encode(example.prompt), tokenizer.encode(example.response) + [tokenizer.eos_token]
+    return encode_prompt(tokenizer, example.prompt), tokenizer.encode(example.response) + [tokenizer.eos_token]
 
 
 class Encoded(NamedTuple):

@@ -35,7 +35,7 @@ LARGE_VOCABULARY = 2**14  # from here on --chunk-loss auto is yes
 PROSE = ("paper", "note", "deviation", "read_from")  # columns of a row that change no bit of its runs
 SOURCES = (  # whose sha256 a record holds, beside the script's own
     *("model.py", "losses.py", "features.py", "sample.py", "methods.py", "catalogue.py"),
-    *(f"data/{name}.py" for name in ("tokenizer", "tasks", "corpora", "metrics")),
+    *(f"data/{name}.py" for name in ("tokenizer", "tasks", "corpora", "formats", "own_data", "metrics")),
     *(
         f"lab/{name}.py"
         for name in (

@@ -17,8 +17,11 @@ STYLES = {"student": "", "teacher": "\033[1;32m", "rejected": "\033[31m", "disca
 
 
 def visible(text):
-    """Text on one line; what a terminal would obey is written out, a new line as \\n: anything may stand in a token."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    """Text on one line; what a terminal would obey is written out, a new line as \\n: anything may stand in a token.
+
+    A backslash is written twice, so that no two texts look the same.
+    """
+    return "".join(letter if letter.isprintable() and letter != "\\" else repr(letter)[1:-1] for letter in text)
 
 
 def picture(rollout, row, decode, eos_token=None, color=True):
@@ -61,7 +64,11 @@ def main(argv=None):
         "--checkpoint", metavar="FILE", help="a student that train_skd.py left (default: pretrain the quick pair)"
     )
     parser.add_argument("--teacher", metavar="FILE", help="its teacher (default: teacher.pt beside the checkpoint)")
-    parser.add_argument("--prompt", action="append", help="your own prompt; may be given several times")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        help="your own prompt, with every blank and new line that it was learned with; may be given several times",
+    )
     parser.add_argument("--rows", type=int, default=3, help="rollouts to show, of held-out prompts of the task")
     parser.add_argument("--data-dir", metavar="DIR", help="where files of real data sets lie")
     parser.add_argument("--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay")
@@ -122,7 +129,7 @@ def main(argv=None):
     rollout = interleaved_generate(
         student,
         teacher,
-        [tokenizer.encode(prompt) for prompt in prompts],
+        [tasks.encode_prompt(tokenizer, prompt) for prompt in prompts],
         budget,
         generator=torch.Generator().manual_seed(args.seed),
         gamma=args.gamma,
@@ -143,7 +150,7 @@ def main(argv=None):
     )
     print("plain: student   {teacher's token<-rejected proposal #its rank with the teacher}   <discarded proposals>\n")
     for row, prompt in enumerate(prompts):
-        print(f"prompt   {visible(prompt.removesuffix(chr(10)))}")
+        print(f"prompt   {visible(prompt)}")
         print(f"rollout  {picture(rollout, row, tokenizer.decode, tokenizer.eos_token, color)}")
         print(f"result   {visible(tokenizer.decode(rollout.responses()[row]))}\n")
     counts, written = rollout.counts(), int(rollout.response_mask.sum())

@@ -218,33 +218,6 @@ def test_instructions_put_the_input_under_the_instruction(write):
     assert {Example("Double 1.\nResponse:\n", "2"), Example("Double 2.\nn = 2\nResponse:\n", "4")} <= examples
 
 
-def test_own_data_with_all_files_is_taken_as_it_is(write):
-    """Given files are the splits; a byte order mark, Windows line ends and blank lines do not count."""
-    train = jsonl(own_pairs(5)).replace("\n", "\r\n\r\n").encode("utf-8-sig")
-    files = {"train.jsonl": train, "val.jsonl": jsonl(own_pairs(2, 10)), "test.jsonl": jsonl(own_pairs(3, 20))}
-    splits = load_corpus("jsonl", write("jsonl", files))
-    assert [len(splits[split]) for split in SPLITS] == [5, 2, 3]
-    assert splits["train"][0] == Example("say 0:", "it is 0")
-
-
-def test_own_data_splits_by_hash_without_the_other_files(write):
-    folder = write("jsonl", {"train.jsonl": jsonl(own_pairs(200))})
-    splits = load_corpus("jsonl", folder)
-    assert sum(len(splits[split]) for split in SPLITS) == 200
-    assert 8 <= len(splits["val"]) <= 34 and 8 <= len(splits["test"]) <= 34  # 20 expected, sd 4.2
-    assert "val.jsonl is missing" in corpus_note("jsonl", folder)
-
-
-def test_own_data_needs_its_folder_and_enough_prompts(write):
-    """Without --data-dir the line asks for it; three prompts do not make three splits."""
-    with pytest.raises(OSError) as error:
-        load_corpus("jsonl")
-    one_line(error, "train.jsonl: not found", "--data-dir")
-    with pytest.raises(ValueError) as error:
-        load_corpus("jsonl", write("jsonl", {"train.jsonl": jsonl(own_pairs(3))}))
-    one_line(error, "jsonl", "too few distinct prompts")
-
-
 # ---------------------------------------------------------------------------------------------------- math problems
 
 CSV_HEAD = "Question,Numbers,Equation,Answer\n"
@@ -373,9 +346,12 @@ def test_splits_never_share_a_prompt():
     one, two, three, four = (Example(f"prompt {n}", "r") for n in range(4))
     other_case = Example(" PROMPT  1 ", "r")
     other_answer = Example("prompt 3", "s")
+    told = []
     splits = separate({"train": [one, other_case, three, four, four, other_answer], "val": [two, one, three, three],
-                       "test": [one, one]})
+                       "test": [one, one]}, told.append)
     assert splits == {"train": [four, other_answer], "val": [two, three], "test": [one, one]}
+    assert told == ["val: 1 repeated examples and 1 with a prompt of test left out",
+                    "train: 1 repeated examples and 3 with a prompt of val or test left out"]
 
 
 def test_a_hash_split_depends_on_the_prompt_alone():
@@ -457,8 +433,8 @@ def test_a_download_lands_in_the_cache_once(write, serve, tmp_path, monkeypatch)
     path = download_file(file, tmp_path / "cache")
     assert path.read_bytes() == body and files_under(tmp_path / "cache") == ["train.jsonl"]
 
-    def parse(texts):
-        return corpora.parse_jsonl({"train.jsonl": texts["set/train.jsonl"]})
+    def parse(texts, say):
+        return corpora.own_data.parse_own({"train.jsonl": texts["set/train.jsonl"]}, say)
 
     row = CORPORA["jsonl"]._replace(files=(file._replace(url="https://gone.invalid/train.jsonl"),), parse=parse)
     monkeypatch.setitem(CORPORA, "jsonl", row)
@@ -565,8 +541,8 @@ def test_an_unknown_checksum_is_recorded_and_checked_from_then_on(serve, tmp_pat
     (b" \n\n", ["empty"]),
     (b"\xef\xbb\xbf", ["empty"]),
     (b'{"prompt": "a", "response": "b"}\n\n{"prompt": "a"\n', ["line 3", "broken JSON"]),
-    (b'["a", "b"]\n', ["line 1", "object", "list"]),
-    (b'{"prompt": "a"}\n', ["line 1", "response", "nothing"]),
+    (b'["a", "b"]\n', ["item 1", "object", "str"]),
+    (b'{"prompt": "a"}\n', ["line 1", "'response'", "found the keys 'prompt'"]),
     (b'{"prompt": 7, "response": "b"}\n', ["line 1", "prompt", "7"]),
     (b'{"prompt": "a", "response": "  "}\n', ["line 1", "response"]),
     (b'{"prompt": "a", "response": "\\ud800"}\n', ["line 1", "surrogate"]),

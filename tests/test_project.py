@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
 # What a room of lab/ may lean on.
-BELOW = {"model", "losses", "sample", "data.tokenizer", "data.metrics", "data.corpora", "data.tasks"}
+DATA = {f"data.{name}" for name in ("tokenizer", "formats", "own_data", "metrics", "corpora", "tasks")}
+BELOW = {"model", "losses", "sample", *DATA}
 LAB = {f"lab.{path.stem}" for path in ROOT.glob("lab/*.py") if path.stem != "__init__"}
 MAY_IMPORT = {  # file -> the project's own modules that it may know, beside what those may know
     "model.py": set(),
@@ -33,8 +34,10 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "data/__init__.py": set(),
     "data/tokenizer.py": set(),
     "data/metrics.py": set(),
-    "data/corpora.py": {"data.metrics", "data.tokenizer"},
-    "data/tasks.py": {"data.tokenizer", "data.metrics", "data.corpora"},
+    "data/formats.py": {"data.tokenizer"},
+    "data/own_data.py": {"data.formats"},
+    "data/corpora.py": {"data.metrics", "data.formats", "data.own_data"},
+    "data/tasks.py": {"data.metrics", "data.corpora"},
     "lab/__init__.py": set(),
     "lab/processes.py": set(),
     "lab/archive.py": set(),
