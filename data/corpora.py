@@ -33,6 +33,7 @@ from data.metrics import corpus_bleu, corpus_chrf, exact_match, rouge_l
 
 CACHE_DIR = Path(__file__).parent / "cache" / "downloads"  # git-ignored
 MAX_BYTES = 256 * 2**20  # of one file, downloaded or decompressed: a wrong address must not fill the disk
+LARGE_BYTES = 20 * 10**6  # own data from here on takes so long that an estimate is due
 CHUNK_BYTES = 2**16
 TIMEOUT = 20.0  # seconds without a byte before a download gives up; a silent firewall would hang for ever
 
@@ -88,6 +89,8 @@ def load_corpus(
                     raise
                 continue  # corpus_note tells the caller what the parser does without it
         known_as = name_of(file, path)
+        if not file.url and (size := path.stat().st_size) > LARGE_BYTES:
+            say(f"{known_as} has {size / 1e6:,.0f} MB: a minute and 2 GB of memory or so for each 100 MB")
         texts[known_as] = decode(known_as, unpack(known_as, read_verified(file, path)))
     if data_dir is not None and not all(file.url for file in corpus.files):
         for line in own_data.unread_files(Path(data_dir), list(texts)):

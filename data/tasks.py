@@ -723,7 +723,6 @@ class Task:
     def __init__(self, name, metric, options, by_split):
         self.name, self.metric, self.options = name, metric, options
         self.by_split = by_split  # split -> list of Example
-        self.notes = []  # lines on what was left out of files
 
     def examples(self, split):
         """The examples of "train", "val", "test" or "ood"; a real set has no "ood": an empty list."""
@@ -803,10 +802,10 @@ class GeneratedTask(Task):
 class CorpusTask(Task):
     """A real data set; files, splits and scores come with its row of CORPORA."""
 
-    def __init__(self, name, data_dir, options):
+    def __init__(self, name, data_dir, say, options):
         self.corpus = CORPORA[name]
-        super().__init__(name, self.corpus.metric, options, {})
-        self.by_split = load_corpus(name, data_dir=data_dir, say=self.notes.append, **options)
+        by_split = load_corpus(name, data_dir=data_dir, say=say, **options)
+        super().__init__(name, self.corpus.metric, options, by_split)
 
     def score(self, example, completion):
         """How right one completion is, 0..1."""
@@ -828,8 +827,9 @@ def task_names():
     return list(TASKS)
 
 
-def make_task(name, *, data_dir=None, seed=0, **options):
-    """The task `name`, ready to use; `options` are its knobs, `data_dir` is where files of real sets lie.
+def make_task(name, *, data_dir=None, seed=0, say=lambda line: None, **options):
+    """The task `name`, ready to use; `options` are its knobs, `data_dir` is where files of real sets lie, and `say`
+    hears a line on what of them is left out.
 
     Raises ValueError for an unknown name, an unknown knob, a value out of range or too few distinct prompts, and
     OSError or ValueError where the files of a real set are missing or damaged.
@@ -843,7 +843,7 @@ def make_task(name, *, data_dir=None, seed=0, **options):
         check_option(name, option, value)
     if name in FAMILIES:
         return GeneratedTask(name, seed, defaults | options)
-    return CorpusTask(name, data_dir, defaults | options)
+    return CorpusTask(name, data_dir, say, defaults | options)
 
 
 def own_keys(name):

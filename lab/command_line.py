@@ -167,6 +167,8 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--data-dir", metavar="DIR", help="where files of real data sets lie (default: download to data/cache)"
     )
+    for key in ("prompt", "response"):
+        group.add_argument(f"--{key}-key", metavar="KEY", help=f"key or heading of the {key} in your own data")
     group.add_argument("--size", default="tiny", choices=tuple(sizes), help="preset: models, steps, learning rates")
     group.add_argument("--pair-seed", type=int, default=1, help="seed of the teacher and of the starting student")
     group.add_argument(
@@ -263,7 +265,10 @@ def cache_kind(text):
     return int(text)
 
 
-TASK_FLAGS = ("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "measure")
+TASK_FLAGS = (
+    *("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "prompt_key", "response_key"),
+    "measure",
+)
 PAIR_FLAGS = (
     "teacher_steps",
     "start_steps",

@@ -63,11 +63,11 @@ LOADED = folders.source_hashes((*SOURCES, "train_skd.py", "train_okd.py"))
 # 1. The task.
 
 
-def load_task(args):
-    """The task with the knobs that were given on the command line."""
+def load_task(args, say=lambda line: None):
+    """The task with the knobs that were given on the command line; `say` hears what of its files is left out."""
     knobs = {name: getattr(args, name) for name in command_line.TASK_FLAGS[1:-1]}
     options = args.task_options | {name: value for name, value in knobs.items() if value is not None}
-    return make_task(args.task, data_dir=args.data_dir, **options)
+    return make_task(args.task, data_dir=args.data_dir, say=say, **options)
 
 
 def inputs_of(args):
@@ -75,9 +75,9 @@ def inputs_of(args):
     return corpora.corpus_inputs(args.task, args.data_dir) if args.task in corpora.CORPORA else {}
 
 
-def load_data(args):
+def load_data(args, say=lambda line: None):
     """The task as token ids, its test split cut to --measure examples."""
-    data = pairs.encode_task(load_task(args), args.settings)
+    data = pairs.encode_task(load_task(args, say), args.settings)
     data.splits["test"] = Encoded(*(column[: args.measure] for column in data.splits["test"]))
     return data
 
@@ -359,7 +359,7 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
         processes.print_line(note)
 
     # 1. Task, tokenizer, pair. All that can be refused is refused before anything is written or trained.
-    data = load_data(args)
+    data = load_data(args, say=lambda line: processes.print_line(f"data: {line}"))
     resolve_vocabulary(data, [args, *(own for _, own in methods)])
     methods = without_unfit(methods, args, data, check_row)
     say_data(args, data)

@@ -149,6 +149,8 @@ def main(argv=None):
         + f", gamma = {args.gamma or 'auto'}"
     )
     print("plain: student   {teacher's token<-rejected proposal #its rank with the teacher}   <discarded proposals>\n")
+    if any("\\n" in prompt for prompt in args.prompt or ()):
+        print("note: a \\ and an n in --prompt are two characters; bash writes a new line as $'..\\n'\n")
     for row, prompt in enumerate(prompts):
         print(f"prompt   {visible(prompt)}")
         print(f"rollout  {picture(rollout, row, tokenizer.decode, tokenizer.eos_token, color)}")

@@ -7,11 +7,14 @@ import os
 import unicodedata
 
 import pytest
+import torch
 
 import data.corpora as corpora
 from data import own_data, tasks
 from data.corpora import CORPORA, Example, corpus_inputs, corpus_note, load_corpus
 from data.tokenizer import train_tokenizer
+from lab import rollouts
+from model import GPT, GPTConfig, save_checkpoint
 
 SPLITS = ("train", "val", "test")
 
@@ -78,6 +81,28 @@ def test_texts_are_learned_as_written(own):
     prompt, response = tasks.encode_example(tokenizer, splits["train"][0])
     assert tokenizer.decode(prompt) == record["prompt"] and tokenizer.decode(response) == record["response"]
     assert prompt == tasks.encode_prompt(tokenizer, record["prompt"])  # what sample.py --prompt sends
+
+
+def test_a_typed_prompt_is_the_learned_one(own, capsys):
+    """sample.py shows the same rollout for a row of the test split and for its prompt typed by hand, new lines and all;
+    what it prints tells a new line from none, and from a backslash and an n."""
+    texts = ["1\nAnswer:\n", " 1\nAnswer:", r"1\nAnswer:\n"]
+    own({**whole(pairs(20)), "test.jsonl": [{"prompt": text, "response": " b"} for text in texts]})
+    tokenizer = train_tokenizer([row["prompt"] for row in pairs(20)], 280)
+    for seed, name in enumerate(("student", "teacher")):
+        model = GPT(GPTConfig(tokenizer.n_vocab, 48, 1, 1, 8), torch.Generator().manual_seed(seed))
+        about = {"task": "jsonl", "task_options": {}, "max_new_tokens": 8, "accept_top_k": 3}
+        save_checkpoint(str(own.folder / f"{name}.pt"), model, tokenizer.state_dict(), **about)
+
+    def shown(*words):
+        assert rollouts.main(["--checkpoint", str(own.folder / "student.pt"), "--device", "cpu", *words]) == 0
+        lines = capsys.readouterr().out.split("\n")
+        return [line for line in lines if line.startswith(("prompt", "rollout", "result"))]
+
+    rows = shown("--data-dir", str(own.folder), "--rows", "3")
+    assert rows == shown(*(word for text in texts for word in ("--prompt", text)))
+    assert rows[::3] == [r"prompt   1\nAnswer:\n", r"prompt    1\nAnswer:", r"prompt   1\\nAnswer:\\n"]
+    assert len({*rows[2::3]}) == 3
 
 
 def test_rows_without_text_are_left_out_and_counted(own):
@@ -207,8 +232,9 @@ def test_keys_of_ones_own_are_named_by_flags(own):
     assert "train.jsonl: not read: 'id', 'prompt'" in said
     refused(own, {"train.jsonl": rows}, "line 1", "'response'", "keys 'question', 'answer'", prompt_key="question")
     refused(own, {"train.jsonl": rows}, "--prompt-key and --response-key", prompt_key="id", response_key="id")
-    task = tasks.make_task("jsonl", data_dir=own.folder, prompt_key="question", response_key="answer")
-    assert task.by_split["train"] == splits["train"] and "train.jsonl: not read: 'id', 'prompt'" in task.notes
+    told = []
+    task = tasks.make_task("jsonl", data_dir=own.folder, say=told.append, prompt_key="question", response_key="answer")
+    assert task.by_split["train"] == splits["train"] and told == said
     again = tasks.named_in({"task": "jsonl", "task_options": task.options}, own.folder, 3)  # as sample.py reads it
     assert again.by_split == task.by_split
     with pytest.raises(ValueError, match="no option 'prompt_key'"):
@@ -318,6 +344,14 @@ def test_a_folder_a_file_and_a_link(own):
     assert sum(sizes(own({})[0])) == 300
     (own.folder / "elsewhere").unlink()
     refused(own, {}, "train.jsonl: not found")
+
+
+def test_a_large_file_says_what_it_takes(own, monkeypatch):
+    """Before it is read: 40 MB packed are more than 40 MB of work, but never less."""
+    monkeypatch.setattr(corpora, "LARGE_BYTES", 1000)
+    files = {"train.jsonl": pairs(300)}
+    assert own(files)[1][0] == "train.jsonl has 0 MB: a minute and 2 GB of memory or so for each 100 MB"
+    refused(own, {"train.jsonl": "[" * 1001}, "line 1")
 
 
 def test_a_file_above_the_limit_says_what_to_do(own, monkeypatch):
