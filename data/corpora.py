@@ -35,6 +35,8 @@ CACHE_DIR = Path(__file__).parent / "cache" / "downloads"  # git-ignored
 MAX_BYTES = 256 * 2**20  # of one file, downloaded or decompressed: a wrong address must not fill the disk
 LARGE_BYTES = 20 * 10**6  # own data from here on takes so long that an estimate is due
 CHUNK_BYTES = 2**16
+OTHER_FORMATS = {b"\x1f\x8b": " but gzip: its name must end in .gz", b"PK": " but a zip archive: unpack it",
+                 b"\xff\xfe": " but UTF-16", b"\xfe\xff": " but UTF-16"}  # fmt: skip
 TIMEOUT = 20.0  # seconds without a byte before a download gives up; a silent firewall would hang for ever
 
 
@@ -245,8 +247,8 @@ def decode(path: str, data: bytes) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        line, looks_like = data.count(b"\n", 0, error.start) + 1, OTHER_FORMATS.get(data[:2], "")
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}){looks_like}; save it as UTF-8") from error
     if not text.strip():
         raise ValueError(f"{path}: the file is empty")
     return text

@@ -87,7 +87,8 @@ def checked_text(place: str, field: str, value: object) -> str:
     """The value as it stands, if it is text; ValueError if it is something else, or no valid Unicode."""
     if not isinstance(value, str):
         kinds = {dict: "an object", list: "a list", type(None): "null"}
-        raise ValueError(f"{place}: expected text in {field!r}, found {kinds.get(type(value), repr(value)[:60])}")
+        found = kinds.get(type(value)) or f"{repr(value)[:60]}, which wants quotes to be text"
+        raise ValueError(f"{place}: expected text in {field!r}, found {found}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # "\ud800" in JSON: half a character, which no tokenizer can encode

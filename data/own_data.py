@@ -95,16 +95,17 @@ def identity(prompt: str) -> str:
 
 def read_fields(prompt_key: str, response_key: str, place: str, record: dict) -> tuple[str, tuple[str, ...]]:
     """A prompt and its answer, or a list of answers that are all right."""
-    answers = record[response_key]
-    listed = isinstance(answers, list) and answers
-    answers = tuple(checked_text(place, response_key, answer) for answer in (answers if listed else [answers]))
-    if listed and not all(map(str.strip, answers)):
+    prompt, answers = checked_text(place, prompt_key, record[prompt_key]), record[response_key]
+    several = isinstance(answers, list) and answers
+    answers = tuple(checked_text(place, response_key, answer) for answer in (answers if several else [answers]))
+    if several and not all(map(str.strip, answers)):
         raise ValueError(f"{place}: an empty text among the answers in {response_key!r}")
-    return checked_text(place, prompt_key, record[prompt_key]), answers
+    return prompt, answers
 
 
 def read_instruction(place: str, record: dict) -> tuple[str, tuple[str, ...]]:
     """Instruction, on the next line its input if there is one, and a cue, as the set `instructions` has it."""
+    refuse_context(place, record)
     instruction, answers = read_fields("instruction", "output", place, record)
     given = "" if record.get("input") is None else checked_text(place, "input", record["input"])
     if not instruction.strip() and not given.strip():
@@ -114,6 +115,7 @@ def read_instruction(place: str, record: dict) -> tuple[str, tuple[str, ...]]:
 
 def read_turns(key: str, place: str, record: dict) -> tuple[str, tuple[str, ...]]:
     """A chat of one question and one answer, of either common spelling."""
+    refuse_context(place, record)
     turns = record[key]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"{place}: expected a list of messages in {key!r}, found {repr(turns)[:60]}")
@@ -127,6 +129,13 @@ def read_turns(key: str, place: str, record: dict) -> tuple[str, tuple[str, ...]
         )
     prompt, answer = (checked_text(place, key, turn.get("content", turn.get("value"))) for turn in turns)
     return prompt, (answer,)
+
+
+def refuse_context(place: str, record: dict) -> None:
+    """ValueError if a record says more to the model than its question."""
+    for key in ("system", "history"):
+        if record.get(key):
+            raise ValueError(f"{place}: {key!r} is not read: write all that the model is to read as 'prompt'")
 
 
 def fields(prompt_key: str, response_key: str) -> Shape:
@@ -143,9 +152,8 @@ SHAPES = (
     Shape(("conversations",), partial(read_turns, "conversations")),
 )
 NOT_READ = {  # a key that tells what a record is -> why it is not read
-    "rejected": "preference pairs are not read; to learn the better answers type --response-key chosen",
+    "rejected": "preference pairs are not read: to learn the better answers type --response-key chosen",
     "input_ids": "token ids are not read: give the texts that they stand for",
-    "text": "one text does not say where its prompt ends: part it into 'prompt' and 'response'",
 }
 
 
@@ -173,6 +181,8 @@ def shape_of(path: str, place: str, record: dict, prompt_key: str | None, respon
             raise ValueError(f"{place}: {why}; {found}")
     texts = [key for key, value in record.items() if isinstance(value, str) and key.isprintable() and len(key) < 40]
     flags = "--prompt-key KEY --response-key KEY"
+    if texts == ["text"]:
+        raise ValueError(f"{place}: one text does not say where its prompt ends: part it into two; {found}")
     if len(texts) == 2:
         flags = f"--prompt-key {shlex.quote(texts[0])} --response-key {shlex.quote(texts[1])}"
     raise ValueError(f"{place}: expected text in 'prompt' and in 'response', {found}; name yours with {flags}")
@@ -239,10 +249,10 @@ def parse_own(
     rows |= carve(files["train"], rows["train"], [split for split in ("val", "test") if split not in files], say)
     prompts = {split: len({row.identity for row in rows[split]}) for split in ("train", "val", "test")}
     if any(prompts[split] < len(rows[split]) for split in prompts):
-        told = ", ".join(f"{split} {len(rows[split]):,} rows of {prompts[split]:,} prompts" for split in prompts)
-        say(f"all rows of a prompt lie in one split: {told}")
+        told = ", ".join(f"{split} {prompts[split]:,} ({len(rows[split]):,})" for split in prompts)
+        say(f"all rows of a prompt lie in one split; distinct prompts (and rows): {told}")
     if several := sum(len(row.answers) > 1 for row in rows["train"]):
-        say(f"train: {several:,} rows have a list of answers, of which each is learned as a row of its own")
+        say(f"train: each answer of a row with several is learned as a row of its own ({several:,} such rows)")
     return {
         "train": [Example(row.prompt, answer) for row in rows["train"] for answer in row.answers],
         "val": with_references("val", rows["val"], say),
@@ -316,6 +326,6 @@ def with_references(split: str, rows: list[Row], say: Callable) -> list[Example]
         answers.setdefault(row.identity, {}).update(dict.fromkeys(row.answers))
     several = sum(len(texts) > 1 for texts in answers.values())
     if several:
-        say(f"{split}: {several:,} prompts have several answers, of which each is right")
+        say(f"{split}: each answer of a prompt with several counts as right ({several:,} such prompts)")
     accepted = {key: tuple(texts) if len(texts) > 1 else () for key, texts in answers.items()}
     return [Example(row.prompt, row.answers[0], accepted[row.identity]) for row in rows]
