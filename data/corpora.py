@@ -91,9 +91,11 @@ def load_corpus(
                     raise
                 continue  # corpus_note tells the caller what the parser does without it
         known_as = name_of(file, path)
-        if not file.url and (size := path.stat().st_size) > LARGE_BYTES:
-            say(f"{known_as} has {size / 1e6:,.0f} MB: a minute and 2 GB of memory or so for each 100 MB")
-        texts[known_as] = decode(known_as, unpack(known_as, read_verified(file, path)))
+        data = unpack(known_as, read_verified(file, path))
+        if not file.url and len(data) > LARGE_BYTES:
+            megabytes = len(data) / 1e6
+            say(f"{known_as} has {megabytes:,.0f} MB: every process takes a minute and 2 GB of memory for 100 MB or so")
+        texts[known_as] = decode(known_as, data)
     if data_dir is not None and not all(file.url for file in corpus.files):
         for line in own_data.unread_files(Path(data_dir), list(texts)):
             say(line)

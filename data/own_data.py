@@ -200,7 +200,7 @@ def records_of(path: str, text: str) -> Iterator[tuple[str, dict]]:
 
 
 def read_rows(path: str, text: str, say: Callable, prompt_key: str | None, response_key: str | None) -> list[Row]:
-    """The rows of one file, in their order; `say` hears what of it is not used."""
+    """The rows of one file, in their order; `say` hears the file's name and a line on what of it is not used."""
     rows, empty, unread, shape = [], [], {}, None
     for place, record in tqdm(records_of(path, text), desc=path, unit=" rows", leave=False, disable=None, delay=1):
         shape = shape or shape_of(path, place, record, prompt_key, response_key)
@@ -218,12 +218,12 @@ def read_rows(path: str, text: str, say: Callable, prompt_key: str | None, respo
     if not rows:
         raise ValueError(f"{path}: no row has text in all of {listed(shape.keys)} (first: {empty[0].split(', ')[-1]})")
     if shape.told:
-        say(f"{path}: {shape.told}")
+        say(path, shape.told)
     if empty:
         first = empty[0].split(", ")[-1]
-        say(f"{path}: {len(empty):,} rows left out, whose prompt or response is empty (first: {first})")
+        say(path, f"{len(empty):,} rows left out, whose prompt or response is empty (first: {first})")
     if unread:
-        say(f"{path}: not read: {listed(sorted(unread))}")
+        say(path, f"not read: {listed(sorted(unread))}")
     return rows
 
 
@@ -242,8 +242,14 @@ def parse_own(
     """{file name: text} of train and, perhaps, val and test -> splits. A split without a file is carved from train."""
     if prompt_key is not None and prompt_key == response_key:
         raise ValueError(f"--prompt-key and --response-key both name {prompt_key!r}: a prompt is not its own answer")
-    files = {name.partition(".")[0]: name for name in texts}
-    rows = {split: read_rows(name, texts[name], say, prompt_key, response_key) for split, name in files.items()}
+    keys, files = (prompt_key, response_key), {name.partition(".")[0]: name for name in texts}
+    heard = {}  # line -> the files that it is true of
+    rows = {
+        split: read_rows(name, texts[name], lambda path, line: heard.setdefault(line, []).append(path), *keys)
+        for split, name in files.items()
+    }
+    for line, names in heard.items():
+        say(f"{', '.join(names)}: {line}")
     check_distinct(files, rows)
     rows = without_overlaps(files, rows, say)
     rows |= carve(files["train"], rows["train"], [split for split in ("val", "test") if split not in files], say)

@@ -1,17 +1,21 @@
 """Laws of a user's own files: texts are learned as written, one rule says which prompts are the same, nothing is lost
 in silence, and what is not certain is refused in one line that says what to type."""
 
+import csv
 import gzip
+import io
 import json
 import os
 import unicodedata
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 
 import data.corpora as corpora
 from data import own_data, tasks
-from data.corpora import CORPORA, Example, corpus_inputs, corpus_note, load_corpus
+from data.corpora import Example, corpus_inputs, corpus_note, load_corpus
 from data.tokenizer import train_tokenizer
 from lab import rollouts
 from model import GPT, GPTConfig, save_checkpoint
@@ -81,6 +85,26 @@ def test_texts_are_learned_as_written(own):
     prompt, response = tasks.encode_example(tokenizer, splits["train"][0])
     assert tokenizer.decode(prompt) == record["prompt"] and tokenizer.decode(response) == record["response"]
     assert prompt == tasks.encode_prompt(tokenizer, record["prompt"])  # what sample.py --prompt sends
+
+
+@hypothesis.given(st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), min_size=1)] * 2), min_size=1))
+def test_any_text_comes_back_from_any_format(rows):
+    """JSON Lines with and without escapes, a list, CSV, TSV: every row with text is an example, letter by letter."""
+    rows = [(f"a{prompt}", f"{response}b") for prompt, response in rows]  # none of blanks only
+    records = [{"prompt": prompt, "response": response} for prompt, response in rows]
+    formats = {
+        "train.jsonl": jsonl(records),
+        "train.json": json.dumps(records, ensure_ascii=False, indent=1),
+        "train.jsonl.gz": "\n".join(json.dumps(record, ensure_ascii=False) for record in records),  # as unpacked
+    }
+    for name, delimiter in (("train.csv", ","), ("train.tsv", "\t")):
+        table = io.StringIO(newline="")
+        csv.writer(table, delimiter=delimiter).writerows([("prompt", "response"), *rows])
+        formats[name] = table.getvalue()
+    held_out = {"val.jsonl": jsonl(pairs(20)), "test.jsonl": jsonl(pairs(20, 50))}
+    for name, text in formats.items():
+        splits = own_data.parse_own({name: text, **held_out}, lambda line: None)
+        assert [(example.prompt, example.response) for example in splits["train"]] == rows, name
 
 
 def test_a_typed_prompt_is_the_learned_one(own, capsys):
@@ -241,6 +265,11 @@ def test_keys_of_ones_own_are_named_by_flags(own):
         tasks.make_task("math", prompt_key="question")
 
 
+def test_the_same_line_on_several_files_is_said_once(own):
+    _, said = own({f"{split}.jsonl": [row | {"id": 1} for row in pairs(30, 50 * i)] for i, split in enumerate(SPLITS)})
+    assert said == ["train.jsonl, val.jsonl, test.jsonl: not read: 'id'"]
+
+
 def test_several_answers_are_learned_each_and_accepted_each(own):
     """A list of answers is one row per answer in train; in val and test it is one example with several references, as
     are rows that repeat a prompt."""
@@ -354,11 +383,15 @@ def test_a_folder_a_file_and_a_link(own):
 
 
 def test_a_large_file_says_what_it_takes(own, monkeypatch):
-    """Before it is read: 40 MB packed are more than 40 MB of work, but never less."""
-    monkeypatch.setattr(corpora, "LARGE_BYTES", 1000)
-    files = {"train.jsonl": pairs(300)}
-    assert own(files)[1][0] == "train.jsonl has 0 MB: a minute and 2 GB of memory or so for each 100 MB"
-    refused(own, {"train.jsonl": "[" * 1001}, "line 1")
+    """An estimate before the work, also of a small file that unpacks to a large one; not of usual ones."""
+    text = jsonl(pairs(300)).encode()
+    for name, content in (("train.jsonl", text), ("train.jsonl.gz", gzip.compress(text))):
+        assert not any("memory" in line for line in own({name: content})[1])
+        with monkeypatch.context() as limited:
+            limited.setattr(corpora, "LARGE_BYTES", len(text) - 1)
+            told = f"{name} has 0 MB: every process takes a minute and 2 GB of memory for 100 MB or so"
+            assert own({})[1][0] == told
+        (own.folder / name).unlink()
 
 
 def test_a_file_above_the_limit_says_what_to_do(own, monkeypatch):
@@ -366,6 +399,8 @@ def test_a_file_above_the_limit_says_what_to_do(own, monkeypatch):
     refused(own, {"train.jsonl": pairs(300)}, "train.jsonl", "more than the limit of 1000", "first 100,000 lines")
 
 
-def test_the_own_row_scores_every_accepted_answer():
-    example = Example("a", "b", ("b", "c"))
-    assert CORPORA["jsonl"].score(example, "c") == 1.0
+def test_every_accepted_answer_is_right(own):
+    test = [{"prompt": "a", "response": ["b", "c"]}]
+    own({"train.jsonl": pairs(9), "val.jsonl": pairs(9, 20), "test.jsonl": test})
+    task = tasks.make_task("jsonl", data_dir=own.folder)
+    assert [task.score(task.by_split["test"][0], text) for text in ("b", "c", "d")] == [1.0, 1.0, 0.0]
