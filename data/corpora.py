@@ -295,12 +295,14 @@ def separate(
     for split in ("test", "val", "train"):
         examples = splits[split]
         if split != "test":
-            once = list(dict.fromkeys(examples))
+            once, held_out = list(dict.fromkeys(examples)), "test" if split == "val" else "val or test"
             examples = [example for example in once if key(example.prompt) not in taken]
-            repeated, overlapping = len(splits[split]) - len(once), len(once) - len(examples)
-            if repeated or overlapping:
-                held_out = "test" if split == "val" else "val or test"
-                say(f"{split}: {repeated:,} repeated examples and {overlapping:,} with a prompt of {held_out} left out")
+            for lost, why in (
+                (len(splits[split]) - len(once), "which repeat another one"),
+                (len(once) - len(examples), f"whose prompts are in {held_out}"),
+            ):
+                if lost:
+                    say(f"{split}: {lost:,} of {len(splits[split]):,} examples left out, {why}")
         taken |= {key(example.prompt) for example in examples}
         separated[split] = examples
     return {split: separated[split] for split in ("train", "val", "test")}

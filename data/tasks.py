@@ -835,7 +835,8 @@ def make_task(name, *, data_dir=None, seed=0, say=lambda line: None, **options):
     OSError or ValueError where the files of a real set are missing or damaged.
     """
     if not isinstance(name, str) or name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
+        own = "; a file of your own is read as DIR/train.jsonl: --task jsonl --data-dir DIR" if "." in str(name) else ""
+        raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}{own}")
     defaults = {**FAMILIES[name].options, **SIZES} if name in FAMILIES else CORPUS_OPTIONS | own_keys(name)
     for option, value in options.items():
         if option not in defaults:

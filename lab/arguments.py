@@ -62,7 +62,9 @@ def parse(parser, argv, variants, main_variants, script, ignored_reason):
     typed = {flag: value for flag, value in vars(parser.parse_args(argv)).items() if value != parser.get_default(flag)}
     args.notes = check_typed(args, typed, names, variants, ignored_reason)
     if args.data_dir is not None and args.task in tasks.FAMILIES:
-        args.notes.append(f"note: --data-dir is not read, --task {args.task} is made here")
+        args.notes.append(
+            f"note: --data-dir is not read, --task {args.task} is made here (your own data: --task jsonl)"
+        )
     return args, names
 
 

@@ -350,8 +350,12 @@ def test_splits_never_share_a_prompt():
     splits = separate({"train": [one, other_case, three, four, four, other_answer], "val": [two, one, three, three],
                        "test": [one, one]}, told.append)
     assert splits == {"train": [four, other_answer], "val": [two, three], "test": [one, one]}
-    assert told == ["val: 1 repeated examples and 1 with a prompt of test left out",
-                    "train: 1 repeated examples and 3 with a prompt of val or test left out"]
+    assert told == [
+        "val: 1 of 4 examples left out, which repeat another one",
+        "val: 1 of 4 examples left out, whose prompts are in test",
+        "train: 1 of 6 examples left out, which repeat another one",
+        "train: 3 of 6 examples left out, whose prompts are in val or test",
+    ]
 
 
 def test_a_hash_split_depends_on_the_prompt_alone():

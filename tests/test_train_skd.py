@@ -994,7 +994,8 @@ def test_a_flag_that_reaches_some_rows_is_noted():
     assert notes == ["note: --student-temperature 0.5 is ignored by sft, supervised, seqkd (lets no student write)"]
     (note,) = parse_flags(["--variants", "all", "--judge-fresh"])[0].notes
     assert re.fullmatch(r"note: --judge-fresh is ignored by (\w+, ){4}\w+ and \d+ more", note)
-    assert parse_flags(["--data-dir", "X"])[0].notes == ["note: --data-dir is not read, --task math is made here"]
+    (note,) = parse_flags(["--data-dir", "X"])[0].notes
+    assert note == "note: --data-dir is not read, --task math is made here (your own data: --task jsonl)"
     assert parse_flags(["--variants", "all", "--quick"])[0].notes == parse_flags([])[0].notes == []
 
 

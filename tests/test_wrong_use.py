@@ -96,6 +96,7 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("skd", ["--difficulty", "1000000"], "difficulty"),
     ("skd", ["--task", "translation", "--difficulty", "2000"], "difficulty"),
     ("skd", ["--task", ""], "unknown task ''"),
+    ("skd", ["--task", "mine.csv"], "--task jsonl --data-dir DIR"),
     ("skd", ["--task", "MATH"], "'MATH'"),
     ("skd", ["--task", "translation", "--stories"], "'stories'"),
     ("skd", ["--task", "jsonl", "--data-dir", "{good}", "--stories"], "'stories'"),
