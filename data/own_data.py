@@ -43,6 +43,12 @@ def own_file(folder: Path, split: str) -> Path | None:
     return found[0] if found else None
 
 
+def listed(names) -> str:
+    """At most eight names, each in quotes: they come from a file."""
+    names = [repr(name)[:42] for name in names]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "none"
+
+
 def data_files(folder: Path) -> list[str]:
     """Names in the folder that may be meant as data: sorted."""
     return sorted(path.name for path in folder.iterdir() if path.name.lower().endswith((*ENDINGS, *OTHER_ENDINGS)))
@@ -52,8 +58,8 @@ def missing_file(name: str, folder: Path | None) -> str:
     """The one line for a folder without a file that is needed, or for no folder."""
     if folder is None:
         return f"{name}: not found; pass the folder that holds it as --data-dir DIR"
-    there = ", ".join(data_files(folder)[:5])
-    told = f"it holds {there}: call the one to learn from {name} (or .csv, ..)" if there else "it holds no data"
+    there = data_files(folder)
+    told = f"it holds {listed(there)}: name the one to learn from {name} (or .csv, ..)" if there else "it holds no data"
     if (folder / name).exists():
         told = "this name is no file there"
     return f"{name}: not found in {folder}; {told}, or pass another folder as --data-dir DIR"
@@ -64,7 +70,7 @@ def unread_files(folder: Path, read: list[str]) -> list[str]:
     names = [name for name in data_files(folder) if name.lower().startswith(OTHER_NAMES) and name not in read]
     if not names:
         return []
-    return [f"{', '.join(names[:5])} not read: the splits' files are called train, val and test (.jsonl, .csv, ..)"]
+    return [f"{listed(names)} not read: the splits' files are called train, val and test (.jsonl, .csv, ..)"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,12 +161,6 @@ NOT_READ = {  # a key that tells what a record is -> why it is not read
     "rejected": "preference pairs are not read: to learn the better answers type --response-key chosen",
     "input_ids": "token ids are not read: give the texts that they stand for",
 }
-
-
-def listed(names) -> str:
-    """At most eight names, each in quotes: they come from a file."""
-    names = [repr(name)[:42] for name in names]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "none"
 
 
 def is_table(path: str) -> bool:

@@ -340,8 +340,9 @@ def test_a_row_of_another_shape_is_named(own):
     ({"train.csv": 'prompt,response\n"a,b\nc,d\n'}, ["train.csv, line 3", "broken CSV"]),
     ({"train.tsv": "prompt,response\na,b\n"}, ["train.tsv", "','", "tabs"]),
     ({"train.jsonl": pairs(9), "train.csv": CSV}, ["train.jsonl and train.csv", "two files"]),
-    ({"data.jsonl": pairs(9)}, ["train.jsonl: not found", "it holds data.jsonl", "--data-dir"]),
-    ({"train.parquet": b"PAR1"}, ["train.jsonl: not found", "it holds train.parquet"]),
+    ({"data.jsonl": pairs(9)}, ["train.jsonl: not found", "it holds 'data.jsonl'", "--data-dir"]),
+    ({"a\nb\x1b[31m.json": "{}"}, [r"it holds 'a\nb\x1b[31m.json'"]),
+    ({"train.parquet": b"PAR1"}, ["train.jsonl: not found", "it holds 'train.parquet'"]),
     ({}, ["train.jsonl: not found", "--data-dir"]),
     ({"train.jsonl.gz": b"no gzip"}, ["train.jsonl.gz", "gzip"]),
     ({"train.jsonl": "prompt,response\na,b\n"}, ["line 1", "broken JSON"]),
@@ -356,7 +357,7 @@ def test_a_file_that_is_nearly_right_is_one_line(own, files, words):
 def test_files_of_other_names_are_told(own):
     """validation.jsonl beside train.jsonl is not read, and one line says so."""
     _, said = own({"train.jsonl": pairs(300), "validation.jsonl": pairs(3), "notes.json": "{}"})
-    assert said == ["validation.jsonl not read: the splits' files are called train, val and test (.jsonl, .csv, ..)"]
+    assert said == ["'validation.jsonl' not read: the splits' files are called train, val and test (.jsonl, .csv, ..)"]
 
 
 def test_a_cell_may_be_long_and_hold_lines_and_quotes(own):
