@@ -5,6 +5,10 @@
     corpus_chrf        character 1- to 6-grams, F2                              translation into rich morphology
     rouge_l            longest common subsequence of words, F1                  summaries
     slot_f1            slots of a form filled in right: precision, recall, F1   summaries and dialogue states
+    token_accuracy     the same token at the same place                         own data
+    same_text          the same characters                                      own data, code included
+
+METRICS are those that own data can be scored by; choose_metric takes one of them after a look at the references.
 
 The three n-gram metrics give the values of the packages the papers quote, divided by 100 where those use percent:
 sacrebleu's `corpus_bleu` and `corpus_chrf` with their defaults, rouge_score's "rougeL" without stemming. BLEU and chrF
@@ -13,7 +17,9 @@ the scores of its segments. Wherever a reference stands, a sequence of reference
 """
 import math
 import re
+import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -150,7 +156,8 @@ def rouge_l(completion, reference):
         P = L / words of the completion, R = L / words of the reference, F1 = 2 P R / (P + R)
         L = length of the longest common subsequence: words in the same order, gaps allowed
 
-    Words are runs of a-z and 0-9 after lower-casing; all else, umlauts too, separates them, as in rouge_score.
+    Words are runs of a-z and 0-9 after lower-casing; all else separates them, as in rouge_score, whose values papers
+    quote. So it is blind to signs ("7" for "-7" is 1), to umlauts, and to every other script: see choose_metric.
     "the dog bit the man" for "the man bit the dog": L = 3 (the bit the), P = R = 3/5, F1 = 0.6. No words: 0.
     """
     found = _rouge_words(completion)
@@ -167,14 +174,19 @@ def _rouge_words(text):
 
 
 def _longest_common_subsequence(left, right):
-    """Its length, for two lists of words. Row by row: row[j] belongs to the words of left so far and right[:j]."""
-    row = [0] * (len(right) + 1)
+    """Its length, for two lists of words.
+
+    The usual table, row by row, a row being the bits of one number: bit j is 0 where the length grows from right[:j]
+    to right[:j + 1] (Hyyro 2004), so that a row of thousands of words costs one addition.
+    """
+    places, everywhere = {}, (1 << len(right)) - 1
+    for j, word in enumerate(right):
+        places[word] = places.get(word, 0) | 1 << j
+    row = everywhere
     for word in left:
-        above = row
-        row = [0]
-        for j, other in enumerate(right):
-            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
-    return row[-1]
+        hits = row & places.get(word, 0)
+        row = (row + hits | row - hits) & everywhere
+    return len(right) - row.bit_count()
 
 
 # --------------------------------------------------------------------------------------------------------------- slots
@@ -201,6 +213,139 @@ def corpus_slot_f1(found, truth):
     precision = num_right / num_found if num_found else 0.0
     recall = num_right / num_true if num_true else 0.0
     return SlotScore(_f_score(precision, recall), precision, recall)
+
+
+# ------------------------------------------------------------------------------------------------- metrics of own data
+
+# Scripts written without blanks between words, of which every character is a token: Thai to Khmer, kana, Han
+_NO_BLANKS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_TOKEN = re.compile(rf"[{_NO_BLANKS}]|[^\W{_NO_BLANKS}]+|[^\w\s]")
+
+
+def same_text(completion, reference):
+    """1.0 if completion is the reference (or one of several) character by character, else 0.0.
+
+    Only white space at the end and the Unicode form of a character (e and its accent as one or as two) do not count:
+    "  x = 1" is not "x = 1", which is other code.
+    """
+    return float(any(_normal(completion) == _normal(text) for text in _as_tuple(reference)))
+
+
+def _normal(text):
+    return unicodedata.normalize("NFC", text).rstrip()
+
+
+def token_accuracy(completion, reference):
+    """Share of places at which both have the same token, of several references the best, 0..1.
+
+    Tokens are runs of letters and digits of any script, all other visible characters, and the single characters of
+    scripts without blanks. The longer of the two says how many places there are; no token in either is 1.
+    "a - 3" for "a + 3 b": 2 of 4 places.
+    """
+    scores, found = [], _tokens(completion)
+    for text in _as_tuple(reference):
+        wanted = _tokens(text)
+        places = max(len(found), len(wanted))
+        scores.append(sum(map(str.__eq__, found, wanted)) / places if places else 1.0)
+    return max(scores)
+
+
+def _tokens(text):
+    return _TOKEN.findall(_normal(text))
+
+
+def _visible(text):
+    return "".join(text.split())
+
+
+class TextMetric(NamedTuple):
+    """One metric for own data. `sees`: all that it knows of a text; a text scores 1 against itself if that has a length
+    of at least `least`."""
+
+    title: str
+    score: Callable  # (completion, reference or references) -> 0..1
+    corpus_score: Callable | None  # (completions, references of each) -> 0..1; None: the mean of the scores
+    sees: Callable  # text -> words or characters
+    least: int
+
+
+METRICS = {  # --metric: its row. A new one is one function and one row
+    "exact_match": TextMetric("exact match", same_text, None, _normal, 0),
+    "rouge_l": TextMetric("ROUGE-L", rouge_l, None, _rouge_words, 1),
+    "chrf": TextMetric("chrF", lambda one, of: corpus_chrf([one], [of]), corpus_chrf, _visible, 1),
+    "bleu": TextMetric("BLEU", lambda one, of: corpus_bleu([one], [of]), corpus_bleu, _tokenize_13a, BLEU_ORDER),
+    "token_accuracy": TextMetric("token accuracy", token_accuracy, None, _tokens, 0),
+}
+SHORT_WORDS, SHORT_TOKENS = 3, 8  # at most, of a short answer: "New York City", "-1,234.50"
+MOST_ARE_SHORT = 0.95  # share of the references from which on all are judged as short answers
+SEES_ENOUGH = 0.9  # share of visible characters in a-z and 0-9: German has .97, Polish .93, Python .84, Vietnamese .67
+FEW_ALIKE = 0.01  # share of different references that a metric may take for one another
+
+
+def score_texts(name, completions, references):
+    """Corpus score of METRICS[name], 0..1; completions: list of str, references: list of str or sequences of str."""
+    segments = _pair_up(completions, references)
+    row = METRICS[name]
+    if row.corpus_score:
+        return row.corpus_score(completions, references)
+    return sum(row.score(completion, texts) for completion, texts in segments) / len(segments)
+
+
+def choose_metric(references):
+    """(name in METRICS, why) for answers like these; references: list of str or of sequences of str.
+
+    Short answers: exact match. Else ROUGE-L, unless its a-z and 0-9 miss a whole reference, many characters, or what
+    tells references apart: then chrF, which sees every character but white space.
+    """
+    texts = [text for one in references for text in _as_tuple(one)]
+    count = f"of {len(texts):,} references"
+    short = sum(len(text.split()) <= SHORT_WORDS and len(_tokens(text)) <= SHORT_TOKENS for text in texts)
+    if short >= MOST_ARE_SHORT * len(texts):
+        return "exact_match", f"{short:,} {count} have at most {SHORT_WORDS} words"
+    unseen = sum(not _rouge_words(text) for text in texts)
+    if unseen:
+        return "chrf", f"{unseen:,} {count} hold nothing that ROUGE sees (a-z, 0-9)"
+    seen = _seen_by_rouge(texts)
+    if seen < SEES_ENOUGH:
+        return "chrf", f"ROUGE sees {100 * seen:.0f} % of the references' characters (a-z, 0-9)"
+    alike, different = _alike("rouge_l", texts)
+    if alike > FEW_ALIKE * different:
+        return "chrf", f"ROUGE (a-z, 0-9) takes {alike:,} of {different:,} different references for another one"
+    return "rouge_l", f"{len(texts) - short:,} {count} are longer, and ROUGE sees {100 * seen:.0f} % of the characters"
+
+
+def metric_warnings(name, references):
+    """Lines about what METRICS[name] cannot tell of these references; references as in choose_metric."""
+    row, groups = METRICS[name], [_as_tuple(one) for one in references]
+    texts = [text for group in groups for text in group]
+    found, other = [], "another --metric sees more"
+    below = sum(len(row.sees(text)) < row.least for text in texts)
+    if below:
+        found.append(f"{below:,} of {len(texts):,} references score below 1 against themselves in {row.title}: {other}")
+    elif name == "rouge_l" and (seen := _seen_by_rouge(texts)) < SEES_ENOUGH:
+        found.append(f"ROUGE-L sees {100 * seen:.0f} % of the references' characters (a-z, 0-9): {other}")
+    right_everywhere = set.intersection(*({tuple(row.sees(text)) for text in group} for group in groups))
+    alike, different = _alike(name, texts)
+    if len(groups) > 1 and right_everywhere:
+        found.append(f"one and the same answer is right in all {len(groups):,} examples, as far as {row.title} sees: "
+                     "the score cannot tell who has learned the task")
+    elif alike > FEW_ALIKE * different:
+        found.append(f"{row.title} takes {alike:,} of {different:,} different references for another one: {other}")
+    return found
+
+
+def _seen_by_rouge(texts):
+    """Share of the visible characters of texts that are in words of ROUGE; 0 of none."""
+    return sum(len("".join(_rouge_words(text))) for text in texts) / max(1, sum(len(_visible(text)) for text in texts))
+
+
+def _alike(name, texts):
+    """How many of the different texts METRICS[name] takes for an earlier one, and how many different ones there are;
+    capitals and white space make no difference."""
+    different = {" ".join(_normal(text).casefold().split()): text for text in texts}
+    return len(different) - len({tuple(METRICS[name].sees(text)) for text in different.values()}), len(different)
 
 
 # -------------------------------------------------------------------------------------------------------- common parts

@@ -28,8 +28,16 @@ from typing import NamedTuple
 
 import torch
 
-from data.corpora import CORPORA, Example, load_corpus
-from data.metrics import corpus_bleu, rouge_l, slot_f1
+from data.corpora import CORPORA, Example, accepted, load_corpus
+from data.metrics import (
+    METRICS,
+    choose_metric,
+    corpus_bleu,
+    metric_warnings,
+    rouge_l,
+    score_texts,
+    slot_f1,
+)
 
 SPLITS = ("train", "val", "test", "ood")
 
@@ -662,9 +670,9 @@ def join_modes(modes):
 
 
 def mean(values):
-    """Arithmetic mean as a float; 0.0 of nothing."""
+    """Arithmetic mean as a float; None of nothing, which has no mean."""
     values = list(values)
-    return float(sum(values)) / max(len(values), 1)
+    return float(sum(values)) / len(values) if values else None
 
 
 class Family(NamedTuple):
@@ -707,8 +715,9 @@ FAMILIES = {
 }
 
 TASKS = {**FAMILIES, **CORPORA}  # name -> Family or Corpus
-CORPUS_OPTIONS = {"cache_dir": None, "download": True}
+CORPUS_OPTIONS = {"cache_dir": None, "download": True, "metric": None}
 OWN_KEYS = {"prompt_key": None, "response_key": None}  # of own data: under which keys of a record its texts stand
+MOST_LOOKED_AT = 1000  # test examples whose references decide on a metric, and are warned of
 
 
 # ----------------------------------------------------------------------------------------------------------- tasks
@@ -716,9 +725,11 @@ OWN_KEYS = {"prompt_key": None, "response_key": None}  # of own data: under whic
 
 class Task:
     """A named set of splits and its score. The two kinds below fill `by_split` and bring score(example, completion)
-    -> 0..1 and details(examples, completions) -> {name: float}, the further figures."""
+    -> 0..1 and details(examples, completions) -> {name: float, or None where there is nothing to average}, the further
+    figures."""
 
     splits = SPLITS
+    metric_note, metric_warnings = None, ()  # why this metric was chosen, and what it cannot tell: lines for the user
 
     def __init__(self, name, metric, options, by_split):
         self.name, self.metric, self.options = name, metric, options
@@ -800,26 +811,51 @@ class GeneratedTask(Task):
 
 
 class CorpusTask(Task):
-    """A real data set; files, splits and scores come with its row of CORPORA."""
+    """A real data set; files, splits and scores come with its row of CORPORA.
+
+    A set without a metric of its own, such as own data, is scored by the row of METRICS that the option "metric" names,
+    else by the one that its test references ask for. On a set with one, the option takes its place.
+    """
 
     def __init__(self, name, data_dir, say, options):
         self.corpus = CORPORA[name]
-        by_split = load_corpus(name, data_dir=data_dir, say=say, **options)
-        super().__init__(name, self.corpus.metric, options, by_split)
+        wanted = {option: value for option, value in options.items() if option != "metric"}
+        by_split, self.chosen = load_corpus(name, data_dir=data_dir, say=say, **wanted), options["metric"]
+        references = [accepted(example) for example in by_split["test"]]
+        references = references[:: -(-len(references) // MOST_LOOKED_AT)]
+        if self.corpus.score is None and self.chosen is None:
+            self.chosen, why = choose_metric(references)
+            title, others = METRICS[self.chosen].title, ", ".join(name for name in METRICS if name != self.chosen)
+            self.metric_note = f"score: {title}, since {why} (--metric takes {others}; all are recorded)"
+        if self.chosen:
+            self.metric_warnings = metric_warnings(self.chosen, references)
+        metric = METRICS[self.chosen].title if self.chosen else self.corpus.metric
+        super().__init__(name, metric, options, by_split)
 
     def score(self, example, completion):
         """How right one completion is, 0..1."""
+        if self.chosen:
+            return METRICS[self.chosen].score(completion, accepted(example))
         return self.corpus.score(example, completion)
 
     def corpus_score(self, examples, completions):
-        """The set's own metric, which need not be a mean over examples (BLEU is not)."""
+        """The metric over many completions, which need not be a mean over examples (BLEU is not)."""
         check_paired(examples, completions)
+        if self.chosen:
+            return score_texts(self.chosen, completions, [accepted(example) for example in examples])
         return self.corpus.corpus_score(examples, completions)
 
     def details(self, examples, completions):
-        """The further figures that the set's row names."""
+        """The further figures that the set's row names; with a chosen metric every row of METRICS, and what the set
+        itself would be scored by, as "own_score"."""
         check_paired(examples, completions)
-        return self.corpus.details(examples, completions)
+        found = self.corpus.details(examples, completions) if self.corpus.details else {}
+        if not self.chosen:
+            return found
+        if self.corpus.score:
+            found["own_score"] = self.corpus.corpus_score(examples, completions)
+        references = [accepted(example) for example in examples]
+        return found | {name: score_texts(name, completions, references) for name in METRICS}
 
 
 def task_names():
@@ -884,6 +920,8 @@ def check_option(name, option, value):
         right, wanted = isinstance(value, bool), "True or False"
     elif option in OWN_KEYS:
         right, wanted = value is None or isinstance(value, str) and value != "", "a key of the records"
+    elif option == "metric":
+        right, wanted = value is None or isinstance(value, str) and value in METRICS, f"one of {', '.join(METRICS)}"
     else:
         return  # a folder: whoever opens it checks it
     if not right:

@@ -8,6 +8,7 @@ What is made of the words that somebody typed says lab/arguments.py.
 import argparse
 
 from data import tasks
+from data.metrics import METRICS
 from lab import pairs, report
 from sample import ACCEPT_RULES, REPLACE_RULES, knobs_of
 
@@ -192,6 +193,9 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     ):
         group.add_argument(f"--{knob}", type=kind, help=f"{meaning} (synthetic tasks; default: the task's own)")
     group.add_argument("--stories", action="store_true", default=None, help="math as word problems with numbers 0..99")
+    group.add_argument(
+        "--metric", choices=tuple(METRICS), help="score of a real data set (default: its own; own data: by its answers)"
+    )
     group.add_argument("--measure", type=int, metavar="N", help="measure on the first N test examples (default: all)")
     group = parser.add_argument_group("distillation")
     group.add_argument("--steps", type=int, help="student updates (default: by --size)")
@@ -267,7 +271,7 @@ def cache_kind(text):
 
 TASK_FLAGS = (
     *("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "prompt_key", "response_key"),
-    "measure",
+    *("metric", "measure"),
 )
 PAIR_FLAGS = (
     "teacher_steps",

@@ -261,6 +261,8 @@ def say_data(args, data):
     )
     if args.task in corpora.CORPORA:
         processes.print_line(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
+    if data.task.metric_note:
+        processes.print_line(data.task.metric_note)
 
 
 def open_folder(held, script, args, flags, inputs):
@@ -378,9 +380,9 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
 
     # 2. Where the comparison starts: the teacher and the untouched student.
     teacher_figures, start_figures = measure_start(pair, args, folder)
-    start_warnings = (
-        [] if args.quick else checks.about_start(teacher_figures, start_figures, args.task in tasks.FAMILIES)
-    )
+    start_warnings = list(data.task.metric_warnings)
+    if not args.quick:
+        start_warnings += checks.about_start(teacher_figures, start_figures, args.task in tasks.FAMILIES)
     for text in start_warnings:
         processes.print_line(f"  warning: {text}")
     shared = {  # what the header of every record says

@@ -597,10 +597,10 @@ def test_a_gz_that_unpacks_beyond_the_limit_is_refused(monkeypatch):
 # ------------------------------------------------------------------------------------------------------------ scores
 
 RESPONSES = {"multi30k": "A dog runs in the park .", "scan": "I_WALK I_TURN_RIGHT", "mawps": "( 76 - 25 ) * 2",
-             "gsm8k": "7 - 4 = 3\n#### 3", "dialogsum": "They meet.", "instructions": "It is 7.", "jsonl": "It is 7."}
+             "gsm8k": "7 - 4 = 3\n#### 3", "dialogsum": "They meet.", "instructions": "It is 7."}
 
 
-@pytest.mark.parametrize("name", CORPORA)
+@pytest.mark.parametrize("name", [name for name, corpus in CORPORA.items() if corpus.score])
 def test_the_response_scores_one_and_garbage_zero(name):
     """Score, corpus score and details are 1 for the response itself; the score of garbage is 0; all lie in 0..1."""
     corpus, example = CORPORA[name], Example("prompt", RESPONSES[name])

@@ -10,13 +10,19 @@ import random
 import pytest
 
 from data.metrics import (
+    METRICS,
     SlotScore,
+    choose_metric,
     corpus_bleu,
     corpus_chrf,
     corpus_slot_f1,
     exact_match,
+    metric_warnings,
     rouge_l,
+    same_text,
+    score_texts,
     slot_f1,
+    token_accuracy,
 )
 
 CAT = "the cat sat on a mat"
@@ -220,3 +226,126 @@ def test_misuse_is_refused():
         rouge_l("a", [])
     with pytest.raises(AssertionError, match="2 found dicts for 1"):
         corpus_slot_f1([{}, {}], [{}])
+
+
+# ------------------------------------------------------------------------------------------------- metrics of own data
+
+# What people bring: name: (references, the metric that is chosen, a word of its reason)
+ANSWERS = {
+    "yes and no": (["yes", "no", "no"] * 9, "exact_match", "at most 3 words"),
+    "numbers with signs and commas": (["7", "-7", "1,234.50", "-1,234.50", "192.168.0.1"], "exact_match", "5 of 5"),
+    "comparisons": (["x > y", "x < y", "x = 1"], "exact_match", "3 words"),
+    "emoji": (["👍", "👎🏽"] * 5, "exact_match", "10 of 10"),
+    "names in Han": (["东京", "爱因斯坦"], "exact_match", "2 of 2"),
+    "Han without blanks": ([f"东京是日本的首都, 人口很多{i}" for i in range(9)], "chrf", "ROUGE sees"),
+    "Russian": (["Столица страны, большой город на реке", "Он родился в деревне около моря"], "chrf", "2 of 2"),
+    "Russian with digits": ([f"Он родился в {1900 + i} году в деревне около моря" for i in range(9)], "chrf", "11 %"),
+    "Python": (
+        [f"def add_{i}(a, b):\n    if a is None:\n        return b\n    return a + b" for i in range(9)],
+        "chrf", "82 %",
+    ),
+    "a sign in a sentence": ([f"The answer to this is {i}" for i in range(-20, 20)], "chrf", "19 of 40"),
+    "English": ([f"They will meet on day {i} and talk about the plan." for i in range(9)], "rouge_l", "9 of 9"),
+    "German": ([f"Alle Menschen sind frei und gleich an Würde, Nummer {i}." for i in range(9)], "rouge_l", "longer"),
+    "one emoji among English": (["They will meet and talk about it."] * 30 + ["👍"] * 2, "chrf", "2 of 32"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_the_chosen_metric_sees_what_own_data_says(name):
+    """Right answers score 1, all others less, each alone and all together; nothing is left to warn of."""
+    references, wanted, word = ANSWERS[name]
+    chosen, why = choose_metric(references)
+    assert (chosen, word in why) == (wanted, True), f"{chosen}, since {why}"
+    assert metric_warnings(chosen, references) == [] and "\n" not in why
+    assert score_texts(chosen, references, references) == 1.0
+    other = next(text for text in references if text != references[0])
+    assert METRICS[chosen].score(references[0], references[0]) == 1.0 > METRICS[chosen].score(other, references[0])
+    assert score_texts(chosen, [other, *references[1:]], references) < 1.0
+
+
+def test_rouge_is_blind_and_no_headline_of_what_it_does_not_see():
+    """The cases that were met: 300 right Cyrillic answers at 0, a sign and a comparison that nobody missed."""
+    cyrillic = [f"Столица страны {'абвгде'[i % 6]}, город на реке" for i in range(300)]
+    assert score_texts("rouge_l", cyrillic, cyrillic) == 0.0
+    assert score_texts(choose_metric(cyrillic)[0], cyrillic, cyrillic) == 1.0
+    for one, other in (("7", "-7"), ("x > y", "x < y")):
+        assert rouge_l(one, other) == 1.0  # rouge_score's value, which papers quote
+        assert METRICS[choose_metric([one, other])[0]].score(one, other) == 0.0
+
+
+@pytest.mark.parametrize("metric,references,words", [
+    ("rouge_l", ["у моря", "They meet today"], ["1 of 2 references score below 1 against themselves"]),
+    ("rouge_l", [f"Он родился в {1900 + i} году" for i in range(9)], ["ROUGE-L sees 22 % of the references'"]),
+    ("rouge_l", [f"the answer is {i}" for i in range(-9, 10)], ["takes 9 of 19 different references for another"]),
+    ("rouge_l", ["she says x > y today", "she says x < y today"], ["one and the same answer is right in all 2"]),
+    ("bleu", ["two words", "these are four words", "of five words this is"], ["1 of 3 references", "1", "BLEU"]),
+    ("chrf", ["a = [1, 2]", "a = [1,2]", "a=[1, 2]"], ["right in all 3 examples, as far as chrF sees"]),
+    ("exact_match", ["positive"] * 40, ["right in all 40 examples"]),
+    ("token_accuracy", [("yes", "no"), ("no", "never"), "no"], ["right in all 3 examples"]),
+])  # fmt: skip
+def test_a_metric_that_cannot_tell_is_told_of(metric, references, words):
+    """One line each, with how many of how many."""
+    (line,) = metric_warnings(metric, references)
+    assert all(word in line for word in words) and "\n" not in line, line
+
+
+def test_no_warning_without_a_reason():
+    """Capitals and full stops that make no difference to ROUGE are none; one example alone has the answer it has."""
+    many = ["They meet.", "they  meet", "We do not."] + [f"We talk of {i}." for i in range(150)]
+    assert metric_warnings("rouge_l", many) == [] == metric_warnings("exact_match", ["yes"])
+    assert metric_warnings("exact_match", [("a", "b"), ("b", "c"), ("c", "a")]) == []
+
+
+def random_text(draw):
+    return "".join(draw.choices("ab1-> \n\u00e9\u0436\u4eac\u0e01\u0e31\U0001f44d_", k=draw.randint(0, 12)))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_what_a_metric_sees_is_all_that_it_knows(name):
+    """A text scores 1 against itself exactly if enough of it is seen; texts that look the same score the same; 0..1."""
+    draw, row = random.Random(name), METRICS[name]
+    texts = [random_text(draw) for _ in range(60)] + ["", "one two three four", "four short words, here"]
+    for text in texts:
+        assert row.score(text, text) == (1.0 if len(row.sees(text)) >= row.least else 0.0), text
+    for one, other in zip(texts, texts[1:]):
+        assert 0.0 <= row.score(one, other) <= 1.0
+        assert row.score(one, (other, one)) == row.score(one, one) or row.score(one, one) == 0.0
+        if row.sees(one) == row.sees(other):
+            assert row.score(one, other) == row.score(one, one)
+    assert score_texts(name, ["four words are here"], [("no", "four words are here")]) == 1.0
+    with pytest.raises(ValueError, match="no completions to score"):
+        score_texts(name, [], [])
+
+
+def test_token_accuracy_by_hand():
+    """Places with the same token over the places of the longer text; every sign and every Han character is a token."""
+    assert token_accuracy("a - 3", "a + 3 b") == 2 / 4
+    assert token_accuracy("-1,234.5", "1,234.5") == 0.0 and token_accuracy("1,234.5", "1,235.5") == 4 / 5
+    assert token_accuracy("东京很大", "东京很小。") == 3 / 5
+    assert token_accuracy("да нет", "да да") == 1 / 2 and token_accuracy("I_WALK now", "I_WALK") == 1 / 2
+    assert token_accuracy("b c", ("a b c", "b d")) == 1 / 2
+    assert token_accuracy("", "") == token_accuracy(" ", "\n") == 1.0
+    assert token_accuracy("", "a") == token_accuracy("a", "") == 0.0
+
+
+def test_the_same_text_is_the_same_code():
+    """Blanks and line ends within a text and before it count, those behind it and the form of an accent do not."""
+    assert same_text("    x = 1", "x = 1") == same_text("a\n  b", "a\nb") == same_text("A", "a") == 0.0
+    assert same_text("x = 1\n", "x = 1") == same_text("caf\u00e9", "cafe\u0301") == same_text("b", ["a", "b"]) == 1.0
+
+
+def test_a_mean_is_one_of_scores_and_a_corpus_is_counted_as_one():
+    """BLEU and chrF of own data are figures of the corpus, as in the packages; the others are means."""
+    completions, references = ["the cat sat on the mat", "no"], [[CAT], ["yes", "no"]]
+    assert score_texts("bleu", completions, references) == corpus_bleu(completions, references)
+    assert score_texts("chrf", completions, references) == corpus_chrf(completions, references)
+    assert score_texts("rouge_l", completions, references) == pytest.approx((5 / 6 + 1) / 2)
+    assert score_texts("token_accuracy", completions, references) == pytest.approx((5 / 6 + 1) / 2)
+    assert score_texts("exact_match", completions, references) == 0.5
+
+
+def test_long_texts_are_compared_in_time():
+    """A subsequence of two texts of 10,000 words takes thousands of steps, not a hundred million."""
+    long = " ".join(str(i % 97) for i in range(10_000))
+    assert rouge_l(long, long) == 1.0 and rouge_l(long + " x", long) == pytest.approx(20_000 / 20_001)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data import tasks
+from data.metrics import METRICS, score_texts
 from data.tasks import Draws, Example, encode_example, make_task, split_of, task_names
 from sample import pad_sequences
 
@@ -182,7 +183,7 @@ def test_any_completion_gets_a_score_in_range(case):
         for completion in completions:
             assert 0.0 <= task.score(example, completion) <= 1.0
         figures = task.details([example] * len(completions), completions)
-        assert all(isinstance(value, float) and value >= 0 for value in figures.values())
+        assert all(value is None or isinstance(value, float) and value >= 0 for value in figures.values())
         assert score_text(task, example.prompt, "") == 0.0
         assert score_text(task, example.prompt, "no idea") < 1.0
 
@@ -529,6 +530,72 @@ def test_own_data_from_a_folder(tmp_path: Path):
     assert len(task.texts()) == 40
     with pytest.raises((ValueError, OSError)):
         make_task("jsonl", data_dir=tmp_path / "nowhere", download=False)
+
+
+def own_task(folder, responses, **options):
+    """A task of own data whose val and test splits have these responses."""
+    for split in ("train", "val", "test"):
+        rows = [{"prompt": f"{split} {number}:", "response": response} for number, response in enumerate(responses)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return make_task("jsonl", data_dir=folder, download=False, **options)
+
+
+@pytest.mark.parametrize("responses,metric", [
+    (["yes", "no", "-7", "7"] * 5, "exact match"),
+    ([f"Столица страны {'абвгд'[i % 5]} стоит на большой реке" for i in range(20)], "chrF"),
+    ([f"They will meet on day {i} and talk about the plan." for i in range(20)], "ROUGE-L"),
+])  # fmt: skip
+def test_own_data_is_scored_by_what_sees_it(tmp_path, responses, metric):
+    """Right answers score 1 whatever they are written in; a line says which metric, why and which flag."""
+    task = own_task(tmp_path, responses)
+    examples, others = task.examples("test"), responses[1:] + responses[:1]
+    assert (task.metric, task.metric_warnings) == (metric, [])
+    assert task.metric_note.startswith(f"score: {metric}, since ") and "--metric" in task.metric_note
+    assert "\n" not in task.metric_note
+    assert task.corpus_score(examples, responses) == 1.0 > task.corpus_score(examples, others)
+    assert [task.score(example, text) for example, text in zip(examples, responses)] == [1.0] * len(responses)
+    details = task.details(examples, responses)
+    assert details.keys() == METRICS.keys() and details[task.chosen] == 1.0
+    assert task.details(examples, others)[task.chosen] == task.corpus_score(examples, others)
+
+
+def test_the_metric_can_be_asked_for(tmp_path):
+    """Every name of METRICS scores own data; a blind one says so, and so does one that a constant answer satisfies."""
+    responses = ["7", "-7", "x > y", "x < y"] * 5
+    for name, row in METRICS.items():
+        task = own_task(tmp_path, responses, metric=name)
+        assert (task.metric, task.metric_note) == (row.title, None)
+        assert task.corpus_score(task.examples("test"), responses) == score_texts(name, responses, responses)
+    blind = own_task(tmp_path, responses, metric="rouge_l")
+    assert blind.corpus_score(blind.examples("test"), ["-7", "7", "x < y", "x > y"] * 5) == 1.0
+    assert any("2 of 4 different references" in line for line in blind.metric_warnings)
+    assert "right in all 20 examples" in own_task(tmp_path, ["positive"] * 20).metric_warnings[0]
+    for metric in ("ROUGE", "", 3, ["bleu"]):
+        with pytest.raises(ValueError, match="metric must be one of exact_match, rouge_l, chrf, bleu, token_accuracy"):
+            make_task("jsonl", data_dir=tmp_path, metric=metric)
+    with pytest.raises(ValueError, match="task math has no option 'metric'"):
+        make_task("math", metric="bleu")
+
+
+def test_a_set_with_a_score_takes_another_as_its_headline(monkeypatch):
+    """--metric on a corpus: the score is that metric's, all are recorded, and what the set goes by as own_score."""
+    splits = {"train": [Example("a?", "b")], "val": [], "test": [Example("d", "Says hi.", ("Says hi.", "Greets."))] * 2}
+    monkeypatch.setattr(tasks, "load_corpus", lambda name, **options: splits)
+    usual, task = make_task("dialogsum"), make_task("dialogsum", metric="exact_match")
+    test, texts = task.examples("test"), ["Greets.", "says hi"]
+    assert (usual.metric, usual.corpus_score(test, texts)) == (tasks.CORPORA["dialogsum"].metric, 1.0)
+    assert usual.details(test, texts) == tasks.CORPORA["dialogsum"].details(test, texts) and not usual.metric_warnings
+    assert (task.metric, task.corpus_score(test, texts), task.score(test[0], "Greets.")) == ("exact match", 0.5, 1.0)
+    details = task.details(test, texts)
+    assert details.keys() == METRICS.keys() | {"own_score"} and details["own_score"] == 1.0
+
+
+def test_shares_of_nothing_are_none():
+    """Where no completion can be read there is no share of hard ones among them, rather than one of 0."""
+    task = build("math")
+    details = task.details(task.examples("test")[:2], ["?", "?"])
+    assert (details["parseable"], details["hard_share"], details["mixed_share"]) == (0.0, None, None)
+    assert tasks.mean([]) is None and tasks.mean(iter([1, 0])) == 0.5
 
 
 def test_a_real_set_brings_its_own_scores(monkeypatch):

@@ -100,6 +100,8 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("skd", ["--task", "MATH"], "'MATH'"),
     ("skd", ["--task", "translation", "--stories"], "'stories'"),
     ("skd", ["--task", "jsonl", "--data-dir", "{good}", "--stories"], "'stories'"),
+    ("skd", ["--task", "jsonl", "--data-dir", "{good}", "--metric", "ROUGE"], "'rouge_l'"),
+    ("okd", ["--metric", "chrf"], "task math has no option 'metric'"),
     ("skd", ["--task", "jsonl", "--data-dir", "{file}"], "--data-dir"),
     ("skd", ["--task", "jsonl", "--data-dir", ""], "--data-dir"),
     ("skd", ["--task", "jsonl", "--data-dir", "{folder_as_file}"], "train.jsonl"),
