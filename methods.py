@@ -359,7 +359,8 @@ def references_of(run, batch_size=64):
     prompts, responses = run.prompts, run.required_responses()
     for first in range(0, len(prompts), batch_size):
         some = slice(first, first + batch_size)
-        yield rollout_from_ids(prompts[some], responses[some], [DATASET] * len(prompts[some]), run.device)
+        labels = [DATASET] * len(prompts[some])
+        yield rollout_from_ids(prompts[some], responses[some], labels, run.device, run.eos_token)
 
 
 def count_pass(run, passes):
@@ -780,7 +781,9 @@ class Regions(Method):
                 group["lr"] = learning_rate(step, early_steps, early_rate)
             optimizer.step()
         self.register_buffer("early_map", early_map.detach())
-        self.register_buffer("threshold", torch.cat(kept).median())
+        probs = torch.cat(kept)
+        below = probs[probs < probs.max()]  # a teacher may be sure of most tokens: what ties at the top is easy
+        self.register_buffer("threshold", torch.minimum(probs.median(), (below if len(below) else probs).max()))
         run.prepare(teacher_tokens=2 * fed, teacher_forwards=early_steps)
 
     @staticmethod

@@ -20,6 +20,7 @@ from data.tasks import Encoded, complete
 from losses import cross_entropy, entropy, forward_kl, masked_mean
 from sample import (
     SOURCE_NAMES,
+    STUDENT,
     generate,
     interleaved_generate,
     pad_sequences,
@@ -107,16 +108,22 @@ def distances(student, teacher, prompts, responses, adapted=None, batch_size=128
 
 
 def _mean(column):
-    return (column.double().sum() / max(1, len(column))).item()
+    """The mean of a tensor (N,) as a float; None of nothing, which has no mean."""
+    return (column.double().sum() / len(column)).item() if len(column) else None
+
+
+def _ratio(part, whole):
+    """part / whole; None of nothing."""
+    return part / whole if whole else None
 
 
 def easy_and_hard(columns):
     """KL, agreement and spread of the logits apart for tokens that the original teacher finds easy and hard.
 
     Hard: uncertainty at or above its median over the tokens (OKD's split, arXiv 2409.12512, Eq. 4): the same tokens for
-    every method, since the original teacher decides.
+    every method, since the original teacher decides. A side without a token has no figures (None).
     """
-    hard = columns["uncertainty"] >= columns["uncertainty"].median()
+    hard = upper_half(columns["uncertainty"])
     names = ("kl_teacher", "agreement", "logit_std", "kl_adapted_teacher", "agreement_adapted")
     return {
         f"{name}_{side}": _mean(columns[name][chosen])
@@ -124,6 +131,18 @@ def easy_and_hard(columns):
         if name in columns
         for side, chosen in (("easy", ~hard), ("hard", hard))
     }
+
+
+def upper_half(values):
+    """Which of `values` (N,) are at or above their median: (N,) bool.
+
+    Several that tie at the median stay together, on the side that leaves the two halves nearest in size: of 0 0 0 0 7
+    the 7 alone is above, of 0 3 3 3 7 all but the 0. Where all are equal, all are above.
+    """
+    middle = values.median()  # of an even number the lower of the two in the middle
+    below, at, above = ((values < middle).sum(), (values == middle).sum(), (values > middle).sum())
+    keep = (at <= 1) | ((len(values) - 2 * below).abs() <= (len(values) - 2 * above).abs())
+    return torch.where(keep, values >= middle, values > middle)
 
 
 def exposure_error(own_columns, teacher_columns, key, length=16):
@@ -155,11 +174,11 @@ def sample_responses(model, prompts, max_new_tokens, eos_token, *, seed, tempera
         )
         written += zip(rollout.responses(), rollout.finished.tolist())
     written = _in_order(written)
-    return [response for response, _ in written], sum(finished for _, finished in written) / max(1, len(prompts))
+    return [response for response, _ in written], _ratio(sum(finished for _, finished in written), len(prompts))
 
 
 def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
-    """accepted / judged over all prompts for interleaved_generate or speculative_generate."""
+    """accepted / judged over all prompts for interleaved_generate or speculative_generate; None if none was judged."""
     accepted = judged = 0
     rest = {name: value for name, value in arguments.items() if name != "seed"} | {"keep_features": True}
     for rows in _chunks(_share(len(prompts)), batch_size):
@@ -168,7 +187,7 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
         counts = rollout.counts()
         accepted, judged = accepted + counts["accepted"], judged + counts["judged"]
     accepted, judged = map(sum, zip(*_gathered((accepted, judged))))
-    return accepted / max(1, judged)
+    return _ratio(accepted, judged)
 
 
 def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, adapted=None, most=200):
@@ -204,9 +223,10 @@ def evaluate(
     score: the task's metric by greedy decoding, 0..1; score_sampled: the same for one sample at temperature 1;
     score_ood: greedy, out of distribution, on references that fit the block (None: none does); val_nll: nats per token
     of the references; kl_teacher: KL(teacher || student) on them; kl_on_policy: the same on the student's own samples;
-    accept_rate: accepted / judged under the SKD rule with accept_top_k; draft_accept_rate: the same for lossless
-    speculative decoding; exposure_error: see there; then lengths, end-token share, agreement, entropies, the split into
-    easy and hard tokens, and the task's own details, prefixed with "task_".
+    accept_rate: accepted / judged under SKD's rule, topk with accept_top_k, whichever rule the student was trained by;
+    draft_accept_rate: the same for lossless speculative decoding; exposure_error: see there; then lengths, end-token
+    share, agreement, entropies, the split into easy and hard tokens, and the task's own details, prefixed with "task_".
+    A mean over nothing is None.
 
     `teacher` is always the ORIGINAL teacher. An `adapted` one adds the same distances to itself, how far it drifted,
     and its own score: whatever trains towards an adapted teacher looks good against it.
@@ -236,8 +256,8 @@ def evaluate(
         "logit_std": on_references["logit_std"],
         "student_entropy": on_references["student_entropy"],
         "teacher_entropy": on_references.get("teacher_entropy"),
-        "mean_length": sum(map(len, greedy)) / max(1, len(greedy)),
-        "mean_length_sampled": sum(map(len, sampled)) / max(1, len(sampled)),
+        "mean_length": sum(map(len, greedy)) / len(greedy),
+        "mean_length_sampled": sum(map(len, sampled)) / len(sampled),
         "eos_share": greedy_finished,
         "eos_share_sampled": sampled_finished,
     }
@@ -305,13 +325,17 @@ def step_columns(student_logits, teacher_logits=None):
 
 @torch.no_grad()
 def step_figures(rollout, columns, per_token, budget, bins=8):
-    """What one batch tells about its writer and both models: a dict of plain numbers (docs/metrics.md).
+    """What one batch tells about its writer and both models: a dict of plain numbers, None for a mean over nothing
+    (docs/metrics.md).
 
     columns (B, T-1, 1 or 3) of step_columns and per_token (B, T-1), the loss.
     """
     mask, target_mask = rollout.response_mask, rollout.response_mask[:, 1:]
     total = mask.sum()
     figures = {"mean_length": total / len(mask), "eos_share": rollout.finished.float().mean()}
+    own_rows = ((rollout.source == STUDENT) & mask).any(1)
+    if bool(own_rows.any()):
+        figures["student_eos_share"] = rollout.finished[own_rows].float().mean()
     for name, column in zip(("student_entropy", "teacher_entropy", "agreement"), columns.unbind(-1)):
         figures[name] = masked_mean(column, target_mask)
     for number, name in enumerate(SOURCE_NAMES):  # the loss by who wrote the token
@@ -319,19 +343,21 @@ def step_figures(rollout, columns, per_token, budget, bins=8):
         if name != "prompt" and bool(written.any()):
             figures[f"loss_on_{name}"] = masked_mean(per_token, written)
             figures[f"{name}_share"] = written.sum() / total
-    figures = {name: value.item() for name, value in figures.items()}
+    figures, total = {name: value.item() for name, value in figures.items()}, int(total)
+    if not total:  # every row's prompt has filled its block
+        figures |= dict.fromkeys(figures.keys() & {"student_entropy", "teacher_entropy", "agreement"})
     if rollout.counters is not None:
         counts = rollout.counts()
         rejected = (rollout.rejected_tokens >= 0) & mask
         slots = torch.arange(mask.size(1), device=mask.device) - rollout.prompt_len[:, None]  # place in the response
         place = (slots * bins // budget).clamp(0, bins - 1)
-        by_position = [(rejected & (place == b)).sum() / ((place == b) & mask).sum().clamp(min=1) for b in range(bins)]
+        by_position = [(rejected & (place == b)).sum() / ((place == b) & mask).sum() for b in range(bins)]
         figures |= {
-            "accept_rate": counts["accepted"] / max(1, counts["judged"]),
-            "replacement_rate": counts["replaced"] / max(1, int(total)),
-            "replacement_by_position": torch.stack(by_position).tolist(),
-            "discarded_share": counts["discarded"] / max(1, counts["proposed"]),
-            "teacher_calls_per_token": counts["teacher_calls"] / max(1, int(total)),
-            "student_steps_per_token": counts["student_steps"] / max(1, int(total)),
+            "accept_rate": _ratio(counts["accepted"], counts["judged"]),
+            "replacement_rate": _ratio(counts["replaced"], total),
+            "replacement_by_position": [rate if rate == rate else None for rate in torch.stack(by_position).tolist()],
+            "discarded_share": _ratio(counts["discarded"], counts["proposed"]),
+            "teacher_calls_per_token": _ratio(counts["teacher_calls"], total),
+            "student_steps_per_token": _ratio(counts["student_steps"], total),
         }
     return figures

@@ -37,7 +37,7 @@ DISTANCES_AND_COSTS = (
     ("KL to teacher (references)", "kl_teacher", "{:.4f}".format),
     ("KL on own samples", "kl_on_policy", "{:.4f}".format),
     ("KL to adapted teacher", "kl_adapted_teacher", "{:.4f}".format),
-    ("accept rate", "accept_rate", "{:.3f}".format),
+    ("accept rate (topk rule)", "accept_rate", "{:.3f}".format),
     ("draft accept rate", "draft_accept_rate", "{:.3f}".format),
     ("seconds", "seconds", _cost),
     ("seconds / control", "seconds_relative", "{:.2f}".format),
@@ -362,7 +362,8 @@ def summary(runs, order=None):
         result[which] = dict(next(iter(points.values()), {}))
         if len(points) > 1:
             columns = {key: [as_number(point.get(key)) for point in points.values()] for key in result[which]}
-            result[which] = {key: sum(column) / len(column) for key, column in columns.items() if None not in column}
+            present = {key: [value for value in column if value is not None] for key, column in columns.items()}
+            result[which] = {key: sum(column) / len(column) if column else None for key, column in present.items()}
             result[which]["runs"] = [{"seed": seed, **point} for seed, point in points.items()]
     for name, budget in (("variants", "steps"), ("variants_equal_compute", "compute")):
         groups = {}

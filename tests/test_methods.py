@@ -1206,6 +1206,23 @@ def test_the_threshold_is_the_teachers_median():
     assert sum(early["after"]) > sum(early["before"]) + len(gold) * 0.1
 
 
+def test_a_teacher_sure_of_most_tokens_still_knows_easy_ones(monkeypatch):
+    """Where the median is the largest probability, that would make every token hard for everybody, and none count: the
+    threshold then is the largest below it. A teacher that is equally sure of all tokens tells none apart."""
+    real, pair = methods.cross_entropy, tiny_pair(2, 3)
+    monkeypatch.setattr(methods, "cross_entropy", lambda scores, ids: real(scores, ids) * (ids % 4 == 0))  # 0: surely
+    threshold = method_of("rdd", pair, early_steps=1).threshold.item()
+    gold = []
+    for prompt, response in zip(pair.train.prompts, pair.train.responses):
+        with torch.no_grad():
+            probs = pair.teacher(torch.tensor([prompt + response])[:, :-1])[0].softmax(-1)
+        at = range(len(prompt) - 1, len(prompt) + len(response) - 1)
+        gold += [probs[t, token].item() for t, token in zip(at, response) if token % 4 == 0]
+    assert threshold == pytest.approx(max(gold), rel=1e-4) and threshold < 1
+    monkeypatch.setattr(methods, "cross_entropy", lambda scores, ids: real(scores, ids) * 0)
+    assert method_of("rdd", pair, early_steps=1).threshold.item() == 1
+
+
 def test_a_token_counts_where_one_of_both_has_it_hard():
     """Truth table of the second stage: cross-entropy is added where exactly one probability is at or below the
     threshold.

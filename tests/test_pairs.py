@@ -153,7 +153,7 @@ def test_rollout_of_known_responses():
     prompts = [[chance.randrange(3) for _ in range(chance.randint(1, 6))] for _ in range(9)]  # 0 is padding, too
     responses = [[chance.randrange(3) for _ in range(chance.randint(0, 5))] + [2] for _ in range(9)]
     labels = [chance.choice([sample.STUDENT, sample.TEACHER, sample.DATASET]) for _ in range(9)]
-    rollout = rollout_from_ids(prompts, responses, labels, "cpu")
+    rollout = rollout_from_ids(prompts, responses, labels, "cpu", eos_token=2)
     assert rollout.responses() == responses
     for row, (prompt, response, label) in enumerate(zip(prompts, responses, labels)):
         rest = rollout.tokens.size(1) - len(prompt) - len(response)
@@ -162,6 +162,14 @@ def test_rollout_of_known_responses():
         assert rollout.source[row].tolist() == [sample.PROMPT] * len(prompt) + [label] * len(response) + [0] * rest
     assert rollout.lengths.tolist() == [len(prompt + response) for prompt, response in zip(prompts, responses)]
     assert rollout.source.dtype == torch.int8 and rollout.finished.all()
+
+
+def test_a_known_response_is_finished_if_it_ends_with_the_end_token():
+    """Whoever wrote it, and wherever else the token stands; one that was cut or is empty is not, nor any without."""
+    responses = [[5, 2], [2, 5], [5], [], [2]]
+    finished = rollout_from_ids([[1, 2]] * 5, responses, [sample.STUDENT, 3, 3, 3, 2], "cpu", eos_token=2).finished
+    assert finished.tolist() == [True, False, False, False, True] and finished.dtype == torch.bool
+    assert not rollout_from_ids([[1]] * 5, responses, [3] * 5, "cpu").finished.any()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -669,6 +677,60 @@ def test_easy_and_hard_by_hand():
     assert evaluation.easy_and_hard(columns) == pytest.approx(
         {"kl_teacher_easy": 2, "kl_teacher_hard": 5, "agreement_easy": 1, "agreement_hard": 1 / 3}
     )
+
+
+@pytest.mark.parametrize("values,upper", [
+    ([0, 0, 0, 0, 7], [0, 0, 0, 0, 1]),  # the median is 0, and all would be hard
+    ([7, 0, 0, 0, 0, 7, 0], [1, 0, 0, 0, 0, 1, 0]),
+    ([0, 3, 3, 3, 7], [0, 1, 1, 1, 1]),
+    ([0, 1, 1, 2, 2], [0, 0, 0, 1, 1]),
+    ([0, 0, 1, 1, 2], [0, 0, 1, 1, 1]),
+    ([4, 4, 4], [1, 1, 1]),
+    ([3, 1, 2, 4], [1, 0, 1, 1]),  # without ties at the median: at or above it, of an even number the lower one
+    ([1], [1]),
+    ([], []),
+])  # fmt: skip
+def test_ties_at_the_median_stay_together(values, upper):
+    """On the side that leaves the halves nearest in size; the order makes no difference."""
+    for order in (list(range(len(values))), list(range(len(values)))[::-1]):
+        found = evaluation.upper_half(torch.tensor([values[i] for i in order], dtype=torch.float32))
+        assert found.tolist() == [bool(upper[i]) for i in order]
+
+
+def test_halves_of_random_values():
+    """Never is an equal value on both sides, a lower one above a higher one, or a side empty that need not be."""
+    chance = random.Random(4)
+    for _ in range(200):
+        most, length = chance.choice([1, 3, 50]), chance.randint(3, 12)
+        values = torch.tensor([float(chance.randint(0, most)) for _ in range(length)])
+        upper = evaluation.upper_half(values)
+        assert upper.any() and (upper.all() == (len(set(values.tolist())) == 1))
+        if not upper.all():
+            assert values[upper].min() > values[~upper].max()
+        if int((values == values.median()).sum()) == 1:
+            assert torch.equal(upper, values >= values.median())
+
+
+def test_a_mean_over_nothing_is_none():
+    """A teacher that is equally sure of every token knows no easy ones: their figures are null, not 0."""
+    columns = {"uncertainty": torch.zeros(4), "kl_teacher": torch.arange(4.0)} | dict.fromkeys(
+        ("agreement", "logit_std"), torch.ones(4)
+    )
+    found = evaluation.easy_and_hard(columns)
+    missing = {name for name, value in found.items() if value is None}
+    assert missing == {"kl_teacher_easy", "agreement_easy", "logit_std_easy"}
+    assert (found["kl_teacher_hard"], found["agreement_hard"]) == (1.5, 1.0)
+    sure = evaluation.easy_and_hard(columns | {"uncertainty": torch.tensor([0.0, 0, 0, 0.5])})
+    assert (sure["kl_teacher_easy"], sure["kl_teacher_hard"]) == (1.0, 3.0)
+    assert evaluation.easy_and_hard({name: column[:0] for name, column in columns.items()}).keys() == found.keys()
+
+
+def test_nothing_judged_has_no_rate(measured, monkeypatch):
+    """A sampler whose rollouts hold no judged proposal has no acceptance, rather than one of 0."""
+    student, teacher, _, tokenizer, encoded = measured
+    monkeypatch.setattr(sample.Rollout, "counts", lambda self: {"accepted": 0, "judged": 0})
+    arguments = {"max_new_tokens": BUDGET, "eos_token": tokenizer.eos_token, "gamma": 2, "seed": 5}
+    assert acceptance(sample.interleaved_generate, student, teacher, encoded.prompts, **arguments) is None
 
 
 def test_exposure_error_by_hand():

@@ -502,10 +502,36 @@ def test_teachers_of_several_seeds_are_averaged():
     """Pairs that differ by seed: the summary has their mean and each of them, the table their number."""
     runs = [run._replace(header={"variant": "a", "teacher": {"score": 0.8 + 0.1 * (run.seed - 1), "kl_teacher": None}})
             for run in make_runs({"a": {1: 0.5, 2: 0.6}})]
+    runs[0].header["teacher"]["score_ood"], runs[1].header["teacher"]["score_ood"] = 0.25, None
     teacher = tables.summary(runs)["teacher"]
     assert teacher["score"] == pytest.approx(0.85)
+    assert (teacher["kl_teacher"], teacher["score_ood"]) == (None, 0.25)  # of the pairs that have it
     assert [point["seed"] for point in teacher["runs"]] == [1, 2]
     assert table_rows(tables.render_table(runs), "method")["teacher"]["seeds"] == "2"
+
+
+def test_what_has_no_meaning_is_a_dash(tmp_path):
+    """A null among figures: the mean is over the runs that have it; where none has it the cell is a dash, not 0.000."""
+    easy = {"kl_teacher_easy": None, "kl_teacher_hard": 0.2, "agreement_easy": None}
+    write_records(tmp_path, ["supervised", "skd"], seeds=2, accept_rate=None, **easy)
+    text = record(make_lines("skd", 1, kl_teacher_easy=0.1, accept_rate=None, kl_teacher_hard=0.4))
+    (tmp_path / "skd_seed1_steps.jsonl").write_text(text)
+    table = table_rows(report.write_report(tmp_path), "method")
+    assert (table["supervised"]["KL, easy tokens"], table["supervised"]["hard"]) == ("-", "0.2000")
+    assert (table["skd"]["KL, easy tokens"], table["skd"]["hard"]) == ("0.1000", "0.3000")
+    assert table["skd"]["accept rate (topk rule)"] == "-" and "agreement, easy" not in table["skd"]
+    assert json.loads((tmp_path / "summary.json").read_text())["variants"]["skd"]["runs"][1]["kl_teacher_easy"] is None
+
+
+def test_a_curve_has_gaps_where_figures_are_null():
+    """Steps and evaluations whose figure is null leave a gap, and a method with nothing else is not drawn."""
+    run = make_runs({"a": {1: 0.5}, "b": {1: 0.6}})
+    steps = [{"step": step, "replacement_rate": rate} for step, rate in ((1, 0.5), (2, None), (3, 0.25), (4, 0.125))]
+    evals = [{"step": step, "score": 0.5, "kl_teacher": None} for step in (1, 2)]
+    runs = [run[0]._replace(steps=steps, evals=evals), run[1]._replace(steps=[{"step": 1, "replacement_rate": None}])]
+    drawn = curves.curves_page(runs)
+    assert "Tokens replaced" in drawn and "KL(teacher" not in drawn and "nan" not in drawn and ">b<" not in drawn
+    assert (tables._replaced_text(runs[:1]), tables._replaced_text(runs[1:])) == ("0.500 → 0.125", "-")
 
 
 def test_markdown_table_is_aligned_and_escapes_bars():
