@@ -940,14 +940,18 @@ def pad_sequences(sequences, device=None):
     return to_device(tokens, device), to_device(lengths, device)
 
 
-def rollout_from_ids(prompts, responses, sources, device):
-    """Known responses (lists of ids) as a Rollout; `sources` has one label per row: DATASET, STUDENT or TEACHER."""
+def rollout_from_ids(prompts, responses, sources, device, eos_token=None):
+    """Known responses (lists of ids) as a Rollout; `sources` has one label per row: DATASET, STUDENT or TEACHER.
+
+    A row is finished if its response ends with `eos_token`, whoever wrote it; without one none is.
+    """
     counts = len(prompts), len(responses), len(sources)
     assert len({*counts}) == 1, "{} prompts, {} responses, {} sources".format(*counts)
     tokens, lengths = pad_sequences([prompt + response for prompt, response in zip(prompts, responses)], device)
     prompt_len = to_device(torch.tensor([len(prompt) for prompt in prompts]), device)
     source = to_device(torch.tensor(sources, dtype=torch.int8), device)[:, None].expand(tokens.shape)
-    rollout = Rollout(tokens, prompt_len, lengths, source, torch.ones_like(lengths, dtype=torch.bool))
+    finished = torch.tensor([bool(response) and response[-1] == eos_token for response in responses])
+    rollout = Rollout(tokens, prompt_len, lengths, source, to_device(finished, device))
     rollout.source = torch.where(rollout.response_mask, source, PROMPT).to(torch.int8)
     return rollout
 
@@ -1100,7 +1104,7 @@ def _write_mixed(request):
         own_responses, fed = iter(rollout.responses()), rollout.fed
         responses = [next(own_responses) if own else response for own, response in zip(by_student, responses)]
     sources = [STUDENT if own else request.reference_source for own in by_student]
-    rollout = rollout_from_ids(prompts, responses, sources, _device(request.student))
+    rollout = rollout_from_ids(prompts, responses, sources, _device(request.student), request.eos_token)
     rollout.fed = fed
     return rollout
 
@@ -1118,7 +1122,7 @@ def _write_student(request):
 def _write_teacher(request):
     """The references, which are answers that the teacher gave before training."""
     sources = [TEACHER] * len(request.prompts)
-    return rollout_from_ids(request.prompts, request.references, sources, _device(request.student))
+    return rollout_from_ids(request.prompts, request.references, sources, _device(request.student), request.eos_token)
 
 
 def _write_interleaved(request):

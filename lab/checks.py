@@ -180,7 +180,9 @@ def about_run(writer, accept_rule, steps, final):
     """Warnings about a run, from who writes and by which rule, its logged steps and its final figures."""
 
     def always(key, value):
-        return bool(steps) and all(step.get(key) == value for step in steps)
+        """Whether the figure is `value` in all steps that have it, and some do."""
+        found = [step[key] for step in steps if step.get(key) is not None]
+        return bool(found) and all(one == value for one in found)
 
     found = []
     if always("accept_rate", 1.0) and accept_rule != "all":
@@ -193,13 +195,15 @@ def about_run(writer, accept_rule, steps, final):
             "no proposal was accepted in any logged step, so the student wrote nothing: "
             "raise --accept-top-k, or take a laxer rule"
         )
-    if writer in STUDENT_WRITERS and always("eos_share", 0.0):
+    if writer in STUDENT_WRITERS and always("student_eos_share", 0.0):
         found.append(
-            "all responses of all logged steps were cut at the budget: raise --start-steps, the student cannot end yet"
+            "all responses by the student, of all logged steps, were cut at the budget: raise --start-steps, it cannot "
+            "end yet"
         )
     if final["eos_share"] == 0:
         found.append("the final student never ends a response by itself: look at its samples (python sample.py)")
-    if final["student_entropy"] < 0.1 * (final["teacher_entropy"] or 0):
+    entropies = final["student_entropy"], final["teacher_entropy"]
+    if None not in entropies and entropies[0] < 0.1 * entropies[1]:
         found.append(
             f"the student's entropy has collapsed to {final['student_entropy']:.4f} nats, where the teacher's is "
             f"{final['teacher_entropy']:.4f}: lower --lr, or take a loss that covers more (forward_kl)"

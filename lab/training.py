@@ -380,7 +380,7 @@ class Run:
 
     def _tell(self, step, figures):
         named = {"score": "val score", "val_nll": "val nll"}
-        told = "".join(f"  {named[name]} {figures[name]:.3f}" for name in named if name in figures)
+        told = "".join(f"  {named[name]} {figures[name]:.3f}" for name in named if figures.get(name) is not None)
         told += f"  drift {figures['drift']:.4f}" if "drift" in figures else ""
         self.report(f"  step {step.number + 1:>5}/{self.num_steps}  loss {step.losses['student'].item():.4f}{told}")
 
@@ -458,7 +458,7 @@ class Step:
     def examples(self, rows):
         """References of these numbers as a Rollout."""
         prompts, responses = ([column[row] for row in rows] for column in (self.run.prompts, self.run.responses))
-        return rollout_from_ids(prompts, responses, [DATASET] * len(rows), self.run.device)
+        return rollout_from_ids(prompts, responses, [DATASET] * len(rows), self.run.device, self.run.eos_token)
 
     def learns(self, model):
         """Whether a model is still to move in this step."""

@@ -177,7 +177,8 @@ def test_a_rule_that_always_says_the_same_is_meant(rule, rate):
 @pytest.mark.parametrize("writer,logged,final,word", [
     ("interleaved", steps(accept_rate=1.0), {}, "lower --accept-top-k"),
     ("interleaved", steps(accept_rate=0.0), {}, "raise --accept-top-k"),
-    ("student", steps(eos_share=0.0), {}, "cut at the budget"),
+    ("student", steps(eos_share=0.0, student_eos_share=0.0), {}, "cut at the budget"),
+    ("mixed", steps(eos_share=0.5, student_eos_share=0.0), {}, "cut at the budget"),
     ("dataset", steps(eos_share=1.0), {"eos_share": 0.0}, "never ends a response"),
     ("student", steps(eos_share=1.0), {"student_entropy": 0.001}, "collapsed to 0.0010 nats"),
 ])  # fmt: skip
@@ -186,13 +187,22 @@ def test_each_warning_has_its_reason(writer, logged, final, word):
     (found,) = checks.about_run(writer, "topk", logged, FINAL | final)
     assert word in found and "\n" not in found
     if not final:
-        other = [*logged, {"kind": "step", "accept_rate": 0.5, "eos_share": 0.5}]
+        other = [*logged, {"kind": "step", "accept_rate": 0.5, "eos_share": 0.5, "student_eos_share": 0.5}]
         assert checks.about_run(writer, "topk", other, FINAL) == []
     assert (
         checks.about_run(writer, "topk", [], FINAL)
         == []
         == checks.about_run("dataset", "topk", steps(eos_share=0.0), FINAL)
     )
+
+
+def test_a_figure_that_is_missing_or_null_warns_of_nothing():
+    """Of a batch of references alone there is no share of the student's rows, and no rate where nothing was judged."""
+    by_turns = [*steps(eos_share=1.0, accept_rate=None), *steps(eos_share=0.0, student_eos_share=0.0)]
+    (found,) = checks.about_run("mixed", "topk", by_turns, FINAL)
+    assert "cut at the budget" in found
+    assert checks.about_run("mixed", "topk", steps(eos_share=0.0, accept_rate=None), FINAL) == []
+    assert checks.about_run("student", "topk", [], FINAL | {"teacher_entropy": None}) == []
 
 
 def test_warnings_about_the_start():

@@ -56,11 +56,11 @@ import losses
 import methods
 import sample
 import train_skd
-from data import corpora
+from data import corpora, metrics
 from data.tasks import make_task
 from data.tokenizer import train_tokenizer
 from lab import arguments, compare, folders, pairs, records, rollouts, training
-from lab.evaluate import sample_responses, step_columns, step_figures
+from lab.evaluate import evaluate, sample_responses, step_columns, step_figures
 from lab.pairs import PairSettings, encode_task
 from losses import forward_kl, with_tail
 from methods import resolve, sampling_now, scheduled
@@ -1138,6 +1138,7 @@ def test_step_figures_by_hand(pair):
     wanted = {
         "mean_length": total / 8,
         "eos_share": sum(response[-1] == pair.tokenizer.eos_token for response in rollout.responses()) / 8,
+        "student_eos_share": rollout.finished[(rollout.source == STUDENT).any(1)].float().mean().item(),
         "agreement": sum(cell[2] for cell in cells) / total,
         "student_entropy": sum(cell[3] for cell in cells) / total,
         "teacher_entropy": sum(cell[4] for cell in cells) / total,
@@ -1149,13 +1150,46 @@ def test_step_figures_by_hand(pair):
     wanted["accept_rate"] = wanted["student_share"]  # every token was judged: it stayed, or it was replaced
     for name, value in wanted.items():
         assert found[name] == pytest.approx(float(value), rel=1e-4), name
-    assert found["replacement_by_position"] == pytest.approx([teacher / max(1, all_) for teacher, all_ in by_place])
+    by_place = [teacher / all_ if all_ else None for teacher, all_ in by_place]
+    assert found["replacement_by_position"] == [place if place is None else pytest.approx(place) for place in by_place]
     assert not any(name.endswith(("prompt", "dataset")) for name in found)
     counts = rollout.counts()
     assert found["discarded_share"] == counts["discarded"] / counts["proposed"]
     assert found["teacher_calls_per_token"] == counts["teacher_calls"] / total
     assert found["student_steps_per_token"] == counts["student_steps"] / total
     json.dumps(found)
+
+
+def test_step_figures_of_nothing_are_none(pair):
+    """Short responses leave the end of the budget empty: no share of it was replaced. No token has no entropy."""
+    rollout = write("skd", pair, list(range(8)))
+    columns, per_token = torch.ones(8, rollout.tokens.size(1) - 1, 3), torch.ones(8, rollout.tokens.size(1) - 1)
+    found = step_figures(rollout, columns, per_token, 8 * pair.max_new_tokens)  # all in the first eighth
+    assert found["replacement_by_position"] == [pytest.approx(found["replacement_rate"]), *[None] * 7]
+    none = rollout_from_ids([[1, 2]] * 2, [[], []], [DATASET] * 2, "cpu")
+    found = step_figures(none, torch.ones(2, 1, 3), torch.ones(2, 1), 8)
+    assert [found[name] for name in ("student_entropy", "teacher_entropy", "agreement")] == [None] * 3
+    assert (found["mean_length"], found["eos_share"]) == (0.0, 0.0) and "student_eos_share" not in found
+
+
+@pytest.mark.parametrize("variant", ["imitkd", "gkd", "distillm2", "fdistill_js", "seqkd", "sft"])
+def test_who_finished_is_known_of_every_row(pair, variant):
+    """A row is finished where it ends with the end token, whoever wrote it; the student's rows have their own share."""
+    cut = dataclasses.replace(pair, max_new_tokens=2)  # no reference is as short
+    answers = [response[:2] for response in pair.train.responses] if VARIANTS[variant].answers is not None else None
+    seen = set()
+    for seed in range(4):
+        rollout = write(variant, cut, list(range(8)), seed=seed, answers=answers)
+        ended = [response[-1] == pair.tokenizer.eos_token for response in rollout.responses()]
+        assert rollout.finished.tolist() == ended
+        per_token = torch.ones(rollout.tokens[:, 1:].shape)
+        figures = step_figures(rollout, per_token[..., None], per_token, 2)
+        by_student = [end for end, own in zip(ended, (rollout.source == STUDENT).any(1).tolist()) if own]
+        assert figures["eos_share"] == sum(ended) / 8
+        share = pytest.approx(sum(by_student) / len(by_student)) if by_student else None
+        assert figures.get("student_eos_share") == share
+        seen |= {len(by_student)}
+    assert seen == {0} if VARIANTS[variant].writer in ("dataset", "teacher") else seen != {0}
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -1369,6 +1403,62 @@ def test_resume_does_not_mix_inputs(cached_pairs, tmp_path, monkeypatch):
     with pytest.raises(ValueError) as error:
         main([*argv, "sft,supervised", "--resume"])
     assert "\n" not in str(error.value) and "sft_seed1.jsonl" in str(error.value)
+
+
+def own_answers_without_latin_letters(folder):
+    """The words of a command on 60 Russian answers."""
+    rows = [{"prompt": f"{i} ?", "response": f"Столица страны {'абвгд'[i % 5]} на реке"} for i in range(60)]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return [*SMALL[:-1], "sft", "--task", "jsonl", "--data-dir", str(folder), "--out"]
+
+
+def test_the_metric_is_chosen_told_and_kept(cached_pairs, tmp_path, capsys):
+    """Own data from flags to table: a line says what the score is, the record holds every metric, a table only one."""
+    argv = own_answers_without_latin_letters(tmp_path)
+    assert main([*argv, str(tmp_path / "auto")]) == 0
+    out = capsys.readouterr().out
+    assert "score: chrF, since 8 of 8 references hold nothing that ROUGE sees" in out and "warning" not in out
+    header, *_, final = lines_of(tmp_path / "auto" / "sft_seed1.jsonl")
+    assert header["metric"] == "chrF" and final["score"] == final["task_chrf"]
+    assert {f"task_{name}{how}" for name in metrics.METRICS for how in ("", "_sampled")} <= final.keys()
+    assert "Score: chrF, 0..1" in (tmp_path / "auto" / "table.md").read_text()
+    with pytest.raises(ValueError, match="made with --metric not given, now it is bleu"):
+        main([*argv, str(tmp_path / "auto"), "--resume", "--metric", "bleu"])
+    with pytest.raises(ValueError, match="task math has no option 'metric'"):
+        main([*SMALL, "--metric", "bleu"])
+
+
+@pytest.mark.slow
+def test_another_metric_is_another_score_of_the_same_pair(cached_pairs, tmp_path, monkeypatch, capsys):
+    """A blind metric that was asked for is warned of, in the record too; nothing is pretrained again for it."""
+    argv = own_answers_without_latin_letters(tmp_path)
+    assert main([*argv, str(tmp_path / "auto")]) == 0
+    monkeypatch.setattr(pairs, "pretrain", lambda *args: pytest.fail("another metric is no other pair"))
+    assert main([*argv, str(tmp_path / "blind"), "--metric", "rouge_l"]) == 0
+    warning = "8 of 8 references score below 1 against themselves in ROUGE-L"
+    assert f"  warning: {warning}" in capsys.readouterr().out
+    header, *_, final = lines_of(tmp_path / "auto" / "sft_seed1.jsonl")
+    other, *_, blind = lines_of(tmp_path / "blind" / "sft_seed1.jsonl")
+    assert other["pair"] == header["pair"] and blind["score"] == final["task_rouge_l"] == 0.0
+    assert blind["task_chrf"] == final["task_chrf"] and other["start_warnings"][0].startswith(warning)
+
+
+@pytest.mark.slow
+def test_null_figures_go_from_a_run_to_its_table(cached_pairs, tmp_path, monkeypatch):
+    """Where a figure has no meaning the record says null, tables a dash; curves, summary and --resume go on."""
+    def bare(*args, **named):
+        figures = evaluate(*args, **named)
+        kept = ("score", "score_sampled", "eos_share", "val_nll")
+        return dict.fromkeys(figures) | {name: figures[name] for name in kept}
+
+    monkeypatch.setattr(compare, "evaluate", bare)
+    argv = [*SMALL, "--out", str(tmp_path / "out")]
+    assert main(argv) == 0 and main([*argv, "--resume"]) == 0
+    final = lines_of(tmp_path / "out" / "skd_seed1.jsonl")[-1]
+    assert final["kl_teacher"] is None and final["kl_teacher_easy"] is None
+    assert "nan" not in (tmp_path / "out" / "table.md").read_text() + (tmp_path / "out" / "curves.svg").read_text()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["variants"]["skd"]["runs"][0]["accept_rate"] is None
 
 
 def test_a_failed_run_is_told_and_the_rest_is_kept(cached_pairs, tmp_path, monkeypatch, capsys):
