@@ -812,14 +812,15 @@ def loss_names():
 
 
 def check_loss(name, loss_kwargs):
-    """ValueError with one line for a keyword or a value that the loss `name` does not take: it is tried on two
-    tokens."""
+    """ValueError with one line for a keyword or a value that the loss `name` does not take, or cannot work with in
+    float32: it is tried on two tokens."""
     student_logits, teacher_logits = torch.tensor([[[0.0, 1, 2], [1, 0, 2]]]), torch.tensor([[[1.0, 0, 0], [0, 2, 0]]])
     tokens = Tokens(torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool))
     try:
-        per_token_loss(name, student_logits, teacher_logits, tokens, **loss_kwargs)
-    except (TypeError, AssertionError, RuntimeError) as error:
+        per_token = per_token_loss(name, student_logits, teacher_logits, tokens, **loss_kwargs)
+    except (TypeError, AssertionError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{name} does not take {loss_kwargs}: {str(error).splitlines()[0]}") from error
+    _require(bool(per_token.isfinite().all()), f"{name} with {loss_kwargs} is not finite: take less extreme numbers")
 
 
 def per_token_loss(name, student_logits, teacher_logits, tokens, **loss_kwargs):

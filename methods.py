@@ -60,7 +60,7 @@ from losses import (
     to_logits,
 )
 from model import GPT, GPTConfig, clip_and_step, learning_rate, make_optimizer
-from sample import DATASET, Noise, Rollout, rollout_from_ids, to_device
+from sample import DATASET, Noise, Rollout, inverse_cdf, rollout_from_ids, to_device
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. Rows.
@@ -428,8 +428,7 @@ class SampledTargets(Method):
         uniform = uniforms(self.step_seed, part.places, part.inputs[..., None].expand(B, T, N))
 
         def sampled(student_logits, teacher_logits, uniform):
-            cumulative = at_least_float32(teacher_logits).softmax(-1).cumsum(-1)
-            ids = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True)
+            ids = inverse_cdf(at_least_float32(teacher_logits).softmax(-1), uniform)
             return random_sampling_kd(student_logits, ids, torch.full_like(uniform, 1 / N))
 
         return by_chunks(sampled, student_logits, teacher_logits, uniform)

@@ -37,10 +37,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from model import to_device
+
 PROMPT, STUDENT, TEACHER, DATASET = 0, 1, 2, 3  # Rollout.source: who wrote a token
 SOURCE_NAMES = ("prompt", "student", "teacher", "dataset")
 COUNTERS = ("proposed", "judged", "accepted", "replaced", "discarded", "teacher_calls", "student_steps")
+SMALLEST_DIVISOR = 1e-30  # of a temperature: logits of 1e8 divided by it are still numbers in float32
 FED = ("student_tokens", "teacher_tokens", "generated_tokens", "teacher_forwards")  # Rollout.fed
+BROKEN = "a model's logits are nan or infinite: its weights are broken, or its training diverged (lower --lr)"
 
 
 class Block(NamedTuple):
@@ -131,9 +135,11 @@ def warp(model_logits, temperature=1.0, top_k=None, top_p=None):
     (..., V) -> (..., V). Ties at the k-th place all stay; the nucleus is the smallest top set with mass >= top_p. For
     drawing only: never hand warped logits to a loss.
     """
-    if not temperature > 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+    too_cold = not temperature >= SMALLEST_DIVISOR
+    if too_cold or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError(
-            f"temperature must be positive, top_p in (0, 1], top_k at least 1; found {temperature}, {top_p}, {top_k}"
+            f"temperature must be at least {SMALLEST_DIVISOR:g}, top_p in (0, 1], top_k at least 1; "
+            f"found {temperature}, {top_p}, {top_k}"
         )
     warped = model_logits.float() if temperature == 1 else model_logits.float() / temperature
     if top_k is not None and top_k < warped.size(-1):
@@ -150,13 +156,25 @@ def warp(model_logits, temperature=1.0, top_k=None, top_p=None):
 def draw(model_logits, uniform, temperature=1.0, top_k=None, top_p=None):
     """One token per row from warped logits: (..., V), uniform (...,) -> (...,) long; temperature 0 takes the argmax.
 
-    Inverse CDF: the first token whose cumulative mass exceeds uniform * total. One uniform per draw, several times
-    faster than torch.multinomial, and a token of mass 0 is never drawn.
+    One uniform per draw, several times faster than torch.multinomial. Raises ValueError for nan on a CPU.
     """
     if temperature == 0:
         return model_logits.argmax(-1)
-    cumulative = warp(model_logits, temperature, top_k, top_p).softmax(-1).cumsum(-1)
-    return torch.searchsorted(cumulative, uniform[..., None] * cumulative[..., -1:], right=True)[..., 0]
+    probs = warp(model_logits, temperature, top_k, top_p).softmax(-1)
+    return inverse_cdf(probs, uniform[..., None])[..., 0]
+
+
+def inverse_cdf(probs, uniform):
+    """The first token whose cumulative mass exceeds uniform * total: (..., V), (..., N) -> (..., N) long.
+
+    A token of mass 0 is never drawn. A row of nan has no such token: ValueError on a CPU; elsewhere, where asking would
+    cost a wait and an id out of range would end the process, it is the last one, and the loss tells.
+    """
+    cumulative = probs.cumsum(-1)
+    drawn, last = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True), probs.size(-1) - 1
+    if drawn.device.type == "cpu" and drawn.numel() and int(drawn.max()) > last:
+        raise ValueError(BROKEN)
+    return drawn.clamp(max=last)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -181,7 +199,9 @@ class Range(NamedTuple):
 RANK = Range("must be at least 0", lambda value: value >= 0)
 SHARE = Range("is a share or a probability, 0..1", lambda value: 0 <= value <= 1)
 FACTOR = Range("must be a finite number of at least 0", lambda value: 0 <= value < math.inf)
-LENGTH = Range("must be a finite number above 0", lambda value: 0 < value < math.inf)
+LENGTH = Range(
+    f"must be a finite number of at least {SMALLEST_DIVISOR:g}", lambda value: SMALLEST_DIVISOR <= value < math.inf
+)
 
 
 def rank(model_logits, tokens):
@@ -316,13 +336,6 @@ def _check_gamma(gamma):
 # 3. Plain generation.
 
 
-def to_device(tensor, device):
-    """A host tensor on `device`; to CUDA from pinned memory, so that the host continues while it is copied."""
-    if device is not None and torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def _start(prompts, max_new_tokens, block_size, vocab_size, eos_token, device, spare):
     """Prompts (lists of ids) -> right-padded tokens (B, max end + spare), prompt_len (B,), end (B,), both as lists."""
     if isinstance(prompts, torch.Tensor) or any(not hasattr(prompt, "__len__") for prompt in prompts):
@@ -394,9 +407,7 @@ def _device(model):
 def _check_numbers(model_rows):
     """ValueError for nan in logits that a model gave, on a CPU; elsewhere the question would cost a wait."""
     if model_rows.device.type == "cpu" and not bool(model_rows.amax(-1).isfinite().all()):
-        raise ValueError(
-            "a model's logits are nan or infinite: its weights are broken, or its training diverged (lower --lr)"
-        )
+        raise ValueError(BROKEN)
 
 
 def _as_rollout(tokens, prompt_len, length, source, finished, T, **more):
@@ -436,10 +447,8 @@ def generate(
     cache = _prefill(model, tokens, prompt_len, max(prompt_lens), tokens.size(1))
     live, at, recent = torch.arange(len(prompts), device=device), prompt_len, []  # (n,) rows that are still written
     current = tokens[live, at - 1][:, None]  # (n, 1) the pending token
-    for step in itertools.count():
+    while True:
         model_row = model(current, cache)[:, -1]
-        if step == 0 and not greedy and temperature != 0:  # an argmax of nan is a token
-            _check_numbers(model_row)
         new = draw(model_row, uniforms[live, at], 0 if greedy else temperature, top_k, top_p)
         tokens[live, at] = new  # a row that is done writes on until somebody asks; that is cut off below
         at, current = at + 1, new[:, None]
@@ -495,17 +504,15 @@ class Commit(NamedTuple):
     finished: torch.Tensor  # (n,) bool: the end token is among them
 
 
-def draft(student, cache, pending, uniform, sampling, check=True):
+def draft(student, cache, pending, uniform, sampling):
     """The student proposes G tokens, each one fed the token before it -> Draft. Only `cache` moves on, by G slots.
 
     pending (n,) long: the last token of each sequence, which the cache does not hold yet; uniform (n, G): one number
-    per draw; sampling: keywords of `draw`. With `check`, first logits that are no numbers raise ValueError (on a CPU).
+    per draw; sampling: keywords of `draw`.
     """
     tokens, rows = [pending], []
     for numbers in uniform.unbind(1):
         rows.append(student(tokens[-1][:, None], cache)[:, -1])  # (n, V)
-        if check and len(rows) == 1:
-            _check_numbers(rows[0])
         tokens.append(draw(rows[-1], numbers, **sampling))
     return Draft(torch.stack(tokens[:-1], 1), torch.stack(tokens[1:], 1), rows)
 
@@ -720,9 +727,12 @@ def best_gamma(accepted, judged, call_cost):
 
 def _call_cost(student, teacher):
     """call_cost of best_gamma. A CPU is bound by arithmetic, and a forward's fixed part is reading its cache: about two
-    tokens' work. Other devices are bound by launches: as many layers as the teacher has, in units of a drafting step.
+    tokens' work. Other devices are bound by launches: those of the teacher and of all else in a block, counted, in
+    units of a drafting step's.
     """
-    return 2.0 if _device(student).type == "cpu" else teacher.config.n_layer / student.config.n_layer
+    if _device(student).type == "cpu":
+        return 2.0
+    return (76 + 12 * teacher.config.n_layer) / (16 + 11 * student.config.n_layer)
 
 
 def _mark(stays, counts):
@@ -768,12 +778,11 @@ def _in_blocks(
         uniform = {role: table[rows, positions] for role, table in tables.items()}
 
         # 2. The block, as in interleaved_plain.
-        first = not blocks  # where the numbers are looked at, once per call
-        block = draft(student, student_cache, tokens[live, start - 1], uniform["student"], rules.student, check=first)
+        block = draft(student, student_cache, tokens[live, start - 1], uniform["student"], rules.student)
         counts = countable(block.proposed, positions, end[rows], eos_token)
         output = teacher(block.fed, teacher_cache, features=keep_features)
         teacher_rows = F.linear(output, teacher.head) if keep_features else output  # (n, G, V)
-        if first:
+        if not blocks:  # once per call
             _check_numbers(teacher_rows)
         stays = rules.stays(block, teacher_rows, uniform, positions - prompt_len[rows])
         if write_back:

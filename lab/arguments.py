@@ -15,7 +15,7 @@ import sys
 from data import tasks
 from lab import pairs, processes, report
 from lab.command_line import EVALUATION_FLAGS, MOST, NEUTRAL_FLAGS, PAIR_FLAGS, RANGES, TASK_FLAGS, with_aliases
-from sample import RANKED, STUDENT_DRAWS, TEACHER_DRAWS, WRITERS, check_rule
+from sample import RANKED, SMALLEST_DIVISOR, STUDENT_DRAWS, TEACHER_DRAWS, WRITERS, check_rule
 
 
 def parse(parser, argv, variants, main_variants, script, ignored_reason):
@@ -61,6 +61,8 @@ def parse(parser, argv, variants, main_variants, script, ignored_reason):
     check_sweeps(args, sweeps, names, ignored_reason)
     typed = {flag: value for flag, value in vars(parser.parse_args(argv)).items() if value != parser.get_default(flag)}
     args.notes = check_typed(args, typed, names, variants, ignored_reason)
+    if note := processes.device_note(args.device, args.device_type):
+        args.notes.append(note)
     if args.data_dir is not None and args.task in tasks.FAMILIES:
         args.notes.append(
             f"note: --data-dir is not read, --task {args.task} is made here (your own data: --task jsonl)"
@@ -273,6 +275,9 @@ def check_ranges(args):
         if value is not None and not low <= value <= high:  # nan is in no range
             bounds = f"be at least {low:g}" if value < low and high >= MOST else f"lie in {low:g}..{high:g}"
             raise ValueError(f"--{flag.replace('_', '-')} must {bounds}, found {value}")
+        if flag in ("student_temperature", "teacher_temperature") and value and value < SMALLEST_DIVISOR:
+            least = f"be 0 (greedy) or at least {SMALLEST_DIVISOR:g}, which float32 can divide by"
+            raise ValueError(f"--{flag.replace('_', '-')} must {least}, found {value}")
 
 
 def result_flags(args):

@@ -17,6 +17,7 @@ import types
 import adapters
 import pytest
 import torch
+from pretend import gpu
 from tiny import matrix
 
 import sample
@@ -320,6 +321,48 @@ def test_draw_never_returns_a_masked_token(vocab_size):
         assert drawn.max() < vocab_size and not masked[0, drawn].any()
         allowed = sample.warp(logits, top_k=1 + seed % 2, top_p=0.9).expand(5, -1) > -math.inf
         assert allowed.gather(-1, sample.draw(logits.expand(5, -1), extremes, 1.0, 1 + seed % 2, 0.9)[:, None]).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-38, 5e-324, -1.0, math.nan])
+def test_a_temperature_that_float32_cannot_divide_by_is_refused(temperature):
+    """Logits divided by it are infinite, and their softmax is nan: one line, from every sampler."""
+    logits, uniform = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([0.5])
+    models = adapters.make_gpt(9, 24, 1, 2, 8, seed=1), adapters.make_gpt(9, 24, 1, 2, 8, seed=2)
+    calls = (
+        lambda: sample.warp(logits, temperature),
+        lambda: sample.draw(logits, uniform, temperature),
+        lambda: sample.generate(models[0], [[1]], 4, generator=generator(), temperature=temperature),
+        lambda: sample.interleaved_generate(*models, [[1]], 4, generator=generator(), student_temperature=temperature),
+        lambda: sample.interleaved_generate(*models, [[1]], 4, generator=generator(), teacher_temperature=temperature),
+        lambda: sample.speculative_generate(*models, [[1]], 4, generator=generator(), temperature=temperature),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="temperature must be at least 1e-30"):
+            call()
+
+
+def test_the_coldest_temperature_takes_the_argmax():
+    """1e-30 is the least that is allowed: logits of 1e8 divided by it are numbers, and the best token is drawn."""
+    logits = torch.tensor([[1e8, -1e8, 9e7], [1.0, 2.0, 3.0], [0.0, -3.0, -1.0]])
+    for temperature in (1e-30, 1e-20, 1e-6):
+        for uniform in (2.0**-23, 0.5, 1 - 2.0**-23):
+            drawn = sample.draw(logits, torch.full((3,), uniform), temperature)
+            assert drawn.tolist() == logits.argmax(-1).tolist() == [0, 2, 0]
+
+
+def test_a_drawn_id_is_a_token():
+    """A row without numbers has no token to draw. Where asking is free that is an error; on a device, where an id
+    behind the vocabulary would end the process, it is a token."""
+    rows, uniform = torch.tensor([[0.1, 0.2, 0.3], [math.nan, 1.0, 2.0], [1.0, math.inf, 0.0]]), torch.full((3,), 0.5)
+    for row in (1, 2):
+        with pytest.raises(ValueError, match="nan or infinite"):
+            sample.draw(rows[row : row + 1], uniform[:1])
+        with gpu():
+            assert 0 <= sample.draw(rows[row : row + 1].to("cuda"), uniform[:1].to("cuda")).item() < 3
+    assert sample.draw(rows[:1], uniform[:1]).tolist() == [1]
+    with gpu():
+        assert sample.draw(rows[:1].to("cuda"), uniform[:1].to("cuda")).tolist() == [1]
+    assert sample.draw(rows[:0], uniform[:0]).tolist() == []
 
 
 def test_rank_counts_strictly_larger_logits():
