@@ -56,6 +56,13 @@ class GPTConfig:
         assert self.gelu in ("erf", "tanh"), f"gelu must be erf or tanh, found {self.gelu!r}"
 
 
+def to_device(tensor, device):
+    """A host tensor on `device`; to CUDA from pinned memory, so that the host continues while it is copied."""
+    if device is not None and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 class KVCache:
     """Keys and values of one batch, slot = absolute position; `lengths` (B,) says how many slots of a row are valid.
 
@@ -66,6 +73,9 @@ class KVCache:
 
     def __init__(self, config, batch_size, capacity, device=None, dtype=torch.float32):
         head_width = config.n_embd // config.n_head
+        # CUDA's attention copies a bias whose width is no multiple of 16: what it is given is one.
+        self.multiple = 16 if torch.device(device or "cpu").type == "cuda" else 1
+        capacity = self.aligned(capacity)
         self.keys_values = torch.zeros(
             config.n_layer, 2, batch_size, config.n_head, capacity, head_width, device=device, dtype=dtype
         )
@@ -78,22 +88,26 @@ class KVCache:
         later = self._slots > self._slots[:, None]
         self._bias = torch.zeros(capacity, capacity, device=device, dtype=dtype).masked_fill_(later, float("-inf"))
 
+    def aligned(self, slots):
+        """So many slots, or some more, which no query sees."""
+        return -(-slots // self.multiple) * self.multiple
+
     def extend(self, T):
-        """Claim the next T slots of every row: positions (B, T), and the bias (B, 1, T, high) that hides later
-        slots."""
+        """Claim the next T slots of every row: positions (B, T), and the bias (B, 1, T, aligned(high)) that hides
+        later slots."""
         # (B, T); a sampler may draft past a row's end: what has no slot of its own shares the last one.
         positions = (self.lengths[:, None] + self._slots[:T]).clamp(max=self.capacity - 1)
         self.high = min(self.high + T, self.capacity)
         self.lengths = self.lengths + T
-        return positions, self._bias[:, : self.high][positions][:, None]
+        return positions, self._bias[:, : self.aligned(self.high)][positions][:, None]
 
     def write(self, layer, positions, keys_values):
-        """Store (B, T, 2, H, D) at `positions` (B, T); returns keys and values of all slots below `high`, (B, H, high,
-        D)."""
+        """Store (B, T, 2, H, D) at `positions` (B, T) -> keys and values of all slots below aligned(high), each (B, H,
+        that many, D)."""
         stored = self.keys_values[layer]  # (2, B, H, capacity, D)
         # Two index tensors around a slice: the indexed dimensions come first, hence (B, T, 2, H, D) on the right.
         stored[:, self._rows, :, positions] = keys_values.to(stored.dtype)
-        return stored[:, :, :, : self.high]
+        return stored[:, :, :, : self.aligned(self.high)]
 
     def roll_back(self, lengths, high=None):
         """Keep only the first `lengths` (B,) slots of each row; `high` is the host's bound on their maximum, if
@@ -107,10 +121,11 @@ class KVCache:
 
         A row that keeps its number is not copied: let the last rows fill the gaps, and dropping one costs one copy.
         """
-        there = torch.tensor(rows).to(self.lengths.device, non_blocking=True)
+        device = self.lengths.device
+        there = to_device(torch.tensor(rows), device)
         moved = [new for new, old in enumerate(rows) if new != old]
         if moved:
-            new = torch.tensor(moved).to(self.lengths.device, non_blocking=True)
+            new = to_device(torch.tensor(moved), device)
             self.keys_values[:, :, new] = self.keys_values[:, :, there[new]]
         self.keys_values, self._rows = self.keys_values[:, :, : len(rows)], self._rows[: len(rows)]
         self.lengths = self.lengths[there]
@@ -593,9 +608,18 @@ def save_file(path, content):
 UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
-def load_file(path, device="cpu"):
-    """Read what save_file wrote. Raises ValueError with one line for anything else, be it only a bit that has changed,
-    and OSError for a file that cannot be read at all, and may be whole."""
+def is_systems(error):
+    """Whether an error says something of the system and not of the file that was being read: of rights, disk, memory,
+    or a GPU that takes no more work."""
+    if isinstance(error, OSError):
+        return error.errno in UNREADABLE
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return memory or any(words in str(error) for words in ("CUDA error", "can't allocate memory", "out of memory"))
+
+
+def load_file(path):
+    """Read what save_file wrote, to the host. Raises ValueError with one line for anything else, be it only a bit that
+    has changed, and what `is_systems` knows for a file that cannot be read now, and may be whole."""
     if os.path.getsize(path) > MAX_BYTES:
         raise ValueError(f"it has {os.path.getsize(path):,} bytes, more than the limit of {MAX_BYTES:,}")
     try:
@@ -604,11 +628,11 @@ def load_file(path, device="cpu"):
             with zipfile.ZipFile(path) as archive:  # packed parts, or parts that share bytes, could fill the memory
                 if sum(part.file_size for part in archive.infolist()) > os.path.getsize(path):
                     raise ValueError("it claims more than it holds")
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
         expected = content.pop("sha256")
         whole = expected == checksum(content)
     except Exception as error:  # torch raises half a dozen kinds for a broken file; the user needs one line
-        if isinstance(error, OSError) and error.errno in UNREADABLE:
+        if is_systems(error):
             raise
         raise ValueError(_first_line(error)) from error
     if not whole:
@@ -645,7 +669,7 @@ def load_checkpoint(path, device="cpu"):
             f"no checkpoint at {path}: run train_skd.py first, or give the path of a .pt file that it left"
         )
     try:
-        content = load_file(path, device)
+        content = load_file(path)
         config, weights = GPTConfig(**content["config"]), content.pop("weights")
         # Before a model of that shape is made: a file may not ask for more memory than it has itself.
         embedding, positions = (weights[f"{kind}_embedding.weight"] for kind in ("token", "position"))
@@ -655,18 +679,18 @@ def load_checkpoint(path, device="cpu"):
             or config.n_layer > len(weights)
         ):
             raise ValueError("its weights do not fit its configuration")
-        model = GPT(config).to(device)
+        model = GPT(config)
         model.load_state_dict(weights, strict=True)
         if not isinstance(content["tokenizer"], dict | None):
             raise ValueError("its tokenizer is no dict")
-    except OSError:
-        raise
     except Exception as error:
+        if isinstance(error, OSError) or is_systems(error):
+            raise
         raise ValueError(
             f"{path} is not a whole checkpoint of this project ({_first_line(error)}): "
             "give another, or let the run write it anew"
         ) from error
-    return model.eval(), content
+    return model.eval().to(device), content  # only here: a GPU without room for it says nothing of the file
 
 
 def weights_hash(model):
@@ -688,7 +712,7 @@ def load_online_module(path, base):
     if not os.path.isfile(path):
         raise ValueError(f"no online module at {path}: run train_okd.py first, or give the path of a .module.pt file")
     try:
-        content = load_file(path, base.token_embedding.weight.device)
+        content = load_file(path)
         about, trained_beside, weights = content["module"], content["base"], content["weights"]
         # Before a module of that size is made: a kind with a rank holds as many rows as wide as the base.
         size = sum(weight.numel() for weight in weights.values())
@@ -697,9 +721,9 @@ def load_online_module(path, base):
         online = None if trained_beside != weights_hash(base) else OnlineTeacher(base, **about)
         if online is not None:
             online.module.load_state_dict(weights, strict=True)
-    except OSError:
-        raise
     except Exception as error:
+        if isinstance(error, OSError) or is_systems(error):
+            raise
         raise ValueError(
             f"{path} is not a whole online module ({_first_line(error)}): give another, or let the run write it anew"
         ) from error

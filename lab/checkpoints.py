@@ -24,7 +24,7 @@ import torch
 
 from lab import processes
 from lab.records import FORMAT, refuse_difference, refuse_format, rounded, set_aside
-from model import load_file, save_file
+from model import is_systems, load_file, save_file
 
 
 class Checkpointer:
@@ -115,6 +115,8 @@ class Checkpointer:
                     else:
                         part.load_state_dict(saved[name])
             except (KeyError, ValueError, RuntimeError) as error:
+                if is_systems(error):
+                    raise
                 raise ValueError(
                     f"{self.paths()[0].name} does not fit this code ({str(error).strip().splitlines()[0]}): "
                     "delete the run's states, and it begins anew"

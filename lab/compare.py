@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import os
 import re
@@ -141,6 +142,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     """
     torch.set_num_threads(1 if args.device_type == "cpu" else torch.get_num_threads())  # same numbers for every --jobs
     device = processes.join(torch.device(args.device_type))
+    gc.collect()  # what is left of the run before would count as this one's memory
     again = "the program was started: start it again, with another --out"
     for source, digest in shared["sources"].items():
         if LOADED[source] != digest:
@@ -176,6 +178,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     try:
         if first:
             log = records.RunLog(folder, name, shared | header | machine)
+        pairs.warm_up(pair, here.batch_size)
         student = pair.new_student()
         with checkpointer:
             run = make_run(pair, here, seed, log, say, checkpointer)
@@ -376,10 +379,12 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
         )
 
     pair = processes.first_then_others(load_pair)  # pretrained once
+    metric, fingerprint = pair.task.metric, pair.fingerprint
     processes.use_precision(args.precision, device)  # what the students will be measured with
 
     # 2. Where the comparison starts: the teacher and the untouched student.
     teacher_figures, start_figures = measure_start(pair, args, folder)
+    del pair  # each run reads its own, and would find this one beside it on a GPU
     start_warnings = list(data.task.metric_warnings)
     if not args.quick:
         start_warnings += checks.about_start(teacher_figures, start_figures, args.task in tasks.FAMILIES)
@@ -388,13 +393,13 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     shared = {  # what the header of every record says
         "script": script,
         "task": args.task,
-        "metric": pair.task.metric,
+        "metric": metric,
         "order": list(dict.fromkeys([*variants, *(label for label, _ in methods)])),
         "flags": flags,
         "quick": args.quick,
         "jobs": args.jobs,
         "processes": size,
-        "pair": pair.fingerprint,
+        "pair": fingerprint,
         "vocabulary_in_use": data.vocabulary_in_use,
         "accept_top_k": args.accept_top_k,
         "inputs": inputs,
@@ -557,6 +562,9 @@ def run_script(script, main):
     except KeyboardInterrupt:
         processes.exit_with(f"{script}.py", f"interrupted: {GO_ON}")
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) and not processes.started_by_torchrun():
+            first_line = str(error).strip().split(". ")[0]
+            processes.exit_with(f"{script}.py", f"{first_line}: lower --batch-size (or --micro-batch), or --size")
         if not processes.started_by_torchrun():
             raise
         first_line = str(error).strip().split("\n")[0][:160]

@@ -94,6 +94,8 @@ class Clock:
     def __init__(self, device, exact):
         self.device, self.spans = device, {}
         self.exact = exact and device.type == "cuda"
+        if self.exact:  # what is queued belongs to the steps before
+            torch.cuda.synchronize(self.device)
         self.last = time.perf_counter()
 
     def mark(self, name):
@@ -135,9 +137,10 @@ class Meter:
             self.most = max(self.most, torch.cuda.max_memory_allocated(self.device))
 
     def _go(self):
-        self.since = time.perf_counter()
         if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what is queued was none
             torch.cuda.reset_peak_memory_stats(self.device)
+        self.since = time.perf_counter()
 
     @contextlib.contextmanager
     def paused(self):

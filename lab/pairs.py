@@ -21,15 +21,16 @@ import torch
 
 from data.tasks import Encoded, encode_split
 from data.tokenizer import train_tokenizer, vocabulary_in_use
-from lab import checkpoints, folders
+from lab import checkpoints, folders, processes
 from lab.records import set_aside
 from lab.training import batch_order
-from losses import at_least_float32, cross_entropy, masked_mean, weight_of
+from losses import at_least_float32, cross_entropy, forward_kl, masked_mean, weight_of
 from model import (
     GPT,
     Attention,
     Block,
     GPTConfig,
+    clip_and_step,
     learning_rate,
     load_checkpoint,
     make_optimizer,
@@ -89,7 +90,7 @@ class Pair:
     tokenizer: object
     teacher: GPT
     student_config: GPTConfig
-    student_weights: dict  # the common start; new_student() copies it
+    student_weights: dict  # the common start, on the host; new_student() copies it
     train: Encoded
     val: Encoded
     test: Encoded
@@ -99,9 +100,9 @@ class Pair:
 
     def new_student(self):
         """A fresh copy of the starting student, on the teacher's device, ready to train."""
-        student = GPT(self.student_config).to(next(self.teacher.parameters()).device)
+        student = GPT(self.student_config)
         student.load_state_dict(self.student_weights)
-        return student
+        return student.to(next(self.teacher.parameters()).device)
 
 
 def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report, checkpointer=None):
@@ -133,6 +134,19 @@ def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generato
         if checkpointer.due(step + 1, step + 1 == num_steps):
             checkpointer.save(step + 1)
     return model.eval()
+
+
+def warm_up(pair, batch_size):
+    """On CUDA one training step that nobody counts: a kernel is loaded when it is first called, and that is no time of
+    the method that happens to call it."""
+    device = next(pair.teacher.parameters()).device
+    if device.type != "cuda":
+        return
+    prompts, responses = pair.train.prompts[:batch_size], pair.train.responses[:batch_size]
+    batch, student = rollout_from_ids(prompts, responses, [DATASET] * len(prompts), device), pair.new_student()
+    inputs, mask = batch.tokens[:, :-1], batch.response_mask[:, 1:]
+    masked_mean(forward_kl(student(inputs), pair.teacher(inputs)), mask).backward()
+    clip_and_step(student, make_optimizer(student, 1e-3), 1e-3)
 
 
 # The code that decides a pair's weights: change any of it, and pairs are pretrained anew.
@@ -329,7 +343,8 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         generator = torch.Generator().manual_seed(seed)  # initial weights first, then the order of the batches
         model = GPT(GPTConfig(tokenizer.n_vocab, block_size, *shape), generator).to(device)
         # The stem names all that decides. One process pretrains, the others wait.
-        with checkpoints.Checkpointer(str(stem), max(1, num_steps // 5), say=report, alone=True) as checkpointer:
+        kept = checkpoints.Checkpointer(str(stem), max(1, num_steps // 5), say=report, alone=True)
+        with processes.full_precision(), kept as checkpointer:  # the same pair, whatever --precision ran before
             pretrain(
                 model, prompts, responses, num_steps, settings.batch_size, peak_lr, generator, report, checkpointer
             )
@@ -377,7 +392,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         tokenizer,
         teacher,
         student.config,
-        student.state_dict(),
+        {name: weight.cpu() for name, weight in student.state_dict().items()},
         student_data,
         splits["val"],
         splits["test"],

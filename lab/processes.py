@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -20,9 +21,13 @@ import torch.distributed as dist
 
 def pick_device(name):
     """auto, cpu, cuda or mps -> torch.device; ValueError if it is not there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # why CUDA is not there is told in our words
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, there in available.items() if there)
+    if name == "cuda" and not available[name] and (trouble := cuda_trouble()):
+        raise ValueError(f"--device cuda: {trouble[0]}: {trouble[1]}, or use --device cpu")
     if not available.get(name):
         there = ", ".join(device for device, present in available.items() if present)
         raise ValueError(
@@ -32,12 +37,55 @@ def pick_device(name):
     return torch.device(name)
 
 
+def cuda_trouble():
+    """Why a torch that is built for CUDA finds no GPU, and what to do about it: two texts. None for another torch."""
+    if not torch.version.cuda:
+        return None
+    number = getattr(torch._C, "_cuda_getDriverVersion", int)()  # 12020 is 12.2; 0 without a driver
+    known, built = f"{number // 1000}.{number % 1000 // 10}", f"torch {torch.__version__} is built for CUDA"
+    if number == 0:
+        return f"{built} {torch.version.cuda}, and no NVIDIA driver answers", "install the driver"
+    if number // 1000 < int(torch.version.cuda.split(".")[0]):
+        told = f"{built} {torch.version.cuda}, and the NVIDIA driver is too old (it knows CUDA up to {known})"
+        return told, f"update the driver, install a torch for CUDA {known} (pytorch.org)"
+    told = f"{built} {torch.version.cuda}, and the NVIDIA driver (CUDA {known}) shows it no GPU"
+    return told, "look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+
+
+def device_note(asked, taken):
+    """A line where --device auto, which has taken this kind of device, leaves another one alone, else None."""
+    if asked == "auto" and taken == "cpu" and (trouble := cuda_trouble()):
+        return f"note: --device auto takes the CPU: {trouble[0]}"
+    return None
+
+
 def use_precision(name, device):
     """Set how matrix products are computed -> a maker of the context in which forwards run. Losses are float32 in
     any."""
     name = {"cuda": "tf32"}.get(device.type, "fp32") if name == "auto" else name
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     return functools.partial(torch.autocast, device.type, torch.bfloat16) if name == "bf16" else contextlib.nullcontext
+
+
+@contextlib.contextmanager
+def full_precision():
+    """A `with` block whose matrix products are exact to float32, whatever use_precision has said of others."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def gpu_is_closed():
+    """Whether an error on the GPU, such as a device-side assert, has closed it to this process: every call fails."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def default_jobs(device_type):
@@ -269,8 +317,11 @@ def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None, 
             report(f"FAILED {failures[-1][1]}")
 
     if jobs == 1:
-        for task in tasks:
+        for number, task in enumerate(tasks):
             settle(task, lambda task=task: function(*task))
+            if gpu_is_closed():  # files would seem damaged that cannot be read to it
+                left = "not started: the GPU takes no more work after the error before; the same command with --resume"
+                return failures + [(other, f"{left} runs it") for other in tasks[number + 1 :]]
         return failures
     # spawn: a forked child would inherit torch's thread pool in an undefined state
     spawn = multiprocessing.get_context("spawn")
