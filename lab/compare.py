@@ -142,7 +142,8 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     """
     torch.set_num_threads(1 if args.device_type == "cpu" else torch.get_num_threads())  # same numbers for every --jobs
     device = processes.join(torch.device(args.device_type))
-    gc.collect()  # what is left of the run before would count as this one's memory
+    if device.type == "cuda":
+        gc.collect()  # what is left of the run before would count as this one's memory
     again = "the program was started: start it again, with another --out"
     for source, digest in shared["sources"].items():
         if LOADED[source] != digest:

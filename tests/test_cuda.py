@@ -12,6 +12,7 @@ import pytest
 import torch
 from pretend import CUDA, gpu
 from tiny import distilled, flags, matrix, same_weights, tiny_data, tiny_pair, weights_of
+from torch.utils._python_dispatch import _disable_current_modes
 
 import train_okd
 import train_skd
@@ -88,7 +89,8 @@ def test_the_figures_are_those_of_a_cpu(script, names, argv, tmp_path, no_curve,
 
     def measured_here(*models, adapted=None, **more):
         here = [copy.deepcopy(one).to("cpu") if isinstance(one, torch.nn.Module) else one for one in (*models, adapted)]
-        return measure(*here[:-1], adapted=here[-1], **more)
+        with _disable_current_modes():
+            return measure(*here[:-1], adapted=here[-1], **more)
 
     if (script, names, " ".join(argv[2:])) not in FAST:
         monkeypatch.setattr(compare, "evaluate", measured_here)
@@ -313,7 +315,7 @@ def test_out_of_memory_fails_alone(tmp_path, tiny_runs, monkeypatch, capsys, no_
         out_of_memory(device, is_full)
         status = run(train_skd, tmp_path / "out", *argv)
     out, err = capsys.readouterr()
-    assert status == 1 and err.count("_seed1 failed: OutOfMemoryError: CUDA out of memory") == 2, err
+    assert status == 1 and len(re.findall("_seed1 failed: .*out of memory", err)) == 2, err
     assert files_of(tiny_runs / "pairs") == before and "set aside" not in out
     assert [*finals(tmp_path / "out")] == ["sft_seed1"]
     with gpu():
@@ -421,8 +423,8 @@ def test_a_run_shares_the_gpu_with_no_other(tmp_path, monkeypatch, no_curve):
     found, seen, make = [], set(), compare.make_run
 
     def made(pair, *arguments):
-        both = (pair.teacher, pair.new_student())
-        found.append((device.live, sum(weight.nbytes for model in both for weight in model.state_dict().values())))
+        live, both = device.live, (pair.teacher, pair.new_student())
+        found.append((live, sum(weight.nbytes for model in both for weight in model.parameters())))
         assert {"native_layer_norm_backward", "_fused_adamw_"} <= seen, "kernels are loaded before a run's clock begins"
         return make(pair, *arguments)
 
@@ -434,7 +436,7 @@ def test_a_run_shares_the_gpu_with_no_other(tmp_path, monkeypatch, no_curve):
         seen.clear()
         assert run(train_skd, tmp_path / "again", "--variants", "supervised,skd") == 0  # from a pair in the cache
     assert len(found) == 2
-    assert all(live <= pair for live, pair in found), f"bytes on the device, and of the pair: {found}"
+    assert all(live == pair for live, pair in found), f"bytes on the device, and of the pair: {found}"
 
 
 def test_the_clock_waits_before_it_begins():
