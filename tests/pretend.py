@@ -43,6 +43,7 @@ IN_BF16 = {"linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "s
 IN_FLOAT32 = {"softmax", "log_softmax", "logsumexp", "layer_norm", "cross_entropy", "sum", "cumsum", "exp", "expm1"}
 IN_FLOAT32 |= {"log", "log1p", "pow", "square", "norm", "softplus", "cosine_similarity", "mse_loss"}
 DEAD = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported later"
+SEVERAL = (list, tuple)
 current = None  # the GPU that is there
 
 
@@ -139,10 +140,8 @@ class GPU(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name == "device" and func.namespace == "prim":
             return torch.device("meta") if isinstance(args[0], OnDevice) else args[0].device
-        tensors = [x for x in every(args) if isinstance(x, torch.Tensor)] + [
-            x for x in kwargs.values() if isinstance(x, torch.Tensor)
-        ]
-        ours = any(isinstance(x, OnDevice) for x in tensors)
+        tensors = tensors_in(args) + tensors_in(kwargs.values())
+        ours = any(type(x) is OnDevice for x in tensors)
         to = kwargs.get("device")
         # C++ asks for "meta" where it wants memory beside an OnDevice tensor, and torch.device("meta") is a mode.
         beside = to is not None and to.type == "meta" and torch.utils._device.CURRENT_DEVICE is None
@@ -176,8 +175,8 @@ class GPU(TorchDispatchMode):
         return placed(out)
 
     def _judge(self, name, args, kwargs, tensors, home):
-        ours = any(isinstance(x, OnDevice) for x in tensors)
-        strangers = [x for x in tensors if not isinstance(x, OnDevice) and x.dim() > 0]
+        ours = any(type(x) is OnDevice for x in tensors)
+        strangers = [x for x in tensors if type(x) is not OnDevice and x.dim() > 0]
         moves = name in ("_to_copy", "copy_")
         if ours and strangers and not moves:
             shape = tuple(strangers[0].shape)
@@ -213,27 +212,29 @@ class Autocast(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def every(content):
-    """What lists and tuples hold, however nested."""
+def tensors_in(content):
+    """The tensors that lists and tuples hold, however nested."""
+    found = []
     for x in content:
-        if isinstance(x, list | tuple):
-            yield from every(x)
-        else:
-            yield x
+        if isinstance(x, torch.Tensor):
+            found.append(x)
+        elif type(x) in SEVERAL:
+            found += tensors_in(x)
+    return found
 
 
 def data_of(x):
     """Tensors of the device, in lists or not, as the data that they hold."""
-    if isinstance(x, OnDevice):
+    if type(x) is OnDevice:
         return x.held
-    return type(x)(map(data_of, x)) if type(x) in (list, tuple) else x
+    return type(x)(map(data_of, x)) if type(x) in SEVERAL else x
 
 
 def placed(x):
     """Tensors, in lists or not, on the device."""
     if isinstance(x, torch.Tensor):
         return OnDevice(x)
-    return type(x)(map(placed, x)) if type(x) in (list, tuple) else x
+    return type(x)(map(placed, x)) if type(x) in SEVERAL else x
 
 
 def place():
