@@ -61,6 +61,8 @@ def parse(parser, argv, variants, main_variants, script, ignored_reason):
     check_sweeps(args, sweeps, names, ignored_reason)
     typed = {flag: value for flag, value in vars(parser.parse_args(argv)).items() if value != parser.get_default(flag)}
     args.notes = check_typed(args, typed, names, variants, ignored_reason)
+    if note := processes.device_note(args.device, args.device_type):
+        args.notes.append(note)
     if args.data_dir is not None and args.task in tasks.FAMILIES:
         args.notes.append(
             f"note: --data-dir is not read, --task {args.task} is made here (your own data: --task jsonl)"

@@ -38,13 +38,14 @@ def _chunks(items, size):
 
 def _share(n):
     """The examples, of n, that are this process' own."""
-    return range(dist.get_rank(), n, dist.get_world_size()) if dist.is_initialized() else range(n)
+    shared = dist.is_available() and dist.is_initialized()
+    return range(dist.get_rank(), n, dist.get_world_size()) if shared else range(n)
 
 
 def _gathered(own):
     """One object of every process, as a list that all of them get."""
     everybody = [own]
-    if dist.is_initialized():
+    if dist.is_available() and dist.is_initialized():
         everybody = [None] * dist.get_world_size()
         dist.all_gather_object(everybody, own)
     return everybody

@@ -80,6 +80,8 @@ def main(argv=None):
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
     device = processes.pick_device(args.device)
+    if note := processes.device_note(args.device, device.type):
+        processes.print_line(note)
     torch.set_num_threads(1)  # models this small gain nothing from more
     arguments.check_ranges(args)
 

@@ -7,6 +7,7 @@ line, which is never the same place twice, since nobody waits for it.
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import multiprocessing
@@ -16,6 +17,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -260,6 +263,46 @@ def count_up(path):
     for _ in range(25):
         with folders.locked(f"{path}.lock"):
             path.write_text(str(int(path.read_text()) + 1))
+
+
+class LocksOfWindows:
+    """Windows' module msvcrt, made of this system's locks: the first byte of an open file, and EACCES where it is taken."""
+
+    LK_NBLCK = 2
+
+    def __init__(self, real):
+        self.real = real
+
+    def locking(self, descriptor, mode, size):
+        assert (mode, size) == (self.LK_NBLCK, 1) and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
+        try:
+            self.real.flock(descriptor, self.real.LOCK_EX | self.real.LOCK_NB)
+        except BlockingIOError:
+            raise PermissionError(errno.EACCES, "Permission denied") from None
+
+
+def test_a_lock_is_of_one_on_windows(tmp_path, monkeypatch):
+    """Without fcntl the lock is Windows' own, which is asked again and again; a file is removed only once it is closed."""
+    path, said, real, remove = tmp_path / ".lock", [], folders.fcntl, os.remove
+    monkeypatch.setattr(folders, "fcntl", None)
+    monkeypatch.setattr(folders, "msvcrt", LocksOfWindows(real), raising=False)
+
+    def remove_closed(name):
+        assert name not in [Path(link).resolve() for link in Path("/proc/self/fd").iterdir()]
+        remove(name)
+
+    monkeypatch.setattr(os, "remove", remove_closed)
+    with folders.locked(path) as first:
+        assert first
+        with folders.locked(path, wait=False) as second:
+            assert not second
+    assert not path.exists()
+    holder = open(path, "a")
+    real.flock(holder, real.LOCK_EX)
+    monkeypatch.setattr(time, "sleep", lambda seconds: holder.close())
+    with folders.locked(path, say=said.append) as third:
+        assert third and len(said) == 1 and "waiting for it" in said[0]
+    assert not path.exists()
 
 
 def test_a_lock_waits(tmp_path):

@@ -945,16 +945,21 @@ def test_variants_are_picked_by_name():
         assert "one, two" in one_line(error)
 
 
-def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch):
-    """auto takes the best that is there; what is asked for and absent ends with one line that says what there is."""
+def test_auto_takes_cuda_then_cpu(monkeypatch):
+    """auto takes CUDA, else the CPU, and says where it leaves MPS alone, which is taken when asked for; what is asked for
+    and absent ends with one line that says what there is."""
     there = {"cuda": True, "mps": True}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
     found = []
     for gone in (None, "cuda", "mps"):
         there.update({gone: False} if gone else {})
-        found.append(processes.pick_device("auto").type)
-    assert found == ["cuda", "mps", "cpu"] and processes.pick_device("cpu") == torch.device("cpu")
+        device = processes.pick_device("auto").type
+        found.append((device, "--device mps" in (processes.device_note("auto", device) or "")))
+        assert not there["mps"] or processes.pick_device("mps").type == "mps"
+        assert processes.device_note("cpu", "cpu") is None  # said to those who asked for nothing
+    assert found == [("cuda", False), ("cpu", True), ("cpu", False)]
+    assert processes.pick_device("cpu") == torch.device("cpu")
     for absent in ("cuda", "mps"):
         with pytest.raises(ValueError) as error:
             processes.pick_device(absent)
