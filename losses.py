@@ -944,6 +944,27 @@ def masked_mean(per_token, mask, reduction="token", total=None):
     return kept.sum() / (weight_of(mask, reduction).clamp(min=1) if total is None else total.clamp(min=1e-9))
 
 
+def without_nan_outside(model_logits, mask):
+    """The same logits, or features, such that nan outside the mask (rows, T), of either model, reaches no gradient.
+
+    A masked mean sends 0 back to what it leaves out, and a loss makes nan of it where a logit is nan (0 * nan). Finite
+    numbers stay as they are, there too.
+    """
+    outside = ~mask[..., None]
+
+    def mended(x):
+        broken = outside & x.sum(-1, keepdim=True).isnan()  # (rows, T, 1)
+        if x.device.type == "cpu" and not broken.any():  # saves a copy; elsewhere the question would cost a wait
+            return x
+        return x.masked_fill(broken, 0.0)
+
+    if isinstance(model_logits, HiddenStates):  # whose head is multiplied by them
+        return model_logits._replace(features=mended(model_logits.features))
+    if model_logits.requires_grad:
+        model_logits.register_hook(mended)
+    return model_logits
+
+
 def entropy(model_logits):
     """Entropy of the next-token distribution, (B, T, V) -> (B, T) nats; teacher of the example: .897946."""
     logprobs = at_least_float32(model_logits).log_softmax(-1)

@@ -149,7 +149,10 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     )
     group = parser.add_argument_group("where")
     group.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto takes cuda, else cpu; mps only if asked for"
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="auto takes cuda, else cpu; mps only if asked for",
     )
     group.add_argument(
         "--out", metavar="DIR", help="folder of the records and final students (default: a new one in runs/)"

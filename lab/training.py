@@ -32,7 +32,7 @@ from lab.evaluate import sample_responses, step_columns, step_figures
 from lab.processes import all_reduce_mean
 from lab.records import NoLog
 from lab.teacher_cache import TeacherCache
-from losses import HiddenStates, Tokens, by_chunks, masked_mean, weight_of, with_tail
+from losses import HiddenStates, Tokens, by_chunks, masked_mean, weight_of, with_tail, without_nan_outside
 from model import clip_and_step, learning_rate, make_optimizer
 from sample import DATASET, TEACHER, WRITERS, rollout_from_ids, write_tokens
 
@@ -256,7 +256,7 @@ class Run:
             parts |= {one.name: one.saved, f"{one.name}_optimizer": one.optimizer}
         self.done = self.checkpointer.restore(**parts, costs=self.costs, meter=self.meter, log=self.log)
         self.warn = checks.warner(self.log, self.report)
-        self.finite = checks.Finite(self.order, self.checkpointer, advice or f"--lr ({self.lr})", self.device)
+        self.finite = checks.Finite(self.order, self.checkpointer, advice or f"--lr ({self.lr})", self.device, self.log)
         with self.meter.paused():
             self.frozen = checks.FrozenCheck(student, getattr(teacher, "base", teacher)) if self.done == 0 else None
 
@@ -433,8 +433,7 @@ class Step:
         self.losses, self.norms, self.columns = {}, {}, []  # of the models that have moved; of the parts, if logged
 
     def write(self, writer, student, teacher, **options):
-        """One batch of training tokens by `writer`, a name in sample.WRITERS -> Rollout. `options` are
-        write_tokens'."""
+        """One batch of training tokens by `writer`, a name in WRITERS -> Rollout; `options` are write_tokens'."""
         run = self.run
         references = run.references and [run.references[row] for row in self.rows]
         with run.precision(), run.finite.naming(self.number):
@@ -528,6 +527,7 @@ class Part:
         is_student = model is run.student
         with run.method.capture(model, is_student) as self.captured[id(model)]:
             model_logits = run.logits(run.wrapped[id(model)] if learns else model, self.inputs, model)
+        model_logits = without_nan_outside(model_logits, self.tokens.mask)
         passes = getattr(model, "training_passes", 3) if learns else 1
         run.costs.count_forward(model, self.fed, passes + run.method.extra_passes(is_student))
         if not is_student:

@@ -266,7 +266,7 @@ def count_up(path):
 
 
 class LocksOfWindows:
-    """Windows' module msvcrt, made of this system's locks: the first byte of an open file, and EACCES where it is taken."""
+    """Windows' module msvcrt, made of this system's locks: the first byte of a file, and EACCES where it is taken."""
 
     LK_NBLCK = 2
 
@@ -282,7 +282,7 @@ class LocksOfWindows:
 
 
 def test_a_lock_is_of_one_on_windows(tmp_path, monkeypatch):
-    """Without fcntl the lock is Windows' own, which is asked again and again; a file is removed only once it is closed."""
+    """Without fcntl the lock is Windows' own, which is asked again and again; a file is removed when it is closed."""
     path, said, real, remove = tmp_path / ".lock", [], folders.fcntl, os.remove
     monkeypatch.setattr(folders, "fcntl", None)
     monkeypatch.setattr(folders, "msvcrt", LocksOfWindows(real), raising=False)

@@ -946,8 +946,8 @@ def test_variants_are_picked_by_name():
 
 
 def test_auto_takes_cuda_then_cpu(monkeypatch):
-    """auto takes CUDA, else the CPU, and says where it leaves MPS alone, which is taken when asked for; what is asked for
-    and absent ends with one line that says what there is."""
+    """auto takes CUDA, else the CPU, and says where it leaves MPS alone, which is taken when asked for; what is asked
+    for and absent ends with one line that says what there is."""
     there = {"cuda": True, "mps": True}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
