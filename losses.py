@@ -31,6 +31,9 @@ Four tables, by what a loss must know; `per_token_loss` finds a name in any of t
 - SEQUENCE_LOSSES: the positions of a sequence depend on each other, so these take its mask too.
 """
 
+if __name__ == "__main__":
+    import lab.interrupted  # noqa: F401  Ctrl-C while torch is imported ends with one line
+
 import functools
 import math
 import sys

@@ -108,7 +108,7 @@ class Tokenizer:
         path = Path(path)
         beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # by process: parallel runs share a cache folder
         try:
-            with open(beside, "w", encoding="utf-8") as file:
+            with open(beside, "w", encoding="utf-8", newline="\n") as file:
                 json.dump(self.state_dict(), file, indent=0)
                 file.flush()
                 os.fsync(file.fileno())  # a rename may reach the disk before the data it names

@@ -182,6 +182,11 @@ def about_start(teacher, student, solvable):
     return found
 
 
+def about_module(kind, drift):
+    """A line about an online module that does not start as the identity; none of one that does, or was not measured."""
+    return [f"the {kind} module starts {drift:.4f} nats away from the original teacher"] if drift else []
+
+
 def about_run(writer, accept_rule, steps, final):
     """Warnings about a run, from who writes and by which rule, its logged steps and its final figures."""
 

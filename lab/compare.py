@@ -209,9 +209,11 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     finally:
         log.close()
     line = f"{name:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  {costs['seconds']:.0f} s"
-    if args.jobs > 1:  # nobody has heard of them yet
-        warnings = before + warnings
-    return "\n".join([line, *(f"  warning: {text}" for text in warnings)])
+    notes = [f"warning: {text}" for text in warnings]
+    if args.jobs > 1:  # nobody has heard of what was said on the way
+        notes = [f"warning: {text}" for text in before] + notes
+        notes = checks.about_module(getattr(row, "module", None), costs.get("initial_drift")) + notes
+    return "\n  ".join([line, *notes])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,16 +267,18 @@ def say_data(args, data):
         processes.print_line(data.task.metric_note)
 
 
-def open_folder(held, script, args, flags, inputs):
+def open_folder(held, script, args, flags, inputs, longest):
     """The folder of the comparison, locked until `held` ends, without what killed processes have left.
 
-    ValueError where another process is at work in it, or where its records are of other flags or data: a table must not
-    mix them.
+    ValueError where another process is at work in it, where it takes no file with the name of the `longest` run, or
+    where its records are of other flags or data: a table must not mix them.
     """
     default_name = f"{script.removeprefix('train_')}-{args.task}{'-quick' if args.quick else ''}"
     folder = folders.make_run_folder(args.out, args.resume, default_name)
     if not held.enter_context(folders.locked(folder / ".lock", wait=False)):
         raise ValueError(f"another process is at work in {args.out or folder.name}: wait for it, or give another --out")
+    if error := folders.name_error(folder, f"{longest}.assistant.state.before.pt.{os.getpid()}.partial"):
+        raise ValueError(f"{folder} takes no file called {longest[:60]}.. ({error.strerror}): give a shorter --out")
     for path in folder.glob("*.pt.*.partial"):  # of a process that was killed while it wrote
         if re.search(r"\.pt\.\d+\.partial$", path.name):
             path.unlink()
@@ -364,10 +368,14 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     data = load_data(args, say=lambda line: processes.print_line(f"data: {line}"))
     resolve_vocabulary(data, [args, *(own for _, own in methods)])
     methods = without_unfit(methods, args, data, check_row)
+    if any(own.compile for own in [args, *(own for _, own in methods)]):
+        processes.print_line("--compile: trying the compiler")
+        processes.check_compiler(device)
     say_data(args, data)
     flags = arguments.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
     inputs = inputs_of(args)
-    folder = processes.first_decides(lambda: open_folder(held, script, args, flags, inputs))
+    longest = max((run_name(label, args.seed + args.seeds, "compute") for label, _ in methods), key=len, default="")
+    folder = processes.first_decides(lambda: open_folder(held, script, args, flags, inputs, longest))
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
 
     def load_pair():
@@ -420,11 +428,13 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
                 failed[name] = "its record is gone: run the same command with --resume"
         for name, line in failed.items():
             print(f"{script}.py: run {name} failed: {line}", file=sys.stderr)
-        print("\n" + report.write_report(folder))
-    processes.print_line(
-        f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, "
-        f"summary.json and the students lie in {folder}"
-    )
+        finished = [path for path in folder.glob("*.jsonl") if records.read_finished(folder, path.stem, flags)]
+        left = "table.md, curves.svg, summary.json and the students"
+        if finished:
+            print("\n" + report.write_report(folder))
+        else:
+            left = "no table, since no run has finished; the records"
+        processes.print_line(f"{time.perf_counter() - started:.0f} s in all; {left} lie in {folder}")
     if args.quick:
         processes.print_line("This was --quick, a smoke run: its numbers mean nothing.")
     processes.leave()

@@ -64,6 +64,19 @@ def write_error(folder):
     return None
 
 
+def name_error(folder, name):
+    """What the system has against a new file of this name, which is removed again: an OSError, or None. Windows counts
+    the letters of the whole path (260), some file systems those of the name alone (143, 255)."""
+    path = Path(folder) / name
+    try:
+        with open(path, "xb"):
+            pass
+        path.unlink()
+    except OSError as error:
+        return error
+    return None
+
+
 def try_lock(file):
     """Whether this process has got the system's lock on an open file; False where another one has it, OSError where the
     file system has no locks."""
@@ -111,7 +124,7 @@ def locked(path, wait=True, say=lambda line: None):
         try:
             # Neither through a link, nor waiting for the other end of a pipe.
             only = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-            file = open(path, "a", opener=lambda *how: os.open(how[0], how[1] | only, 0o666))
+            file = open(path, "ab", opener=lambda *how: os.open(how[0], how[1] | only, 0o666))
         except OSError:
             yield True
             return

@@ -32,6 +32,15 @@ def pick_device(name):
     return torch.device(name)
 
 
+def check_compiler(device):
+    """ValueError where torch.compile finds nothing to compile with: asked before anything is trained, in seconds."""
+    try:
+        torch.compile(lambda x: (x + 1).relu())(torch.zeros(4, device=device))
+    except Exception as error:  # of a dozen kinds, by system and version
+        why = f"--compile finds no compiler that works ({str(error).strip().splitlines()[0][:160]})"
+        raise ValueError(f"{why}: install g++ or clang++, or leave it out") from error
+
+
 def use_precision(name, device):
     """Set how matrix products are computed -> a maker of the context in which forwards run. Losses are float32 in
     any."""

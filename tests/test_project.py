@@ -39,6 +39,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "data/corpora.py": {"data.metrics", "data.formats", "data.own_data"},
     "data/tasks.py": {"data.metrics", "data.corpora"},
     "lab/__init__.py": set(),
+    "lab/interrupted.py": set(),
     "lab/processes.py": set(),
     "lab/archive.py": set(),
     "lab/folders.py": {"lab.archive"},
@@ -125,10 +126,10 @@ def test_third_parties_are_the_four(name):
 
 
 def test_requirements():
-    """Four packages, torch at the version that everything was measured with."""
+    """Four packages, torch from the oldest version that was tried on."""
     lines = [line.strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     names = [re.match(r"[a-z]+", line)[0] for line in lines if line and not line.startswith("#")]
-    assert sorted(names) == sorted(THIRD_PARTY - {"regex"}) and "torch==2.13.0" in lines
+    assert sorted(names) == sorted(THIRD_PARTY - {"regex"}) and "torch>=2.6" in lines
 
 
 def test_no_line_is_wider_than_a_screen():
@@ -365,7 +366,7 @@ def test_the_readme_is_one_page():
 
 
 def test_ci_runs_the_readmes_test_command():
-    """The fenced line that ends in pytest stands literally in .ci/run, which installs nothing else."""
+    """The fenced line that ends in pytest stands literally in .ci/run."""
     (command,) = [line for line in fenced(README) if re.search(r"pip install .*&& python -m pytest\b", line)]
     script = (ROOT / ".ci" / "run").read_text()
     assert command in script.splitlines()
