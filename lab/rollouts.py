@@ -139,12 +139,12 @@ def main(argv=None):
     else:
         data = pairs.encode_task(tasks.make_task("math", **pairs.QUICK_TASK), pairs.QUICK)
         check_top_k(data.tokenizer.n_vocab)
+        prompts = args.prompt or first_prompts(data.splits["test"].examples)
         with tempfile.TemporaryDirectory() as elsewhere:  # where the pair is kept if the checkout is read-only
             kept = {"report": processes.print_line, "otherwise": [elsewhere]}
             pair = pairs.load_or_pretrain_pair(data, pairs.QUICK, device, **kept)
         student, teacher, tokenizer = pair.new_student().eval(), pair.teacher, pair.tokenizer
         top_k, budget = pairs.default_accept_top_k(data.vocabulary_in_use), pair.max_new_tokens
-        prompts = args.prompt or first_prompts(pair.test.examples)
 
     rollout = interleaved_generate(
         student,
