@@ -203,7 +203,7 @@ def test_every_core_has_a_job_on_every_system(monkeypatch):
 
 
 def test_a_torch_that_knows_nothing_of_processes(monkeypatch):
-    """Built without torch.distributed it has none of its functions: one process works alone, and torchrun is refused."""
+    """Built without torch.distributed it has none of its functions: one process works alone, torchrun is refused."""
     missing = types.SimpleNamespace(is_available=lambda: False)
     for module in (processes, costs, evaluate):
         monkeypatch.setattr(module, "dist", missing)
