@@ -129,8 +129,7 @@ def test_more_than_the_vocabulary_is_refused(teacher, tmp_path):
 
 
 def test_only_closed_files_are_renamed(teacher, tmp_path, monkeypatch):
-    """Windows renames no file that is open or mapped: when one takes its name, this process neither has it open nor maps
-    it."""
+    """Windows renames no file that is open or mapped: when one takes its name, it is neither in this process."""
     renamed, replace = [], os.replace
 
     def replace_closed(source, target):
