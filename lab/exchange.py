@@ -8,6 +8,9 @@ promises is checked against the bytes that are there before a tensor is made. Th
 are comparable only with one vocabulary.
 """
 
+if __name__ == "__main__":
+    import lab.interrupted  # noqa: F401  Ctrl-C while torch is imported ends with one line
+
 import argparse
 import json
 import math

@@ -207,13 +207,14 @@ def test_git_speaks_utf_8(monkeypatch):
 # What a program does before it begins, and when all of it fails.
 
 
-@pytest.mark.parametrize("program", ["train_skd.py", "train_okd.py", "sample.py", "losses.py"])
+@pytest.mark.parametrize("program", ["train_skd.py", "train_okd.py", "sample.py", "losses.py", "-m lab.exchange"])
 def test_ctrl_c_while_torch_is_imported(tmp_path, program):
     """The import takes seconds; a traceback of torch's inside helps nobody. Here it is a torch that only interrupts."""
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, program], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{program}: stopped by SIGINT\n")
+    done = subprocess.run([sys.executable, *program.split()], cwd=ROOT, env=environment, capture_output=True, text=True)
+    name = program.replace("-m lab.exchange", "exchange.py")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{name}: stopped by SIGINT\n")
 
 
 @pytest.mark.slow

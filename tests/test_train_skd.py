@@ -1775,7 +1775,7 @@ def test_the_picture_follows_its_flags(finished, capsys):
     assert re.search(r" 0 replaced", shown([*argv, "--accept-rule", "all"], capsys))
     for least, none in ((0, "replaced"), (1, "accepted")):  # a rule's knob, as the training scripts take it
         text = shown([*argv, "--accept-rule", "minprob", "--rule", f"accept_min_prob={least}"], capsys)
-        assert f"rule minprob, gamma = auto, accept_min_prob = {least}" in text and f" 0 {none}" in text
+        assert f"rule minprob, accept_min_prob = {least}, gamma = auto" in text and f" 0 {none}" in text
     texts = [shown([*argv, "--gamma", str(gamma)], capsys) for gamma in (1, 7)]
     results = [re.findall("result   .*", text) for text in texts]
     assert results[0] == results[1] and len(results[0]) == 2 and "prompt   1+2=\n" in texts[0]
