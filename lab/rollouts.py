@@ -96,7 +96,7 @@ def main(argv=None):
 
     def first_prompts(examples):
         if len(examples) < (args.rows or 1):
-            raise ValueError(f"--rows must lie in 1..{len(examples)} (the task's test split), found {args.rows}")
+            raise ValueError(f"--rows must lie in 1..{len(examples)} (the task's test split), found {rows}")
         return [example.prompt for example in examples[:rows]]
 
     def check_top_k(vocabulary):

@@ -57,7 +57,9 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/pages.py": set(),
     "lab/report.py": {"lab.archive", "lab.curves", "lab.pages", "lab.reading", "lab.records", "lab.tables"},
     "lab/checkpoints.py": {"model", "lab.processes", "lab.records"},
-    "lab/exchange.py": {"lab.interrupted", "model", "data.tokenizer", "lab.processes", "lab.folders", "lab.command_line"},
+    "lab/exchange.py": {
+        "lab.interrupted", "model", "data.tokenizer", "lab.processes", "lab.folders", "lab.command_line",
+    },
     "lab/gallery.py": {"losses", "lab.records", "lab.command_line", "lab.processes"},
     "lab/evaluate.py": {"losses", "sample", "data.tasks"},
     "lab/pairs.py": {"model", "losses", "sample", "data.tasks", "data.tokenizer", "lab.folders", "lab.records",
