@@ -4,6 +4,7 @@ import ast
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import train_okd
 import train_skd
 from lab import folders, processes, report
 from lab.records import run_name
+from model import checksum, load_file
 
 NAMES = ROOT / "tests" / "torch_names.txt"
 
@@ -175,6 +177,32 @@ def test_a_console_without_letters(monkeypatch):
         pass
     text = console.buffer.getvalue().decode("cp1252")
     assert text.startswith("d\u00e9j\u00e0 ? ?\n") and "3/3" in text
+
+
+@pytest.mark.slow
+def test_the_whole_program_on_a_pretended_windows(clone, tmp_path):
+    """Two runs side by side, a cache of the teacher's answers, a run that goes on: what is missing changes no bit."""
+    shutil.copy(ROOT / "tests" / "pretended_windows.py", tmp_path / "sitecustomize.py")
+    pretended = {"PYTHONPATH": str(tmp_path), "PRETENDED_WINDOWS": str(clone), "PYTHONIOENCODING": "cp1252"}
+    words = "import os; a = open('a', 'w'); os.replace('a', 'b')"
+    done = subprocess.run([sys.executable, "-c", words], cwd=clone, env=os.environ | pretended, capture_output=True)
+    assert b"PermissionError" in done.stderr  # the pretence holds
+
+    def go(out, more, *flags):
+        command = [sys.executable, "train_skd.py", *SMALL, "--variants", "sft,supervised", "--cache-teacher", "8"]
+        command += ["--out", out, "--jobs", "2", *flags]
+        done = subprocess.run(command, cwd=clone, env=os.environ | more, capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+    go("windows", pretended)
+    (clone / "windows" / "sft_seed1.jsonl").unlink()
+    go("windows", pretended, "--resume")  # sft again, over what it left
+    shutil.rmtree(clone / "data" / "cache")
+    go("here", {})
+    for name in ("sft", "supervised"):
+        one, other = (load_file(str(clone / out / f"{name}_seed1.pt")) for out in ("windows", "here"))
+        assert checksum(one) == checksum(other)
+    assert not [path for kind in ("partial", "damaged", "state") for path in (clone / "windows").glob(f"*.{kind}*")]
 
 
 @pytest.mark.parametrize("script", [train_skd, train_okd], ids=lambda script: script.__name__)
