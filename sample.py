@@ -1191,7 +1191,8 @@ def write_tokens(
 
     Several processes write one batch together: `rows` are the places in it that these prompts have, `batch_size` is its
     size. Noise and draws belong to the places, so the batch is the same, however many processes share it. Raises
-    ValueError for an unknown writer or mix_per, a share outside 0..1, and references that are needed and missing.
+    ValueError for an unknown writer or mix_per, a share outside 0..1, references that are needed and missing, and (on a
+    CPU) for a rollout without labels or cost.
     """
     if writer not in WRITERS or mix_per not in ("batch", "sequence") or not 0 <= student_share <= 1:
         raise ValueError(
