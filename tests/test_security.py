@@ -44,7 +44,7 @@ from model import (
     save_online_module,
 )
 
-BASE = adapters.make_gpt(257, 26, 1, 2, 8)
+BASE, OTHER = adapters.make_gpt(257, 26, 1, 2, 8), adapters.make_gpt(257, 26, 1, 2, 8, seed=1)
 TOKENIZER = train_tokenizer(["abab abab"], 257)
 
 
@@ -655,9 +655,10 @@ def checkpoint_content(**extra):
 def shown(tmp_path, capsys, *argv, **about):
     """What sample.py says of a checkpoint with these entries: (its output, its one line of refusal or None)."""
     save_file(str(tmp_path / "a.pt"), checkpoint_content(**about))
-    save_file(str(tmp_path / "teacher.pt"), checkpoint_content())
+    save_file(str(tmp_path / "teacher.pt"), checkpoint_content(weights=OTHER.state_dict()))
+    rows = [] if "--prompt" in argv else ["--rows", "1"]
     try:
-        assert rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--rows", "1", *argv]) == 0
+        assert rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", *rows, *argv]) == 0
     except (ValueError, OSError) as error:
         return capsys.readouterr().out, one_line(error)
     return capsys.readouterr().out, None
@@ -744,6 +745,8 @@ def test_a_terminal_is_not_spoken_to(tmp_path, capsys):
         # Always ESC.
         evil.norm.bias.copy_(50 * evil.token_embedding.weight[27] / evil.token_embedding.weight[27].norm())
     save_file(str(tmp_path / "a.pt"), checkpoint_content(weights=evil.state_dict()))
+    with torch.no_grad():
+        evil.norm.bias.mul_(1.1)
     save_file(str(tmp_path / "teacher.pt"), checkpoint_content(weights=evil.state_dict()))
     assert (
         rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--prompt", "a\x1b]0;title\x07\r"])
