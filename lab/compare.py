@@ -428,9 +428,8 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
                 failed[name] = "its record is gone: run the same command with --resume"
         for name, line in failed.items():
             print(f"{script}.py: run {name} failed: {line}", file=sys.stderr)
-        finished = [path for path in folder.glob("*.jsonl") if records.read_finished(folder, path.stem, flags)]
         left = "table.md, curves.svg, summary.json and the students"
-        if finished:
+        if any(records.read_finished(folder, path.stem, flags) for path in folder.glob("*.jsonl")):
             print("\n" + report.write_report(folder))
         else:
             left = "no table, since no run has finished; the records"

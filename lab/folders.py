@@ -103,7 +103,7 @@ def _wait_for_lock(file, patient, say):
         say()
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX)
-        while not fcntl and not try_lock(file):  # Windows gives up by itself, after ten seconds
+        while not fcntl and not try_lock(file):  # Windows' own way to wait ends after ten seconds
             time.sleep(0.1)
     except OSError:  # a file system without locks: nobody is kept out
         pass

@@ -37,7 +37,8 @@ def check_compiler(device):
     try:
         torch.compile(lambda x: (x + 1).relu())(torch.zeros(4, device=device))
     except Exception as error:  # of a dozen kinds, by system and version
-        why = f"--compile finds no compiler that works ({str(error).strip().splitlines()[0][:160]})"
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        why = f"--compile finds no compiler that works ({first_line})"
         raise ValueError(f"{why}: install g++ or clang++, or leave it out") from error
 
 

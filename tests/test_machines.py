@@ -93,7 +93,6 @@ FUNCTIONS = {
                "SIGCONT", "alarm", "setitimer", "pause", "pthread_sigmask", "pthread_kill", "sigwait", "SIG_BLOCK",
                "SIG_SETMASK", "SIG_UNBLOCK", "siginterrupt", "set_wakeup_fd"},
     "time": {"tzset", "clock_gettime", "pthread_getcpuclockid"},
-    "multiprocessing": {"get_start_method"},
 }  # fmt: skip
 ASKED_FIRST = {  # who asks whether it is there
     ("lab/folders.py", "fcntl"), ("lab/processes.py", "os.sched_getaffinity"),
