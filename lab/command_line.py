@@ -40,7 +40,7 @@ RANGES = {
     **dict.fromkeys(("seed", "pair_seed", "student_prompts", "accept_top_k"), (0, MOST)),
     "micro_batch": (1, MOST),
     "gamma": (1, 64),  # longer drafts are thrown away at the first rejection
-    "block_size": (2, 2**20),
+    **dict.fromkeys(("block_size", "max_new_tokens"), (2, 2**20)),
     "lr": (1e-12, 100),
     "weight_decay": (0, 100),
     **dict.fromkeys(("student_temperature", "teacher_temperature"), (0, 1000)),  # 0 is greedy
@@ -178,7 +178,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--student-start", default="sft", choices=("sft", "raw"), help="start from a short SFT, or untuned"
     )
-    group.add_argument("--student-prompts", type=int, help="prompts that the student may use (default: 500; 0: all)")
+    group.add_argument("--student-prompts", type=int, help="prompts that the student may use, drawn at random (default: 500; 0: all)")
     group.add_argument("--teacher-prompts", type=int, help="prompts that the teacher learns from (default: all)")
     group.add_argument(
         "--teacher-steps", type=int, help="teacher's pretraining steps: its quality (default: by --size)"
@@ -187,6 +187,13 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument("--vocab-size", type=int, help="upper bound for the tokenizer (default: by --size)")
     group.add_argument(
         "--block-size", type=int, help="longest sequence; longer examples are left out (default: none is)"
+    )
+    group.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="longest response, written or learned, with its end token; training references that are longer are left out"
+        " (default: room for all; for own data at most about twice what 99 %% of them need)",
     )
     for knob, kind, meaning in (
         ("difficulty", int, "steps, clauses, turns or operators of an example"),
@@ -199,7 +206,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--metric", choices=tuple(METRICS), help="score of a real data set (default: its own; own data: by its answers)"
     )
-    group.add_argument("--measure", type=int, metavar="N", help="measure on the first N test examples (default: all)")
+    group.add_argument("--measure", type=int, metavar="N", help="measure on N test examples, drawn at random (default: all)")
     group = parser.add_argument_group("distillation")
     group.add_argument("--steps", type=int, help="student updates (default: by --size)")
     group.add_argument("--batch-size", type=int, default=64, help="prompts per update")
@@ -284,6 +291,7 @@ PAIR_FLAGS = (
     "student_start",
     "vocab_size",
     "block_size",
+    "max_new_tokens",
 )
 EVALUATION_FLAGS = (
     "accept_top_k",

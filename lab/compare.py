@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from data import corpora, tasks
-from data.tasks import Encoded, make_task
+from data.tasks import make_task
 from lab import arguments, checkpoints, checks, command_line, folders, pairs, processes, records, report
 from lab.evaluate import evaluate, evaluate_quickly
 from lab.records import run_name
@@ -78,7 +78,7 @@ def inputs_of(args):
 def load_data(args, say=lambda line: None):
     """The task as token ids, its test split cut to --measure examples."""
     data = pairs.encode_task(load_task(args, say), args.settings)
-    data.splits["test"] = Encoded(*(column[: args.measure] for column in data.splits["test"]))
+    data.splits["test"] = data.splits["test"].first(args.measure)
     return data
 
 
@@ -236,7 +236,7 @@ def resolve_vocabulary(data, every):
 def without_unfit(methods, args, data, check_row):
     """The methods [(label, flags)] without those that cannot work with these flags, which a note names; ValueError
     where such a one was asked for by its name."""
-    left_out, examples = set(), len(data.splits["train"].prompts[: args.settings.student_prompts])
+    left_out, examples = set(), len(data.splits["train"].first(args.settings.student_prompts).prompts)
     for label, own in methods:
         try:
             check_row(label.split()[0], own, examples)
@@ -263,6 +263,8 @@ def say_data(args, data):
     )
     if args.task in corpora.CORPORA:
         processes.print_line(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
+        for line in pairs.about_choice(data, args.settings, args.batch_size, args.measure):
+            processes.print_line(line)
     if data.task.metric_note:
         processes.print_line(data.task.metric_note)
 

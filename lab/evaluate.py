@@ -16,7 +16,7 @@ import math
 import torch
 import torch.distributed as dist
 
-from data.tasks import Encoded, complete
+from data.tasks import complete
 from losses import cross_entropy, entropy, forward_kl, masked_mean
 from sample import (
     SOURCE_NAMES,
@@ -28,6 +28,7 @@ from sample import (
     to_device,
 )
 
+MOST_IN_CURVES = 200  # examples that a learning curve is measured on
 MOST_LOGITS = 2**28  # of one model at a time, while measuring: 1 GiB in float32
 
 
@@ -191,14 +192,14 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
     return _ratio(accepted, judged)
 
 
-def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, adapted=None, most=200):
+def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, adapted=None, most=MOST_IN_CURVES):
     """The figures of a learning curve on the first `most` examples: score (greedy), val_nll and kl_teacher
     (references).
 
     With an adapted teacher also its drift from the original, its own nll, and kl_adapted_teacher. ValueError where the
     student's numbers are broken.
     """
-    encoded = Encoded(*(column[:most] for column in encoded))
+    encoded = encoded.first(most)
     responses, _ = sample_responses(
         student, encoded.prompts, max_new_tokens, tokenizer.eos_token, seed=0, temperature=0
     )
