@@ -22,7 +22,6 @@ instruction   "Take e h d: reverse, then sort." -> "d h e; d e h"               
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from data.metrics import (
     score_texts,
     slot_f1,
 )
+from data.progress import progress
 
 SPLITS = ("train", "val", "test", "ood")
 
@@ -941,9 +941,10 @@ def in_random_order(examples):
 
     def place(example):
         seen[example] += 1  # repeats of a line have places of their own: else a sample would hold all of them, or none
-        return hashlib.sha256(json.dumps([*example, seen[example]]).encode()).digest()
+        said = "\0".join((example.prompt, example.response, *example.references, str(seen[example])))
+        return hashlib.sha256(said.encode()).digest()
 
-    return sorted(examples, key=place)
+    return sorted(progress(examples, "order"), key=place)
 
 
 def check_paired(examples, completions):
@@ -989,7 +990,7 @@ class Encoded(NamedTuple):
 
 def encode_split(tokenizer, examples):
     """Tokenise examples -> Encoded."""
-    pairs = [encode_example(tokenizer, example) for example in examples]
+    pairs = [encode_example(tokenizer, example) for example in progress(examples, "tokens")]
     return Encoded(list(examples), [prompt for prompt, _ in pairs], [response for _, response in pairs])
 
 

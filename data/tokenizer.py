@@ -20,7 +20,8 @@ from pathlib import Path
 
 import regex  # the engine with \p{...}; tiktoken depends on it
 import tiktoken
-from tqdm import tqdm
+
+from data.progress import progress
 
 FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
@@ -152,20 +153,12 @@ def train_tokenizer(texts, vocab_size):
     return Tokenizer(_learn_tokens(piece_counts, vocab_size - 1))
 
 
-def vocabulary_in_use(tokenizer, texts):
-    """How many distinct ids occur in the encoded texts, end token included: what a rank such as SKD's K is out of."""
-    used = {tokenizer.eos_token}
-    for text in texts:
-        used.update(tokenizer.encode(text))
-    return len(used)
-
-
 def count_pieces(texts):
     """Cuts every text by PATTERN: Counter of pieces (as UTF-8 bytes). BPE never looks beyond a piece."""
     assert not isinstance(texts, str), "train on a list of texts, not on one string"
     split = regex.compile(PATTERN).findall
     counts = Counter()
-    for number, text in enumerate(texts):
+    for number, text in enumerate(progress(texts, "words")):
         _check_text(text, f"text {number}")
         counts.update(split(text))
     return Counter({piece.encode(): count for piece, count in counts.items()})
@@ -201,18 +194,23 @@ def _learn_tokens(piece_counts, num_tokens):
 
     heap = [priority(pair) for pair in pair_counts]
     heapq.heapify(heap)
-    bar = tqdm(total=num_tokens - 256, desc="tokenizer", unit="merge", leave=False, disable=None, delay=2)
-    while heap and len(tokens) < num_tokens:
-        entry = heapq.heappop(heap)
-        pair = entry[-1]
+
+
+    def most_frequent():
         # Merges elsewhere only ever lower the count of an old pair, so an entry promises too much, never too little:
         # putting it back at its true place is all the updating the heap needs.
-        if -entry[0] != pair_counts[pair]:
+        while heap:
+            count, *_, pair = heapq.heappop(heap)
+            if -count == pair_counts[pair]:
+                return pair
             heapq.heappush(heap, priority(pair))
-            continue
-        if pair_counts[pair] < 2:
+        return None
+
+    for new_token in progress(range(256, num_tokens), "tokenizer"):
+        pair = most_frequent()
+        if pair is None or pair_counts[pair] < 2:
             break
-        new_token, (first, second) = len(tokens), pair
+        first, second = pair
         tokens.append(tokens[first] + tokens[second])
         born = set()
         for slot in pair_slots.pop(pair):
@@ -234,8 +232,6 @@ def _learn_tokens(piece_counts, num_tokens):
         del pair_counts[pair]  # every occurrence is merged now
         for neighbours in born:
             heapq.heappush(heap, priority(neighbours))
-        bar.update()
-    bar.close()
     return tokens
 
 

@@ -75,11 +75,18 @@ def inputs_of(args):
     return corpora.corpus_inputs(args.task, args.data_dir) if args.task in corpora.CORPORA else {}
 
 
-def load_data(args, say=lambda line: None):
-    """The task as token ids, its test split cut to --measure examples."""
-    data = pairs.encode_task(load_task(args, say), args.settings)
-    data.splits["test"] = data.splits["test"].first(args.measure)
-    return data
+_latest = {"of": None, "data": None}  # tokenised a moment ago: every run of a process asks for it
+
+
+def load_data(args, say=None):
+    """The task as token ids, its test split cut to --measure examples; `say` hears what of its files is left out."""
+    knobs = {name: getattr(args, name) for name in command_line.TASK_FLAGS}
+    of = json.dumps([knobs, args.task_options, str(args.data_dir), dataclasses.asdict(args.settings)])
+    if say or _latest["of"] != (of, inputs_of(args)):
+        data = pairs.encode_task(load_task(args, say or (lambda line: None)), args.settings)
+        data.splits["test"] = data.splits["test"].first(args.measure)
+        _latest.update(of=(of, inputs_of(args)), data=data)  # its files may have been downloaded just now
+    return _latest["data"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

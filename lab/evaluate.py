@@ -16,6 +16,7 @@ import math
 import torch
 import torch.distributed as dist
 
+from data.progress import progress
 from data.tasks import complete
 from losses import cross_entropy, entropy, forward_kl, masked_mean
 from sample import (
@@ -72,7 +73,7 @@ def token_columns(student, teacher, prompts, responses, adapted=None, batch_size
     order = sorted(own, key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding per batch
     longest = max([1] + [len(prompts[i]) + len(responses[i]) for i in own])
     batch_size = min(batch_size, max(1, MOST_LOGITS // (longest * student.config.vocab_size)))
-    for rows in _chunks(order, batch_size):
+    for rows in progress(_chunks(order, batch_size), "measuring"):
         tokens, lengths = pad_sequences([prompts[i] + responses[i] for i in rows], device)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         prompt_len = to_device(torch.tensor([len(prompts[i]) for i in rows]), device)
@@ -164,7 +165,7 @@ def exposure_error(own_columns, teacher_columns, key, length=16):
 def sample_responses(model, prompts, max_new_tokens, eos_token, *, seed, temperature=1.0, batch_size=256):
     """One response per prompt, in order: (list of lists of ids, share that ended by the end token)."""
     written = []
-    for rows in _chunks(_share(len(prompts)), batch_size):
+    for rows in progress(_chunks(_share(len(prompts)), batch_size), "writing"):
         rollout = generate(
             model,
             [prompts[i] for i in rows],
@@ -183,7 +184,7 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
     """accepted / judged over all prompts for interleaved_generate or speculative_generate; None if none was judged."""
     accepted = judged = 0
     rest = {name: value for name, value in arguments.items() if name != "seed"} | {"keep_features": True}
-    for rows in _chunks(_share(len(prompts)), batch_size):
+    for rows in progress(_chunks(_share(len(prompts)), batch_size), "drafting"):
         generator = torch.Generator().manual_seed(arguments["seed"])
         rollout = sampler(first, second, [prompts[i] for i in rows], generator=generator, row_keys=rows, **rest)
         counts = rollout.counts()

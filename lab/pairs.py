@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
+from data.progress import progress
 from data.tasks import FAMILIES, Encoded, encode_split
-from data.tokenizer import train_tokenizer, vocabulary_in_use
+from data.tokenizer import train_tokenizer
 from lab import checkpoints, folders
 from lab.evaluate import MOST_IN_CURVES
 from lab.records import set_aside
@@ -115,7 +116,7 @@ def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generato
     order = batch_order(len(prompts), batch_size, num_steps, generator)
     done = checkpointer.restore(model=model, optimizer=optimizer)
     model.train()
-    for step, rows in enumerate(order[done:].tolist(), done):
+    for step, rows in enumerate(progress(order[done:].tolist(), "pretraining"), done):
         batch = rollout_from_ids(
             [prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), device
         )
@@ -282,11 +283,11 @@ def encode_task(task, settings):
     longer than anybody means.
     """
     tokenizer = train_tokenizer(task.texts(), settings.vocab_size)
-    in_use = vocabulary_in_use(tokenizer, task.texts())
     splits = {name: encode_split(tokenizer, task.examples(name)) for name in ("train", "val", "test", "ood")}
     for name in ("train", "val", "test"):
         if not splits[name].examples:
             raise ValueError(f"task {task.name} has no {name} examples: give it some, all three splits are used")
+    in_use = len(set().union(*splits["train"].prompts, *splits["train"].responses))  # responses end with the end token
     own_data, block_size = task.name not in FAMILIES, settings.block_size
     lengths = [len(response) for response in splits["train"].responses]
     dropped = 0

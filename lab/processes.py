@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from data.progress import say
+
 
 def pick_device(name):
     """auto, cpu, cuda or mps -> torch.device; auto takes cuda, else cpu. ValueError if it is not there."""
@@ -391,7 +393,7 @@ def use_any_terminal():
 def print_line(line):
     """Print at once, also into a pipe or a log file; of processes that share a run, the first one speaks."""
     if rank_and_size()[0] == 0:
-        print(line, flush=True)
+        say(line)
 
 
 def exit_with(program, error):

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.progress import progress
 from lab.folders import ROOT, locked, write_error
 from lab.records import set_aside, write_whole
 from losses import at_least_float32, with_tail
@@ -133,7 +134,7 @@ class TeacherCache:
                 for file, (shape, kind) in zip(files, self.shapes):
                     about = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(file, about)
-                for first in range(0, len(self.prompts), batch_size):
+                for first in progress(range(0, len(self.prompts), batch_size), "teacher's answers"):
                     answers = self._answers(range(first, min(first + batch_size, len(self.prompts))))
                     for file, (_, kind), rows in zip(files, self.shapes, answers):
                         file.write(np.ascontiguousarray(rows, kind))

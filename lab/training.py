@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 
+from data.progress import progress
 from lab import checks, processes
 from lab.checkpoints import Checkpointer
 from lab.checks import first_rows
@@ -155,7 +156,8 @@ class Run:
         """(number, rows) of a loop that prepares something before the run and has nothing to log; `parts` are saved and
         put back."""
         self.meter = Meter(self.device)
-        for number in range(self.checkpointer.restore(**parts, meter=self.meter), len(order)):
+        done = self.checkpointer.restore(**parts, meter=self.meter)
+        for number in progress(range(done, len(order)), "preparing"):
             yield number, order[number]
             if self.checkpointer.due(number + 1, number + 1 == len(order)):
                 with self.meter.paused():
@@ -266,7 +268,7 @@ class Run:
     def steps(self):
         """Every step that is not done yet; what a step leaves is logged, evaluated and saved when the loop asks for the
         next."""
-        for number, rows in enumerate(self.order[self.done :].tolist(), self.done):
+        for number, rows in enumerate(progress(self.order[self.done :].tolist(), "steps"), self.done):
             self.step = Step(self, number, rows)
             yield self.step
             self._end(self.step)

@@ -14,7 +14,6 @@ from data.tokenizer import (
     Tokenizer,
     count_pieces,
     train_tokenizer,
-    vocabulary_in_use,
 )
 
 TEXTS = [
@@ -164,13 +163,6 @@ def test_vocabulary_size_is_exact_or_stops_early():
     assert [train_tokenizer(TEXTS, size).n_vocab for size in (257, 258, 300)] == [257, 258, 300]
     assert train_tokenizer(["abcdefg"], 5000).n_vocab == 257
     assert train_tokenizer(["x y 1 2"], 5000).n_vocab == 257
-
-
-def test_vocabulary_in_use(tokenizer):
-    """Distinct ids of the texts, and the end token: aab holds two bytes."""
-    bare = train_tokenizer(["x"], 257)
-    assert vocabulary_in_use(bare, ["aab", "ba"]) == 3 and vocabulary_in_use(bare, []) == 1
-    assert vocabulary_in_use(tokenizer, TEXTS) == len({i for text in TEXTS for i in tokenizer.encode(text)}) + 1
 
 
 def test_bad_training_input_is_refused_in_one_line():
