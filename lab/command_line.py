@@ -6,29 +6,16 @@ What is made of the words that somebody typed says lab/arguments.py.
 """
 
 import argparse
+import os
 
 from data import tasks
 from data.metrics import METRICS
 from lab import pairs, report
 from sample import ACCEPT_RULES, REPLACE_RULES, knobs_of
 
-# Flags that decide where and how a run is done, but not what comes out of it.
-NEUTRAL_FLAGS = {
-    "device",
-    "out",
-    "data_dir",
-    "resume",
-    "jobs",
-    "seeds",
-    "seed",
-    "variants",
-    "list_variants",
-    "equal_compute",
-    "sweep",  # a swept value is part of the run's name
-    "swept",
-    "notes",
-    "save_every",
-}
+# Flags that decide where and how a run is done, but not what comes out of it. (A swept value is part of a run's name.)
+NEUTRAL_FLAGS = {"device", "out", "data_dir", "resume", "jobs", "seeds", "seed", "variants", "list_variants",
+                 "equal_compute", "sweep", "swept", "notes", "save_every"}  # fmt: skip
 
 # What a number on the command line may be; a script that has no such flag is not asked.
 MOST = 10**9
@@ -155,7 +142,10 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         help="auto takes cuda, else cpu; mps only if asked for",
     )
     group.add_argument(
-        "--out", metavar="DIR", help="folder of the records and final students (default: a new one in runs/)"
+        "--out",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="folder of the records and final students (default: a new one in runs/)",
     )
     group.add_argument(
         "--resume", action="store_true", help="continue in the same folder: finished runs are not run again"
@@ -169,7 +159,10 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         help=f"what is learned (default: math): {', '.join(tasks.task_names())}",
     )
     group.add_argument(
-        "--data-dir", metavar="DIR", help="where files of real data sets lie (default: download to data/cache)"
+        "--data-dir",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="where files of real data sets lie (default: download to data/cache)",
     )
     for key in ("prompt", "response"):
         group.add_argument(f"--{key}-key", metavar="KEY", help=f"key or heading of the {key} in your own data")
@@ -178,7 +171,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--student-start", default="sft", choices=("sft", "raw"), help="start from a short SFT, or untuned"
     )
-    group.add_argument("--student-prompts", type=int, help="prompts that the student may use, drawn at random (default: 500; 0: all)")
+    group.add_argument("--student-prompts", type=int, help="prompts the student may use (default: 500; 0: all)")
     group.add_argument("--teacher-prompts", type=int, help="prompts that the teacher learns from (default: all)")
     group.add_argument(
         "--teacher-steps", type=int, help="teacher's pretraining steps: its quality (default: by --size)"
@@ -192,8 +185,8 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="longest response, written or learned, with its end token; training references that are longer are left out"
-        " (default: room for all; for own data at most about twice what 99 %% of them need)",
+        help="longest response, with its end; longer references are not learned (default: room for all of them; for"
+        " own data at most about twice what 99 %% of them need)",
     )
     for knob, kind, meaning in (
         ("difficulty", int, "steps, clauses, turns or operators of an example"),
@@ -206,7 +199,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--metric", choices=tuple(METRICS), help="score of a real data set (default: its own; own data: by its answers)"
     )
-    group.add_argument("--measure", type=int, metavar="N", help="measure on N test examples, drawn at random (default: all)")
+    group.add_argument("--measure", type=int, metavar="N", help="measure on a sample of N test examples (default: all)")
     group = parser.add_argument_group("distillation")
     group.add_argument("--steps", type=int, help="student updates (default: by --size)")
     group.add_argument("--batch-size", type=int, default=64, help="prompts per update")
@@ -279,24 +272,11 @@ def cache_kind(text):
     return int(text)
 
 
-TASK_FLAGS = (
-    *("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "prompt_key", "response_key"),
-    *("metric", "measure"),
-)
-PAIR_FLAGS = (
-    "teacher_steps",
-    "start_steps",
-    "teacher_prompts",
-    "student_prompts",
-    "student_start",
-    "vocab_size",
-    "block_size",
-    "max_new_tokens",
-)
-EVALUATION_FLAGS = (
-    "accept_top_k",
-    "gamma",
-)  # flags that every final student is measured with, whoever it was trained by
+TASK_FLAGS = ("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "prompt_key", "response_key",
+              "metric", "measure")  # fmt: skip
+PAIR_FLAGS = ("teacher_steps", "start_steps", "teacher_prompts", "student_prompts", "student_start", "vocab_size",
+              "block_size", "max_new_tokens")  # fmt: skip
+EVALUATION_FLAGS = ("accept_top_k", "gamma")  # every final student is measured with them, whoever it was trained by
 
 
 def make_parser(script, description, variants, main_variants):

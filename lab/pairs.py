@@ -259,21 +259,23 @@ def default_budget(lengths, own_data):
 
 
 def cost_of_longest(lengths, batch_size):
-    """What the longest hundredth of a split's rows, at least one, does to its batches, which are padded to their longest
-    row -> (number of rows, length of the longest other one, work with them / work without).
+    """What a few rows that are far longer than all others do to the batches, which are padded to their longest row:
+    (how many they are, length of the longest other row, work with them / work without); (0, 0, 1.0) for fewer than two.
 
-    200 rows of which one has 4,500 tokens and the others 50, 64 a batch: nearly every third batch holds it, and costs
-    90 times as much; (1, 50, 25.5).
+    They are the longest ones down to the widest gap, a hundredth of all at most, or one. 200 rows of 50 tokens but one
+    of 4,500, 64 a batch: every third batch or so holds it, and is 90 times as long; (1, 50, 25.5) comes out.
     """
     lengths = sorted(lengths)
-    few = max(1, len(lengths) // 100)
 
     def mean_longest(rows):  # of batch_size rows, each drawn from all
         below = [(i / len(rows)) ** batch_size for i in range(len(rows) + 1)]  # chance that none is drawn from rows[i:]
         return sum(length * (below[i + 1] - below[i]) for i, length in enumerate(rows))
 
-    others = lengths[:-few]
-    return (few, others[-1], mean_longest(lengths) / mean_longest(others)) if others else (few, lengths[-1], 1.0)
+    if len(lengths) < 2:
+        return 0, 0, 1.0
+    candidates = range(1, min(len(lengths) - 1, max(1, len(lengths) // 100)) + 1)
+    few = max(candidates, key=lambda few: lengths[-few] / lengths[-few - 1])
+    return few, lengths[-few - 1], mean_longest(lengths) / mean_longest(lengths[:-few])
 
 
 def encode_task(task, settings):
@@ -298,7 +300,8 @@ def encode_task(task, settings):
         dropped += len(asked) - len(splits[name].prompts)
         if name != "ood" and not splits[name].prompts:
             raise ValueError(
-                f"no {name} example fits a block of {block_size} tokens (the shortest needs {min(asked)}): raise --block-size"
+                f"no {name} example fits a block of {block_size} tokens (the shortest needs {min(asked)}): "
+                "raise --block-size"
             )
     if own_data:  # what the block leaves out has no say
         lengths = [len(response) for response in splits["train"].responses]
@@ -308,7 +311,8 @@ def encode_task(task, settings):
     too_long = len(train.prompts) - len(splits["train"].prompts)
     if not splits["train"].prompts:
         raise ValueError(
-            f"--max-new-tokens {budget} leaves no training example: the shortest reference has {min(lengths)} tokens with its end"
+            f"--max-new-tokens {budget} leaves no training example: the shortest reference has {min(lengths)} tokens "
+            "with its end"
         )
     # Room for the longest prompt with a full budget, and for a held-out reference longer than any in training.
     fed = [row for name in ("train", "val", "test") for row in zip(splits[name].prompts, splits[name].responses)]
@@ -340,15 +344,15 @@ def about_choice(data, settings, batch_size, measure=None):
         yield f"drawn at random: {', '.join(drawn)}"
     if data.too_long:
         yield (
-            f"left out of training: {data.too_long:,} of {data.too_long + data.sizes['train']:,} references, which are longer "
-            f"than {budget:,} tokens (--max-new-tokens)"
+            f"left out of training: {data.too_long:,} of {data.too_long + sizes['train']:,} references, which are "
+            f"longer than {budget:,} tokens (--max-new-tokens)"
         )
     for name in ("val", "test"):
         replies = data.splits[name].responses
         if longer := sum(len(reply) > budget for reply in replies):
             yield (
-                f"{longer:,} of {len(replies):,} {name} references are longer than {budget:,} tokens (--max-new-tokens): "
-                "no answer can be equal to them"
+                f"{longer:,} of {len(replies):,} {name} references are longer than {budget:,} tokens: no answer can be "
+                "equal to them (--max-new-tokens)"
             )
     for name, rows in (("train", batch_size), ("val", 128), ("test", 128)):
         _, prompts, responses = data.splits[name]
@@ -356,9 +360,9 @@ def about_choice(data, settings, batch_size, measure=None):
         few, others, times = cost_of_longest(lengths, rows)
         if times >= 2:
             yield (
-                f"warning: {few} of {len(lengths):,} {name} examples {'is' if few == 1 else 'are'} up to {max(lengths):,} "
-                f"tokens long, all others at most {others:,}: padding to them makes a batch {times:.0f} times as long; "
-                f"--block-size {others + max(2, others // 8)} leaves them out"
+                f"warning: {few:,} of {len(lengths):,} {name} examples have up to {max(lengths):,} tokens, all others "
+                f"at most {others:,}: padding to them makes batches {times:.0f} times as long; --block-size "
+                f"{others + max(2, others // 8)} leaves them out"
             )
 
 

@@ -62,16 +62,26 @@ def main(argv=None):
     processes.use_any_terminal()
     parser = command_line.Parser(prog="sample.py", description="The picture of an SKD rollout: who wrote which token.")
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="a student that train_skd.py left (default: pretrain the quick pair)"
+        "--checkpoint",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="a student that train_skd.py left (default: pretrain the quick pair)",
     )
-    parser.add_argument("--teacher", metavar="FILE", help="its teacher (default: teacher.pt beside the checkpoint)")
+    parser.add_argument(
+        "--teacher",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="its teacher (default: teacher.pt beside the checkpoint)",
+    )
     parser.add_argument(
         "--prompt",
         action="append",
         help="your own prompt, with every blank and new line that it was learned with; may be given several times",
     )
     parser.add_argument("--rows", type=int, help="rollouts to show, of held-out prompts of the task (default: 3)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where files of real data sets lie")
+    parser.add_argument(
+        "--data-dir", type=os.path.expanduser, metavar="DIR", help="where files of real data sets lie"
+    )
     parser.add_argument("--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay")
     parser.add_argument("--rule", default="", metavar="KNOB=X,..", help="its knobs, e.g. accept_min_prob=0.1")
     parser.add_argument("--accept-top-k", type=int, help="SKD's K (default: the checkpoint's)")

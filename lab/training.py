@@ -156,8 +156,7 @@ class Run:
         """(number, rows) of a loop that prepares something before the run and has nothing to log; `parts` are saved and
         put back."""
         self.meter = Meter(self.device)
-        done = self.checkpointer.restore(**parts, meter=self.meter)
-        for number in progress(range(done, len(order)), "preparing"):
+        for number in progress(range(self.checkpointer.restore(**parts, meter=self.meter), len(order)), "preparing"):
             yield number, order[number]
             if self.checkpointer.due(number + 1, number + 1 == len(order)):
                 with self.meter.paused():
@@ -288,9 +287,7 @@ class Run:
         num_rows = len(rollout.tokens)
         for rows in cuts(num_rows, self.micro_batch):
             with contextlib.ExitStack() as averaging:
-                for (
-                    forward
-                ) in self.wrapped.values():  # gradients of several processes are averaged in the last part only
+                for forward in self.wrapped.values():  # several processes average gradients in the last part only
                     if rows.stop < num_rows and isinstance(forward, torch.nn.parallel.DistributedDataParallel):
                         averaging.enter_context(forward.no_sync())
                 part = Part(self, rollout, rows, total)

@@ -65,7 +65,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/evaluate.py": {"losses", "sample", "data.tasks"},
     "lab/pairs.py": {"model", "losses", "sample", "data.tasks", "data.tokenizer", "lab.folders", "lab.records",
                      "lab.checkpoints", "lab.training"},
-    "lab/teacher_cache.py": {"model", "losses", "sample", "lab.folders", "lab.records"},
+    "lab/teacher_cache.py": {"model", "losses", "sample", "data.progress", "lab.folders", "lab.records"},
     "lab/command_line.py": {"sample", "data.tasks", "lab.pairs", "lab.report"},
     "lab/arguments.py": {"sample", "data.tasks", "lab.command_line", "lab.pairs", "lab.processes", "lab.report"},
     "lab/compare.py": BELOW | LAB - {"lab.compare", "lab.gallery", "lab.exchange", "lab.rollouts"},
