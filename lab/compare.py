@@ -152,8 +152,8 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     for source, digest in shared["sources"].items():
         if LOADED[source] != digest:
             raise ValueError(f"{source} has changed since {again}")
-    if inputs_of(args) != shared["inputs"]:
-        raise ValueError(f"the task's data files have changed since {again}")
+    if changed := records.changed_files(shared["inputs"], inputs_of(args)):
+        raise ValueError(f"{changed} since {again}")
     cached = {"report": lambda _: None, "otherwise": [Path(folder) / "pairs"]}
     pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, **cached)
     if pair.fingerprint != shared["pair"]:

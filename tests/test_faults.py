@@ -398,10 +398,12 @@ def test_what_changes_under_a_running_program_is_told(cached_pairs, tmp_path, mo
 
     assert compare_with(argv, edit) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
-    word = {"code": "losses.py has", "pair": "the cached pair has"}.get(what, "the task's data files have")
+    words = {"code": "losses.py has", "pair": "the cached pair has", "test split": "test.jsonl has"}
+    word = words.get(what, "train.jsonl has changed, val.jsonl has")
     assert (
         line.startswith("train_skd.py: run skd_seed1 failed")
-        and f"{word} changed since" in line
+        and f"{word} changed" in line
+        and "since the program was started" in line
         and "start it again" in line
     )
     assert (
