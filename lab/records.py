@@ -170,10 +170,10 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
         raise ValueError(f"{path.name} is the record of {run_name(*of_whom)}: give it that name, or move it away")
     if None not in (script, header.get("script")) and header["script"] != script:
         raise ValueError(f"{path.name} was made by {header['script']}.py, this is {script}.py: give another --out")
-    asked, before = json.loads(json.dumps(rounded(flags))), header["flags"]
-    if inputs is not None and asked.get("task") == before.get("task"):  # first: K and others follow from the data
+    asked = json.loads(json.dumps(rounded(flags)))
+    if inputs is not None and asked.get("task") == header["flags"].get("task"):  # first: K follows from the data
         refuse_other_data(path.name, header.get("inputs", {}), inputs)
-    refuse_difference(path.name, before, asked)
+    refuse_difference(path.name, header["flags"], asked)
     return parsed(lines[-1]) if finished else None
 
 
