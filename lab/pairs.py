@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from data.progress import progress
+from data import progress
 from data.tasks import FAMILIES, Encoded, encode_split
 from data.tokenizer import train_tokenizer
 from lab import checkpoints, folders
@@ -116,7 +116,7 @@ def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generato
     order = batch_order(len(prompts), batch_size, num_steps, generator)
     done = checkpointer.restore(model=model, optimizer=optimizer)
     model.train()
-    for step, rows in enumerate(progress(order[done:].tolist(), "pretraining"), done):
+    for step, rows in enumerate(progress.progress(order[done:].tolist(), "pretraining"), done):
         batch = rollout_from_ids(
             [prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), device
         )

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -133,6 +134,29 @@ def test_requirements():
     lines = [line.strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     names = [re.match(r"[a-z]+", line)[0] for line in lines if line and not line.startswith("#")]
     assert sorted(names) == sorted(THIRD_PARTY - {"regex"}) and "torch>=2.6" in lines
+
+
+PATH_FLAGS = {"--out", "--data-dir", "--checkpoint", "--teacher", "--svg", "--json", "--show", "folder", "checkpoint"}
+
+
+def test_home_is_meant_wherever_a_path_is_typed():
+    """~ means home in every flag that takes a file or a folder: a shell leaves it in --out=~/runs, Windows everywhere."""
+    found = set()
+    files = [path for folder in (".", "lab", "tests") for path in ROOT.glob(f"{folder}/*.py")]
+    texts = {path: path.read_text(encoding="utf-8") for path in files}
+    for path in [path for path in files if ".add_argument(" in texts[path]]:
+        for node in ast.walk(ast.parse(texts[path])):
+            if not isinstance(node, ast.Call) or dotted(node.func).split(".")[-1] != "add_argument":
+                continue
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            name = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+            if name in PATH_FLAGS or keywords.get("metavar") in ("'DIR'", "'FILE'"):
+                assert keywords.get("type") == "os.path.expanduser", f"{path.name}: {name} wants os.path.expanduser"
+                found.add(name)
+    assert found == PATH_FLAGS
+    args, _ = train_skd.parse_flags(["--device", "cpu", "--out=~/runs/x", "--task", "scan", "--data-dir=~"])
+    assert (args.out, args.data_dir) == (os.path.expanduser("~/runs/x"), os.path.expanduser("~"))
+    assert "~" not in args.out
 
 
 def test_no_line_is_wider_than_a_screen():

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -12,6 +13,7 @@ from data.tokenizer import (
     END_OF_TEXT,
     PATTERN,
     Tokenizer,
+    _learn_tokens,
     count_pieces,
     train_tokenizer,
 )
@@ -88,6 +90,29 @@ def test_tiktoken_applies_the_merges_in_the_order_learned(alphabet):
         for pair in merges:
             word = merge_by_the_book(word, pair)
         assert tokenizer.encode(piece) == [ids[token] for token in word]
+
+
+@pytest.mark.parametrize("alphabet", ["ab", "aaab", "🙂🙃猫"])
+def test_a_piece_without_blanks_learns_the_same_merges(alphabet):
+    """One piece of hundreds of letters, overlapping pairs in it (aaaa), beside short ones: the slow definition again."""
+    draw = random.Random(3)
+    texts = ["".join(draw.choices(alphabet, k=300)), "".join(draw.choices(alphabet, k=5)), alphabet[0] * 100]
+    expected = [left + right for left, right in tokens_by_the_book(texts, 40)]
+    assert train_tokenizer(texts, 257 + 40).tokens[256:] == expected
+
+
+def test_text_without_blanks_costs_what_words_cost():
+    """The same letters in one piece and cut into words of ten: a merge looks at its own places, not at all of them.
+
+    In one row of 60,000 letters a merge that rewrote the whole piece took ten times as long."""
+    letters = "".join(random.Random(0).choices("abcdefghijklmnop", k=60_000))
+    words = " ".join(letters[start : start + 10] for start in range(0, len(letters), 10))
+    seconds = []
+    for text in (words, letters):
+        pieces, began = count_pieces([text]), time.process_time()
+        _learn_tokens(pieces, 511)
+        seconds.append(time.process_time() - began)
+    assert seconds[1] < 4 * seconds[0], f"{seconds[1]:.2f} s without blanks, {seconds[0]:.2f} s with them"
 
 
 def test_worked_example():
