@@ -140,7 +140,7 @@ PATH_FLAGS = {"--out", "--data-dir", "--checkpoint", "--teacher", "--svg", "--js
 
 
 def test_home_is_meant_wherever_a_path_is_typed():
-    """~ means home in every flag that takes a file or a folder: a shell leaves it in --out=~/runs, Windows everywhere."""
+    """~ means home in every flag that takes a path: a shell leaves it in --out=~/runs, Windows everywhere."""
     found = set()
     files = [path for folder in (".", "lab", "tests") for path in ROOT.glob(f"{folder}/*.py")]
     texts = {path: path.read_text(encoding="utf-8") for path in files}
