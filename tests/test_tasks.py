@@ -600,7 +600,7 @@ def test_shares_of_nothing_are_none():
 
 
 def test_no_file_decides_by_its_order_who_is_chosen(tmp_path: Path):
-    """A file sorted by label, reversed or shuffled gives the same examples in the same order, and any first 500 of 2,000
+    """A file sorted by label, reversed or shuffled gives the same examples in the same order, and any 500 of 2,000
     hold both labels about equally often; so do the first of the splits that are carved from it."""
     rows = [json.dumps({"prompt": f"{i} good or bad?", "response": "good" if i < 1000 else "bad"}) for i in range(2000)]
     orders = (rows, rows[::-1], random.Random(0).sample(rows, len(rows)))

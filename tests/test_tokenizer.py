@@ -94,7 +94,7 @@ def test_tiktoken_applies_the_merges_in_the_order_learned(alphabet):
 
 @pytest.mark.parametrize("alphabet", ["ab", "aaab", "🙂🙃猫"])
 def test_a_piece_without_blanks_learns_the_same_merges(alphabet):
-    """One piece of hundreds of letters, overlapping pairs in it (aaaa), beside short ones: the slow definition again."""
+    """One piece of hundreds of letters with overlapping pairs (aaaa), beside short ones: the slow definition again."""
     draw = random.Random(3)
     texts = ["".join(draw.choices(alphabet, k=300)), "".join(draw.choices(alphabet, k=5)), alphabet[0] * 100]
     expected = [left + right for left, right in tokens_by_the_book(texts, 40)]
