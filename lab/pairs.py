@@ -360,8 +360,8 @@ def about_choice(data, settings, batch_size, measure=None):
         few, others, times = cost_of_longest(lengths, rows)
         if times >= 2:
             yield (
-                f"warning: {few:,} of {len(lengths):,} {name} examples have up to {max(lengths):,} tokens, all others "
-                f"at most {others:,}: padding to them makes batches {times:.0f} times as long; --block-size "
+                f"warning: {few:,} of {len(lengths):,} {name} examples with up to {max(lengths):,} tokens, all others "
+                f"with at most {others:,}: padding makes batches {times:.0f} times as long; --block-size "
                 f"{others + max(2, others // 8)} leaves them out"
             )
 

@@ -641,7 +641,7 @@ def test_a_row_that_makes_the_others_slow_is_told():
     rows, settings = sized([8] * 40) + sized([8], "why? " * 200), replace(BYTES, student_prompts=None)
     task = TextTask(train=rows, val=sized([8] * 3), test=sized([8] * 3))
     (line,) = pairs.about_choice(encode_task(task, settings), settings, 4)
-    assert line.startswith("warning: 1 of 41 train examples have up to 1,008 tokens, all others at most 10: padding")
+    assert line.startswith("warning: 1 of 41 train examples with up to 1,008 tokens, all others with at most 10: padd")
     settings = replace(settings, block_size=int(re.search(r"--block-size (\d+) leaves", line)[1]))
     data = encode_task(task, settings)
     assert data.dropped == 1 and list(pairs.about_choice(data, settings, 4)) == []
