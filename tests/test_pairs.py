@@ -619,6 +619,11 @@ def test_a_made_task_keeps_its_budget(data):
     longest = max(map(len, data.splits["train"].responses))
     assert data.max_new_tokens == longest + max(2, longest // 8) and data.too_long == 0
     assert [len(split.prompts) for split in data.splits.values()] == [24, 5, 7, 3]
+    task = TextTask(train=sized([8] * 199 + [300]), val=sized([8]), test=sized([8]))
+    for name, budget, too_long in (("text", 18, 1), ("math", 337, 0)):  # whatever its references are
+        task.name = name
+        data = encode_task(task, BYTES)
+        assert (data.max_new_tokens, data.too_long) == (budget, too_long)
 
 
 def test_what_padding_costs_by_counting():
