@@ -170,7 +170,7 @@ class Terminal(io.StringIO):
 
 def bars(text):
     """The names of the bars that were drawn, in order."""
-    return list(dict.fromkeys(re.findall(r"([\w' ]+):\s+\d+%\|", text)))
+    return list(dict.fromkeys(re.findall(r"([\w'. ]+):\s+\d+(?:%\||it)", text)))
 
 
 def test_a_bar_is_for_a_terminal(monkeypatch, capsys):
@@ -206,7 +206,7 @@ def test_every_long_stage_has_a_bar(tmp_path, monkeypatch, capsys):
     argv += ["--task", "jsonl", "--data-dir", str(tmp_path), "--batch-size", "8", "--variants", "supervised"]
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert train_skd.main([*argv, "--cache-teacher", "dense", "--out", str(tmp_path / "out")]) == 0
-    stages = ["order", "words", "tokenizer", "tokens", "pretraining", "writing", "measuring", "drafting"]
+    stages = ["train.jsonl", "order", "words", "tokenizer", "tokens", "pretraining", "writing", "measuring", "drafting"]
     assert [name for name in bars(terminal.getvalue()) if name in stages] == stages
     assert {"teacher's answers", "steps"} <= set(bars(terminal.getvalue()))
     monkeypatch.setattr(sys, "stderr", nowhere := io.StringIO())
