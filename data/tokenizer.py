@@ -195,7 +195,6 @@ def _learn_tokens(piece_counts, num_tokens):
     heap = [priority(pair) for pair in pair_counts]
     heapq.heapify(heap)
 
-
     def most_frequent():
         # Merges elsewhere only ever lower the count of an old pair, so an entry promises too much, never too little:
         # putting it back at its true place is all the updating the heap needs.

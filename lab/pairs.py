@@ -263,7 +263,7 @@ def cost_of_longest(lengths, batch_size):
     (how many they are, length of the longest other row, work with them / work without); (0, 0, 1.0) for fewer than two.
 
     They are the longest ones down to the widest gap, a hundredth of all at most, or one. 200 rows of 50 tokens but one
-    of 4,500, 64 a batch: every third batch or so holds it, and is 90 times as long; (1, 50, 25.5) comes out.
+    of 4,500, 64 a batch: one batch in four holds it, and is 90 times as long; (1, 50, 25.4) comes out.
     """
     lengths = sorted(lengths)
 
