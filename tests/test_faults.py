@@ -412,7 +412,7 @@ def test_what_changes_under_a_running_program_is_told(cached_pairs, tmp_path, mo
     )
 
 
-@pytest.mark.parametrize("unfinished", [False, True])
+@pytest.mark.parametrize("unfinished", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_data_that_changed_before_resume_is_named(cached_pairs, tmp_path, unfinished):  # noqa: F811
     """A file that was edited, is gone or came with it: one line with its name and what to type, before anything is
     trained or written; with the files as they were, the table is continued. So it is where no run has ended yet."""
