@@ -549,7 +549,9 @@ def own_task(folder, responses, **options):
 def test_own_data_is_scored_by_what_sees_it(tmp_path, responses, metric):
     """Right answers score 1 whatever they are written in; a line says which metric, why and which flag."""
     task = own_task(tmp_path, responses)
-    examples, others = task.examples("test"), responses[1:] + responses[:1]
+    examples = task.examples("test")
+    responses = [example.response for example in examples]  # in the task's order
+    others = responses[1:] + responses[:1]
     assert (task.metric, task.metric_warnings) == (metric, [])
     assert task.metric_note.startswith(f"score: {metric}, since ") and "--metric" in task.metric_note
     assert "\n" not in task.metric_note
@@ -566,9 +568,12 @@ def test_the_metric_can_be_asked_for(tmp_path):
     for name, row in METRICS.items():
         task = own_task(tmp_path, responses, metric=name)
         assert (task.metric, task.metric_note) == (row.title, None)
-        assert task.corpus_score(task.examples("test"), responses) == score_texts(name, responses, responses)
+        right = [example.response for example in task.examples("test")]
+        assert task.corpus_score(task.examples("test"), right) == score_texts(name, right, right)
+    wrong = {"7": "-7", "-7": "7", "x > y": "x < y", "x < y": "x > y"}
     blind = own_task(tmp_path, responses, metric="rouge_l")
-    assert blind.corpus_score(blind.examples("test"), ["-7", "7", "x < y", "x > y"] * 5) == 1.0
+    examples = blind.examples("test")
+    assert blind.corpus_score(examples, [wrong[example.response] for example in examples]) == 1.0
     assert any("2 of 4 different references" in line for line in blind.metric_warnings)
     assert "right in all 20 examples" in own_task(tmp_path, ["positive"] * 20).metric_warnings[0]
     for metric in ("ROUGE", "", 3, ["bleu"]):
