@@ -31,6 +31,9 @@ Four tables, by what a loss must know; `per_token_loss` finds a name in any of t
 - SEQUENCE_LOSSES: the positions of a sequence depend on each other, so these take its mask too.
 """
 
+if __name__ == "__main__":
+    import lab.interrupted  # noqa: F401  Ctrl-C while torch is imported ends with one line
+
 import functools
 import math
 import sys
@@ -943,6 +946,27 @@ def masked_mean(per_token, mask, reduction="token", total=None):
         kept = kept.sum(-1) / mask.sum(-1).clamp(min=1)  # (B,)
     # A total may be below 1: the mean over several processes, one of which alone has a token.
     return kept.sum() / (weight_of(mask, reduction).clamp(min=1) if total is None else total.clamp(min=1e-9))
+
+
+def without_nan_outside(model_logits, mask):
+    """The same logits, or features, such that nan outside the mask (rows, T), of either model, reaches no gradient.
+
+    A masked mean sends 0 back to what it leaves out, and a loss makes nan of it where a logit is nan (0 * nan). Finite
+    numbers stay as they are, there too.
+    """
+    outside = ~mask[..., None]
+
+    def mended(x):
+        broken = outside & x.sum(-1, keepdim=True).isnan()  # (rows, T, 1)
+        if x.device.type == "cpu" and not broken.any():  # saves a copy; elsewhere the question would cost a wait
+            return x
+        return x.masked_fill(broken, 0.0)
+
+    if isinstance(model_logits, HiddenStates):  # whose head is multiplied by them
+        return model_logits._replace(features=mended(model_logits.features))
+    if model_logits.requires_grad:
+        model_logits.register_hook(mended)
+    return model_logits
 
 
 def entropy(model_logits):

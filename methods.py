@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data.progress import progress
 from features import (
     FEATURES,
     NEEDS_PROJECTOR,
@@ -357,7 +358,7 @@ def can_cache_teacher(row):
 def references_of(run, batch_size=64):
     """The student's references as Rollouts, in order."""
     prompts, responses = run.prompts, run.required_responses()
-    for first in range(0, len(prompts), batch_size):
+    for first in progress(range(0, len(prompts), batch_size), "references"):
         some = slice(first, first + batch_size)
         labels = [DATASET] * len(prompts[some])
         yield rollout_from_ids(prompts[some], responses[some], labels, run.device, run.eos_token)

@@ -629,21 +629,31 @@ def load_file(path):
                 if sum(part.file_size for part in archive.infolist()) > os.path.getsize(path):
                     raise ValueError("it claims more than it holds")
             content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or "sha256" not in content:
+            raise ValueError("this project did not write it: it has no checksum")
         expected = content.pop("sha256")
         whole = expected == checksum(content)
     except Exception as error:  # torch raises half a dozen kinds for a broken file; the user needs one line
         if is_systems(error):
             raise
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(_what_is_wrong(error)) from error
     if not whole:
         raise ValueError("its checksum does not fit: a part of it has changed since it was written")
     return content
 
 
-def _first_line(error):
+def _what_is_wrong(error):
+    """Why a file cannot be read, in our words: torch's own give advice that would not help here."""
+    if isinstance(error, zipfile.BadZipFile):
+        return "it is cut short, or no file of this project's"
     if str(error).startswith("Weights only load failed"):
         return "it holds more than tensors and plain values"
-    return str(error).strip().split("\n")[0][:160]
+    return _first_line(error) if type(error) is ValueError else "its parts are not what this project writes"
+
+
+def _first_line(error):
+    words = str(error).strip().split("\n")[0][:160]
+    return f"it has no {words}" if isinstance(error, KeyError) else words
 
 
 def save_checkpoint(path, model, tokenizer_state, **extra):

@@ -27,6 +27,9 @@ Shapes: B sequences, n of them still running, T positions, V vocabulary, G = gam
 slots: one token is always pending.
 """
 
+if __name__ == "__main__":
+    import lab.interrupted  # noqa: F401  Ctrl-C while torch is imported ends with one line
+
 import inspect
 import itertools
 import math
@@ -1197,7 +1200,8 @@ def write_tokens(
 
     Several processes write one batch together: `rows` are the places in it that these prompts have, `batch_size` is its
     size. Noise and draws belong to the places, so the batch is the same, however many processes share it. Raises
-    ValueError for an unknown writer or mix_per, a share outside 0..1, and references that are needed and missing.
+    ValueError for an unknown writer or mix_per, a share outside 0..1, references that are needed and missing, and (on a
+    CPU) for a rollout without labels or cost.
     """
     if writer not in WRITERS or mix_per not in ("batch", "sequence") or not 0 <= student_share <= 1:
         raise ValueError(
@@ -1220,7 +1224,22 @@ def write_tokens(
         raise ValueError(
             f"writer {writer} must return a Rollout whose source (B, T) says who wrote each token: see rollout_from_ids"
         )
+    if rollout.source.device.type == "cpu":  # elsewhere the question would cost a wait
+        _check_labels(writer, rollout, reference_source)
     return rollout
+
+
+def _check_labels(writer, rollout, reference_source):
+    """ValueError for response tokens that nobody has written, and for ones written now whose cost is not noted."""
+    labels = set(rollout.source[rollout.response_mask].tolist())
+    if PROMPT in labels:
+        raise ValueError(f"writer {writer} labels response tokens as PROMPT: say STUDENT, TEACHER or DATASET of each")
+    free = {reference_source} | ({TEACHER} if WRITERS[writer].needs_references else set())  # written before
+    if rollout.fed is None and labels - free:
+        raise ValueError(
+            f"writer {writer} returned tokens that a model has just written, and no `fed`, by which their cost is "
+            "counted: pass on the sampler's"
+        )
 
 
 if __name__ == "__main__":

@@ -44,6 +44,9 @@ lines' agreement and entropy, which are the adapted one's); the adapted one has 
 own score are part of the record.
 """
 
+if __name__ in ("__main__", "__mp_main__"):
+    import lab.interrupted  # noqa: F401  Ctrl-C while torch is imported ends with one line
+
 import dataclasses
 import functools
 import math
@@ -52,7 +55,7 @@ import torch
 
 from catalogue import ONLINE_TEACHER
 from features import second_order
-from lab import arguments, command_line, compare, processes
+from lab import arguments, checks, command_line, compare, processes
 from lab.training import Run, all_reduce_mean, batch_order, constant, cuts
 from losses import (
     DIVERGENCES,
@@ -324,8 +327,8 @@ def prepare(row, run, teacher, losses):
     if row.module:  # 0 for every kind that starts as the identity
         initial_drift = run.evaluation().get("drift")
         losses.initial_drift = initial_drift
-        if initial_drift:
-            run.report(f"  the {row.module} module starts {initial_drift:.4f} nats away from the original teacher")
+        for line in checks.about_module(row.module, initial_drift):
+            run.report(f"  {line}")
         found = {"module_parameters": teacher.num_parameters(), "initial_drift": initial_drift}
     elif run.cache_teacher is not None and can_cache_teacher(row):
         run.use_cache(teacher)

@@ -41,6 +41,9 @@ tiny models. Where the paper differs from its released code, the paper is follow
 the code's way).
 """
 
+if __name__ in ("__main__", "__mp_main__"):
+    import lab.interrupted  # noqa: F401  Ctrl-C while torch is imported ends with one line
+
 import dataclasses
 
 import methods

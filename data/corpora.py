@@ -173,7 +173,7 @@ def download_file(file: File, folder: Path, opener: Callable | None = None) -> P
         expected = file.sha256 or recorded_sha256(path)
         check_bytes(file, data, expected, f"{file.url} has changed or was cut off: run again, or pass --data-dir DIR")
         if expected is None:  # before the file itself: a file in the cache never stands without its record
-            Path(f"{path}.sha256").write_text(sha256_of(data) + "\n", encoding="ascii")
+            Path(f"{path}.sha256").write_text(sha256_of(data) + "\n", encoding="ascii", newline="\n")
         os.replace(part, path)
     finally:
         Path(part).unlink(missing_ok=True)

@@ -22,6 +22,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
+from data.progress import progress
+
 
 class SlotScore(NamedTuple):
     """f1 = 2 precision recall / (precision + recall); precision: right / found; recall: right / in the truth."""
@@ -65,7 +67,7 @@ def corpus_bleu(completions, references):
     segments = _pair_up(completions, references)
     hits, totals = [0] * BLEU_ORDER, [0] * BLEU_ORDER  # index n-1, over the whole corpus
     completion_length, reference_length = 0, 0
-    for completion, texts in segments:
+    for completion, texts in progress(segments, "BLEU"):
         words = _tokenize_13a(completion)
         alternatives = [_tokenize_13a(text) for text in texts]
         completion_length += len(words)
@@ -121,7 +123,7 @@ def corpus_chrf(completions, references):
     """
     segments = _pair_up(completions, references)
     corpus_counts = [(0, 0, 0)] * CHRF_ORDER  # per order: n-grams of the completions, of the references, hits
-    for completion, texts in segments:
+    for completion, texts in progress(segments, "chrF"):
         best = max((_chrf_counts(completion, text) for text in texts), key=_chrf_score)  # the first of equals
         corpus_counts = [tuple(a + b for a, b in zip(old, new)) for old, new in zip(corpus_counts, best)]
     return _chrf_score(corpus_counts)

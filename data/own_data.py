@@ -19,9 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from data.formats import Example, checked_text, csv_rows, json_items, json_lines
+from data.progress import progress
 
 HELD_OUT = 0.1  # share of train's prompts that stands in for a val or test file
 FEW = 20  # so few held-out prompts tell no method from another
@@ -202,7 +201,7 @@ def records_of(path: str, text: str) -> Iterator[tuple[str, dict]]:
 def read_rows(path: str, text: str, say: Callable, prompt_key: str | None, response_key: str | None) -> list[Row]:
     """The rows of one file, in their order; `say` hears the file's name and a line on what of it is not used."""
     rows, empty, unread, shape = [], [], {}, None
-    for place, record in tqdm(records_of(path, text), desc=path, unit=" rows", leave=False, disable=None, delay=1):
+    for place, record in progress(records_of(path, text), path):
         shape = shape or shape_of(path, place, record, prompt_key, response_key)
         for key in shape.keys:
             if key not in record:

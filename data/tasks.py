@@ -23,6 +23,7 @@ instruction   "Take e h d: reverse, then sort." -> "d h e; d e h"               
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ from data.metrics import (
     score_texts,
     slot_f1,
 )
+from data.progress import progress
 
 SPLITS = ("train", "val", "test", "ood")
 
@@ -820,7 +822,8 @@ class CorpusTask(Task):
     def __init__(self, name, data_dir, say, options):
         self.corpus = CORPORA[name]
         wanted = {option: value for option, value in options.items() if option != "metric"}
-        by_split, self.chosen = load_corpus(name, data_dir=data_dir, say=say, **wanted), options["metric"]
+        splits, self.chosen = load_corpus(name, data_dir=data_dir, say=say, **wanted), options["metric"]
+        by_split = {split: in_random_order(examples) for split, examples in splits.items()}
         references = [accepted(example) for example in by_split["test"]]
         references = references[:: -(-len(references) // MOST_LOOKED_AT)]
         if self.corpus.score is None and self.chosen is None:
@@ -928,6 +931,22 @@ def check_option(name, option, value):
         raise ValueError(f"task {name}: {option} must be {wanted}, not {value!r}")
 
 
+def in_random_order(examples):
+    """Examples of a file in an order that follows from what they say, not from where they stand.
+
+    The first n of them are a random sample, whichever n, and the same one however the file is sorted: files often are,
+    by label or by length. (A made task draws its examples in random order.)
+    """
+    seen = Counter()
+
+    def place(example):
+        seen[example] += 1  # repeats of a line have places of their own: else a sample would hold all of them, or none
+        said = "\0".join((example.prompt, example.response, *example.references, str(seen[example])))
+        return hashlib.sha256(said.encode()).digest()
+
+    return sorted(progress(examples, "order"), key=place)
+
+
 def check_paired(examples, completions):
     """Asserts one completion per example, and at least one."""
     assert 0 < len(examples) == len(completions), f"{len(examples)} examples, {len(completions)} completions"
@@ -960,10 +979,18 @@ class Encoded(NamedTuple):
     prompts: list
     responses: list
 
+    def first(self, most):
+        """The first `most` examples, all for None: a random sample, since no task keeps the order of a file."""
+        return Encoded(*(column[:most] for column in self))
+
+    def only(self, rows):
+        """The examples of these numbers."""
+        return Encoded(*([column[i] for i in rows] for column in self))
+
 
 def encode_split(tokenizer, examples):
     """Tokenise examples -> Encoded."""
-    pairs = [encode_example(tokenizer, example) for example in examples]
+    pairs = [encode_example(tokenizer, example) for example in progress(examples, "tokens")]
     return Encoded(list(examples), [prompt for prompt, _ in pairs], [response for _, response in pairs])
 
 

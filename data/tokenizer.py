@@ -13,15 +13,20 @@ import hashlib
 import heapq
 import json
 import os
+from array import array
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import regex  # the engine with \p{...}; tiktoken depends on it
 import tiktoken
 
+from data.progress import progress
+
 FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
 MAX_BYTES = 2**26  # of a file that is read: 64 MiB, far above any vocabulary
+NOTHING = -1  # in the slot of a token that went into another one, and between pieces
 LONGEST_BLANK = 500_000  # characters of white space in a row; a million make tiktoken panic
 
 # Merges never cross a piece. The alternatives, in order of preference:
@@ -108,7 +113,7 @@ class Tokenizer:
         path = Path(path)
         beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # by process: parallel runs share a cache folder
         try:
-            with open(beside, "w", encoding="utf-8") as file:
+            with open(beside, "w", encoding="utf-8", newline="\n") as file:
                 json.dump(self.state_dict(), file, indent=0)
                 file.flush()
                 os.fsync(file.fileno())  # a rename may reach the disk before the data it names
@@ -148,20 +153,12 @@ def train_tokenizer(texts, vocab_size):
     return Tokenizer(_learn_tokens(piece_counts, vocab_size - 1))
 
 
-def vocabulary_in_use(tokenizer, texts):
-    """How many distinct ids occur in the encoded texts, end token included: what a rank such as SKD's K is out of."""
-    used = {tokenizer.eos_token}
-    for text in texts:
-        used.update(tokenizer.encode(text))
-    return len(used)
-
-
 def count_pieces(texts):
     """Cuts every text by PATTERN: Counter of pieces (as UTF-8 bytes). BPE never looks beyond a piece."""
     assert not isinstance(texts, str), "train on a list of texts, not on one string"
     split = regex.compile(PATTERN).findall
     counts = Counter()
-    for number, text in enumerate(texts):
+    for number, text in enumerate(progress(texts, "words")):
         _check_text(text, f"text {number}")
         counts.update(split(text))
     return Counter({piece.encode(): count for piece, count in counts.items()})
@@ -173,73 +170,68 @@ def _learn_tokens(piece_counts, num_tokens):
     aaab twice, cab once: (a, a) 4, (a, b) 3 -> aa; now aa a b and c a b: (a, b) 3 -> ab; now aa ab and c ab:
     (aa, ab) 2 -> aaab; (c, ab) occurs once and stays apart.
 
-    Each merge touches only the pieces that hold the pair, and each distinct piece stands once, with its count.
+    All distinct pieces stand in one row of slots, each once, with its count. A merge touches only the slots where its
+    pair stands and their neighbours, so that a piece of a million letters (text without blanks) costs no more than a
+    million letters in words.
     """
     tokens = [bytes([value]) for value in range(256)]
-    pieces = [list(piece) for piece in piece_counts]  # bytes iterate as ints, which are the ids of the bytes
-    weights = list(piece_counts.values())
+    ids, weights = array("i", [NOTHING]), array("q", [0])
+    for piece, count in piece_counts.items():
+        ids.extend(piece)  # bytes iterate as ints, which are the ids of the bytes
+        ids.append(NOTHING)  # no pair reaches across a border
+        weights.extend([count] * (len(piece) + 1))
+    left, right = array("q", range(-1, len(ids) - 1)), array("q", range(1, len(ids) + 1))  # the neighbours' slots
 
     pair_counts = Counter()
-    pair_pieces = defaultdict(set)  # pair -> indices of pieces that hold it, or once did
-    for index, ids in enumerate(pieces):
-        for pair in zip(ids, ids[1:]):
-            pair_counts[pair] += weights[index]
-            pair_pieces[pair].add(index)
+    pair_slots = defaultdict(lambda: array("q"))  # pair -> slots where it begins, or once did, in order
+    for slot, (pair, weight) in enumerate(zip(pairwise(ids), weights)):
+        if NOTHING not in pair:
+            pair_counts[pair] += weight
+            pair_slots[pair].append(slot)
 
     def priority(pair):  # the heap's order: most frequent first, then by bytes, never by order of arrival
         return -pair_counts[pair], tokens[pair[0]], tokens[pair[1]], pair
 
     heap = [priority(pair) for pair in pair_counts]
     heapq.heapify(heap)
-    while heap and len(tokens) < num_tokens:
-        entry = heapq.heappop(heap)
-        pair = entry[-1]
+
+    def most_frequent():
         # Merges elsewhere only ever lower the count of an old pair, so an entry promises too much, never too little:
         # putting it back at its true place is all the updating the heap needs.
-        if -entry[0] != pair_counts[pair]:
+        while heap:
+            count, *_, pair = heapq.heappop(heap)
+            if -count == pair_counts[pair]:
+                return pair
             heapq.heappush(heap, priority(pair))
-            continue
-        if pair_counts[pair] < 2:
+        return None
+
+    for new_token in progress(range(256, num_tokens), "tokenizer"):
+        pair = most_frequent()
+        if pair is None or pair_counts[pair] < 2:
             break
-        new_token = len(tokens)
-        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        first, second = pair
+        tokens.append(tokens[first] + tokens[second])
         born = set()
-        for index in pair_pieces.pop(pair):
-            pieces[index], lost, gained = _merge(pieces[index], pair, new_token)
-            for neighbours in lost:
-                pair_counts[neighbours] -= weights[index]
-            for neighbours in gained:
-                pair_counts[neighbours] += weights[index]
-                pair_pieces[neighbours].add(index)
-            born.update(gained)
+        for slot in pair_slots.pop(pair):
+            if ids[slot] != first or ids[right[slot]] != second:  # it once did: aaa holds (a, a) twice, and is aa a
+                continue
+            # c a b d -> c X d: loses (c, a), (b, d), gains (c, X), (X, d). c may itself just have become X.
+            taken, before, after, weight = right[slot], left[slot], right[right[slot]], weights[slot]
+            for old, new, begin in (
+                ((ids[before], first), (ids[before], new_token), before),
+                ((second, ids[after]), (new_token, ids[after]), slot),
+            ):
+                if NOTHING not in old:
+                    pair_counts[old] -= weight
+                    pair_counts[new] += weight
+                    pair_slots[new].append(begin)
+                    born.add(new)
+            ids[slot], ids[taken] = new_token, NOTHING
+            right[slot], left[after] = after, slot
         del pair_counts[pair]  # every occurrence is merged now
         for neighbours in born:
             heapq.heappush(heap, priority(neighbours))
     return tokens
-
-
-def _merge(ids, pair, new_token):
-    """Replaces pair by new_token, from the left: (new ids, pairs of neighbours lost on the way, pairs gained).
-
-    (a, b) -> X in c a b a b: c X a b loses (c, a), (b, a), gains (c, X), (X, a); c X X loses (X, a), gains (X, X).
-    """
-    first, second = pair
-    merged, lost, gained = [], [], []
-    position, end = 0, len(ids)
-    while position < end:
-        if ids[position] != first or position + 1 == end or ids[position + 1] != second:
-            merged.append(ids[position])
-            position += 1
-            continue
-        if merged:  # the left neighbour as it is now: it may itself just have become new_token
-            lost.append((merged[-1], first))
-            gained.append((merged[-1], new_token))
-        position += 2
-        if position < end:
-            lost.append((second, ids[position]))
-            gained.append((new_token, ids[position]))
-        merged.append(new_token)
-    return merged, lost, gained
 
 
 # What tiktoken is given is checked first: bad ranks and empty pieces make it panic, past every `except Exception`.

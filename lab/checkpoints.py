@@ -55,7 +55,7 @@ class Checkpointer:
         if stem is None:
             return
         self.suffix = ".state" if rank == 0 else f".rank{rank}.state"
-        states = {}
+        states, damaged = {}, []
         for path in self.paths():
             if path.is_file() and (self.shared or not states):
                 try:
@@ -66,10 +66,10 @@ class Checkpointer:
                         raise ValueError("it holds no state of a run")
                     states[state["step"]] = state
                 except (ValueError, KeyError, TypeError) as error:
-                    aside = set_aside(path)
-                    say(
-                        f"{path.name} is damaged ({error}): set aside as {aside.name}, what was saved before it is used"
-                    )
+                    damaged.append(f"{path.name} is damaged ({error}): set aside as {set_aside(path).name}")
+        instead = f"the state after step {max(states)} is used" if states else "none is left, the run begins anew"
+        for words in damaged:
+            say(f"{words}, {instead}")
         for state in states.values():
             refuse_format(self.paths()[0].name, state.get("format", 1))
             refuse_difference(self.paths()[0].name, state["identity"], self.identity)

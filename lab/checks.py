@@ -85,11 +85,11 @@ class Finite:
     """Whether all numbers of a run are finite: looked at in every step on the device, which is asked only now and then.
 
     `order`: examples of every step's batch; `checkpointer`: knows the step that a state was saved after; `advice`: what
-    to lower.
+    to lower; `log`: the run's record, if it keeps one.
     """
 
-    def __init__(self, order, checkpointer, advice, device):
-        self.order, self.checkpointer, self.advice = order, checkpointer, advice
+    def __init__(self, order, checkpointer, advice, device, log=None):
+        self.order, self.checkpointer, self.advice, self.log = order, checkpointer, advice, log
         self.first_bad = torch.full((), -1, device=device)  # the first step with a loss or gradient that was not finite
 
     def see(self, step, number):
@@ -99,11 +99,20 @@ class Finite:
     def check(self):
         """ValueError once a number was not finite; asks the device."""
         if self.first_bad >= 0:
-            raise ValueError(
-                f"loss or gradient is not finite at step {self.first_bad + 1} (train examples "
-                f"{self.order[self.first_bad].tolist()}): lower {self.advice}; the records so far are kept, and the "
-                f"state after {self.checkpointer.step} steps"
-            )
+            where = self._place(int(self.first_bad))
+            raise ValueError(f"loss or gradient is not finite at {where}: lower {self.advice}{self._kept()}")
+
+    def _place(self, step):
+        """The step and its batch, of which a few numbers are enough to find it."""
+        numbers = self.order[step].tolist()
+        more = f" and {len(numbers) - 4} more" if len(numbers) > 4 else ""
+        return f"step {step + 1} (train examples {', '.join(map(str, numbers[:4]))}{more})"
+
+    def _kept(self):
+        """What is still there, if anything: a run from a notebook may keep nothing on disk."""
+        kept = ["the record so far"] if hasattr(self.log, "path") else []
+        kept += [f"the state after {self.checkpointer.step} steps"] if self.checkpointer.step else []
+        return f"; kept: {' and '.join(kept)}" if kept else ""
 
     @contextlib.contextmanager
     def naming(self, step):
@@ -114,10 +123,7 @@ class Finite:
             yield
         except ValueError as error:
             self.check()  # where it began
-            raise ValueError(
-                f"{error}; it was met at step {step + 1} (train examples {self.order[step].tolist()}); "
-                f"the records so far are kept, and the state after {self.checkpointer.step} steps"
-            ) from error
+            raise ValueError(f"{error}; it was met at {self._place(step)}{self._kept()}") from error
 
 
 def warner(log, say):
@@ -174,6 +180,11 @@ def about_start(teacher, student, solvable):
     if teacher["eos_share"] == 0:
         found.append("the teacher never ends a response: raise --teacher-steps")
     return found
+
+
+def about_module(kind, drift):
+    """A line about an online module that does not start as the identity; none of one that does, or was not measured."""
+    return [f"the {kind} module starts {drift:.4f} nats away from the original teacher"] if drift else []
 
 
 def about_run(writer, accept_rule, steps, final):

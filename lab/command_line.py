@@ -6,29 +6,16 @@ What is made of the words that somebody typed says lab/arguments.py.
 """
 
 import argparse
+import os
 
 from data import tasks
 from data.metrics import METRICS
 from lab import pairs, report
 from sample import ACCEPT_RULES, REPLACE_RULES, knobs_of
 
-# Flags that decide where and how a run is done, but not what comes out of it.
-NEUTRAL_FLAGS = {
-    "device",
-    "out",
-    "data_dir",
-    "resume",
-    "jobs",
-    "seeds",
-    "seed",
-    "variants",
-    "list_variants",
-    "equal_compute",
-    "sweep",  # a swept value is part of the run's name
-    "swept",
-    "notes",
-    "save_every",
-}
+# Flags that decide where and how a run is done, but not what comes out of it. (A swept value is part of a run's name.)
+NEUTRAL_FLAGS = {"device", "out", "data_dir", "resume", "jobs", "seeds", "seed", "variants", "list_variants",
+                 "equal_compute", "sweep", "swept", "notes", "save_every"}  # fmt: skip
 
 # What a number on the command line may be; a script that has no such flag is not asked.
 MOST = 10**9
@@ -40,7 +27,7 @@ RANGES = {
     **dict.fromkeys(("seed", "pair_seed", "student_prompts", "accept_top_k"), (0, MOST)),
     "micro_batch": (1, MOST),
     "gamma": (1, 64),  # longer drafts are thrown away at the first rejection
-    "block_size": (2, 2**20),
+    **dict.fromkeys(("block_size", "max_new_tokens"), (2, 2**20)),
     "lr": (1e-12, 100),
     "weight_decay": (0, 100),
     **dict.fromkeys(("student_temperature", "teacher_temperature"), (0, 1000)),  # 0 is greedy
@@ -149,10 +136,16 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     )
     group = parser.add_argument_group("where")
     group.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto takes cuda, mps, cpu"
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="auto takes cuda, else cpu; mps only if asked for",
     )
     group.add_argument(
-        "--out", metavar="DIR", help="folder of the records and final students (default: a new one in runs/)"
+        "--out",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="folder of the records and final students (default: a new one in runs/)",
     )
     group.add_argument(
         "--resume", action="store_true", help="continue in the same folder: finished runs are not run again"
@@ -166,7 +159,10 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         help=f"what is learned (default: math): {', '.join(tasks.task_names())}",
     )
     group.add_argument(
-        "--data-dir", metavar="DIR", help="where files of real data sets lie (default: download to data/cache)"
+        "--data-dir",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="where files of real data sets lie (default: download to data/cache)",
     )
     for key in ("prompt", "response"):
         group.add_argument(f"--{key}-key", metavar="KEY", help=f"key or heading of the {key} in your own data")
@@ -175,7 +171,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--student-start", default="sft", choices=("sft", "raw"), help="start from a short SFT, or untuned"
     )
-    group.add_argument("--student-prompts", type=int, help="prompts that the student may use (default: 500; 0: all)")
+    group.add_argument("--student-prompts", type=int, help="prompts the student may use (default: 500; 0: all)")
     group.add_argument("--teacher-prompts", type=int, help="prompts that the teacher learns from (default: all)")
     group.add_argument(
         "--teacher-steps", type=int, help="teacher's pretraining steps: its quality (default: by --size)"
@@ -184,6 +180,13 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument("--vocab-size", type=int, help="upper bound for the tokenizer (default: by --size)")
     group.add_argument(
         "--block-size", type=int, help="longest sequence; longer examples are left out (default: none is)"
+    )
+    group.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="longest response, with its end; longer references are not learned (default: room for all of them; for"
+        " own data at most about twice what 99 %% of them need)",
     )
     for knob, kind, meaning in (
         ("difficulty", int, "steps, clauses, turns or operators of an example"),
@@ -196,7 +199,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--metric", choices=tuple(METRICS), help="score of a real data set (default: its own; own data: by its answers)"
     )
-    group.add_argument("--measure", type=int, metavar="N", help="measure on the first N test examples (default: all)")
+    group.add_argument("--measure", type=int, metavar="N", help="measure on a sample of N test examples (default: all)")
     group = parser.add_argument_group("distillation")
     group.add_argument("--steps", type=int, help="student updates (default: by --size)")
     group.add_argument("--batch-size", type=int, default=64, help="prompts per update")
@@ -269,23 +272,11 @@ def cache_kind(text):
     return int(text)
 
 
-TASK_FLAGS = (
-    *("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "prompt_key", "response_key"),
-    *("metric", "measure"),
-)
-PAIR_FLAGS = (
-    "teacher_steps",
-    "start_steps",
-    "teacher_prompts",
-    "student_prompts",
-    "student_start",
-    "vocab_size",
-    "block_size",
-)
-EVALUATION_FLAGS = (
-    "accept_top_k",
-    "gamma",
-)  # flags that every final student is measured with, whoever it was trained by
+TASK_FLAGS = ("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "prompt_key", "response_key",
+              "metric", "measure")  # fmt: skip
+PAIR_FLAGS = ("teacher_steps", "start_steps", "teacher_prompts", "student_prompts", "student_start", "vocab_size",
+              "block_size", "max_new_tokens")  # fmt: skip
+EVALUATION_FLAGS = ("accept_top_k", "gamma")  # every final student is measured with them, whoever it was trained by
 
 
 def make_parser(script, description, variants, main_variants):

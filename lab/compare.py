@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from data import corpora, tasks
-from data.tasks import Encoded, make_task
+from data.tasks import make_task
 from lab import arguments, checkpoints, checks, command_line, folders, pairs, processes, records, report
 from lab.evaluate import evaluate, evaluate_quickly
 from lab.records import run_name
@@ -76,11 +76,18 @@ def inputs_of(args):
     return corpora.corpus_inputs(args.task, args.data_dir) if args.task in corpora.CORPORA else {}
 
 
-def load_data(args, say=lambda line: None):
-    """The task as token ids, its test split cut to --measure examples."""
-    data = pairs.encode_task(load_task(args, say), args.settings)
-    data.splits["test"] = Encoded(*(column[: args.measure] for column in data.splits["test"]))
-    return data
+_latest = {"of": None, "data": None}  # tokenised a moment ago: every run of a process asks for it
+
+
+def load_data(args, say=None):
+    """The task as token ids, its test split cut to --measure examples; `say` hears what of its files is left out."""
+    knobs = {name: getattr(args, name) for name in command_line.TASK_FLAGS}
+    of = json.dumps([knobs, args.task_options, str(args.data_dir), dataclasses.asdict(args.settings)])
+    if say or _latest["of"] != (of, inputs_of(args)):
+        data = pairs.encode_task(load_task(args, say or (lambda line: None)), args.settings)
+        data.splits["test"] = data.splits["test"].first(args.measure)
+        _latest.update(of=(of, inputs_of(args)), data=data)  # its files may have been downloaded just now
+    return _latest["data"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,8 +155,8 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     for source, digest in shared["sources"].items():
         if LOADED[source] != digest:
             raise ValueError(f"{source} has changed since {again}")
-    if inputs_of(args) != shared["inputs"]:
-        raise ValueError(f"the task's data files have changed since {again}")
+    if changed := records.changed_files(shared["inputs"], inputs_of(args)):
+        raise ValueError(f"{changed} since {again}")
     cached = {"report": lambda _: None, "otherwise": [Path(folder) / "pairs"]}
     pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, **cached)
     if pair.fingerprint != shared["pair"]:
@@ -213,9 +220,11 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     finally:
         log.close()
     line = f"{name:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  {costs['seconds']:.0f} s"
-    if args.jobs > 1:  # nobody has heard of them yet
-        warnings = before + warnings
-    return "\n".join([line, *(f"  warning: {text}" for text in warnings)])
+    notes = [f"warning: {text}" for text in warnings]
+    if args.jobs > 1:  # nobody has heard of what was said on the way
+        notes = [f"warning: {text}" for text in before] + notes
+        notes = checks.about_module(getattr(row, "module", None), costs.get("initial_drift")) + notes
+    return "\n  ".join([line, *notes])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -238,7 +247,7 @@ def resolve_vocabulary(data, every):
 def without_unfit(methods, args, data, check_row):
     """The methods [(label, flags)] without those that cannot work with these flags, which a note names; ValueError
     where such a one was asked for by its name."""
-    left_out, examples = set(), len(data.splits["train"].prompts[: args.settings.student_prompts])
+    left_out, examples = set(), len(data.splits["train"].first(args.settings.student_prompts).prompts)
     for label, own in methods:
         try:
             check_row(label.split()[0], own, examples)
@@ -265,20 +274,24 @@ def say_data(args, data):
     )
     if args.task in corpora.CORPORA:
         processes.print_line(f"data: {corpora.corpus_note(args.task, args.data_dir)}")
+        for line in pairs.about_choice(data, args.settings, args.batch_size, args.measure):
+            processes.print_line(line)
     if data.task.metric_note:
         processes.print_line(data.task.metric_note)
 
 
-def open_folder(held, script, args, flags, inputs):
+def open_folder(held, script, args, flags, inputs, longest):
     """The folder of the comparison, locked until `held` ends, without what killed processes have left.
 
-    ValueError where another process is at work in it, or where its records are of other flags or data: a table must not
-    mix them.
+    ValueError where another process is at work in it, where it takes no file with the name of the `longest` run, or
+    where its records are of other flags or data: a table must not mix them.
     """
     default_name = f"{script.removeprefix('train_')}-{args.task}{'-quick' if args.quick else ''}"
     folder = folders.make_run_folder(args.out, args.resume, default_name)
     if not held.enter_context(folders.locked(folder / ".lock", wait=False)):
         raise ValueError(f"another process is at work in {args.out or folder.name}: wait for it, or give another --out")
+    if error := folders.name_error(folder, f"{longest}.assistant.state.before.pt.{os.getpid()}.partial"):
+        raise ValueError(f"{folder} takes no file called {longest[:60]}.. ({error.strerror}): give a shorter --out")
     for path in folder.glob("*.pt.*.partial"):  # of a process that was killed while it wrote
         if re.search(r"\.pt\.\d+\.partial$", path.name):
             path.unlink()
@@ -368,10 +381,14 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     data = load_data(args, say=lambda line: processes.print_line(f"data: {line}"))
     resolve_vocabulary(data, [args, *(own for _, own in methods)])
     methods = without_unfit(methods, args, data, check_row)
+    if any(own.compile for own in [args, *(own for _, own in methods)]):
+        processes.print_line("--compile: trying the compiler")
+        processes.check_compiler(device)
     say_data(args, data)
     flags = arguments.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
     inputs = inputs_of(args)
-    folder = processes.first_decides(lambda: open_folder(held, script, args, flags, inputs))
+    longest = max((run_name(label, args.seed + args.seeds, "compute") for label, _ in methods), key=len, default="")
+    folder = processes.first_decides(lambda: open_folder(held, script, args, flags, inputs, longest))
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
 
     def load_pair():
@@ -426,11 +443,12 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
                 failed[name] = "its record is gone: run the same command with --resume"
         for name, line in failed.items():
             print(f"{script}.py: run {name} failed: {line}", file=sys.stderr)
-        print("\n" + report.write_report(folder))
-    processes.print_line(
-        f"{time.perf_counter() - started:.0f} s in all; table.md, curves.svg, "
-        f"summary.json and the students lie in {folder}"
-    )
+        left = "table.md, curves.svg, summary.json and the students"
+        if any(records.read_finished(folder, path.stem, flags) for path in folder.glob("*.jsonl")):
+            print("\n" + report.write_report(folder))
+        else:
+            left = "no table, since no run has finished; the records"
+        processes.print_line(f"{time.perf_counter() - started:.0f} s in all; {left} lie in {folder}")
     if args.quick:
         processes.print_line("This was --quick, a smoke run: its numbers mean nothing.")
     processes.leave()

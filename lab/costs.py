@@ -77,7 +77,7 @@ class Costs:
     def figures(self):
         """The record's figures, of all processes that share the run; a forward of theirs counts once."""
         counts = self.counts.clone()
-        if dist.is_initialized():
+        if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
             counts[3] //= dist.get_world_size()
         student, teacher, generated, forwards, products = (counts.cpu() + self.once + self.longer).tolist()

@@ -16,7 +16,8 @@ import math
 import torch
 import torch.distributed as dist
 
-from data.tasks import Encoded, complete
+from data.progress import progress
+from data.tasks import complete
 from losses import cross_entropy, entropy, forward_kl, masked_mean
 from sample import (
     SOURCE_NAMES,
@@ -28,6 +29,7 @@ from sample import (
     to_device,
 )
 
+MOST_IN_CURVES = 200  # examples that a learning curve is measured on
 MOST_LOGITS = 2**28  # of one model at a time, while measuring: 1 GiB in float32
 
 
@@ -38,13 +40,14 @@ def _chunks(items, size):
 
 def _share(n):
     """The examples, of n, that are this process' own."""
-    return range(dist.get_rank(), n, dist.get_world_size()) if dist.is_initialized() else range(n)
+    shared = dist.is_available() and dist.is_initialized()
+    return range(dist.get_rank(), n, dist.get_world_size()) if shared else range(n)
 
 
 def _gathered(own):
     """One object of every process, as a list that all of them get."""
     everybody = [own]
-    if dist.is_initialized():
+    if dist.is_available() and dist.is_initialized():
         everybody = [None] * dist.get_world_size()
         dist.all_gather_object(everybody, own)
     return everybody
@@ -70,7 +73,7 @@ def token_columns(student, teacher, prompts, responses, adapted=None, batch_size
     order = sorted(own, key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding per batch
     longest = max([1] + [len(prompts[i]) + len(responses[i]) for i in own])
     batch_size = min(batch_size, max(1, MOST_LOGITS // (longest * student.config.vocab_size)))
-    for rows in _chunks(order, batch_size):
+    for rows in progress(_chunks(order, batch_size), "measuring"):
         tokens, lengths = pad_sequences([prompts[i] + responses[i] for i in rows], device)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         prompt_len = to_device(torch.tensor([len(prompts[i]) for i in rows]), device)
@@ -162,7 +165,7 @@ def exposure_error(own_columns, teacher_columns, key, length=16):
 def sample_responses(model, prompts, max_new_tokens, eos_token, *, seed, temperature=1.0, batch_size=256):
     """One response per prompt, in order: (list of lists of ids, share that ended by the end token)."""
     written = []
-    for rows in _chunks(_share(len(prompts)), batch_size):
+    for rows in progress(_chunks(_share(len(prompts)), batch_size), "writing"):
         rollout = generate(
             model,
             [prompts[i] for i in rows],
@@ -181,7 +184,7 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
     """accepted / judged over all prompts for interleaved_generate or speculative_generate; None if none was judged."""
     accepted = judged = 0
     rest = {name: value for name, value in arguments.items() if name != "seed"} | {"keep_features": True}
-    for rows in _chunks(_share(len(prompts)), batch_size):
+    for rows in progress(_chunks(_share(len(prompts)), batch_size), "drafting"):
         generator = torch.Generator().manual_seed(arguments["seed"])
         rollout = sampler(first, second, [prompts[i] for i in rows], generator=generator, row_keys=rows, **rest)
         counts = rollout.counts()
@@ -190,14 +193,14 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
     return _ratio(accepted, judged)
 
 
-def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, adapted=None, most=200):
+def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, adapted=None, most=MOST_IN_CURVES):
     """The figures of a learning curve on the first `most` examples: score (greedy), val_nll and kl_teacher
     (references).
 
     With an adapted teacher also its drift from the original, its own nll, and kl_adapted_teacher. ValueError where the
     student's numbers are broken.
     """
-    encoded = Encoded(*(column[:most] for column in encoded))
+    encoded = encoded.first(most)
     responses, _ = sample_responses(
         student, encoded.prompts, max_new_tokens, tokenizer.eos_token, seed=0, temperature=0
     )

@@ -8,6 +8,9 @@ promises is checked against the bytes that are there before a tensor is made. Th
 are comparable only with one vocabulary.
 """
 
+if __name__ == "__main__":
+    import lab.interrupted  # noqa: F401  Ctrl-C while torch is imported ends with one line
+
 import argparse
 import json
 import math
@@ -203,8 +206,8 @@ def main(argv=None):
         description="Write a checkpoint of this project in the Hugging Face layout of GPT-2."
     )
     parser.error = lambda message: parser.exit(2, f"lab.exchange: {' '.join(message.split())} (see --help)\n")
-    parser.add_argument("checkpoint", help="a .pt file that a run left")
-    parser.add_argument("folder", help="where config.json and model.safetensors go")
+    parser.add_argument("checkpoint", type=os.path.expanduser, help="a .pt file that a run left")
+    parser.add_argument("folder", type=os.path.expanduser, help="where config.json and model.safetensors go")
     args = parser.parse_args(argv)
     try:
         model, _ = load_checkpoint(args.checkpoint)

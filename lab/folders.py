@@ -1,6 +1,7 @@
 """Folders: where a run's files go, who may write there, and what a record says of code and machine."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -17,8 +18,9 @@ from lab.archive import PACKED
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:  # Windows, which has a lock of another kind
     fcntl = None
+    import msvcrt
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,6 +64,52 @@ def write_error(folder):
     return None
 
 
+def name_error(folder, name):
+    """What the system has against a new file of this name, which is removed again: an OSError, or None. Windows counts
+    the letters of the whole path (260), some file systems those of the name alone (143, 255)."""
+    path = Path(folder) / name
+    try:
+        with open(path, "xb"):
+            pass
+        path.unlink()
+    except OSError as error:
+        return error
+    return None
+
+
+def try_lock(file):
+    """Whether this process has got the system's lock on an open file; False where another one has it, OSError where the
+    file system has no locks."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:  # Windows locks bytes: the first one, which need not be there
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if isinstance(error, BlockingIOError) or not fcntl and error.errno in (errno.EACCES, errno.EDEADLK):
+            return False
+        raise
+    return True
+
+
+def _wait_for_lock(file, patient, say):
+    """Whether the lock is had, at once or, if `patient`, in the end; `say` is called before the waiting."""
+    try:
+        if try_lock(file):
+            return True
+        if not patient:
+            return False
+        say()
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        while not fcntl and not try_lock(file):  # Windows' own way to wait ends after ten seconds
+            time.sleep(0.1)
+    except OSError:  # a file system without locks: nobody is kept out
+        pass
+    return True
+
+
 @contextlib.contextmanager
 def locked(path, wait=True, say=lambda line: None):
     """A `with` block that no other process on this machine is in at the same time; without `wait` it yields False where
@@ -76,22 +124,15 @@ def locked(path, wait=True, say=lambda line: None):
         try:
             # Neither through a link, nor waiting for the other end of a pipe.
             only = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-            file = open(path, "a", opener=lambda *how: os.open(how[0], how[1] | only, 0o666))
+            file = open(path, "ab", opener=lambda *how: os.open(how[0], how[1] | only, 0o666))
         except OSError:
             yield True
             return
         with file:
-            try:
-                if fcntl:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    yield False
-                    return
-                say(f"another process is at work on {Path(path).stem}: waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks: nobody is kept out
-                pass
+            words = f"another process is at work on {Path(path).stem}: waiting for it"
+            if not _wait_for_lock(file, wait, lambda: say(words)):
+                yield False
+                return
             # The one before deletes the file at its end: a lock on a file that has no name any more keeps nobody out.
             still = False
             with contextlib.suppress(FileNotFoundError):
@@ -100,6 +141,8 @@ def locked(path, wait=True, say=lambda line: None):
                 try:
                     yield True
                 finally:
+                    if not fcntl:  # Windows: an open file cannot be removed, and whoever waits for this one has it open
+                        file.close()
                     with contextlib.suppress(OSError):  # somebody tidied up
                         os.remove(path)
                 return
@@ -117,7 +160,8 @@ def describe_machine(device):
     )
     try:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        ask = functools.partial(subprocess.run, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+        ask = functools.partial(subprocess.run, capture_output=True, check=True, cwd=ROOT, env=environment)
+        ask = functools.partial(ask, encoding="utf-8", errors="surrogateescape")  # git's, whatever the system's own is
         top, commit = ask(["git", "rev-parse", "--show-toplevel", "HEAD"]).stdout.split("\n")[:2]
         if not os.path.samefile(top, ROOT):
             raise OSError("a repository around this folder, not of it")

@@ -193,7 +193,11 @@ def main(argv=None):
         prog="losses.py", description="Every loss on three tokens, and on a teacher with two modes."
     )
     parser.add_argument(
-        "--svg", metavar="FILE", default="losses.svg", help="where the picture goes (default: losses.svg)"
+        "--svg",
+        type=os.path.expanduser,
+        metavar="FILE",
+        default="losses.svg",
+        help="where the picture goes (default: losses.svg)",
     )
     tell(parser.parse_args(argv).svg)
     return 0

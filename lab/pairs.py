@@ -19,9 +19,11 @@ from pathlib import Path
 
 import torch
 
-from data.tasks import Encoded, encode_split
-from data.tokenizer import train_tokenizer, vocabulary_in_use
+from data import progress
+from data.tasks import FAMILIES, Encoded, encode_split
+from data.tokenizer import train_tokenizer
 from lab import checkpoints, folders, processes
+from lab.evaluate import MOST_IN_CURVES
 from lab.records import set_aside
 from lab.training import batch_order
 from losses import at_least_float32, cross_entropy, forward_kl, masked_mean, weight_of
@@ -56,6 +58,7 @@ class PairSettings:
     student_start: str = "sft"  # or "raw"
     vocab_size: int = 512  # upper bound: the tokenizer stops when no pair of tokens occurs twice
     block_size: int | None = None  # None: as long as the longest example asks for
+    max_new_tokens: int | None = None  # of a response that is learned or written; None: see default_budget
     batch_size: int = 64
     teacher_lr: float = 3e-3
     start_lr: float = 5e-3
@@ -114,7 +117,7 @@ def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generato
     order = batch_order(len(prompts), batch_size, num_steps, generator)
     done = checkpointer.restore(model=model, optimizer=optimizer)
     model.train()
-    for step, rows in enumerate(order[done:].tolist(), done):
+    for step, rows in enumerate(progress.progress(order[done:].tolist(), "pretraining"), done):
         batch = rollout_from_ids(
             [prompts[i] for i in rows], [responses[i] for i in rows], [DATASET] * len(rows), device
         )
@@ -244,6 +247,10 @@ class TaskData:
     max_new_tokens: int
     vocabulary_in_use: int  # distinct ids that occur in the training text
     dropped: int  # examples longer than the block, left out of all splits
+    too_long: int = 0  # references longer than max_new_tokens, left out of train
+
+    def __post_init__(self):
+        self.sizes = {name: len(split.prompts) for name, split in self.splits.items()}  # before --measure
 
 
 def default_accept_top_k(vocabulary_in_use):
@@ -252,46 +259,125 @@ def default_accept_top_k(vocabulary_in_use):
     return max(1, round(25 * (vocabulary_in_use / 256_000) ** 0.223))
 
 
+def default_budget(lengths, own_data):
+    """How many tokens a response may have, from the references' `lengths`: an eighth more than the longest of them.
+
+    One answer of 4,500 tokens among 200 short ones must not decide for all. In `own_data`, which may hold such a one,
+    a reference counts as twice the length that 99 % do not exceed, if it is longer than that.
+    """
+    longest = max(lengths)
+    if own_data:
+        usual = sorted(lengths)[-(-99 * len(lengths) // 100) - 1]
+        longest = min(longest, 2 * usual)
+    return longest + max(2, longest // 8)
+
+
+def cost_of_longest(lengths, batch_size):
+    """What a few rows that are far longer than all others do to the batches, which are padded to their longest row:
+    (how many they are, length of the longest other row, work with them / work without); (0, 0, 1.0) for fewer than two.
+
+    They are the longest ones down to the widest gap, a hundredth of all at most, or one. 200 rows of 50 tokens but one
+    of 4,500, 64 a batch: one batch in four holds it, and is 90 times as long; (1, 50, 25.4) comes out.
+    """
+    lengths = sorted(lengths)
+
+    def mean_longest(rows):  # of batch_size rows, each drawn from all
+        below = [(i / len(rows)) ** batch_size for i in range(len(rows) + 1)]  # chance that none is drawn from rows[i:]
+        return sum(length * (below[i + 1] - below[i]) for i, length in enumerate(rows))
+
+    if len(lengths) < 2:
+        return 0, 0, 1.0
+    candidates = range(1, min(len(lengths) - 1, max(1, len(lengths) // 100)) + 1)
+    few = max(candidates, key=lambda few: lengths[-few] / lengths[-few - 1])
+    return few, lengths[-few - 1], mean_longest(lengths) / mean_longest(lengths[:-few])
+
+
 def encode_task(task, settings):
     """Train the tokenizer on the task's text and encode every split -> TaskData.
 
-    Raises ValueError for an empty split, when no example fits the block, or when one is longer than anybody means.
+    Raises ValueError for an empty split, when no example fits the block or the budget of new tokens, or when one is
+    longer than anybody means.
     """
     tokenizer = train_tokenizer(task.texts(), settings.vocab_size)
-    in_use = vocabulary_in_use(tokenizer, task.texts())
     splits = {name: encode_split(tokenizer, task.examples(name)) for name in ("train", "val", "test", "ood")}
     for name in ("train", "val", "test"):
         if not splits[name].examples:
             raise ValueError(f"task {task.name} has no {name} examples: give it some, all three splits are used")
-    budget = max(len(response) for response in splits["train"].responses)
-    budget += max(2, budget // 8)  # room to be longer than any reference
+    in_use = len(set().union(*splits["train"].prompts, *splits["train"].responses))  # responses end with the end token
+    own_data, block_size = task.name not in FAMILIES, settings.block_size
+    lengths = [len(response) for response in splits["train"].responses]
+    dropped = 0
+    for name, split in splits.items() if block_size else ():
+        # References of "ood" are longer by design and are not fed (see evaluate, score_ood).
+        asked = [len(prompt) + (1 if name == "ood" else len(reply)) for prompt, reply in zip(*split[1:])]
+        splits[name] = split.only([i for i, length in enumerate(asked) if length <= block_size])
+        dropped += len(asked) - len(splits[name].prompts)
+        if name != "ood" and not splits[name].prompts:
+            raise ValueError(
+                f"no {name} example fits a block of {block_size} tokens (the shortest needs {min(asked)}): "
+                "raise --block-size"
+            )
+    if own_data:  # what the block leaves out has no say
+        lengths = [len(response) for response in splits["train"].responses]
+    budget, train = settings.max_new_tokens or default_budget(lengths, own_data), splits["train"]
+    # Cut at the budget, a reference would teach never to end.
+    splits["train"] = train.only([i for i, response in enumerate(train.responses) if len(response) <= budget])
+    too_long = len(train.prompts) - len(splits["train"].prompts)
+    if not splits["train"].prompts:
+        raise ValueError(
+            f"--max-new-tokens {budget} leaves no training example: the shortest reference has {min(lengths)} tokens "
+            "with its end"
+        )
     # Room for the longest prompt with a full budget, and for a held-out reference longer than any in training.
-    # References
-    # of "ood" are longer by design and are not fed: they ask for room only by --block-size (see evaluate, score_ood).
     fed = [row for name in ("train", "val", "test") for row in zip(splits[name].prompts, splits[name].responses)]
     needed = max(len(prompt) + max(budget, len(response)) for prompt, response in fed)
     needed = max([needed] + [len(prompt) + budget for prompt in splits["ood"].prompts])
-    if settings.block_size is None and needed > LONGEST:
+    if block_size is None and needed > LONGEST:
         raise ValueError(
             f"the longest example needs a block of {needed:,} tokens: "
             f"give --block-size 1024 or so, which leaves out what is longer, or --block-size {needed} if it is meant"
         )
-    block_size = settings.block_size or needed
-    if block_size >= needed:
-        return TaskData(task, tokenizer, splits, block_size, budget, in_use, 0)
-    kept, dropped = {}, 0
-    for name, split in splits.items():
-        lengths = [len(prompt) + (1 if name == "ood" else len(response)) for prompt, response in zip(*split[1:])]
-        fits = [i for i, length in enumerate(lengths) if length <= block_size]
-        dropped += len(split.prompts) - len(fits)
-        kept[name] = Encoded(*([column[i] for i in fits] for column in split))
-    for name in ("train", "val", "test"):
-        if not kept[name].prompts:
-            raise ValueError(
-                f"no {name} example fits a block of {block_size} tokens (the longest needs {needed}): "
-                "raise --block-size"
+    block_size = block_size or needed
+    if block_size < needed:
+        budget = min(budget, block_size - 1)
+    return TaskData(task, tokenizer, splits, block_size, budget, in_use, dropped, too_long)
+
+
+def about_choice(data, settings, batch_size, measure=None):
+    """What of a stranger's data is not learned or not measured, and which of it makes the rest slow: lines for the
+    user."""
+    sizes, budget = data.sizes, data.max_new_tokens
+    asked = (
+        (settings.student_prompts, sizes["train"], "prompts for the student (--student-prompts, 0 for all)"),
+        (settings.teacher_prompts, sizes["train"], "for the teacher (--teacher-prompts)"),
+        (measure, sizes["test"], "test examples (--measure)"),
+        (MOST_IN_CURVES, sizes["val"], "val examples for the curves"),
+    )
+    drawn = [f"{most:,} of your {size:,} {what}" for most, size, what in asked if most is not None and most < size]
+    if drawn:
+        yield f"drawn at random: {', '.join(drawn)}"
+    if data.too_long:
+        yield (
+            f"left out of training: {data.too_long:,} of {data.too_long + sizes['train']:,} references, which are "
+            f"longer than {budget:,} tokens (--max-new-tokens)"
+        )
+    for name in ("val", "test"):
+        replies = data.splits[name].responses
+        if longer := sum(len(reply) > budget for reply in replies):
+            yield (
+                f"{longer:,} of {len(replies):,} {name} references are longer than {budget:,} tokens: no answer can be "
+                "equal to them (--max-new-tokens)"
             )
-    return TaskData(task, tokenizer, kept, block_size, min(budget, block_size - 1), in_use, dropped)
+    for name, rows in (("train", batch_size), ("val", 128), ("test", 128)):
+        _, prompts, responses = data.splits[name]
+        lengths = [len(prompt) + len(reply) for prompt, reply in zip(prompts, responses)]
+        few, others, times = cost_of_longest(lengths, rows)
+        if times >= 2:
+            yield (
+                f"warning: {few:,} of {len(lengths):,} {name} examples with up to {max(lengths):,} tokens, all others "
+                f"with at most {others:,}: padding makes batches {times:.0f} times as long; --block-size "
+                f"{others + max(2, others // 8)} leaves them out"
+            )
 
 
 def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, report=print, otherwise=()):
@@ -305,8 +391,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
     candidates, device = (cache_dir, *otherwise), torch.device(device)
     task, tokenizer, splits, block_size = data.task, data.tokenizer, data.splits, data.block_size
     everything = splits["train"]
-    teacher_data = Encoded(*(column[: settings.teacher_prompts] for column in everything))
-    student_data = Encoded(*(column[: settings.student_prompts] for column in everything))
+    teacher_data, student_data = (everything.first(n) for n in (settings.teacher_prompts, settings.student_prompts))
 
     # What decides the weights: settings, data as ids, the code that trains, and the kind of device.
     common = [

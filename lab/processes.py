@@ -18,14 +18,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from data.progress import say
+
 
 def pick_device(name):
-    """auto, cpu, cuda or mps -> torch.device; ValueError if it is not there."""
+    """auto, cpu, cuda or mps -> torch.device; auto takes cuda, else cpu. ValueError if it is not there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # why CUDA is not there is told in our words
         available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(device for device, there in available.items() if there)
+        name = "cuda" if available["cuda"] else "cpu"
     if name == "cuda" and not available[name] and (trouble := cuda_trouble()):
         raise ValueError(f"--device cuda: {trouble[0]}: {trouble[1]}, or use --device cpu")
     if not available.get(name):
@@ -52,11 +54,14 @@ def cuda_trouble():
     return told, "look at nvidia-smi and CUDA_VISIBLE_DEVICES"
 
 
-def device_note(asked, taken):
-    """A line where --device auto, which has taken this kind of device, leaves another one alone, else None."""
-    if asked == "auto" and taken == "cpu" and (trouble := cuda_trouble()):
-        return f"note: --device auto takes the CPU: {trouble[0]}"
-    return None
+def check_compiler(device):
+    """ValueError where torch.compile finds nothing to compile with: asked before anything is trained, in seconds."""
+    try:
+        torch.compile(lambda x: (x + 1).relu())(torch.zeros(4, device=device))
+    except Exception as error:  # of a dozen kinds, by system and version
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        why = f"--compile finds no compiler that works ({first_line})"
+        raise ValueError(f"{why}: install g++ or clang++, or leave it out") from error
 
 
 def use_precision(name, device):
@@ -88,12 +93,28 @@ def gpu_is_closed():
     return False
 
 
+def device_note(asked, taken):
+    """A line where --device auto has taken the CPU though there is another device, or should be; else None."""
+    if asked != "auto" or taken != "cpu":
+        return None
+    if trouble := cuda_trouble():
+        return f"note: --device auto takes the CPU: {trouble[0]}"
+    if torch.backends.mps.is_available():
+        return "note: this machine's GPU (MPS) is left alone, since no test runs on one: --device mps takes it"
+    return None
+
+
 def default_jobs(device_type):
     """One run per core on a CPU: tiny models leave cores idle. One on an accelerator, or where processes share a
     run."""
-    if started_by_torchrun():
-        return 1
-    return len(os.sched_getaffinity(0)) if device_type == "cpu" and hasattr(os, "sched_getaffinity") else 1
+    return 1 if started_by_torchrun() or device_type != "cpu" else usable_cores()
+
+
+def usable_cores():
+    """The CPU cores that this process may use, where the system tells (Linux), else all there are; at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return getattr(os, "process_cpu_count", os.cpu_count)() or 1  # Python 3.13 knows the former; either may be None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,19 +129,26 @@ def started_by_torchrun():
     return size.isdecimal() and int(size) > 1 and os.environ.get("RANK", "").isdecimal()
 
 
+def is_shared():
+    """Whether several processes have joined. A torch may be built without what they join by."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def rank_and_size():
     """(number of this process, how many share the run); (0, 1) without torchrun."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return (dist.get_rank(), dist.get_world_size()) if is_shared() else (0, 1)
 
 
 def join(device):
     """Join the processes that torchrun started, if it did; -> this process' own device."""
-    if started_by_torchrun() and not dist.is_initialized():
+    if started_by_torchrun() and not is_shared():
+        if not dist.is_available():
+            raise ValueError(f"torch {torch.__version__} was built without torch.distributed: start without torchrun")
         # The first process pretrains while the others wait; one that dies is noticed by torchrun, not by a timeout.
         wait = datetime.timedelta(days=1)
         # What is decided on the CPU is told from CPU to CPU: no process waits for its device to hear of it.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=wait)
-    if device.type == "cuda" and dist.is_initialized():
+    if device.type == "cuda" and is_shared():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     return device
@@ -128,7 +156,7 @@ def join(device):
 
 def leave():
     """Destroy the process group; nothing happens where there is none."""
-    if dist.is_initialized():
+    if is_shared():
         dist.destroy_process_group()
 
 
@@ -413,7 +441,7 @@ def use_any_terminal():
 def print_line(line):
     """Print at once, also into a pipe or a log file; of processes that share a run, the first one speaks."""
     if rank_and_size()[0] == 0:
-        print(line, flush=True)
+        say(line)
 
 
 def exit_with(program, error):

@@ -171,9 +171,9 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
     if None not in (script, header.get("script")) and header["script"] != script:
         raise ValueError(f"{path.name} was made by {header['script']}.py, this is {script}.py: give another --out")
     asked = json.loads(json.dumps(rounded(flags)))
+    if inputs is not None and asked.get("task") == header["flags"].get("task"):  # first: K follows from the data
+        refuse_other_data(path.name, header.get("inputs", {}), inputs)
     refuse_difference(path.name, header["flags"], asked)
-    if inputs is not None and header.get("inputs", {}) != inputs:
-        raise ValueError(f"{path.name} was made from other data files: give another --out, or the same files")
     return parsed(lines[-1]) if finished else None
 
 
@@ -203,15 +203,36 @@ def shown(value):
 NO_FLAGS = ("pair", "inputs", "row", "variant", "seed", "budget", "torch", "processes", "inner")
 
 
+def changed_files(before, now):
+    """What became of the data files of a run, both {file: sha256}: "test.jsonl is gone", or "" where all are the
+    same."""
+    what = {(False, True): "is new", (True, False): "is gone", (True, True): "has changed"}
+    names = sorted(before.keys() | now.keys())
+    return ", ".join(f"{x} {what[x in before, x in now]}" for x in names if before.get(x) != now.get(x))
+
+
+def refuse_other_data(name, before, now):
+    """ValueError where the maker of a file and this run do not read the same data files."""
+    if changed := changed_files(before, now):
+        raise ValueError(
+            f"{changed} since {name} was begun: put the data back as it was, or start anew with another --out"
+        )
+
+
 def refuse_difference(name, before, now):
     """ValueError that names the first thing in which the maker of a file and this run differ; both are {flag:
     value}."""
+    if before.get("task") == now.get("task"):
+        refuse_other_data(name, before.get("inputs") or {}, now.get("inputs") or {})
+
+    def given(value):  # what nobody gave may be new: the file's maker did not know of it
+        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+
     # Name the flag that was typed: --size before what it decides, the resolved settings last.
-    for flag in sorted(
-        before.keys() | now.keys(),
-        key=lambda flag: (flag in ("settings", "row"), flag not in ("variant", "size"), flag),
-    ):
-        if before.get(flag) != now.get(flag):
+    first = ("task", "size", "variant")
+    last = ("settings", "row")
+    for flag in sorted(before.keys() | now.keys(), key=lambda flag: (flag in last, flag not in first, flag)):
+        if given(before.get(flag)) != given(now.get(flag)):
             typed = flag if flag in NO_FLAGS else f"--{'device' if flag == 'device_type' else flag.replace('_', '-')}"
             back = "go back to that" if flag in NO_FLAGS else "the same flags"
             raise ValueError(

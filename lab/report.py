@@ -178,7 +178,7 @@ def _show(text):
 def main(argv=None):
     """Render again from the command line; see --help."""
     parser = argparse.ArgumentParser(description="Render table.md, curves.svg and summary.json from records of runs.")
-    parser.add_argument("folder", nargs="?", help=f"where the .jsonl records are, or {PACKED}")
+    parser.add_argument("folder", nargs="?", type=os.path.expanduser, help=f"where the .jsonl records are, or {PACKED}")
     parser.add_argument("--pack", action="store_true", help="make a study of a finished run's folder: its records "
                         f"become {PACKED}, its table.md a part of README.md")
     parser.add_argument("--pages", action="store_true",

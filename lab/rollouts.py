@@ -2,6 +2,7 @@
 replaced."""
 
 import os
+import signal
 import sys
 import tempfile
 
@@ -10,8 +11,8 @@ import torch
 from data import tasks
 from data.tokenizer import Tokenizer
 from lab import arguments, command_line, pairs, processes
-from model import load_checkpoint
-from sample import ACCEPT_RULES, interleaved_generate, rank
+from model import load_checkpoint, weights_hash
+from sample import ACCEPT_RULES, RANKED, check_rule, interleaved_generate, rank
 
 STYLES = {"student": "", "teacher": "\033[1;32m", "rejected": "\033[31m", "discarded": "\033[2m", "end": "\033[0m"}
 
@@ -61,17 +62,28 @@ def main(argv=None):
     processes.use_any_terminal()
     parser = command_line.Parser(prog="sample.py", description="The picture of an SKD rollout: who wrote which token.")
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="a student that train_skd.py left (default: pretrain the quick pair)"
+        "--checkpoint",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="a student that train_skd.py left (default: pretrain the quick pair)",
     )
-    parser.add_argument("--teacher", metavar="FILE", help="its teacher (default: teacher.pt beside the checkpoint)")
+    parser.add_argument(
+        "--teacher",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="its teacher (default: teacher.pt beside the checkpoint)",
+    )
     parser.add_argument(
         "--prompt",
         action="append",
         help="your own prompt, with every blank and new line that it was learned with; may be given several times",
     )
-    parser.add_argument("--rows", type=int, default=3, help="rollouts to show, of held-out prompts of the task")
-    parser.add_argument("--data-dir", metavar="DIR", help="where files of real data sets lie")
+    parser.add_argument("--rows", type=int, help="rollouts to show, of held-out prompts of the task (default: 3)")
+    parser.add_argument(
+        "--data-dir", type=os.path.expanduser, metavar="DIR", help="where files of real data sets lie"
+    )
     parser.add_argument("--accept-rule", default="topk", choices=tuple(ACCEPT_RULES), help="which proposals stay")
+    parser.add_argument("--rule", default="", metavar="KNOB=X,..", help="its knobs, e.g. accept_min_prob=0.1")
     parser.add_argument("--accept-top-k", type=int, help="SKD's K (default: the checkpoint's)")
     parser.add_argument(
         "--gamma", type=command_line.block_length, metavar="N|auto", help="tokens drafted per block (default: auto)"
@@ -84,6 +96,18 @@ def main(argv=None):
         processes.print_line(note)
     torch.set_num_threads(1)  # models this small gain nothing from more
     arguments.check_ranges(args)
+    rule = arguments.parse_rule(args.rule)
+    check_rule(args.accept_rule, "sample", "raw", args.gamma, args.accept_top_k or 0, rule)
+    if args.accept_top_k is not None and args.accept_rule not in RANKED:
+        raise ValueError(f"--accept-top-k is ignored by --accept-rule {args.accept_rule}, which has no K: leave it out")
+    if args.prompt and args.rows is not None:
+        raise ValueError("--rows counts prompts of the task, --prompt gives your own: leave one of them out")
+    rows = args.rows or 3
+
+    def first_prompts(examples):
+        if len(examples) < (args.rows or 1):
+            raise ValueError(f"--rows must lie in 1..{len(examples)} (the task's test split), found {rows}")
+        return [example.prompt for example in examples[:rows]]
 
     def check_top_k(vocabulary):
         if args.accept_top_k is not None and args.accept_top_k > vocabulary:
@@ -111,22 +135,26 @@ def main(argv=None):
                     f"the {name} has a vocabulary of {model.config.vocab_size}, its tokenizer one of "
                     f"{tokenizer.n_vocab}: this checkpoint was put together from two runs"
                 )
+        if weights_hash(student) == weights_hash(teacher):
+            raise ValueError(
+                f"{args.checkpoint} is its own teacher here, who would reject nothing: give a student as --checkpoint, "
+                "and its teacher.pt as --teacher"
+            )
         check_top_k(tokenizer.n_vocab)
         if not args.prompt and "task" not in about:
             raise ValueError(f"{args.checkpoint} does not name its task: give a --prompt")
         top_k, budget, prompts = about.get("accept_top_k", 3), about.get("max_new_tokens", 32), args.prompt
         if not prompts:
-            examples = tasks.named_in(about, args.data_dir, args.rows).examples("test")
-            prompts = [example.prompt for example in examples[: args.rows]]
+            prompts = first_prompts(tasks.named_in(about, args.data_dir, rows).examples("test"))
     else:
         data = pairs.encode_task(tasks.make_task("math", **pairs.QUICK_TASK), pairs.QUICK)
         check_top_k(data.tokenizer.n_vocab)
+        prompts = args.prompt or first_prompts(data.splits["test"].examples)
         with tempfile.TemporaryDirectory() as elsewhere:  # where the pair is kept if the checkout is read-only
             kept = {"report": processes.print_line, "otherwise": [elsewhere]}
             pair = pairs.load_or_pretrain_pair(data, pairs.QUICK, device, **kept)
         student, teacher, tokenizer = pair.new_student().eval(), pair.teacher, pair.tokenizer
         top_k, budget = pairs.default_accept_top_k(data.vocabulary_in_use), pair.max_new_tokens
-        prompts = args.prompt or [example.prompt for example in pair.test.examples[: args.rows]]
 
     rollout = interleaved_generate(
         student,
@@ -138,6 +166,7 @@ def main(argv=None):
         accept_rule=args.accept_rule,
         accept_top_k=top_k if args.accept_top_k is None else args.accept_top_k,
         eos_token=tokenizer.eos_token,
+        **rule,
     )
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(
@@ -145,9 +174,10 @@ def main(argv=None):
         f", rule {args.accept_rule}"
         + (
             f", K = {args.accept_top_k if args.accept_top_k is not None else top_k}"
-            if args.accept_rule == "topk"
+            if args.accept_rule in RANKED
             else ""
         )
+        + "".join(f", {knob} = {value:g}" for knob, value in rule.items())
         + f", gamma = {args.gamma or 'auto'}"
     )
     print("plain: student   {teacher's token<-rejected proposal #its rank with the teacher}   <discarded proposals>\n")
@@ -169,6 +199,7 @@ def main(argv=None):
 
 def run_program():
     """Call main() as a program: wrong use ends with one line and a non-zero status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # lab/interrupted.py stood in for it
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:

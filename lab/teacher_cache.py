@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.progress import progress
 from lab.folders import ROOT, locked, write_error
 from lab.records import set_aside, write_whole
 from losses import at_least_float32, with_tail
@@ -125,19 +126,22 @@ class TeacherCache:
                 f"--cache-teacher needs {size / 1e6:.0f} MB, the disk has less: keep the best tokens only (32)"
             )
         beside = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in self.paths]
+        for path in beside:
+            path.unlink(missing_ok=True)
         try:
-            arrays = [
-                np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
-                for path, (shape, kind) in zip(beside, self.shapes)
-            ]
-            at = 0
-            for first in range(0, len(self.prompts), batch_size):
-                answers = self._answers(range(first, min(first + batch_size, len(self.prompts))))
-                for array, rows in zip(arrays, answers):
-                    array[at : at + len(rows)] = rows
-                at += len(answers[0])
-            for array in arrays:
-                array.flush()
+            with contextlib.ExitStack() as opened:
+                files = [opened.enter_context(open(path, "xb")) for path in beside]
+                for file, (shape, kind) in zip(files, self.shapes):
+                    about = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, about)
+                for first in progress(range(0, len(self.prompts), batch_size), "teacher's answers"):
+                    answers = self._answers(range(first, min(first + batch_size, len(self.prompts))))
+                    for file, (_, kind), rows in zip(files, self.shapes, answers):
+                        file.write(np.ascontiguousarray(rows, kind))
+                for file in files:
+                    file.flush()
+                    os.fsync(file.fileno())
+            # Only closed files can be renamed everywhere: Windows refuses to where one is open or mapped.
             for path, final in zip(beside, self.paths):
                 os.replace(path, final)
             write_whole(self.checksum_file, self._checksum())

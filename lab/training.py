@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 
+from data.progress import progress
 from lab import checks, processes
 from lab.checkpoints import Checkpointer
 from lab.checks import first_rows
@@ -32,7 +33,7 @@ from lab.evaluate import sample_responses, step_columns, step_figures
 from lab.processes import all_reduce_mean
 from lab.records import NoLog
 from lab.teacher_cache import TeacherCache
-from losses import HiddenStates, Tokens, by_chunks, masked_mean, weight_of, with_tail
+from losses import HiddenStates, Tokens, by_chunks, masked_mean, weight_of, with_tail, without_nan_outside
 from model import clip_and_step, learning_rate, make_optimizer
 from sample import DATASET, TEACHER, WRITERS, rollout_from_ids, write_tokens
 
@@ -155,7 +156,7 @@ class Run:
         """(number, rows) of a loop that prepares something before the run and has nothing to log; `parts` are saved and
         put back."""
         self.meter = Meter(self.device)
-        for number in range(self.checkpointer.restore(**parts, meter=self.meter), len(order)):
+        for number in progress(range(self.checkpointer.restore(**parts, meter=self.meter), len(order)), "preparing"):
             yield number, order[number]
             if self.checkpointer.due(number + 1, number + 1 == len(order)):
                 with self.meter.paused():
@@ -256,7 +257,7 @@ class Run:
             parts |= {one.name: one.saved, f"{one.name}_optimizer": one.optimizer}
         self.done = self.checkpointer.restore(**parts, costs=self.costs, meter=self.meter, log=self.log)
         self.warn = checks.warner(self.log, self.report)
-        self.finite = checks.Finite(self.order, self.checkpointer, advice or f"--lr ({self.lr})", self.device)
+        self.finite = checks.Finite(self.order, self.checkpointer, advice or f"--lr ({self.lr})", self.device, self.log)
         with self.meter.paused():
             self.frozen = checks.FrozenCheck(student, getattr(teacher, "base", teacher)) if self.done == 0 else None
 
@@ -266,7 +267,7 @@ class Run:
     def steps(self):
         """Every step that is not done yet; what a step leaves is logged, evaluated and saved when the loop asks for the
         next."""
-        for number, rows in enumerate(self.order[self.done :].tolist(), self.done):
+        for number, rows in enumerate(progress(self.order[self.done :].tolist(), "steps"), self.done):
             self.step = Step(self, number, rows)
             yield self.step
             self._end(self.step)
@@ -286,9 +287,7 @@ class Run:
         num_rows = len(rollout.tokens)
         for rows in cuts(num_rows, self.micro_batch):
             with contextlib.ExitStack() as averaging:
-                for (
-                    forward
-                ) in self.wrapped.values():  # gradients of several processes are averaged in the last part only
+                for forward in self.wrapped.values():  # several processes average gradients in the last part only
                     if rows.stop < num_rows and isinstance(forward, torch.nn.parallel.DistributedDataParallel):
                         averaging.enter_context(forward.no_sync())
                 part = Part(self, rollout, rows, total)
@@ -433,8 +432,7 @@ class Step:
         self.losses, self.norms, self.columns = {}, {}, []  # of the models that have moved; of the parts, if logged
 
     def write(self, writer, student, teacher, **options):
-        """One batch of training tokens by `writer`, a name in sample.WRITERS -> Rollout. `options` are
-        write_tokens'."""
+        """One batch of training tokens by `writer`, a name in WRITERS -> Rollout; `options` are write_tokens'."""
         run = self.run
         references = run.references and [run.references[row] for row in self.rows]
         with run.precision(), run.finite.naming(self.number):
@@ -528,6 +526,7 @@ class Part:
         is_student = model is run.student
         with run.method.capture(model, is_student) as self.captured[id(model)]:
             model_logits = run.logits(run.wrapped[id(model)] if learns else model, self.inputs, model)
+        model_logits = without_nan_outside(model_logits, self.tokens.mask)
         passes = getattr(model, "training_passes", 3) if learns else 1
         run.costs.count_forward(model, self.fed, passes + run.method.extra_passes(is_student))
         if not is_student:

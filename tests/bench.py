@@ -466,8 +466,15 @@ def render(record):
 def main(argv=None):
     """Run the sections, print their tables, write the JSON."""
     parser = command_line.Parser(prog="tests/bench.py", description="Benchmarks, each figure beside its floor.")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there, after each section")
-    parser.add_argument("--show", metavar="FILE", help="print the tables of a file that --json wrote, and run nothing")
+    parser.add_argument(
+        "--json", type=os.path.expanduser, metavar="FILE", help="write all figures there, after each section"
+    )
+    parser.add_argument(
+        "--show",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="print the tables of a file that --json wrote, and run nothing",
+    )
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"comma-separated, of {', '.join(SECTIONS)}")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of everything (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU (default: 1)")

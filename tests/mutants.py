@@ -432,8 +432,8 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_resume.py::test_going_on_changes_no_bit[train_skd-fitnet]",),
      "replay buffer, schedule and projector begin anew"),
     ("train: resumed, the batches begin anew", "lab/training.py",
-     "enumerate(self.order[self.done :].tolist(), self.done)",
-     "enumerate(self.order[: self.num_steps - self.done].tolist(), self.done)",
+     "progress(self.order[self.done :].tolist(), ",
+     "progress(self.order[: self.num_steps - self.done].tolist(), ",
      ("test_resume.py::test_going_on_changes_no_bit[train_skd-sft]",),
      "the data position is part of a state: maxtext#3464"),
     ("train: resumed, the schedule begins anew", "lab/training.py",
@@ -767,7 +767,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="mutants.py", description=description)
     parser.add_argument("--only", metavar="TEXT", default="", help="those whose name holds this text")
     parser.add_argument("--list", action="store_true", help="show the table and plant nothing")
-    parser.add_argument("--json", metavar="FILE", help="write counts and names to a file")
+    parser.add_argument("--json", type=os.path.expanduser, metavar="FILE", help="write counts and names to a file")
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time, each in a copy of its own (default: 1)")
     args = parser.parse_args(argv)
     chosen = [mutant for mutant in MUTANTS if args.only in mutant.name]

@@ -1,6 +1,7 @@
 """Laws of lab/checks.py: planted faults are named before they cost a run, and sound runs are left in peace."""
 
 import math
+import types
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import train_okd
 import train_skd
 from lab import checks, compare, reading, training
 from lab.checkpoints import Checkpointer
-from lab.records import RunLog
+from lab.records import NoLog, RunLog
 from lab.training import batch_order
 from losses import HiddenStates, masked_mean
 from model import clip_and_step, load_file
@@ -300,5 +301,46 @@ def test_a_sampler_that_meets_broken_logits_names_the_step(
         distilled(script, row, student, pair, args, log=log)
     log.close()
     order = batch_order(len(pair.train.prompts), 4, 30, torch.Generator().manual_seed(1)).tolist()
-    assert f" step {wrong} (train examples {order[wrong - 1]})" in str(error.value) and "\n" not in str(error.value)
+    batch, words = ", ".join(map(str, order[wrong - 1])), str(error.value)
+    assert f" step {wrong} (train examples {batch})" in words and "; kept: the record so far" in words
     assert "--lr" in str(error.value) and lines_of(tmp_path / "run_seed1.jsonl")[-1]["step"] == 3
+
+
+@pytest.mark.parametrize("chunked", ["no", "yes"])
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+def test_nan_before_the_response_changes_no_bit(pair, monkeypatch, whose, chunked):  # noqa: F811
+    """A model may say nan where nobody is asked, as one whose padding sees nothing: the same student, to the bit."""
+    args, weights, logits = flags("--steps", "3", "--chunk-loss", chunked), [], training.Run.logits
+
+    def nan_at_the_first_token(run, forward, tokens, model):
+        found = logits(run, forward, tokens, model)
+        if (model is run.student) != (whose == "student"):
+            return found
+        first = torch.zeros(tokens.size(1), 1)
+        first[0] = math.nan
+        return found._replace(features=found.features + first) if isinstance(found, HiddenStates) else found + first
+
+    for function in (logits, nan_at_the_first_token):
+        monkeypatch.setattr(training.Run, "logits", function)
+        student = pair.new_student()
+        distilled(train_skd, train_skd.VARIANTS["supervised"], student, pair, args)
+        weights.append([weight.detach().clone() for weight in student.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights))
+
+
+def test_an_error_in_a_step_is_short_and_true():
+    """Four numbers of a batch are enough; what is not on disk is not said to be kept."""
+    order = torch.arange(128).view(2, 64)
+
+    def line(step, log):
+        finite = checks.Finite(order, types.SimpleNamespace(step=step), "--lr (0.05)", torch.device("cpu"), log)
+        finite.see(1, torch.tensor(math.nan))
+        with pytest.raises(ValueError) as error:
+            finite.check()
+        return str(error.value)
+
+    begins = "loss or gradient is not finite at step 2 (train examples 64, 65, 66, 67 and 60 more): lower --lr (0.05)"
+    assert line(0, NoLog()) == begins  # a notebook
+    record = types.SimpleNamespace(path="skd_seed1.jsonl")
+    assert line(0, record) == f"{begins}; kept: the record so far"
+    assert line(1, record) == f"{begins}; kept: the record so far and the state after 1 steps"

@@ -7,6 +7,7 @@ line, which is never the same place twice, since nobody waits for it.
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import multiprocessing
@@ -16,6 +17,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +26,7 @@ from test_train_skd import SMALL, cached_pairs, lines_of, without_times  # noqa:
 from workers import interrupted
 
 import train_skd
-from lab import compare, folders, pairs, processes, rollouts
+from lab import compare, folders, pairs, processes, records, rollouts
 from model import load_file
 
 TINY = (
@@ -262,6 +265,46 @@ def count_up(path):
             path.write_text(str(int(path.read_text()) + 1))
 
 
+class LocksOfWindows:
+    """Windows' module msvcrt, made of this system's locks: the first byte of a file, and EACCES where it is taken."""
+
+    LK_NBLCK = 2
+
+    def __init__(self, real):
+        self.real = real
+
+    def locking(self, descriptor, mode, size):
+        assert (mode, size) == (self.LK_NBLCK, 1) and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
+        try:
+            self.real.flock(descriptor, self.real.LOCK_EX | self.real.LOCK_NB)
+        except BlockingIOError:
+            raise PermissionError(errno.EACCES, "Permission denied") from None
+
+
+def test_a_lock_is_of_one_on_windows(tmp_path, monkeypatch):
+    """Without fcntl the lock is Windows' own, which is asked again and again; a file is removed when it is closed."""
+    path, said, real, remove = tmp_path / ".lock", [], folders.fcntl, os.remove
+    monkeypatch.setattr(folders, "fcntl", None)
+    monkeypatch.setattr(folders, "msvcrt", LocksOfWindows(real), raising=False)
+
+    def remove_closed(name):
+        assert name not in [Path(link).resolve() for link in Path("/proc/self/fd").iterdir()]
+        remove(name)
+
+    monkeypatch.setattr(os, "remove", remove_closed)
+    with folders.locked(path) as first:
+        assert first
+        with folders.locked(path, wait=False) as second:
+            assert not second
+    assert not path.exists()
+    holder = open(path, "a")
+    real.flock(holder, real.LOCK_EX)
+    monkeypatch.setattr(time, "sleep", lambda seconds: holder.close())
+    with folders.locked(path, say=said.append) as third:
+        assert third and len(said) == 1 and "waiting for it" in said[0]
+    assert not path.exists()
+
+
 def test_a_lock_waits(tmp_path):
     """Four processes add 1 to a number in a file, each 25 times: none is lost."""
     (tmp_path / "number").write_text("0")
@@ -355,16 +398,78 @@ def test_what_changes_under_a_running_program_is_told(cached_pairs, tmp_path, mo
 
     assert compare_with(argv, edit) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
-    word = {"code": "losses.py has", "pair": "the cached pair has"}.get(what, "the task's data files have")
+    words = {"code": "losses.py has", "pair": "the cached pair has", "test split": "test.jsonl has"}
+    word = words.get(what, "train.jsonl has changed, val.jsonl has")
     assert (
         line.startswith("train_skd.py: run skd_seed1 failed")
-        and f"{word} changed since" in line
+        and f"{word} changed" in line
+        and "since the program was started" in line
         and "start it again" in line
     )
     assert (
         b'"final"' in (tmp_path / "out" / "sft_seed1.jsonl").read_bytes()
         and not (tmp_path / "out" / "skd_seed1.jsonl").exists()
     )
+
+
+@pytest.mark.parametrize("unfinished", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_data_that_changed_before_resume_is_named(cached_pairs, tmp_path, unfinished):  # noqa: F811
+    """A file that was edited, is gone or came with it: one line with its name and what to type, before anything is
+    trained or written; with the files as they were, the table is continued. So it is where no run has ended yet."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    argv = [*SMALL, *own_data(data), "--out", str(out), "--resume"]
+    assert train_skd.main([*argv, "--variants", "sft"]) == 0
+    if unfinished:
+        text = (out / "sft_seed1.jsonl").read_text().splitlines(keepends=True)
+        (out / "sft_seed1.jsonl").write_text("".join(text[:-1]))
+    before, left = {path.name: path.read_text() for path in data.iterdir()}, sorted(out.iterdir())
+    alphabet = "abcdefghijklmnopqrstuvwxyz" * 9
+    more = "".join(json.dumps({"prompt": f"{n}{word}", "response": word}) + "\n" for n, word in enumerate(alphabet))
+    cases = {
+        "test.jsonl has changed": {"test.jsonl": before["test.jsonl"].replace("yes", "no", 1)},
+        "train.jsonl has changed": {"train.jsonl": before["train.jsonl"] + more},  # K follows from the vocabulary
+        "val.jsonl is gone": {"val.jsonl": None},
+        "test.jsonl has changed, val.jsonl is gone": {"test.jsonl": before["val.jsonl"], "val.jsonl": None},
+    }
+    for told, files in cases.items():
+        for name, text in (before | files).items():
+            (data / name).unlink(missing_ok=True) if text is None else (data / name).write_text(text)
+        with pytest.raises(ValueError) as error:
+            train_skd.main([*argv, "--variants", "sft,supervised"])
+        assert str(error.value) == (
+            f"{told} since sft_seed1.jsonl was begun: put the data back as it was, or start anew with another --out"
+        )
+        assert sorted(out.iterdir()) == left
+    for name, text in before.items():
+        (data / name).write_text(text)
+    assert train_skd.main([*argv, "--variants", "sft,supervised"]) == 0
+
+
+def test_a_state_names_the_data_that_changed():
+    """What a run was interrupted with, too: the file before what follows from it; another task is named as the flag."""
+    before = {"task": "jsonl", "accept_top_k": 3, "inputs": {"train.jsonl": "a"}, "settings": {"lr": 1}}
+    with pytest.raises(ValueError, match="^train.jsonl has changed, val.jsonl is new since x.state.pt was begun: put"):
+        now = before | {"accept_top_k": 4, "inputs": {"train.jsonl": "b", "val.jsonl": "c"}}
+        records.refuse_difference("x.state.pt", before, now)
+    with pytest.raises(ValueError, match="made with --task jsonl, now it is math"):
+        records.refuse_difference("x.state.pt", before, before | {"task": "math", "inputs": {}})
+    records.refuse_difference("x.state.pt", before, before | {"settings": {"lr": 1, "a_new_one": None}})
+
+
+def test_a_task_is_tokenised_once_per_process(cached_pairs, tmp_path, monkeypatch):  # noqa: F811
+    """Two methods, one tokenizer; an edited file, another flag: again."""
+    encode, calls = pairs.encode_task, []
+    monkeypatch.setattr(pairs, "encode_task", lambda *given: calls.append(given) or encode(*given))
+    argv = [*SMALL, *own_data(tmp_path / "data")]
+    assert train_skd.main([*argv, "--out", str(tmp_path / "out")]) == 0 and len(calls) == 1
+    for changes in (["--measure", "2"], ["--student-prompts", "7"], ["--max-new-tokens", "9"]):
+        compare.load_data(train_skd.parse_flags([*argv, *changes])[0])
+    assert len(calls) == 4
+    args = train_skd.parse_flags(argv)[0]
+    for _ in range(2):
+        assert compare.load_data(args).splits["train"].examples[0].response == "yes"
+    own_data(tmp_path / "data", "no")
+    assert compare.load_data(args).splits["train"].examples[0].response == "no" and len(calls) == 6
 
 
 def test_a_record_that_is_gone_at_the_end_is_a_failure(cached_pairs, tmp_path, capsys):  # noqa: F811

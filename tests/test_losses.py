@@ -627,6 +627,30 @@ def test_garbage_logits_under_the_mask(name):
             assert torch.equal(value, dirty_value) and torch.equal(gradient[ROWS_MASK], dirty_gradient[ROWS_MASK])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_under_the_mask_reaches_no_gradient(name):
+    """Of logits that went through without_nan_outside the whole gradient is the clean one, whichever model's are nan;
+    what is finite outside of the mask stays, in value and in gradient."""
+    clean, outside = (random_logits(2, 4, 5, seed=seed) for seed in (0, 1)), ~ROWS_MASK[..., None]
+    student_logits, teacher_logits = clean
+
+    def gradient_of(student, teacher):
+        leaf = student.clone().requires_grad_()
+        student = losses.without_nan_outside(leaf * 1, ROWS_MASK)
+        losses.masked_mean(adapters.divergence(name, student, teacher), ROWS_MASK).backward()
+        return leaf.grad
+
+    expected = gradient_of(student_logits, teacher_logits)
+    for dirty in (0, 1):
+        both = [student_logits, teacher_logits]
+        both[dirty] = both[dirty].masked_fill(outside, math.nan)
+        assert torch.equal(gradient_of(*both), expected)
+    whole = losses.without_nan_outside((leaf := student_logits.clone().requires_grad_()) * 1, ROWS_MASK)
+    assert torch.equal(whole, student_logits)
+    whole.sum().backward()
+    assert torch.equal(leaf.grad, torch.ones_like(leaf))
+
+
 @pytest.mark.parametrize("reduction", ["token", "sequence", "sum"])
 def test_nothing_to_average_gives_zero_with_a_graph(reduction):
     """An all-masked batch: loss 0, backward works, gradient 0, whatever stands under the mask."""

@@ -123,9 +123,10 @@ def test_a_typed_prompt_is_the_learned_one(own, capsys):
         lines = capsys.readouterr().out.split("\n")
         return [line for line in lines if line.startswith(("prompt", "rollout", "result"))]
 
+    texts = [example.prompt for example in tasks.make_task("jsonl", data_dir=own.folder).examples("test")]  # its order
     rows = shown("--data-dir", str(own.folder), "--rows", "3")
     assert rows == shown(*(word for text in texts for word in ("--prompt", text)))
-    assert rows[::3] == [r"prompt   1\nAnswer:\n", r"prompt    1\nAnswer:", r"prompt   1\\nAnswer:\\n"]
+    assert {*rows[::3]} == {r"prompt   1\nAnswer:\n", r"prompt    1\nAnswer:", r"prompt   1\\nAnswer:\\n"}
     assert len({*rows[2::3]}) == 3
 
 
@@ -258,7 +259,7 @@ def test_keys_of_ones_own_are_named_by_flags(own):
     refused(own, {"train.jsonl": rows}, "--prompt-key and --response-key", prompt_key="id", response_key="id")
     told = []
     task = tasks.make_task("jsonl", data_dir=own.folder, say=told.append, prompt_key="question", response_key="answer")
-    assert task.by_split["train"] == splits["train"] and told == said
+    assert sorted(task.by_split["train"]) == splits["train"] and told == said
     again = tasks.named_in({"task": "jsonl", "task_options": task.options}, own.folder, 3)  # as sample.py reads it
     assert again.by_split == task.by_split
     with pytest.raises(ValueError, match="no option 'prompt_key'"):

@@ -553,6 +553,141 @@ def test_one_giant_line_does_not_decide_the_block(giant):
     assert insisted.dropped == 0
 
 
+def sized(lengths, prompt="q?"):
+    """Rows whose references have these lengths in tokens, the end token included, with one token per letter."""
+    return [(prompt, "".join(random.Random(n).choices("abcdefgh", k=length - 1))) for n, length in enumerate(lengths)]
+
+
+BYTES = replace(SETTINGS, vocab_size=257)
+
+
+@pytest.mark.parametrize(
+    "lengths, own_data, budget",
+    [
+        ([8] * 50, True, 10),  # all alike: an eighth more, at least two
+        ([40] * 199 + [79], True, 88),  # twice as long as usual is not out of the way
+        ([40] * 199 + [4500], True, 90),
+        ([40] * 197 + [4500] * 3, True, 5062),  # more than a hundredth: not out of the way either
+        ([40] * 199 + [4500], False, 5062),  # a made task keeps its budget
+        ([2] * 90 + [100] * 10, True, 112),  # one answer in ten is long
+        ([5, 300], True, 337),  # of few references each is more than a hundredth
+        ([1], True, 3),
+    ],
+)
+def test_the_budget_follows_the_usual_reference(lengths, own_data, budget):
+    """An eighth more than the longest reference, which in own data counts as twice the 99th percentile at most."""
+    for order in (lengths, lengths[::-1]):
+        assert pairs.default_budget(order, own_data) == budget
+
+
+def test_one_long_answer_does_not_decide_for_all():
+    """200 short answers and one of 900 tokens: it is left out of training, and models are as long as without it."""
+    held_out = {"val": sized([8] * 3), "test": sized([8] * 3)}
+    usual, long_one = sized([8] * 200), sized([8] * 77 + [900] + [8] * 123)
+    without = encode_task(TextTask(train=usual, **held_out), BYTES)
+    data = encode_task(TextTask(train=long_one, **held_out), BYTES)
+    assert (data.max_new_tokens, data.block_size) == (18, 20) and without.max_new_tokens == 10
+    assert (data.too_long, data.dropped, len(data.splits["train"].prompts)) == (1, 0, 200)
+    assert max(map(len, data.splits["train"].responses)) == 8
+    assert data.splits["train"].examples == [Example(*row) for row in long_one if len(row[1]) < 100]
+    lines = list(pairs.about_choice(data, BYTES, 4))
+    assert lines[-1] == (
+        "left out of training: 1 of 201 references, which are longer than 18 tokens (--max-new-tokens)"
+    )
+
+
+def test_max_new_tokens_decides_what_is_learned():
+    """Training references of up to N tokens stay whole, longer ones go; held-out ones stay and are told; N fits."""
+    rows = sized([3, 5, 8, 9, 20])
+    task = TextTask(train=rows, val=sized([3, 4]), test=sized([8, 9, 30]))
+    data = encode_task(task, replace(BYTES, max_new_tokens=8))
+    assert (data.max_new_tokens, data.too_long) == (8, 2)
+    assert [len(response) for response in data.splits["train"].responses] == [3, 5, 8]
+    assert all(response[-1] == data.tokenizer.eos_token for response in data.splits["train"].responses)  # none is cut
+    assert [len(response) for response in data.splits["test"].responses] == [8, 9, 30] and data.block_size == 32
+    told = [line for line in pairs.about_choice(data, BYTES, 4) if "equal to them" in line]
+    assert len(told) == 1 and told[0].startswith("2 of 3 test references are longer than 8 tokens")
+    assert encode_task(task, replace(BYTES, max_new_tokens=100)).block_size == 102
+    assert encode_task(task, replace(BYTES, max_new_tokens=100)).max_new_tokens == 100
+    with pytest.raises(ValueError) as error:
+        encode_task(task, replace(BYTES, max_new_tokens=2))
+    assert "--max-new-tokens 2 leaves no training example: the shortest reference has 3 tokens" in one_line(error)
+
+
+def test_a_made_task_keeps_its_budget(data):
+    """An eighth more than the longest reference, and every example: what its studies were measured with."""
+    longest = max(map(len, data.splits["train"].responses))
+    assert data.max_new_tokens == longest + max(2, longest // 8) and data.too_long == 0
+    assert [len(split.prompts) for split in data.splits.values()] == [24, 5, 7, 3]
+    task = TextTask(train=sized([8] * 199 + [300]), val=sized([8]), test=sized([8]))
+    for name, budget, too_long in (("text", 18, 1), ("math", 337, 0)):  # whatever its references are
+        task.name = name
+        data = encode_task(task, BYTES)
+        assert (data.max_new_tokens, data.too_long) == (budget, too_long)
+
+
+def test_what_padding_costs_by_counting():
+    """Expected longest row of a batch with and without the rows that stand apart, against drawn batches."""
+    chance, lengths = random.Random(5), [50] * 198 + [70, 4500]
+    few, others, times = pairs.cost_of_longest(lengths, 64)
+    drawn = [
+        sum(max(chance.choices(rows, k=64)) for _ in range(2000)) / 2000 for rows in (lengths, sorted(lengths)[:-1])
+    ]
+    assert (few, others) == (1, 70) and times == pytest.approx(drawn[0] / drawn[1], rel=0.1)
+    assert pairs.cost_of_longest([50] * 980 + [60] * 18 + [3000, 4000], 64)[:2] == (2, 60)
+    assert pairs.cost_of_longest(list(range(20, 420)), 64)[2] < 1.02  # lengths of all kinds: nobody stands apart
+    assert pairs.cost_of_longest([7] * 30, 64)[2] == 1.0
+    assert pairs.cost_of_longest([7], 64) == pairs.cost_of_longest([], 64) == (0, 0, 1.0)
+
+
+def test_a_row_that_makes_the_others_slow_is_told():
+    """One prompt far longer than the rest: a warning with its length, its price, and the flag that leaves it out,
+    which does."""
+    rows, settings = sized([8] * 40) + sized([8], "why? " * 200), replace(BYTES, student_prompts=None)
+    task = TextTask(train=rows, val=sized([8] * 3), test=sized([8] * 3))
+    (line,) = pairs.about_choice(encode_task(task, settings), settings, 4)
+    assert line.startswith("warning: 1 of 41 train examples with up to 1,008 tokens, all others with at most 10: padd")
+    settings = replace(settings, block_size=int(re.search(r"--block-size (\d+) leaves", line)[1]))
+    data = encode_task(task, settings)
+    assert data.dropped == 1 and list(pairs.about_choice(data, settings, 4)) == []
+
+
+def test_what_is_drawn_is_told():
+    """One line says how many of how many, for each flag that leaves some out and for the curves."""
+    task = TextTask(train=sized([8] * 30), val=sized([8] * 250), test=sized([8] * 6))
+    data = encode_task(task, BYTES)
+    data.splits["test"] = data.splits["test"].first(4)
+    assert list(pairs.about_choice(data, replace(BYTES, teacher_prompts=20), 4, measure=4)) == [
+        "drawn at random: 10 of your 30 prompts for the student (--student-prompts, 0 for all), 20 of your 30 for the "
+        "teacher (--teacher-prompts), 4 of your 6 test examples (--measure), 200 of your 250 val examples for "
+        "the curves"
+    ]
+    everything = replace(BYTES, student_prompts=None)
+    data = encode_task(TextTask(**{name: sized([8] * 30) for name in ("train", "val", "test")}), everything)
+    assert list(pairs.about_choice(data, everything, 4, measure=30)) == []
+
+
+def test_another_choice_is_another_pair(tmp_path, untrained):
+    """The prompts that were drawn decide the key: the lines in another order share both models; without a line that was
+    not drawn the student stays and the teacher, who learns all, is another; without one that was, both are."""
+    held_out = {split: [{"prompt": f"{split}?", "response": "ab"}] for split in ("val", "test")}
+
+    def files(lines):
+        for split, rows in ({"train": lines} | held_out).items():
+            (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        data = encode_task(make_task("jsonl", data_dir=tmp_path), BYTES)
+        load(data, BYTES, tmp_path / "cache")
+        found = sorted(path.name.split("-")[1] for path in (tmp_path / "cache").iterdir())
+        return found, [example.prompt for example in data.splits["train"].examples]
+
+    lines = [{"prompt": f"{i}?", "response": "ab"} for i in range(60)]
+    found, prompts = files(lines)
+    assert found == ["student", "teacher"] and [len(rows) for _, rows, _ in untrained] == [60, 10]
+    assert files(lines[::-1])[0] == found
+    assert files([line for line in lines if line["prompt"] != prompts[10]])[0] == ["student", "teacher", "teacher"]
+    assert files([line for line in lines if line["prompt"] != prompts[9]])[0] == ["student"] * 2 + ["teacher"] * 3
+
+
 @pytest.mark.parametrize("empty", ["train", "val", "test"])
 def test_no_split_that_is_used_is_empty(empty):
     """A split that a block size leaves without examples ends with one line that names it, before any training."""
@@ -945,16 +1080,21 @@ def test_variants_are_picked_by_name():
         assert "one, two" in one_line(error)
 
 
-def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch):
-    """auto takes the best that is there; what is asked for and absent ends with one line that says what there is."""
+def test_auto_takes_cuda_then_cpu(monkeypatch):
+    """auto takes CUDA, else the CPU, and says where it leaves MPS alone, which is taken when asked for; what is asked
+    for and absent ends with one line that says what there is."""
     there = {"cuda": True, "mps": True}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
     found = []
     for gone in (None, "cuda", "mps"):
         there.update({gone: False} if gone else {})
-        found.append(processes.pick_device("auto").type)
-    assert found == ["cuda", "mps", "cpu"] and processes.pick_device("cpu") == torch.device("cpu")
+        device = processes.pick_device("auto").type
+        found.append((device, "--device mps" in (processes.device_note("auto", device) or "")))
+        assert not there["mps"] or processes.pick_device("mps").type == "mps"
+        assert processes.device_note("cpu", "cpu") is None  # said to those who asked for nothing
+    assert found == [("cuda", False), ("cpu", True), ("cpu", False)]
+    assert processes.pick_device("cpu") == torch.device("cpu")
     for absent in ("cuda", "mps"):
         with pytest.raises(ValueError) as error:
             processes.pick_device(absent)

@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import adapters
 import pytest
 import torch
 from test_train_skd import lines_of, weight_differences, without_times
 
 import train_skd
-from lab import processes
+from lab import costs, evaluate, processes
 
 TINY = "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 4 --device cpu --jobs 1".split()
 # Figures that differ: of the clock, of the memory that a share of the batch takes, and of what the samplers spent, as
@@ -179,3 +181,38 @@ def test_no_process_goes_on_alone(monkeypatch):
     monkeypatch.setattr(processes, "rank_and_size", lambda: (1, 2))
     with pytest.raises(ValueError, match="only here"):
         processes.run_all(task, [(0,), (1,)], 1, lines.append)
+
+
+def cores(monkeypatch, **missing_or_not):
+    """usable_cores() where the system has these functions of os and no others of the three."""
+    for name in ("sched_getaffinity", "process_cpu_count", "cpu_count"):
+        monkeypatch.delattr(os, name, raising=False)
+    for name, function in missing_or_not.items():
+        monkeypatch.setattr(os, name, function, raising=False)
+    return processes.usable_cores()
+
+
+def test_every_core_has_a_job_on_every_system(monkeypatch):
+    """Linux tells which cores this process may use; macOS and Windows only how many there are, or nothing at all."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert cores(monkeypatch, cpu_count=lambda: 8) == 8  # macOS, Windows
+    assert (processes.default_jobs("cpu"), processes.default_jobs("cuda"), processes.default_jobs("mps")) == (8, 1, 1)
+    assert cores(monkeypatch, cpu_count=lambda: 8, process_cpu_count=lambda: 6) == 6  # from Python 3.13 on
+    assert cores(monkeypatch, cpu_count=lambda: 8, sched_getaffinity=lambda pid: {0, 3}) == 2  # Linux, in a container
+    assert cores(monkeypatch, cpu_count=lambda: None) == 1
+
+
+def test_a_torch_that_knows_nothing_of_processes(monkeypatch):
+    """Built without torch.distributed it has none of its functions: one process works alone, torchrun is refused."""
+    missing = types.SimpleNamespace(is_available=lambda: False)
+    for module in (processes, costs, evaluate):
+        monkeypatch.setattr(module, "dist", missing)
+    assert processes.rank_and_size() == (0, 1) and processes.join(torch.device("cpu")) == torch.device("cpu")
+    assert evaluate._in_order([3, 4]) == [3, 4] and list(evaluate._share(2)) == [0, 1]
+    model = adapters.make_gpt(5, 8, 1, 1, 4)
+    assert costs.Costs(model, model).figures()["teacher_forwards"] == 0
+    processes.leave()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="without torchrun"):
+        processes.join(torch.device("cpu"))

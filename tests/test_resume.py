@@ -237,6 +237,8 @@ def test_a_damaged_state_is_set_aside(damage, both, tmp_path):
         checkpointer.step == (0 if both else 2)
         and [line.split()[0] for line in said] == [newest.name, before.name][: 1 + both]
     )
+    taken = "none is left, the run begins anew" if both else "the state after step 2 is used"
+    assert all(line.endswith(taken) for line in said)
     assert (
         not newest.exists()
         and newest.with_name(f"{newest.name}.damaged").exists()

@@ -1,16 +1,23 @@
 """Laws of lab/processes.py: an interruption ends what is under way, and foreign files are named, not followed."""
 
 import concurrent.futures
+import functools
+import io
+import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 
 import pytest
+import tiny
 from tiny import matrix
 from workers import never_through, perhaps_killed, saved_late, touch
 
-from lab import compare, processes, records
+import train_skd
+from data import progress
+from lab import compare, pairs, processes, records
 
 
 @pytest.mark.slow
@@ -154,6 +161,54 @@ def test_a_killed_process_takes_no_other_run_down(runs, killed):
     assert sorted(line for line in lines if line.startswith("run")) == left
     assert all("killed" in line and "\n" not in line for _, line in failures)
     assert seen[-1] == (0, 0) and all(running <= 2 for running, _ in seen)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def bars(text):
+    """The names of the bars that were drawn, in order."""
+    return list(dict.fromkeys(re.findall(r"([\w'. ]+):\s+\d+(?:%\||it)", text)))
+
+
+def test_a_bar_is_for_a_terminal(monkeypatch, capsys):
+    """On a terminal a bar that is gone at the end, lines above it; elsewhere, in a process of its own and in all of
+    several processes but the first, not a letter."""
+    for name, value in (("stderr", io.StringIO()), ("stderr", None)):
+        monkeypatch.setattr(sys, name, value)
+        rows = [1, 2]
+        assert progress.progress(rows, "rows") is rows
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for row in progress.progress(rows, "rows"):
+        progress.say(f"row {row}")
+    assert bars(terminal.getvalue()) == ["rows"] and terminal.getvalue().split("\r")[-1] == ""
+    assert capsys.readouterr().out == "row 1\nrow 2\n"
+    monkeypatch.setenv("RANK", "1")
+    assert not progress.shown()
+    monkeypatch.setenv("RANK", "0")
+    assert progress.shown()
+    monkeypatch.setattr(progress.multiprocessing, "parent_process", lambda: "one")
+    assert not progress.shown()
+
+
+def test_every_long_stage_has_a_bar(tmp_path, monkeypatch, capsys):
+    """From the file to the table nothing that grows with data or models is silent on a terminal."""
+    rows = [json.dumps({"prompt": f"{n}?", "response": "yes"}) for n in range(30)]
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows).replace("?", f" {split}?"))
+    tiny.cached(monkeypatch, tmp_path / "teacher")
+    load = pairs.load_or_pretrain_pair
+    monkeypatch.setattr(pairs, "load_or_pretrain_pair", functools.partial(load, cache_dir=tmp_path / "pairs"))
+    argv = ["--quick", "--device", "cpu", "--jobs", "1", "--steps", "2", "--teacher-steps", "3", "--start-steps", "3"]
+    argv += ["--task", "jsonl", "--data-dir", str(tmp_path), "--batch-size", "8", "--variants", "supervised"]
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert train_skd.main([*argv, "--cache-teacher", "dense", "--out", str(tmp_path / "out")]) == 0
+    stages = ["train.jsonl", "order", "words", "tokenizer", "tokens", "pretraining", "writing", "measuring", "drafting"]
+    assert [name for name in bars(terminal.getvalue()) if name in stages] == stages
+    assert {"teacher's answers", "steps"} <= set(bars(terminal.getvalue()))
 
 
 def test_progress_is_read_from_the_records(tmp_path, capsys, monkeypatch):

@@ -1721,6 +1721,28 @@ def test_a_writer_that_returns_no_source_is_refused(wrong, monkeypatch):
         write("wrong", student, teacher, [[1], [2, 3]], None)
 
 
+UNLABELLED = {  # what a new writer may forget
+    "all labels": (lambda rollout: dataclasses.replace(rollout, source=torch.zeros_like(rollout.source)), "as PROMPT"),
+    "a row's labels": (
+        lambda rollout: dataclasses.replace(rollout, source=rollout.source.index_fill(0, torch.tensor([1]), 0)),
+        "as PROMPT"),
+    "the cost": (lambda rollout: dataclasses.replace(rollout, fed=None), "no `fed`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forgotten", UNLABELLED)
+def test_a_writer_that_forgets_a_label_or_the_cost_is_refused(forgotten, monkeypatch):
+    """Else nobody would have written the tokens, or nobody paid for them. References cost nothing now."""
+    student, teacher = make_pair(7)
+    right, (change, words) = sample.WRITERS["student"].write, UNLABELLED[forgotten]
+    monkeypatch.setitem(sample.WRITERS, "new", sample.Writer(lambda request: change(right(request)), True, False, ()))
+    with pytest.raises(ValueError, match="writer new ") as error:
+        write("new", student, teacher, [[1], [2, 3]], None)
+    assert words in str(error.value) and "\n" not in str(error.value)
+    for writer in ("dataset", "teacher"):
+        assert write(writer, student, teacher, [[1], [2, 3]], [[4], [5]]).fed is None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Two models that write together.
 

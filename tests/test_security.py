@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import re
 import time
 import urllib.error
 import urllib.request
@@ -43,7 +44,7 @@ from model import (
     save_online_module,
 )
 
-BASE = adapters.make_gpt(257, 26, 1, 2, 8)
+BASE, OTHER = adapters.make_gpt(257, 26, 1, 2, 8), adapters.make_gpt(257, 26, 1, 2, 8, seed=1)
 TOKENIZER = train_tokenizer(["abab abab"], 257)
 
 
@@ -162,6 +163,44 @@ def test_no_payload_of_a_teacher_cache_runs(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Claims: more than a file holds.
+
+def zipped(path, **parts):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+FOREIGN = {  # files of others, by what they are: (who writes one, our words for it)
+    "a zip": (lambda path: zipped(path, notes="words"), "its parts are not what this project writes"),
+    "a document": (lambda path: zipped(path, **{"word/document.xml": "<x/>", "[Content_Types].xml": "<y/>"}), "parts"),
+    "an empty zip": (zipped, "it holds more than tensors"),
+    "arrays": (lambda path: np.savez(open(path, "wb"), weights=np.zeros(3)), "its parts are not what this project"),
+    "TorchScript": (lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(path), "its parts are not"),
+    "a module": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "it holds more than tensors and plain values"),
+    "of an old torch": (
+        lambda path: torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False), "it is cut short"),
+    "one tensor": (lambda path: torch.save(torch.zeros(2), path), "this project did not write it"),
+    "another's weights": (lambda path: torch.save({"model": torch.zeros(2)}, path), "this project did not write it"),
+    "a list": (lambda path: torch.save([torch.zeros(2)], path), "this project did not write it"),
+    "text": (lambda path: Path(path).write_text("words"), "it is cut short, or no file of this project's"),
+    "nothing": (lambda path: Path(path).write_bytes(b""), "it is cut short, or no file of this project's"),
+    "a state": (lambda path: save_file(path, {"step": 1}), "it has no 'config'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.filterwarnings("ignore")  # of torch, about what it writes here
+def test_a_foreign_file_ends_in_our_words(tmp_path, kind):
+    """One line, without torch's advice: to load without weights_only, or to report an enhancement request."""
+    write, words = FOREIGN[kind]
+    path = str(tmp_path / "a.pt")
+    write(path)
+    with pytest.raises(ValueError, match="a.pt is not a whole checkpoint of this project") as error:
+        load_checkpoint(path)
+    line = one_line(error)
+    assert words in line and line.endswith("give another, or let the run write it anew")
+    assert not re.search("weights_only|PyTorch|TorchScript|enforce|github", line)
+
 
 CONFIGS = {  # changes of a configuration under a checksum that fits
     "vocabulary": {"vocab_size": 10**9}, "block": {"block_size": 10**12}, "width": {"n_embd": 10**9},
@@ -616,9 +655,10 @@ def checkpoint_content(**extra):
 def shown(tmp_path, capsys, *argv, **about):
     """What sample.py says of a checkpoint with these entries: (its output, its one line of refusal or None)."""
     save_file(str(tmp_path / "a.pt"), checkpoint_content(**about))
-    save_file(str(tmp_path / "teacher.pt"), checkpoint_content())
+    save_file(str(tmp_path / "teacher.pt"), checkpoint_content(weights=OTHER.state_dict()))
+    rows = [] if "--prompt" in argv else ["--rows", "1"]
     try:
-        assert rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--rows", "1", *argv]) == 0
+        assert rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", *rows, *argv]) == 0
     except (ValueError, OSError) as error:
         return capsys.readouterr().out, one_line(error)
     return capsys.readouterr().out, None
@@ -705,6 +745,8 @@ def test_a_terminal_is_not_spoken_to(tmp_path, capsys):
         # Always ESC.
         evil.norm.bias.copy_(50 * evil.token_embedding.weight[27] / evil.token_embedding.weight[27].norm())
     save_file(str(tmp_path / "a.pt"), checkpoint_content(weights=evil.state_dict()))
+    with torch.no_grad():
+        evil.norm.bias.mul_(1.1)
     save_file(str(tmp_path / "teacher.pt"), checkpoint_content(weights=evil.state_dict()))
     assert (
         rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--prompt", "a\x1b]0;title\x07\r"])

@@ -4,6 +4,7 @@ import functools
 import json
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -548,7 +549,9 @@ def own_task(folder, responses, **options):
 def test_own_data_is_scored_by_what_sees_it(tmp_path, responses, metric):
     """Right answers score 1 whatever they are written in; a line says which metric, why and which flag."""
     task = own_task(tmp_path, responses)
-    examples, others = task.examples("test"), responses[1:] + responses[:1]
+    examples = task.examples("test")
+    responses = [example.response for example in examples]  # in the task's order
+    others = responses[1:] + responses[:1]
     assert (task.metric, task.metric_warnings) == (metric, [])
     assert task.metric_note.startswith(f"score: {metric}, since ") and "--metric" in task.metric_note
     assert "\n" not in task.metric_note
@@ -565,9 +568,12 @@ def test_the_metric_can_be_asked_for(tmp_path):
     for name, row in METRICS.items():
         task = own_task(tmp_path, responses, metric=name)
         assert (task.metric, task.metric_note) == (row.title, None)
-        assert task.corpus_score(task.examples("test"), responses) == score_texts(name, responses, responses)
+        right = [example.response for example in task.examples("test")]
+        assert task.corpus_score(task.examples("test"), right) == score_texts(name, right, right)
+    wrong = {"7": "-7", "-7": "7", "x > y": "x < y", "x < y": "x > y"}
     blind = own_task(tmp_path, responses, metric="rouge_l")
-    assert blind.corpus_score(blind.examples("test"), ["-7", "7", "x < y", "x > y"] * 5) == 1.0
+    examples = blind.examples("test")
+    assert blind.corpus_score(examples, [wrong[example.response] for example in examples]) == 1.0
     assert any("2 of 4 different references" in line for line in blind.metric_warnings)
     assert "right in all 20 examples" in own_task(tmp_path, ["positive"] * 20).metric_warnings[0]
     for metric in ("ROUGE", "", 3, ["bleu"]):
@@ -596,6 +602,37 @@ def test_shares_of_nothing_are_none():
     details = task.details(task.examples("test")[:2], ["?", "?"])
     assert (details["parseable"], details["hard_share"], details["mixed_share"]) == (0.0, None, None)
     assert tasks.mean([]) is None and tasks.mean(iter([1, 0])) == 0.5
+
+
+def test_no_file_decides_by_its_order_who_is_chosen(tmp_path: Path):
+    """A file sorted by label, reversed or shuffled gives the same examples in the same order, and any 500 of 2,000
+    hold both labels about equally often; so do the first of the splits that are carved from it."""
+    rows = [json.dumps({"prompt": f"{i} good or bad?", "response": "good" if i < 1000 else "bad"}) for i in range(2000)]
+    orders = (rows, rows[::-1], random.Random(0).sample(rows, len(rows)))
+    found = []
+    for lines in orders:
+        (tmp_path / "train.jsonl").write_text("\n".join(lines))
+        task = make_task("jsonl", data_dir=tmp_path)
+        found.append([task.examples(split) for split in ("train", "val", "test")])
+    assert found[0] == found[1] == found[2]
+    train, val, test = ([example.response for example in examples] for examples in found[0])
+    for labels, most, slack in ((train, 500, 70), (train, 100, 30), (val, 100, 30), (test, 100, 30)):  # 6 sigma
+        assert abs(labels[:most].count("good") - most / 2) < slack
+
+
+def test_repeats_are_chosen_apart():
+    """3,000 lines of which 3 are different: a sample of 300 holds each about 100 times, not one of them 300 times."""
+    rows = [Example(letter, "x") for letter in "abc" for _ in range(1000)]
+    order = tasks.in_random_order(rows)
+    assert sorted(order) == sorted(rows)
+    assert all(60 < count < 140 for count in Counter(order[:300]).values()) and len(set(order[:300])) == 3
+
+
+def test_a_made_task_keeps_its_order():
+    """Its examples were drawn in random order: the numbers of a study with 500 prompts stay what they are."""
+    task = make_task("math", train_examples=30, val_examples=2, test_examples=2, ood_examples=2)
+    assert [example.prompt for example in task.examples("train")[:2]] == ["3-7-3*6-9*8=", "8+7+9*9+8-8="]
+    assert task.examples("train") == task.build("train", 30)
 
 
 def test_a_real_set_brings_its_own_scores(monkeypatch):

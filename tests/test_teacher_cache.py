@@ -1,6 +1,8 @@
 """Laws of lab/teacher_cache.py: what is read back is what the teacher says, and nothing else is ever believed."""
 
+import os
 import shutil
+from pathlib import Path
 
 import adapters
 import numpy as np
@@ -124,3 +126,18 @@ def test_a_build_that_breaks_leaves_nothing(teacher, tmp_path, monkeypatch):
 def test_more_than_the_vocabulary_is_refused(teacher, tmp_path):
     with pytest.raises(ValueError, match="1..8"):
         open_cache(teacher, tmp_path, 9)
+
+
+def test_only_closed_files_are_renamed(teacher, tmp_path, monkeypatch):
+    """Windows renames no file that is open or mapped: when one takes its name, it is neither in this process."""
+    renamed, replace = [], os.replace
+
+    def replace_closed(source, target):
+        assert not [link for link in Path("/proc/self/fd").iterdir() if os.path.realpath(link) == str(source)]
+        assert str(source) not in Path("/proc/self/maps").read_text()
+        renamed.append(Path(target).suffix)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_closed)
+    open_cache(teacher, tmp_path, best=2)
+    assert renamed == [".npy", ".npy", ".sha256"]

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -12,9 +13,9 @@ from data.tokenizer import (
     END_OF_TEXT,
     PATTERN,
     Tokenizer,
+    _learn_tokens,
     count_pieces,
     train_tokenizer,
-    vocabulary_in_use,
 )
 
 TEXTS = [
@@ -91,6 +92,32 @@ def test_tiktoken_applies_the_merges_in_the_order_learned(alphabet):
         assert tokenizer.encode(piece) == [ids[token] for token in word]
 
 
+@pytest.mark.parametrize("alphabet", ["ab", "aaab", "🙂🙃猫"])
+def test_a_piece_without_blanks_learns_the_same_merges(alphabet):
+    """One piece of hundreds of letters with overlapping pairs (aaaa), beside short ones: the slow definition again."""
+    draw = random.Random(3)
+    texts = ["".join(draw.choices(alphabet, k=300)), "".join(draw.choices(alphabet, k=5)), alphabet[0] * 100]
+    expected = [left + right for left, right in tokens_by_the_book(texts, 40)]
+    assert train_tokenizer(texts, 257 + 40).tokens[256:] == expected
+
+
+def test_text_without_blanks_costs_what_words_cost():
+    """The same letters in one piece and cut into words of ten: a merge looks at its own places, not at all of them.
+
+    A merge that rewrote the whole piece of 20,000 letters took ten times as long as one that rewrites words."""
+    letters = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=20_000))
+    words = " ".join(letters[start : start + 10] for start in range(0, len(letters), 10))
+
+    def seconds(text):
+        pieces, began = count_pieces([text]), time.process_time()
+        _learn_tokens(pieces, 1500)
+        return time.process_time() - began
+
+    seconds(words)  # to warm up
+    with_blanks, without = min(seconds(words) for _ in range(2)), min(seconds(letters) for _ in range(2))
+    assert without < 4 * with_blanks, f"{without:.2f} s without blanks, {with_blanks:.2f} s with them"
+
+
 def test_worked_example():
     """aaab twice, cab once: (a, a) 4 before (a, b) 3; then (a, b) 3; then (aa, ab) 2; c ab stands once and stays."""
     tokenizer = train_tokenizer(["aaab\ncab\naaab"], 300)
@@ -164,13 +191,6 @@ def test_vocabulary_size_is_exact_or_stops_early():
     assert [train_tokenizer(TEXTS, size).n_vocab for size in (257, 258, 300)] == [257, 258, 300]
     assert train_tokenizer(["abcdefg"], 5000).n_vocab == 257
     assert train_tokenizer(["x y 1 2"], 5000).n_vocab == 257
-
-
-def test_vocabulary_in_use(tokenizer):
-    """Distinct ids of the texts, and the end token: aab holds two bytes."""
-    bare = train_tokenizer(["x"], 257)
-    assert vocabulary_in_use(bare, ["aab", "ba"]) == 3 and vocabulary_in_use(bare, []) == 1
-    assert vocabulary_in_use(tokenizer, TEXTS) == len({i for text in TEXTS for i in tokenizer.encode(text)}) + 1
 
 
 def test_bad_training_input_is_refused_in_one_line():

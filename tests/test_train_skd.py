@@ -1773,6 +1773,9 @@ def test_the_picture_follows_its_flags(finished, capsys):
     assert re.search(r"written: 0 accepted", shown([*argv, "--accept-top-k", "0"], capsys))
     assert re.search(r" 0 replaced", shown([*argv, "--accept-top-k", "257"], capsys))
     assert re.search(r" 0 replaced", shown([*argv, "--accept-rule", "all"], capsys))
+    for least, none in ((0, "replaced"), (1, "accepted")):  # a rule's knob, as the training scripts take it
+        text = shown([*argv, "--accept-rule", "minprob", "--rule", f"accept_min_prob={least}"], capsys)
+        assert f"rule minprob, accept_min_prob = {least}, gamma = auto" in text and f" 0 {none}" in text
     texts = [shown([*argv, "--gamma", str(gamma)], capsys) for gamma in (1, 7)]
     results = [re.findall("result   .*", text) for text in texts]
     assert results[0] == results[1] and len(results[0]) == 2 and "prompt   1+2=\n" in texts[0]

@@ -221,6 +221,15 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("sample", ["--seed", "nan"], "--seed"),
     ("sample", ["--gamma", "4.0"], "--gamma"),
     ("sample", ["--device", "gpu"], "--device"),
+    ("sample", ["--checkpoint", "{finished}/skd_seed1.pt", "--teacher", "{finished}/skd_seed1.pt"], "its own teacher"),
+    ("sample", ["--checkpoint", "{finished}/teacher.pt"], "its own teacher"),
+    ("sample", ["--rows", "2", "--prompt", "1+2="], "--rows"),
+    ("sample", ["--rows", "1000"], "--rows must lie in 1.."),
+    ("sample", ["--checkpoint", "{finished}/skd_seed1.pt", "--rows", "7"], "1..6"),
+    ("sample", ["--rule", "accept_min_prob"], "--rule"),
+    ("sample", ["--rule", "accept_min_prob=0.1"], "accept rule topk has no knob"),
+    ("sample", ["--accept-rule", "minprob", "--rule", "accept_min_prob=2"], "accept_min_prob"),
+    ("sample", ["--accept-rule", "argmax", "--accept-top-k", "3"], "--accept-top-k is ignored"),
     # losses.py
     ("skd", ["--sweep", "size=tiny,small"], "would change --size"),
     ("okd", ["--sweep", "teacher-steps=5,6"], "would change --teacher-steps"),
@@ -249,6 +258,7 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("report", ["--pack"], "folder"),
     ("report", ["{finished}", "--pages"], "--pages"),
     ("report", ["--pages", "--focus", "skd"], "--pages"),
+    ("report", ["--methods", "train_skd.py"], "--methods"),
     # python -m lab.exchange
     ("exchange", [], "checkpoint"),
     ("exchange", ["{folder}", "{folder}"], "no checkpoint at"),

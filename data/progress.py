@@ -1,0 +1,27 @@
+"""A bar for what may take longer than two seconds: on a terminal only, gone when it is done."""
+
+import multiprocessing
+import os
+import sys
+
+from tqdm import tqdm
+
+
+def shown():
+    """Whether bars are: on a terminal, by the first of several processes."""
+    first = multiprocessing.parent_process() is None and os.environ.get("RANK", "0") == "0"
+    return first and sys.stderr is not None and sys.stderr.isatty()
+
+
+def progress(items, what):
+    """`items` to iterate over, under a bar that says `what` is done with them."""
+    return tqdm(items, desc=what, leave=False, dynamic_ncols=True) if shown() else items
+
+
+def say(line):
+    """Print a line at once, also into a pipe or a log file; above the bar, if there is one."""
+    if shown():
+        tqdm.write(line)
+        sys.stdout.flush()
+    else:
+        print(line, flush=True)
