@@ -12,9 +12,13 @@ import dataclasses
 import difflib
 import sys
 
+import torch
+
 from data import tasks
 from lab import pairs, processes, report
 from lab.command_line import EVALUATION_FLAGS, MOST, NEUTRAL_FLAGS, PAIR_FLAGS, RANGES, TASK_FLAGS, with_aliases
+from lab.costs import memory_of_run
+from model import GPTConfig
 from sample import RANKED, SMALLEST_DIVISOR, STUDENT_DRAWS, TEACHER_DRAWS, WRITERS, check_rule
 
 
@@ -236,6 +240,38 @@ def sampling_options(args):
         },
         "rule": args.rule,
     }
+
+
+LARGE_VOCABULARY = 2**14  # from here on --chunk-loss auto is yes
+
+
+def chunks_its_loss(args, vocab_size):
+    """yes or no: what --chunk-loss comes to."""
+    if args.chunk_loss == "auto":
+        return "yes" if vocab_size >= LARGE_VOCABULARY else "no"
+    return args.chunk_loss
+
+
+def check_room(args, data, methods, variants):
+    """A line on what --jobs runs take of the GPU; ValueError where that is more than what is free.
+
+    methods: (label, flags) of each; variants: name -> row.
+    """
+    vocabulary, shapes = data.tokenizer.n_vocab, (args.settings.student_shape, args.settings.teacher_shape)
+    student, teacher = (GPTConfig(vocabulary, data.block_size, *shape) for shape in shapes)
+    needed, jobs = 0, min(args.jobs, len(methods) * args.seeds)
+    for label, own in methods:
+        learns = getattr(variants[label.split()[0]], "module", None) is not None
+        rows, chunked = own.micro_batch or own.batch_size, chunks_its_loss(own, vocabulary) == "yes"
+        needed = max(needed, memory_of_run(student, teacher, own.batch_size, rows, learns, chunked))
+    free, total = torch.cuda.mem_get_info()
+    found = (
+        f"--jobs {jobs}: a run may need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} of {total / 1e9:.1f} GB are free on "
+        f"{torch.cuda.get_device_name()}"
+    )
+    if jobs * needed <= free:
+        return found
+    raise ValueError(f"{found}: use --jobs {max(1, int(free // needed))}, or take less at a time by --micro-batch")
 
 
 def check_cache(args):

@@ -32,7 +32,6 @@ from lab.teacher_cache import check_best
 from lab.training import Run
 from model import OnlineTeacher, save_checkpoint, save_online_module
 
-LARGE_VOCABULARY = 2**14  # from here on --chunk-loss auto is yes
 PROSE = ("paper", "note", "deviation", "read_from")  # columns of a row that change no bit of its runs
 SOURCES = (  # whose sha256 a record holds, beside the script's own
     *("model.py", "losses.py", "features.py", "sample.py", "methods.py", "catalogue.py"),
@@ -147,7 +146,8 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     distill(row, student, teacher, prompts, responses, run) trains the student in place and returns (costs, adapted
     teacher or None); everything around it is the same for every method.
     """
-    torch.set_num_threads(1 if args.device_type == "cpu" else torch.get_num_threads())  # same numbers for every --jobs
+    if args.device_type == "cpu" or args.jobs > 1:
+        torch.set_num_threads(1)  # same numbers for every --jobs
     device = processes.join(torch.device(args.device_type))
     if device.type == "cuda":
         gc.collect()  # what is left of the run before would count as this one's memory
@@ -161,10 +161,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, **cached)
     if pair.fingerprint != shared["pair"]:
         raise ValueError(f"the cached pair has changed since {again}")
-    chunk_loss = args.chunk_loss
-    if chunk_loss == "auto":
-        chunk_loss = "yes" if pair.tokenizer.n_vocab >= LARGE_VOCABULARY else "no"
-    changes = {"steps": steps or args.steps, "chunk_loss": chunk_loss}
+    changes = {"steps": steps or args.steps, "chunk_loss": arguments.chunks_its_loss(args, pair.tokenizer.n_vocab)}
     name, here = run_name(variant, seed, budget), argparse.Namespace(**vars(args) | changes)
     header = {
         "variant": variant,
@@ -385,6 +382,8 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
         processes.print_line("--compile: trying the compiler")
         processes.check_compiler(device)
     say_data(args, data)
+    if device.type == "cuda" and args.jobs > 1:
+        processes.print_line(arguments.check_room(args, data, methods, variants))
     flags = arguments.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
     inputs = inputs_of(args)
     longest = max((run_name(label, args.seed + args.seeds, "compute") for label, _ in methods), key=len, default="")

@@ -1,4 +1,4 @@
-"""What a run costs: model FLOPs, tokens and forwards, and its time and memory."""
+"""What a run costs: model FLOPs, tokens and forwards, its time and memory; and whether several fit one GPU."""
 
 import collections
 import contextlib
@@ -6,6 +6,9 @@ import time
 
 import torch
 import torch.distributed as dist
+
+from lab.evaluate import MOST_LOGITS
+from losses import AT_ONCE
 
 
 class Costs:
@@ -203,3 +206,34 @@ class _Kept:
 
     def __del__(self):
         self.memory.count(*self.place, -1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several runs on one GPU (--jobs).
+
+CONTEXT = 1e9  # bytes that CUDA takes for a process before its first tensor: kernels and workspaces. A guess, from above
+
+
+def memory_of_run(student, teacher, batch_size, rows, teacher_learns=False, chunked=False):
+    """Bytes of a GPU that a run may take, from above, for two GPTConfigs; `rows` of a batch are learned from at a time.
+
+    Weights, gradients and AdamW's moments; a sampler's two caches, one of them being copied (256 rows are measured at
+    once); what a block keeps for its backward pass, 20 numbers per token and unit of width; 14 numbers per logit in a
+    loss, 7 while 128 rows are measured.
+    """
+    length, vocab_size = student.block_size, student.vocab_size
+
+    def weights(config):
+        width, layers = config.n_embd, config.n_layer
+        return (vocab_size + length + 2) * width + layers * (12 * width**2 + 13 * width)
+
+    inside = [config.n_layer * config.n_embd for config in (student, teacher)]
+    numbers = 4 * weights(student) + (5 if teacher_learns else 1) * weights(teacher)  # a full copy beside the frozen one
+    numbers += 4 * max(batch_size, 256) * length * sum(inside)
+    widest = max(student.n_embd, teacher.n_embd)
+    kept = rows * length * (20 * (inside[0] + teacher_learns * inside[1]) + 12 * widest)
+    logits = rows * length * vocab_size
+    kept += 14 * min(logits, AT_ONCE) if chunked else 14 * logits
+    kept += batch_size * length * (student.n_embd + teacher.n_embd if chunked else vocab_size)  # a sampler's verification
+    measured = 7 * min(128 * length * vocab_size, MOST_LOGITS)
+    return CONTEXT + 4 * (numbers + max(kept, measured))

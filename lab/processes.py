@@ -328,8 +328,9 @@ def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None, 
     """Call function(*task) for every task, `jobs` at a time in processes of their own; -> list of (task, error line).
 
     A failed run does not take the others down, not even one whose process dies: each process works on one task at a
-    time. With one job everything happens in this process, in order; with more, watch(running tasks, number of waiting
-    ones) is called about once a second.
+    time, and on none after one that failed (a GPU that an error has closed to a process stays closed to it, and memory
+    may be held by what is left of the run). With one job everything happens in this process, in order; with more,
+    watch(running tasks, number of waiting ones) is called about once a second.
     """
     failures = []
 
@@ -351,7 +352,7 @@ def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None, 
                 left = "not started: the GPU takes no more work after the error before; the same command with --resume"
                 return failures + [(other, f"{left} runs it") for other in tasks[number + 1 :]]
         return failures
-    # spawn: a forked child would inherit torch's thread pool in an undefined state
+    # spawn: a forked child would inherit torch's thread pool in an undefined state, and cannot use CUDA
     spawn = multiprocessing.get_context("spawn")
     waiting, workers, free, busy = list(tasks), [], [], {}
     # A signal raised inside the executor could leave one of its locks held, and its threads waiting for ever.
@@ -375,8 +376,11 @@ def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None, 
                 for future in done:
                     worker, task = busy.pop(future)
                     settle(task, future.result)
-                    if not isinstance(future.exception(), concurrent.futures.process.BrokenProcessPool):
+                    if future.exception() is None:
                         free.append(worker)
+                    else:
+                        for process in list(worker._processes.values()):
+                            process.kill()
                 watch([task for _, task in busy.values()], len(waiting))
         except BaseException:  # a signal: nothing new is started, and what is under way saves itself and ends
             under_way = [process for worker, _ in busy.values() for process in list(worker._processes.values())]
