@@ -211,7 +211,7 @@ class _Kept:
 # ---------------------------------------------------------------------------------------------------------------------
 # Several runs on one GPU (--jobs).
 
-CONTEXT = 1e9  # bytes that CUDA takes for a process before its first tensor: kernels and workspaces. A guess, from above
+CONTEXT = 1e9  # bytes of a process before its first tensor: CUDA's kernels and workspaces. A guess, from above
 
 
 def memory_of_run(student, teacher, batch_size, rows, teacher_learns=False, chunked=False):
@@ -228,12 +228,14 @@ def memory_of_run(student, teacher, batch_size, rows, teacher_learns=False, chun
         return (vocab_size + length + 2) * width + layers * (12 * width**2 + 13 * width)
 
     inside = [config.n_layer * config.n_embd for config in (student, teacher)]
-    numbers = 4 * weights(student) + (5 if teacher_learns else 1) * weights(teacher)  # a full copy beside the frozen one
+    copies = 5 if teacher_learns else 1  # what learns may be a full copy beside the frozen one
+    numbers = 4 * weights(student) + copies * weights(teacher)
     numbers += 4 * max(batch_size, 256) * length * sum(inside)
     widest = max(student.n_embd, teacher.n_embd)
     kept = rows * length * (20 * (inside[0] + teacher_learns * inside[1]) + 12 * widest)
     logits = rows * length * vocab_size
     kept += 14 * min(logits, AT_ONCE) if chunked else 14 * logits
-    kept += batch_size * length * (student.n_embd + teacher.n_embd if chunked else vocab_size)  # a sampler's verification
+    # What a sampler's verification has left.
+    kept += batch_size * length * (student.n_embd + teacher.n_embd if chunked else vocab_size)
     measured = 7 * min(128 * length * vocab_size, MOST_LOGITS)
     return CONTEXT + 4 * (numbers + max(kept, measured))

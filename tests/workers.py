@@ -1,8 +1,11 @@
 """What tests give to other processes: each of them imports this file, so it imports no more than it must."""
 
+import importlib
 import os
 import signal
 from pathlib import Path
+
+import torch
 
 from lab import processes
 
@@ -49,3 +52,48 @@ def interrupted(number):
         os.kill(os.getpid(), signal.SIGTERM)
         assert processes.asked_to_stop()
         processes.stop_if_asked()
+
+
+lost = False  # whether a device-side assert has closed the GPU to this process
+
+
+def summed_on_gpu(token):
+    """A run on a pretended GPU of this process' own. A token beyond the vocabulary of 9 is a device-side assert."""
+    global lost
+    import pretend
+
+    with pretend.gpu() as device:
+        device.dead = lost
+        try:
+            table = torch.arange(9.0, device="cuda").view(9, 1)
+            found = torch.nn.functional.embedding(torch.tensor([token, 1], device="cuda"), table).sum()
+            return f"sum {found.item():.0f}"
+        finally:
+            lost = device.dead
+
+
+def run_on_gpu(script, trouble, *task):
+    """run_one of a script, on a pretended GPU that is this process' own; trouble: label of a method -> what meets it."""
+    import pretend
+
+    with pretend.gpu() as device:
+        device.before = troubles(device, trouble.get(task[3]), 2000)
+        return importlib.import_module(script).run_one(*task)
+
+
+def troubles(device, kind, when):
+    """What is called before each operation on a pretended GPU: from number `when` on there is trouble of some kind."""
+    seen = 0
+
+    def before(name):
+        nonlocal seen
+        seen += 1
+        if seen < when or kind is None:
+            return
+        if kind == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        if kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        device.dead = True  # a device-side assert
+
+    return before
