@@ -3,6 +3,7 @@
     parse          words -> args and names of methods, one set of args per combination of swept values
     ignored_sampling_reason, and `ignored_reason` of each script: why a flag changes nothing about how a method is
     trained
+    check_room     whether runs side by side fit a GPU
 
 Every number has a range (command_line.RANGES), which is checked before anything is run.
 """
@@ -262,7 +263,7 @@ def check_room(args, data, methods, variants):
     needed, jobs = 0, min(args.jobs, len(methods) * args.seeds)
     for label, own in methods:
         learns = getattr(variants[label.split()[0]], "module", None) is not None
-        rows, chunked = own.micro_batch or own.batch_size, chunks_its_loss(own, vocabulary) == "yes"
+        rows, chunked = min(own.micro_batch or MOST, own.batch_size), chunks_its_loss(own, vocabulary) == "yes"
         needed = max(needed, memory_of_run(student, teacher, own.batch_size, rows, learns, chunked))
     free, total = torch.cuda.mem_get_info()
     found = (

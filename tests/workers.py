@@ -1,6 +1,8 @@
 """What tests give to other processes: each of them imports this file, so it imports no more than it must."""
 
+import functools
 import importlib
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -72,28 +74,25 @@ def summed_on_gpu(token):
             lost = device.dead
 
 
-def run_on_gpu(script, trouble, *task):
-    """run_one of a script, on a pretended GPU that is this process' own; trouble: label of a method -> what meets it."""
+def run_on_gpu(script, cache, trouble, *task):
+    """run_one of a script on a pretended GPU that is this process' own, with the pairs in `cache`. trouble: label of a
+    method -> "assert", a device-side assert, or "memory", none left."""
+    global lost
     import pretend
+    from lab import pairs
 
+    pairs.load_or_pretrain_pair = functools.partial(pairs.load_or_pretrain_pair, cache_dir=cache)
     with pretend.gpu() as device:
-        device.before = troubles(device, trouble.get(task[3]), 2000)
-        return importlib.import_module(script).run_one(*task)
+        device.dead, seen, kind = lost, itertools.count(), trouble.get(task[3])
 
+        def before(name):
+            if kind and next(seen) == 2000:
+                if kind == "memory":
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+                device.dead = True
 
-def troubles(device, kind, when):
-    """What is called before each operation on a pretended GPU: from number `when` on there is trouble of some kind."""
-    seen = 0
-
-    def before(name):
-        nonlocal seen
-        seen += 1
-        if seen < when or kind is None:
-            return
-        if kind == "memory":
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        if kind == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        device.dead = True  # a device-side assert
-
-    return before
+        device.before = before
+        try:
+            return importlib.import_module(script).run_one(*task)
+        finally:
+            lost = device.dead
