@@ -267,8 +267,8 @@ def check_room(args, data, methods, variants):
         needed = max(needed, memory_of_run(student, teacher, own.batch_size, rows, learns, chunked))
     free, total = torch.cuda.mem_get_info()
     found = (
-        f"--jobs {jobs}: a run may need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} of {total / 1e9:.1f} GB are free on "
-        f"{torch.cuda.get_device_name()}"
+        f"--jobs {jobs}: a run may need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} of {total / 1e9:.1f} GB are free "
+        f"on {torch.cuda.get_device_name()}"
     )
     if jobs * needed <= free:
         return found

@@ -22,7 +22,7 @@ from model import GPT, GPTConfig
 
 @matrix("tokens", [(9, 2), (9, 9, 2, 3)], fast=[(9, 2)])
 def test_a_failed_run_takes_its_process_with_it_and_no_other(tokens):
-    """A device-side assert closes the GPU to its process: who fails by it fails alone, and the next run gets another."""
+    """A device-side assert closes the GPU to its process: who hits it fails alone, and the next run gets another."""
     lines = []
     failures = processes.run_all(workers.summed_on_gpu, [(token,) for token in tokens], 2, lines.append)
     assert [task for task, _ in failures] == [(token,) for token in tokens if token == 9]
@@ -102,7 +102,7 @@ def enough(*arguments):
 
 @pytest.mark.parametrize("free, word", [(80e9, None), (3.6e9, "--jobs 3"), (1.5e9, "--jobs 1")])
 def test_too_many_runs_for_a_gpu_are_refused_before_anything_is_made(monkeypatch, capsys, tmp_path, free, word):
-    """One line: what a run needs, what is free of how much where, and how many fit; where all fit, the same as a note."""
+    """One line: what a run needs, what is free of how much where, how many fit; where all fit, the same as a note."""
     monkeypatch.setattr(compare, "open_folder", enough)
     with pretend.gpu():
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free, 80e9))

@@ -46,7 +46,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/archive.py": set(),
     "lab/folders.py": {"lab.archive"},
     "lab/records.py": set(),
-    "lab/costs.py": {"sample"},
+    "lab/costs.py": {"sample", "losses", "lab.evaluate"},
     "lab/checks.py": {"losses", "sample"},
     "lab/training.py": {"model", "losses", "sample", "lab.checks", "lab.processes", "lab.checkpoints", "lab.costs",
                         "lab.evaluate", "lab.records", "lab.teacher_cache"},
