@@ -427,6 +427,8 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     }
 
     # 3. Every method with every seed.
+    if device.type == "cuda" and args.jobs > 1:
+        torch.cuda.empty_cache()  # other processes need what pretraining and measuring has left
     failed, asked = {}, []  # name of a run -> what it failed with
     for budget in ("steps", "compute") if args.equal_compute else ("steps",):
         todo = processes.first_decides(lambda budget=budget: missing_runs(folder, args, methods, shared, budget))
