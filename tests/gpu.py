@@ -148,8 +148,7 @@ def waits(place):
 
 def hidden_waits(device):
     """Row -> place -> waits per step: what a run of 32 steps has more than one of 16, which is evaluated as often."""
-    import bench
-
+    import bench  # only here: it takes seconds
     found, skd, okd = {}, bench.train_skd, bench.train_okd
     for script, variant in ((skd, "supervised"), (skd, "skd"), (okd, "okd"), (okd, "okd_skd")):
         counted = []
@@ -256,14 +255,12 @@ def main(argv=None):
         parser.error(f"{error}; --device cpu shows that the script works")
     if args.child:
         return print(json.dumps({"both_devices": both_devices, "hidden_waits": hidden_waits}[args.child](device)))
-    names = args.only.split(",")
-    if not set(names) <= set(STEPS) or not 0 < args.minutes < 1e6:
+    if not set(names := args.only.split(",")) <= set(STEPS) or not 0 < args.minutes < 1e6:
         parser.error(f"--only takes {', '.join(STEPS)}, --minutes a number above 0; found {args.only}, {args.minutes}")
     path = args.json or str(ROOT / f"runs/gpu-{time.strftime('%Y-%m-%d-%H%M%S')}.json")
-    record = {"machine": folders.describe_machine(device), "miniature": args.device == "cpu", "minutes": args.minutes}
-    if args.device == "cuda":
-        record["gpu"] = f"{torch.cuda.get_device_properties(device)}, CUDA {torch.version.cuda}"
-    record["steps"], end = {}, time.monotonic() + 60 * args.minutes
+    gpu = f"{torch.cuda.get_device_properties(device)}, CUDA {torch.version.cuda}" if args.device == "cuda" else None
+    record = {"machine": folders.describe_machine(device), "gpu": gpu, "minutes": args.minutes, "steps": {}}
+    end = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
         place = Place(args.device, folder)
         for name in names:
@@ -297,4 +294,7 @@ def take(place, name, minutes, end):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("tests/gpu.py: interrupted; what was found so far is in the record")
