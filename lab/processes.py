@@ -342,6 +342,8 @@ def run_all(function, tasks, jobs, report, watch=lambda running, waiting: None, 
                 raise  # the others may know nothing of it: continuing alone, this process would wait for them forever
             broken = isinstance(error, concurrent.futures.process.BrokenProcessPool)
             line = "its process was killed (out of memory?)" if broken else f"{type(error).__name__}: {error}"
+            if isinstance(error, torch.OutOfMemoryError):  # torch tells a page on one line
+                line = "the GPU is out of memory: lower --jobs, --micro-batch or --batch-size"
             failures.append((task, line.split("\n")[0] + ("" if broken else _place(error))))
             report(f"FAILED {failures[-1][1]}")
 

@@ -117,9 +117,12 @@ def scripts(place, *flags):
     broken = []
     for script, name in (("train_skd.py", "skd"), ("train_okd.py", "okd")):
         out, few = f"{script} {' '.join(flags)}", ["--variants", name, "--steps", "2"] if place.tiny else []
-        printed, seconds = place.script(script, out, *flags, *few, expected=(0, 1))
+        try:
+            printed, seconds = place.script(script, out, *flags, *few, expected=(0, 1))
+        finally:  # also where its time was up
+            place.findings[script] = f"{len(place.finished(out))} runs finished"
+        place.findings[script] += f" in {seconds} s"
         broken += [line for line in printed.splitlines() if ": run " in line and " failed: " in line]
-        place.findings[script] = f"{len(place.finished(out))} runs finished in {seconds} s"
     if broken:
         raise Failed("\n".join(broken))
 
@@ -149,15 +152,14 @@ def waits(place):
 def hidden_waits(device):
     """Row -> place -> waits per step: what a run of 32 steps has more than one of 16, which is evaluated as often."""
     import bench  # only here: it takes seconds
+    torch.cuda.set_sync_debug_mode(1)  # a warning for each
     found, skd, okd = {}, bench.train_skd, bench.train_okd
     for script, variant in ((skd, "supervised"), (skd, "skd"), (okd, "okd"), (okd, "okd_skd")):
         counted = []
         for steps in (14, 30):  # two more are made
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                torch.cuda.set_sync_debug_mode(1)
                 bench.train(script, variant, "--log-every 100", "small", device, steps, folder)
-                torch.cuda.set_sync_debug_mode(0)
             told = [x for x in caught if "synchroniz" in str(x.message)]
             counted.append(Counter(f"{Path(x.filename).name}:{x.lineno}" for x in told))
         found[variant] = {where: number / 16 for where, number in (counted[1] - counted[0]).most_common()}
@@ -187,8 +189,7 @@ def resume(place):
 def jobs(place):
     """One run after the other against several at a time: wall time of the whole command, and the bits."""
     number, names, steps = ("2", "sft,skd", "2") if place.tiny else ("4", "supervised,on_policy,gkd,skd", "160")
-    if not place.finished("train_skd.py "):
-        place.script("train_skd.py", "jobs 0", "--variants", "sft", "--steps", "1")  # puts the pair into the cache
+    place.finished("train_skd.py ") or place.script("train_skd.py", "warm", "--variants", "sft")  # the pair is cached
     for own in ("1", number):
         _, seconds = place.script("train_skd.py", f"jobs {own}", "--variants", names, "--steps", steps, "--jobs", own)
         place.findings[f"--jobs {own}, seconds"] = seconds
@@ -224,8 +225,7 @@ def torchrun(place):
     place.findings["two processes"] = f"{len(place.finished('torchrun'))} run finished in {seconds} s"
 
 
-# name -> (its share of the time at most, the step)
-STEPS = {
+STEPS = {  # name -> (its share of the time at most, the step)
     "quick": (0.2, scripts),
     "rows": (0.3, lambda place: scripts(place, *EVERY_ROW)),
     "rows_bf16": (0.2, lambda place: scripts(place, *EVERY_ROW, "--precision", "bf16")),

@@ -112,6 +112,7 @@ def test_runs_that_failed_are_listed(monkeypatch, tmp_path):
     with pytest.raises(gpu.Failed) as error:
         gpu.scripts(place, *gpu.EVERY_ROW)
     assert str(error.value) == failed and asked == ["train_skd.py", "train_okd.py"]
+    assert list(place.findings) == asked
 
 
 def test_waits_are_counted_per_step_and_place(monkeypatch):
