@@ -133,7 +133,7 @@ def test_miniature(clone):
     """On a CPU, from a clone: what must pass passes, what needs a GPU is skipped with its reason."""
     shutil.copytree(ROOT / "tests", clone / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "tests/gpu.py", "--device", "cpu", "--json", "gpu.json"]
-    only = "noise,waits,bits,resume,bench,suite"  # the others start more of the same commands
+    only = "noise,waits,resume,bench,suite"  # the others start more of the same commands
     ran = subprocess.run([*command, "--only", only], cwd=clone, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = steps_of(clone / "gpu.json")
