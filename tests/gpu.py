@@ -244,7 +244,7 @@ def main(argv=None):
     """Run the steps -> the exit status."""
     parser = command_line.Parser(prog="tests/gpu.py", description="What only a GPU can show, step by step.")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a miniature (default: cuda)")
-    parser.add_argument("--json", metavar="FILE", help="the record (default: runs/gpu-DATE.json)")
+    parser.add_argument("--json", metavar="FILE", type=os.path.expanduser, help="(default: runs/gpu-DATE.json)")
     parser.add_argument("--minutes", type=float, default=10, help="for all steps together (default: 10)")
     parser.add_argument("--only", default=",".join(STEPS), help=f"comma-separated, of {', '.join(STEPS)}")
     parser.add_argument("--child", help="for its own use")
