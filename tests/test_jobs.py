@@ -154,7 +154,7 @@ def test_runs_side_by_side_on_one_gpu(cached_pairs, monkeypatch, tmp_path, capsy
         if jobs == "2":
             there = functools.partial(workers.run_on_gpu, "train_skd", cached_pairs, trouble)
             monkeypatch.setattr(train_skd, "run_one", there)
-        small = "--quick --device cuda --steps 16 --batch-size 4 --teacher-steps 2 --start-steps 2".split()
+        small = "--quick --device cuda --steps 32 --batch-size 4 --teacher-steps 2 --start-steps 2".split()
         with pretend.gpu():
             return train_skd.main([*small, "--jobs", jobs, "--out", str(tmp_path / jobs), *argv])
 
@@ -162,7 +162,8 @@ def test_runs_side_by_side_on_one_gpu(cached_pairs, monkeypatch, tmp_path, capsy
 
     def interrupt(self, running, waiting):
         watch(self, running, waiting)
-        if compare.last_step(tmp_path / "2" / "supervised_seed1.jsonl") and not processes.asked_to_stop():
+        begun = compare.last_step(tmp_path / "2" / "supervised_seed1.jsonl")
+        if begun and self.finished and not processes.asked_to_stop():  # the other has failed
             signal.raise_signal(signal.SIGINT)
 
     assert main("1", "--variants", "supervised") == 0

@@ -86,7 +86,7 @@ def run_on_gpu(script, cache, trouble, *task):
         device.dead, seen = lost, itertools.count()
 
         def before(name):
-            if task[3] in trouble and next(seen) == 2000:
+            if task[3] in trouble and next(seen) == 500:
                 device.dead = True
 
         device.before = before
