@@ -40,7 +40,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from model import to_device
+from model import Mixture, Switching, shared_vocabulary, to_device
 
 PROMPT, STUDENT, TEACHER, DATASET = 0, 1, 2, 3  # Rollout.source: who wrote a token
 SOURCE_NAMES = ("prompt", "student", "teacher", "dataset")
@@ -597,7 +597,7 @@ def interleaved_rules(
 ):  # fmt: skip
     """The options of interleaved_generate as InterleavedRules; ValueError for a wrong one, and for two vocabularies."""
     check_rule(accept_rule, replace, accept_on, gamma, accept_top_k, rule)
-    vocab_size = _shared_vocabulary(student, teacher)
+    vocab_size = shared_vocabulary(student, teacher)
     accept, knobs = ACCEPT_RULES[accept_rule], rule
     if "accept_top_k" in knobs_of(accept_rule):
         knobs = {"accept_top_k": min(accept_top_k, vocab_size), **rule}
@@ -606,14 +606,6 @@ def interleaved_rules(
     draws = {"temperature": student_temperature, "top_p": student_top_p}
     replacement = REPLACE_RULES[replace](accept_top_k, teacher_temperature, teacher_top_p)
     return InterleavedRules(accept, knobs, student=draws, replacement=replacement, fresh=judge_fresh)
-
-
-def _shared_vocabulary(student, teacher):
-    """The number of tokens that both models know; ids are compared directly, so a different number is a ValueError."""
-    sizes = student.config.vocab_size, teacher.config.vocab_size
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"student and teacher need one vocabulary, found {sizes[0]} and {sizes[1]} tokens")
-    return sizes[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -929,7 +921,7 @@ def speculative_generate(
     after a fully accepted block is left out: the distribution is the same, and so is the loop of interleaved sampling.
     """
     _check_gamma(gamma)
-    _shared_vocabulary(draft, target)
+    shared_vocabulary(draft, target)
     return _in_blocks(
         draft, target, prompts, max_new_tokens, rules=SpeculativeRules(temperature), generator=generator, gamma=gamma,
         eos_token=eos_token, row_keys=row_keys, keep_features=keep_features,
@@ -966,105 +958,6 @@ def rollout_from_ids(prompts, responses, sources, device, eos_token=None):
     rollout = Rollout(tokens, prompt_len, lengths, source, to_device(finished, device))
     rollout.source = torch.where(rollout.response_mask, source, PROMPT).to(torch.int8)
     return rollout
-
-
-class Mixture:
-    """Two models that write together: every token is drawn from weight * first + (1 - weight) * second.
-
-    Called like a GPT (log-probabilities stand in for logits). MiniLLM's teacher-mixed sampling (arXiv 2306.08543).
-    """
-
-    feeds = ("student", "teacher")  # both read every token
-
-    def __init__(self, first, second, weight):
-        _shared_vocabulary(first, second)
-        assert 0 < weight < 1, f"a mixture needs a weight strictly between 0 and 1, found {weight}"
-        self.models, self.weights = (first, second), (weight, 1 - weight)
-        self.config = min((model.config for model in self.models), key=lambda config: config.block_size)
-
-    def parameters(self):
-        return self.models[0].parameters()
-
-    def new_cache(self, batch_size, capacity):
-        return CachePair(model.new_cache(batch_size, capacity) for model in self.models)
-
-    def __call__(self, tokens, cache):
-        parts = [
-            model(tokens, own).float().log_softmax(-1) + math.log(weight)
-            for model, own, weight in zip(self.models, cache, self.weights)
-        ]
-        return torch.logaddexp(*parts)
-
-
-class Switching:
-    """Two models that write one after the other: the student until it strays, the teacher from there to the row's end.
-
-    Called like a GPT. At every position d = KL(teacher || student); where d first exceeds `factor` times the mean of
-    the up to `window` positions before it, the teacher takes over, once (AdaSwitch, arXiv 2510.07842: a reconstruction
-    from summaries). Distances .1 .1 .1 .5 with window 3, factor 3: the fourth token is the teacher's. The first token
-    is the student's; factor inf never switches, factor 0 switches at the second token. `first_by_teacher` (B,): the
-    position in the response of the teacher's first token.
-    """
-
-    feeds = ("student", "teacher")  # both read every token
-
-    def __init__(self, student, teacher, factor=3.0, window=4):
-        _shared_vocabulary(student, teacher)
-        if not factor >= 0 or window < 1:
-            raise ValueError(f"switching takes a factor >= 0 and a window >= 1, found {factor} and {window}")
-        self.models, self.factor, self.window = (student, teacher), factor, window
-        self.config = min((model.config for model in self.models), key=lambda config: config.block_size)
-
-    def parameters(self):
-        return self.models[0].parameters()
-
-    def new_cache(self, batch_size, capacity):
-        self.first_by_teacher = torch.full((batch_size,), 2**31, device=_device(self))
-        cache = SwitchCache(model.new_cache(batch_size, capacity) for model in self.models)
-        cache.begin(batch_size, _device(self))
-        return cache
-
-    def __call__(self, tokens, cache):
-        student_rows, teacher_rows = (model(tokens, own)[:, -1:] for model, own in zip(self.models, cache))
-        student_logprobs, teacher_logprobs = (rows.float().log_softmax(-1) for rows in (student_rows, teacher_rows))
-        distance = (teacher_logprobs.exp() * (teacher_logprobs - student_logprobs)).sum(-1)[:, 0]  # (n,)
-        first = self.first_by_teacher[cache.rows]
-        if cache.recent:
-            strays = distance > self.factor * torch.stack(cache.recent).mean(0)
-            first = torch.where(strays, first.clamp(max=cache.position), first)  # positions grow: set once, it stays
-            self.first_by_teacher[cache.rows] = first
-        cache.recent, cache.position = [*cache.recent, distance][-self.window :], cache.position + 1
-        return torch.where(first[:, None, None] < cache.position, teacher_rows, student_rows)
-
-
-class CachePair(tuple):
-    """The caches of two models that are fed the same tokens."""
-
-    def roll_back(self, lengths, high=None):
-        for cache in self:
-            cache.roll_back(lengths, high)
-
-    def keep_rows(self, rows):
-        for cache in self:
-            cache.keep_rows(rows)
-
-
-class SwitchCache(CachePair):
-    """What Switching keeps of a batch: both caches, the last distances, and which rows are still written."""
-
-    def begin(self, batch_size, device):
-        """No token of a response is written yet."""
-        self.recent, self.position, self.rows = [], 0, torch.arange(batch_size, device=device)
-
-    def roll_back(self, lengths, high=None):
-        """Called once, behind the prompts: what the models said of those is no distance of a response."""
-        super().roll_back(lengths, high)
-        self.begin(len(lengths), lengths.device)
-
-    def keep_rows(self, rows):
-        super().keep_rows(rows)
-        there = to_device(torch.tensor(rows), self.rows.device)
-        self.rows, self.recent = self.rows[there], [distance[there] for distance in self.recent]
 
 
 class Request(NamedTuple):

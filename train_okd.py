@@ -57,17 +57,7 @@ from catalogue import ONLINE_TEACHER
 from features import second_order
 from lab import arguments, checks, command_line, compare, processes
 from lab.training import Run, all_reduce_mean, batch_order, constant, cuts
-from losses import (
-    DIVERGENCES,
-    by_chunks,
-    cross_entropy,
-    kl,
-    masked_mean,
-    minillm,
-    reverse_kl,
-    soften,
-    weight_of,
-)
+from losses import DIVERGENCES, by_chunks, cross_entropy, kl, masked_mean, minillm, reverse_kl, soften, weight_of
 from methods import Method, OnlineVariant, sampling_now
 from model import ONLINE_MODULES, OnlineTeacher, make_optimizer
 
@@ -138,16 +128,9 @@ def resolve(row, args=None):
 
 
 def kd_loss(
-    own_logits,
-    other_logits,
-    mask,
-    reference_loss,
-    kd_weight,
-    divergence,
-    temperature=1.0,
-    reduction="token",
+    own_logits, other_logits, mask, reference_loss, kd_weight, divergence, temperature=1.0, reduction="token",
     total=None,
-):
+):  # fmt: skip
     """kd_weight * T^2 D(other || own) + (1 - kd_weight) * reference_loss: what either model minimises, a scalar.
 
     own_logits, other_logits (B, T, V); mask (B, T); the other side is a constant: divergences detach their second
@@ -166,8 +149,7 @@ def kd_loss(
 
 
 # What the teacher minimises, named like the student's: forward means teacher first. Its own logits come first in the
-# call, so
-# each name stands beside the function that is its mirror; a divergence without one is not offered.
+# call, so each name stands beside the function that is its mirror; a divergence without one is not offered.
 TEACHER_DIVERGENCES = {
     "forward_kl": "reverse_kl",  # KL(teacher || student)
     "reverse_kl": "forward_kl",  # KL(student || teacher): Eq. 16
@@ -264,10 +246,9 @@ class OnlineLosses(Method):
         warned = self.run.checkpointer.found("warned", list)
         if figures.get("drift", 0.0) > DRIFT_WARNING and not warned:
             warned.append("drift")
-            started = self.initial_drift or 0.0
-            since = (
-                f", {started:.3f} at the start, where its module is not the identity" if started > DRIFT_WARNING else ""
-            )
+            started, since = self.initial_drift or 0.0, ""
+            if started > DRIFT_WARNING:
+                since = f", {started:.3f} at the start, where its module is not the identity"
             self.run.warn(
                 f"the teacher has drifted {figures['drift']:.3f} nats from the original{since}: look at adapted_score; "
                 "reduce --alpha or --module-lr, or add --anchor"
@@ -399,9 +380,8 @@ def by_meta_gradient(row, run, losses):
             return
         chosen = (examples - held_out + outer_order[step.number]).tolist()
         outer = step.examples([chosen[place] for place in range(run.rank, len(chosen), run.num_processes)])
-        inner_total, outer_total = (
-            all_reduce_mean(weight_of(x.response_mask[:, 1:], run.reduction)) for x in (rollout, outer)
-        )
+        masks = (batch.response_mask[:, 1:] for batch in (rollout, outer))
+        inner_total, outer_total = (all_reduce_mean(weight_of(response_mask, run.reduction)) for response_mask in masks)
 
         def inner_loss_of(rows, weights):
             with run.precision(), second_order():
@@ -485,9 +465,8 @@ def meta_gradient(inner, outer, weights, module_weights, rate=INNER_RATE, exact=
             found = [total + own for total, own in zip(found, torch.autograd.grad(value, at))]
         return [all_reduce_mean(total) for total in found], loss
 
-    after = [
-        (weight - rate * own).detach().requires_grad_() for weight, own in zip(weights, gradient(inner, weights)[0])
-    ]
+    inner_gradient, _ = gradient(inner, weights)
+    after = [(weight - rate * own).detach().requires_grad_() for weight, own in zip(weights, inner_gradient)]
     direction, outer_loss = gradient(outer, after)
     found = [torch.zeros_like(weight) for weight in module_weights]
     scale = -rate
@@ -522,7 +501,7 @@ class WithWeights:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 4. The command line.
+# 4. The script: flags, and what lies around the loop (lab/compare.py, the same for train_skd.py).
 
 
 def check_row(name, args, examples):
@@ -555,9 +534,7 @@ def ignored_reason(flag, name, args):
     of_student = ("student_divergence", "student_kd", "temperature", "teacher_mix")
     of_module = {flag for flag in FLAG_OF.values() if flag not in of_student}
     of_teacher = ("alpha", "teacher_divergence", "anchor")  # what its loss is made of
-    fixes = {
-        flag for field, flag in FLAG_OF.items() if getattr(own, field) is not None and getattr(own, field) != "flag"
-    }
+    fixes = {flag for field, flag in FLAG_OF.items() if getattr(own, field) not in (None, "flag")}
     listens = row.module is not None and row.meta_gradient is None and row.alpha > 0 and row.module_lr > 0
     table = (
         (of_module, row.module is None, "has no module"),
@@ -574,10 +551,6 @@ def ignored_reason(flag, name, args):
         (("recompute",), row.meta_gradient, "takes a second derivative"),
     )
     return arguments.first_reason(flag, table) or arguments.ignored_sampling_reason(flag, row.writer, {}, args)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 4. The script: what lies around the loop is lab/compare.py, the same for train_skd.py.
 
 
 def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
@@ -604,18 +577,9 @@ def parse_flags(argv=None):
     add("module_scale", float, "factor on what it adds (OKD's s)")
     add("module_lr", float, "module learning rate / student learning rate")
     add("module_start", float, "fraction of steps the module stays frozen")
-    add(
-        "student_divergence",
-        None,
-        "which the student minimises; forward: KL(teacher || student)",
-        choices=tuple(DIVERGENCES),
-    )
-    add(
-        "teacher_divergence",
-        None,
-        "which the teacher minimises; forward: KL(teacher || student)",
-        choices=tuple(TEACHER_DIVERGENCES),
-    )
+    forward = "forward: KL(teacher || student)"
+    add("student_divergence", None, f"which the student minimises; {forward}", choices=tuple(DIVERGENCES))
+    add("teacher_divergence", None, f"which the teacher minimises; {forward}", choices=tuple(TEACHER_DIVERGENCES))
     add("student_kd", float, "weight of the student's divergence; the rest is cross-entropy (Fig. 9)")
     add("temperature", float, "of both divergences; cross-entropy stays at 1")
     add("update", None, "alternating: the teacher moves first", choices=("simultaneous", "alternating"))

@@ -159,6 +159,15 @@ def test_home_is_meant_wherever_a_path_is_typed():
     assert "~" not in args.out
 
 
+def test_no_file_is_longer_than_a_sitting():
+    """At most 600 lines in a script or a room of lab/, 1,200 in the core's files of numbered parts."""
+    core = {"model.py", "losses.py", "sample.py", "methods.py"}
+    for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("lab/*.py")]):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        most = 1200 if path.name in core or path.parent.name == "data" else 600
+        assert lines <= most, f"{path.relative_to(ROOT)} has {lines} lines, at most {most}: cut it along its subjects"
+
+
 def test_no_line_is_wider_than_a_screen():
     """Every line of every Python file, tests too, has at most WIDTH characters."""
     files = sorted(path for folder in ("", "data/", "lab/", "tests/") for path in ROOT.glob(f"{folder}*.py"))
