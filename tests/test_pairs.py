@@ -1225,7 +1225,7 @@ def divide(number):
     return 1 / number
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@matrix("jobs", [1, 2], fast=[1])
 def test_a_bug_is_named_with_its_line(jobs):
     """What is no wrong use names the line of this project that it came from, from a process of its own as well."""
     failures = processes.run_all(divide, [(0,)], jobs, lambda line: None)

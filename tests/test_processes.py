@@ -1,6 +1,7 @@
 """Several processes share a run (torchrun): the figures of one process, one writer,
 and a clear end when one is lost."""
 
+import math
 import os
 import signal
 import subprocess
@@ -37,7 +38,8 @@ def comparable(line):
     """A record's line without what may differ between one process and two."""
     if line["kind"] == "step":
         return {name: line[name] for name in SHARED_BY_STEP}
-    return {name: value for name, value in line.items() if name not in OWN and not isinstance(value, str)}
+    figures = {name: value for name, value in line.items() if name not in OWN and not isinstance(value, str)}
+    return {name: math.inf if value is None else value for name, value in figures.items()}  # approx takes no None
 
 
 CASES = {
@@ -115,9 +117,9 @@ def test_a_signal_lets_three_processes_save(clone, tmp_path, script, number):
     for path in (clone / "data" / "cache").rglob("*.pt"):
         path.unlink()
     name = {"train_skd.py": "skd", "train_okd.py": "okd"}[script]
-    command = [script, "--variants", name, "--steps", "320", "--save-every", "310", "--log-every", "80", "--out"]
+    command = [script, "--variants", name, "--steps", "160", "--save-every", "150", "--log-every", "40", "--out"]
     running = start(clone, 3, *command, str(tmp_path / "out"))
-    assert any(line.startswith("  step    80/320") for line in running.stdout)
+    assert any(line.startswith("  step    40/160") for line in running.stdout)
     running.send_signal(number)
     _, errors = running.communicate(timeout=120)
     assert running.returncode != 0
@@ -125,7 +127,7 @@ def test_a_signal_lets_three_processes_save(clone, tmp_path, script, number):
     assert len(words) == 1 and f"stopped by {number.name}" in words[0] and "--resume" in words[0], errors[-3000:]
     states = [torch.load(path, weights_only=True) for path in (tmp_path / "out").glob("*.state.pt")]
     assert len(states) == 3 and len({state["step"] for state in states}) == 1
-    assert 80 <= states[0]["step"] < 310
+    assert 40 <= states[0]["step"] < 150
     for folder, argv in (("out", ["--resume"]), ("whole", [])):
         running = start(clone, 3, *command, str(tmp_path / folder), *argv)
         output, errors = running.communicate(timeout=600)
