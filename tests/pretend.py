@@ -331,6 +331,10 @@ def gpu():
     for name, function in (("tensor", make), ("as_tensor", as_tensor)):
         replaced.append((torch, name, functools.partial(made_there, function)))
     replaced += [(torch.autocast, "__enter__", our_enter), (torch.autocast, "__exit__", our_exit)]
+    # A torch that is built for CUDA asks the driver here, of which there may be none.
+    checks = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
+    optimizer = torch.optim.Optimizer
+    replaced += [(optimizer, name, lambda self: None) for name in checks if hasattr(optimizer, name)]
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # model.to(device) makes new parameters
     try:

@@ -247,7 +247,8 @@ def test_ctrl_c_while_torch_is_imported(tmp_path, program):
 def test_a_program_that_is_imported_keeps_its_signals():
     """Only a program that was started handles Ctrl-C: who imports one keeps their own handler."""
     handler = "signal.getsignal(signal.SIGINT)"  # "ignored", where the tests run in the background of a shell
-    words = f"import signal; before = {handler}; import train_skd, train_okd, sample, losses; print({handler} == before)"
+    programs = "train_skd, train_okd, sample, losses"
+    words = f"import signal; before = {handler}; import {programs}; print({handler} == before)"
     done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr
 
