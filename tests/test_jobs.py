@@ -14,13 +14,14 @@ import train_okd
 import train_skd
 import workers
 from test_train_skd import cached_pairs, lines_of, without_times  # noqa: F401  (a fixture)
-from tiny import flags, generator, matrix
+from tiny import flags, generator
 
 from lab import arguments, compare, costs, processes
 from model import GPT, GPTConfig
 
 
-@matrix("tokens", [(9, 2), (9, 9, 2)], fast=[(9, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [(9, 2), (9, 9, 2)])
 def test_a_failed_run_takes_its_process_with_it_and_no_other(tokens):
     """A device-side assert closes the GPU to its process: who hits it fails alone, and the next run gets another."""
     lines = []

@@ -1130,7 +1130,7 @@ KINDS = [(name, {}) for name in VARIANTS] + [
 KINDS += [("okd_no_feedback", {"student_kd": 0.0}), ("metadistil", {"module": "full"})]
 
 
-FAST_KINDS = [(name, {}) for name in ("fixed_forward_kl", "okd", "minillm", "okd_skd")]
+FAST_KINDS = [(name, {}) for name in ("fixed_forward_kl", "okd", "minillm")]
 FAST_KINDS += [("okd", {"module_lr": 0.0})]
 
 
