@@ -175,6 +175,7 @@ class Block(nn.Module):
         self.gelu = "tanh" if config.gelu == "tanh" else "none"  # torch's name for the exact form is "none"
 
     def forward(self, x, layer, cache=None, positions=None, bias=None, online=None):
+        """(B, T, C) -> (B, T, C); `online` changes what flows through the layer of that number."""
         x = x + self.attention(self.norm_1(x), layer, cache, positions, bias, online)
         y = self.norm_2(x)
         y = self.up(y) if online is None else online.project(layer, "up", self.up, y)  # (B, T, 4C)

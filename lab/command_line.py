@@ -135,12 +135,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         "--quick", action="store_true", help="smoke run: every stage in under a minute; its numbers mean nothing"
     )
     group = parser.add_argument_group("where")
-    group.add_argument(
-        "--device",
-        default="auto",
-        choices=("auto", "cpu", "cuda", "mps"),
-        help="auto takes cuda, else cpu; mps only if asked for",
-    )
+    add_device_flag(group)
     group.add_argument(
         "--out",
         type=os.path.expanduser,
@@ -252,6 +247,12 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--compile", action="store_true", help="torch.compile the training passes (needs a C++ compiler)"
     )
+
+
+def add_device_flag(parser):
+    """--device, of a parser or a group of one."""
+    kinds, told = ("auto", "cpu", "cuda", "mps"), "auto takes cuda, else cpu; mps only if asked for"
+    parser.add_argument("--device", default="auto", choices=kinds, help=told)
 
 
 def block_length(text):

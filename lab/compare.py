@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import corpora, tasks
+from data import corpora, progress, tasks
 from data.tasks import make_task
 from lab import arguments, checkpoints, checks, command_line, folders, pairs, processes, records, report
 from lab.evaluate import evaluate, evaluate_quickly
@@ -464,7 +464,7 @@ class Progress:
         self.folder, self.finished, self.spoken = folder, 0, time.monotonic()
         self.todo = [(run_name(*task[3:6]), task[-1]) for task in todo]  # (name, steps), in the order of their start
         steps = sum(steps for _, steps in self.todo)
-        hidden = True if jobs == 1 or sys.stderr is None else None  # None: shown on a terminal only
+        hidden = jobs == 1 or not progress.shown()
         self.bar = tqdm(total=steps, unit="step", leave=False, disable=hidden, dynamic_ncols=True)
 
     def __enter__(self):

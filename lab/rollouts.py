@@ -57,9 +57,8 @@ def picture(rollout, row, decode, eos_token=None, color=True):
     return "".join(parts)
 
 
-def main(argv=None):
-    """Show rollouts of SKD in the terminal; see --help."""
-    processes.use_any_terminal()
+def make_parser():
+    """The flags of python sample.py."""
     parser = command_line.Parser(prog="sample.py", description="The picture of an SKD rollout: who wrote which token.")
     parser.add_argument(
         "--checkpoint",
@@ -89,8 +88,40 @@ def main(argv=None):
         "--gamma", type=command_line.block_length, metavar="N|auto", help="tokens drafted per block (default: auto)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    args = parser.parse_args(argv)
+    command_line.add_device_flag(parser)
+    return parser
+
+
+def load_both(student_path, teacher_path, device):
+    """Two checkpoints of one run -> student, teacher, their tokenizer, and what the student's says of its run.
+
+    Raises ValueError for two that do not belong together, and for a student that is its own teacher.
+    """
+    student, about = load_checkpoint(student_path, device)
+    teacher, about_teacher = load_checkpoint(teacher_path, device)
+    if about["tokenizer"] != about_teacher["tokenizer"]:
+        raise ValueError(
+            "student and teacher were trained with different tokenizers: give the --teacher of the same run"
+        )
+    tokenizer = Tokenizer.from_state(about["tokenizer"])
+    for name, model in (("student", student), ("teacher", teacher)):
+        if model.config.vocab_size != tokenizer.n_vocab:
+            raise ValueError(
+                f"the {name} has a vocabulary of {model.config.vocab_size}, its tokenizer one of "
+                f"{tokenizer.n_vocab}: this checkpoint was put together from two runs"
+            )
+    if weights_hash(student) == weights_hash(teacher):
+        raise ValueError(
+            f"{student_path} is its own teacher here, who would reject nothing: give a student as --checkpoint, "
+            "and its teacher.pt as --teacher"
+        )
+    return student, teacher, tokenizer, about
+
+
+def main(argv=None):
+    """Show rollouts of SKD in the terminal; see --help."""
+    processes.use_any_terminal()
+    args = make_parser().parse_args(argv)
     device = processes.pick_device(args.device)
     if note := processes.device_note(args.device, device.type):
         processes.print_line(note)
@@ -120,26 +151,8 @@ def main(argv=None):
     if args.teacher and not args.checkpoint:
         raise ValueError("--teacher goes with the --checkpoint of its student: give both, or none")
     if args.checkpoint:
-        student, about = load_checkpoint(args.checkpoint, device)
-        teacher, about_teacher = load_checkpoint(
-            args.teacher or os.path.join(os.path.dirname(args.checkpoint), "teacher.pt"), device
-        )
-        if about["tokenizer"] != about_teacher["tokenizer"]:
-            raise ValueError(
-                "student and teacher were trained with different tokenizers: give the --teacher of the same run"
-            )
-        tokenizer = Tokenizer.from_state(about["tokenizer"])
-        for name, model in (("student", student), ("teacher", teacher)):
-            if model.config.vocab_size != tokenizer.n_vocab:
-                raise ValueError(
-                    f"the {name} has a vocabulary of {model.config.vocab_size}, its tokenizer one of "
-                    f"{tokenizer.n_vocab}: this checkpoint was put together from two runs"
-                )
-        if weights_hash(student) == weights_hash(teacher):
-            raise ValueError(
-                f"{args.checkpoint} is its own teacher here, who would reject nothing: give a student as --checkpoint, "
-                "and its teacher.pt as --teacher"
-            )
+        beside = os.path.join(os.path.dirname(args.checkpoint), "teacher.pt")
+        student, teacher, tokenizer, about = load_both(args.checkpoint, args.teacher or beside, device)
         check_top_k(tokenizer.n_vocab)
         if not args.prompt and "task" not in about:
             raise ValueError(f"{args.checkpoint} does not name its task: give a --prompt")

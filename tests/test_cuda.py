@@ -409,7 +409,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch, no_curve)
     with gpu():
         assert run(train_okd, tmp_path / "out", *argv, "--resume") == 0
     for suffix in (".pt", ".module.pt"):
-        one, other = (torch.load(tmp_path / name / f"okd_seed1{suffix}") for name in ("whole", "out"))
+        paths = (tmp_path / name / f"okd_seed1{suffix}" for name in ("whole", "out"))
+        one, other = (torch.load(path, weights_only=True) for path in paths)
         assert one.keys() == other.keys() and one["sha256"] == other["sha256"], suffix
 
 

@@ -4,6 +4,7 @@ make the host wait. First the pretended device itself, then samplers, then train
 
 import copy
 import dataclasses
+import functools
 import itertools
 
 import adapters
@@ -117,7 +118,8 @@ def test_the_device_knows_what_it_holds(tmp_path):
         optimizer.step()
         assert not torch.equal(layer.weight, other.weight) and other.weight.grad.device == CUDA
         torch.save(other.state_dict(), tmp_path / "layer.pt")
-        here, there = (torch.load(tmp_path / "layer.pt", map_location=place)["weight"] for place in ("cpu", "cuda"))
+        load = functools.partial(torch.load, tmp_path / "layer.pt", weights_only=True)
+        here, there = (load(map_location=place)["weight"] for place in ("cpu", "cuda"))
         assert here.device.type == "cpu" and there.device == CUDA and torch.equal(there, other.weight)
         with torch.autocast("cuda", torch.bfloat16):
             y = layer(torch.ones(2, 10, device="cuda"))
