@@ -120,7 +120,7 @@ def test_a_signal_to_everybody_lets_all_runs_save(tmp_path, monkeypatch):
     assert not multiprocessing.active_children()
 
 
-@matrix("more", [1, 2], fast=[1])
+@matrix("more", [1, 2], fast=[])
 def test_a_second_signal_does_not_wait(tmp_path, more):
     """Two or three at once, before the loop has looked: runs that would never have done are killed,
     no process is left."""
