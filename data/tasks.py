@@ -209,14 +209,17 @@ def mode_math(prompt, completion):
 
 
 def details_math(examples, completions):
-    """`final_answer`: share of right last results; `whole_chain`; `first_wrong_step`: mean, 1-based."""
+    """`steps_right`: share of the steps before the first wrong one; `final_answer`: share of right last results;
+    `whole_chain`; `first_wrong_step`: mean, 1-based."""
     answers = [re.findall(r"=\s*([0-9]+)", completion)[-1:] for completion in completions]
     truths = [[str(math_steps(example.prompt)[-1].result)] for example in examples]
     pairs = list(zip(examples, completions))
+    firsts = [first_wrong_step(example.prompt, completion) for example, completion in pairs]
     return {
+        "steps_right": mean((first - 1) / len(math_steps(example.prompt)) for first, example in zip(firsts, examples)),
         "final_answer": mean(answer == truth for answer, truth in zip(answers, truths)),
         "whole_chain": mean(score_math(example.prompt, completion) for example, completion in pairs),
-        "first_wrong_step": mean(first_wrong_step(example.prompt, completion) for example, completion in pairs),
+        "first_wrong_step": mean(firsts),
     }
 
 
@@ -982,6 +985,10 @@ class Encoded(NamedTuple):
     def first(self, most):
         """The first `most` examples, all for None: a random sample, since no task keeps the order of a file."""
         return Encoded(*(column[:most] for column in self))
+
+    def shuffled(self, seed):
+        """The same examples in an order that `seed` decides."""
+        return self.only(torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed)).tolist())
 
     def only(self, rows):
         """The examples of these numbers."""

@@ -194,15 +194,16 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
 
 
 def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, adapted=None, most=MOST_IN_CURVES):
-    """The figures of a learning curve on the first `most` examples: score (greedy), val_nll and kl_teacher
-    (references).
+    """The figures of a learning curve on the first `most` examples: score (greedy), score_sampled, val_nll and
+    kl_teacher (references).
 
     With an adapted teacher also its drift from the original, its own nll, and kl_adapted_teacher. ValueError where the
     student's numbers are broken.
     """
     encoded = encoded.first(most)
-    responses, _ = sample_responses(
-        student, encoded.prompts, max_new_tokens, tokenizer.eos_token, seed=0, temperature=0
+    greedy, sampled = (
+        sample_responses(student, encoded.prompts, max_new_tokens, tokenizer.eos_token, seed=0, temperature=t)[0]
+        for t in (0, 1)
     )
     measured = distances(student, teacher, encoded.prompts, encoded.responses, adapted)
     if not math.isfinite(measured["nll"]):  # an argmax of nan is a token: the score alone would not tell
@@ -210,7 +211,8 @@ def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens,
             f"the student's loss on validation references is {measured['nll']}: its training diverged (lower --lr)"
         )
     figures = {
-        "score": task.corpus_score(encoded.examples, complete(tokenizer, responses)),
+        "score": task.corpus_score(encoded.examples, complete(tokenizer, greedy)),
+        "score_sampled": task.corpus_score(encoded.examples, complete(tokenizer, sampled)),
         "val_nll": measured["nll"],
         "kl_teacher": measured.get("kl_teacher"),
     }

@@ -51,8 +51,8 @@ class PairSettings:
 
     teacher_shape: tuple = (2, 2, 64)
     student_shape: tuple = (2, 2, 32)
-    teacher_steps: int = 700
-    start_steps: int = 300
+    teacher_steps: int = 2000
+    start_steps: int = 800
     teacher_prompts: int | None = None  # None: the whole train split
     student_prompts: int | None = 500
     student_start: str = "sft"  # or "raw"
@@ -69,7 +69,7 @@ class PairSettings:
 # distillation's. "tiny" was tuned on the math task (docs/data.md), the others follow its widths and depths.
 # fmt: off
 SIZES = {
-    "tiny": {"teacher_shape": (2, 2, 64), "student_shape": (2, 2, 32), "steps": 200, "lr": 5e-3},
+    "tiny": {"teacher_shape": (2, 2, 64), "student_shape": (2, 2, 32), "steps": 400, "lr": 5e-3},
     "small": {"teacher_shape": (4, 4, 128), "student_shape": (2, 2, 64), "steps": 1000, "lr": 3e-3,
               "teacher_steps": 4000, "start_steps": 600, "vocab_size": 2048, "teacher_lr": 2e-3, "start_lr": 3e-3},
     "base": {"teacher_shape": (6, 6, 384), "student_shape": (4, 4, 128), "steps": 4000, "lr": 1e-3,
@@ -390,7 +390,8 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
     )
     candidates, device = (cache_dir, *otherwise), torch.device(device)
     task, tokenizer, splits, block_size = data.task, data.tokenizer, data.splits, data.block_size
-    everything = splits["train"]
+    # Another pair's student has another sample of the prompts.
+    everything = splits["train"].shuffled(settings.seed)
     teacher_data, student_data = (everything.first(n) for n in (settings.teacher_prompts, settings.student_prompts))
 
     # What decides the weights: settings, data as ids, the code that trains, and the kind of device.
