@@ -95,6 +95,7 @@ class Variant:
     method: str | None = None  # a name in METHODS: what is kept from step to step
     method_kwargs: dict = field(default_factory=dict)  # keywords of the method
     teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made from it before training
+    rate: float = 1.0  # learning rate, as a multiple of the size's; 1, 2, 1/2 or 1/4 by the default task
 
     def __post_init__(self):
         assert self.mix_per in ("batch", "sequence"), (
@@ -141,6 +142,7 @@ class OnlineVariant:
     module_scale: float | None = None  # factor on what the module adds
     module_start: float | None = None  # share of the steps before the module starts to move
     teacher_mix: float | None = None  # minillm: the teacher's share in every draw
+    rate: float = 1.0  # as a Variant's
     sampling = {}  # no row of this kind has sampling settings of its own
 
 

@@ -850,5 +850,5 @@ def load_online_module(path, base):
             f"{path} is not a whole online module ({_first_line(error)}): give another, or let the run write it anew"
         ) from error
     if online is None:
-        raise ValueError(f"{path} was trained beside another teacher: give the teacher.pt of the same run")
+        raise ValueError(f"{path} was trained beside another teacher: give the teacher of the same run")
     return online.eval()

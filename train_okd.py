@@ -55,7 +55,7 @@ import torch
 
 from catalogue import ONLINE_TEACHER
 from features import second_order
-from lab import arguments, checks, command_line, compare, processes
+from lab import arguments, checks, command_line, compare, processes, program
 from lab.training import Run, all_reduce_mean, batch_order, constant, cuts
 from losses import DIVERGENCES, by_chunks, cross_entropy, kl, masked_mean, minillm, reverse_kl, soften, weight_of
 from methods import Method, OnlineVariant, sampling_now
@@ -597,4 +597,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    compare.run_script("train_okd", main)
+    program.run_script("train_okd", main)

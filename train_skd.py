@@ -48,7 +48,7 @@ import dataclasses
 
 import methods
 from catalogue import FIXED_TEACHER
-from lab import arguments, command_line, compare
+from lab import arguments, command_line, compare, program
 from lab.training import Run
 from losses import NO_TEACHER, check_loss, loss_names
 from methods import Variant
@@ -183,4 +183,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    compare.run_script("train_skd", main)
+    program.run_script("train_skd", main)

@@ -177,7 +177,7 @@ def parse_once(parser, argv, variants, main_variants, script):
         default_steps = 40
         size |= {name: getattr(pairs.QUICK, name) for name in ("teacher_steps", "start_steps", "student_prompts")}
         args.task_options = pairs.QUICK_TASK if args.task in tasks.FAMILIES else {}
-    args.steps, args.lr = args.steps or default_steps, args.lr or default_lr
+    args.steps, args.default_lr = args.steps or default_steps, default_lr
     given = {name: getattr(args, name) for name in PAIR_FLAGS}
     size |= {name: value for name, value in given.items() if value is not None}
     args.settings = pairs.PairSettings(**size, seed=args.pair_seed)
@@ -319,4 +319,10 @@ def check_ranges(args):
 
 def result_flags(args):
     """The flags that decide a result, without folders: what --resume compares and a record keeps."""
-    return {name: value for name, value in sorted(vars(args).items()) if name not in NEUTRAL_FLAGS}
+    flags = {name: value for name, value in sorted(vars(args).items()) if name not in NEUTRAL_FLAGS}
+    return flags | {"settings": settings_of_all(args)}
+
+
+def settings_of_all(args):
+    """What all pairs of a comparison have in common: their settings without the seed, a dict."""
+    return {name: value for name, value in dataclasses.asdict(args.settings).items() if name != "seed"}

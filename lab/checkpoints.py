@@ -1,6 +1,6 @@
 """How a run resumes where it stopped: a Checkpointer saves its state now and then, and loads it again.
 
-    with Checkpointer("out/skd_seed1", every=25, identity={...}) as checkpointer:
+    with Checkpointer("out/skd_pair1_seed1", every=25, identity={...}) as checkpointer:
                                                                         what lies on disk is read, and checked
         answers = checkpointer.found("answers", make)                   made once, before the loop
         done = checkpointer.restore(student=student, optimizer=optimizer, ...)

@@ -15,13 +15,13 @@ from sample import ACCEPT_RULES, REPLACE_RULES, knobs_of
 
 # Flags that decide where and how a run is done, but not what comes out of it. (A swept value is part of a run's name.)
 NEUTRAL_FLAGS = {"device", "out", "data_dir", "resume", "jobs", "seeds", "seed", "variants", "list_variants",
-                 "equal_compute", "sweep", "swept", "notes", "save_every"}  # fmt: skip
+                 "equal_compute", "sweep", "swept", "notes", "save_every", "pairs", "pair_seed"}  # fmt: skip
 
 # What a number on the command line may be; a script that has no such flag is not asked.
 MOST = 10**9
 
 RANGES = {
-    "seeds": (1, 10**4),
+    **dict.fromkeys(("seeds", "pairs"), (1, 10**4)),
     **dict.fromkeys(("steps", "batch_size", "jobs", "teacher_steps", "start_steps", "teacher_prompts"), (1, MOST)),
     **dict.fromkeys(("train_examples", "measure", "log_every", "save_every", "rows"), (1, MOST)),
     **dict.fromkeys(("seed", "pair_seed", "student_prompts", "accept_top_k"), (0, MOST)),
@@ -60,7 +60,7 @@ ALIASES = {
     "pretrain_seed": "pair_seed",
 }
 # What --help shows; --help-all shows the rest as well.
-FIRST_FLAGS = ("variants", "task", "data_dir", "size", "steps", "quick", "seeds", "device", "out", "resume",
+FIRST_FLAGS = ("variants", "task", "data_dir", "size", "steps", "quick", "pairs", "seeds", "device", "out", "resume",
                "accept_top_k", "alpha", "module", "module_lr", "loss", "help")  # fmt: skip
 
 
@@ -126,10 +126,17 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     )
     group.add_argument("--list-variants", action="store_true", help="print the table of methods as JSON and exit")
     group.add_argument(
-        "--seeds", type=int, default=1, help="runs per method, from --seed on (one seed is a demonstration)"
+        "--pairs",
+        type=int,
+        default=1,
+        help="pretrained pairs, from --pair-seed on: intervals are over pairs (default: 1, a demonstration)",
     )
+    group.add_argument("--seeds", type=int, default=1, help="runs per method and pair, from --seed on (default: 1)")
     group.add_argument(
-        "--seed", type=int, default=1, help="first seed: order of the prompts, sampling noise (default: 1)"
+        "--seed",
+        type=int,
+        default=1,
+        help="first seed: order of the prompts, sampling noise (default: 1); one more with each pair",
     )
     group.add_argument(
         "--quick", action="store_true", help="smoke run: every stage in under a minute; its numbers mean nothing"
@@ -162,7 +169,12 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     for key in ("prompt", "response"):
         group.add_argument(f"--{key}-key", metavar="KEY", help=f"key or heading of the {key} in your own data")
     group.add_argument("--size", default="tiny", choices=tuple(sizes), help="preset: models, steps, learning rates")
-    group.add_argument("--pair-seed", type=int, default=1, help="seed of the teacher and of the starting student")
+    group.add_argument(
+        "--pair-seed",
+        type=int,
+        default=1,
+        help="seed of the first pair: first weights, order, the student's sample of prompts (default: 1)",
+    )
     group.add_argument(
         "--student-start", default="sft", choices=("sft", "raw"), help="start from a short SFT, or untuned"
     )
@@ -198,7 +210,11 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group = parser.add_argument_group("distillation")
     group.add_argument("--steps", type=int, help="student updates (default: by --size)")
     group.add_argument("--batch-size", type=int, default=64, help="prompts per update")
-    group.add_argument("--lr", type=float, help="peak learning rate, cosine with 5%% warm-up (default: by --size)")
+    group.add_argument(
+        "--lr",
+        type=float,
+        help="peak learning rate, cosine with 5%% warm-up (default: that of --size, times the method's own rate)",
+    )
     group.add_argument(
         "--gamma",
         type=block_length,

@@ -14,20 +14,18 @@ import gc
 import json
 import os
 import re
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from data import corpora, progress, tasks
+from data import corpora, tasks
 from data.tasks import make_task
 from lab import arguments, checkpoints, checks, command_line, folders, pairs, processes, records, report
 from lab.evaluate import evaluate, evaluate_quickly
 from lab.records import run_name
+from lab.schedule import Progress, missing_runs, name_of, of_pair
 from lab.teacher_cache import check_best
 from lab.training import Run
 from model import OnlineTeacher, save_checkpoint, save_online_module
@@ -81,7 +79,7 @@ _latest = {"of": None, "data": None}  # tokenised a moment ago: every run of a p
 def load_data(args, say=None):
     """The task as token ids, its test split cut to --measure examples; `say` hears what of its files is left out."""
     knobs = {name: getattr(args, name) for name in command_line.TASK_FLAGS}
-    of = json.dumps([knobs, args.task_options, str(args.data_dir), dataclasses.asdict(args.settings)])
+    of = json.dumps([knobs, args.task_options, str(args.data_dir), arguments.settings_of_all(args)])
     if say or _latest["of"] != (of, inputs_of(args)):
         data = pairs.encode_task(load_task(args, say or (lambda line: None)), args.settings)
         data.splits["test"] = data.splits["test"].first(args.measure)
@@ -96,6 +94,7 @@ def load_data(args, say=None):
 def about(pair, args):
     """What sample.py needs to know to show a model that a run left."""
     return {
+        "pair": args.pair_seed,
         "task": args.task,
         "task_options": pair.task.options,
         "max_new_tokens": pair.max_new_tokens,
@@ -108,14 +107,20 @@ def validation(pair, student, adapted=None):
     return evaluate_quickly(student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens, adapted)
 
 
+def peak_rate(row, args):
+    """The peak learning rate of a method: --lr, or the size's times the row's own."""
+    return args.lr or args.default_lr * row.rate
+
+
 def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=None):
     """What the flags say of one student's training, as a training.Run."""
     same = (
-        "steps batch_size lr weight_decay reduction accept_top_k micro_batch recompute compile precision cache_teacher "
+        "steps batch_size weight_decay reduction accept_top_k micro_batch recompute compile precision cache_teacher "
         "log_every"
     )
     return Run(
         **{name: getattr(args, name) for name in same.split()},
+        lr=args.lr or args.default_lr,
         seed=seed,
         max_new_tokens=pair.max_new_tokens,
         eos_token=pair.tokenizer.eos_token,
@@ -132,7 +137,7 @@ def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=
 def state_identity(shared, header, steps):
     """What a saved state must have in common with the run that goes on from it: a dict of plain values. A row's prose
     may be reworded in between, its other columns may not."""
-    identity = shared["flags"] | {name: shared[name] for name in ("pair", "inputs", "accept_top_k", "processes")}
+    identity = shared["flags"] | {name: shared[name] for name in ("fingerprint", "inputs", "accept_top_k", "processes")}
     identity |= {name: header[name] for name in ("variant", "seed", "budget")}
     row = {column: value for column, value in header["row"].items() if column not in PROSE}
     return identity | {"row": row, "steps": steps, "torch": str(torch.__version__)}
@@ -159,16 +164,17 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
         raise ValueError(f"{changed} since {again}")
     cached = {"report": lambda _: None, "otherwise": [Path(folder) / "pairs"]}
     pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, **cached)
-    if pair.fingerprint != shared["pair"]:
+    if pair.fingerprint != shared["fingerprint"]:
         raise ValueError(f"the cached pair has changed since {again}")
-    changes = {"steps": steps or args.steps, "chunk_loss": arguments.chunks_its_loss(args, pair.tokenizer.n_vocab)}
-    name, here = run_name(variant, seed, budget), argparse.Namespace(**vars(args) | changes)
+    changes = {"steps": steps or args.steps, "lr": peak_rate(row, args), "chunk_loss": arguments.chunks_its_loss(args, pair.tokenizer.n_vocab)}
+    name, here = run_name(variant, shared["pair"], seed, budget), argparse.Namespace(**vars(args) | changes)
     header = {
         "variant": variant,
         "seed": seed,
         "budget": budget,
         "sets_budget": variant == report.COMPARISONS[shared["script"]][1],
         "row": dataclasses.asdict(row),
+        "lr": here.lr,
     }
     first, machine = processes.rank_and_size()[0] == 0, folders.describe_machine(device)  # the first one writes
     say = processes.print_line if args.jobs == 1 and first else lambda _: None
@@ -226,6 +232,11 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 3. All of them.
+
+
+def longest_name(label, args):
+    """The longest name that a run of this method may get."""
+    return run_name(label, args.pair_seed + args.pairs, args.seed + args.pairs + args.seeds, "compute")
 
 
 def resolve_vocabulary(data, every):
@@ -300,45 +311,70 @@ def open_folder(held, script, args, flags, inputs, longest):
     return folder
 
 
-def measure_start(pair, args, folder):
-    """The teacher and the untouched student: measured, saved in the folder, told -> the figures of both."""
+def prepare_pair(args, folder, say=processes.print_line):
+    """The pair of these flags, from the cache or pretrained, and what it starts from: the figures of its teacher and of
+    its untouched student, which are saved in the folder, too -> what the records of the pair's runs say of it, a dict.
+
+    `say` hears how pretraining goes.
+    """
+    device = processes.join(torch.device(args.device_type))
+    data, otherwise = load_data(args), [folder / "pairs"]
+
+    def load():
+        return pairs.load_or_pretrain_pair(data, args.settings, device, report=say, otherwise=otherwise)
+
+    pair = processes.first_then_others(load)  # pretrained once
+    processes.use_precision(args.precision, device)  # what the students will be measured with
     measure = {"gamma": args.gamma, "accept_top_k": args.accept_top_k, "seed": args.pair_seed, "ood": pair.ood}
-    start, found = pair.new_student().eval(), []
-    for label, model, judge in (("teacher", pair.teacher, None), ("student_start", start, pair.teacher)):
-        figures = {"parameters": model.num_parameters()}
-        figures |= evaluate(model, judge, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, **measure)
+    start = {"pair": args.pair_seed, "fingerprint": pair.fingerprint}
+    models = {"teacher": (pair.teacher, None), "student_start": (pair.new_student().eval(), pair.teacher)}
+    for name, (model, judge) in models.items():
+        start[name] = {"parameters": model.num_parameters()}
+        start[name] |= evaluate(model, judge, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, **measure)
         if processes.rank_and_size()[0] == 0:
-            path, tokenizer = str(folder / f"{label}.pt"), pair.tokenizer.state_dict()
-            save_checkpoint(path, model, tokenizer, score=figures["score"], **about(pair, args))
-        processes.print_line(
-            f"{label:<24} score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}  "
-            f"{figures['parameters']:,} parameters"
-        )
-        found.append(figures)
-    return found
+            path, tokenizer = str(folder / f"{name}_pair{args.pair_seed}.pt"), pair.tokenizer.state_dict()
+            save_checkpoint(path, model, tokenizer, score=start[name]["score"], **about(pair, args))
+    start["start_warnings"] = list(data.task.metric_warnings)
+    if not args.quick:
+        found = checks.about_start(start["teacher"], start["student_start"], args.task in tasks.FAMILIES)
+        start["start_warnings"] += found
+    return start
 
 
-def missing_runs(folder, args, methods, shared, budget):
-    """What is still to be run, as arguments of run_one; what the folder holds already is left as it is."""
-    todo, without_student, main_method = [], 0, report.COMPARISONS[shared["script"]][1]
-    for seed in range(args.seed, args.seed + args.seeds):
-        for label, own in methods:
-            if budget == "compute" and label == main_method:
-                continue  # it sets the budget: its equal-steps run is its equal-compute run
-            name, steps = run_name(label, seed, budget), own.steps
-            if records.read_finished(folder, name, shared["flags"]) is not None:
-                checkpoints.forget(folder / name)  # it may have been ended before it did so itself
-                without_student += not (folder / f"{name}.pt").exists()
-                continue
-            if budget == "compute":
-                steps = equal_compute_steps(folder, label, main_method, seed, steps, shared["flags"])
-            if steps:
-                todo.append((own, folder, shared, label, seed, budget, steps))
-    if without_student:
-        processes.print_line(
-            f"{without_student} finished runs have no student here any more; without its record a run is run again"
-        )
-    return todo
+def prepare_silently(args, folder):
+    """prepare_pair in a process of its own, beside others."""
+    if args.device_type == "cpu":
+        torch.set_num_threads(1)
+    return prepare_pair(args, folder, say=lambda line: None)
+
+
+def prepare_pairs(args, folder):
+    """prepare_pair for each of --pairs, --jobs at a time; each is told when it is there -> their dicts, in order."""
+    todo, starts = [of_pair(args, args.pair_seed + number) for number in range(args.pairs)], {}
+
+    def tell(start):
+        if isinstance(start, str):  # of one that failed
+            return
+        starts[start["pair"]] = start
+        for name in ("teacher", "student_start"):
+            label = f"{name} of pair {start['pair']}" if args.pairs > 1 else name
+            processes.print_line(
+                f"{label:<24} score {start[name]['score']:.3f}  sampled {start[name]['score_sampled']:.3f}  "
+                f"{start[name]['parameters']:,} parameters"
+            )
+        for text in start["start_warnings"]:
+            processes.print_line(f"  warning: {text}")
+
+    if len(todo) == 1 or args.jobs == 1:
+        for own in todo:
+            tell(prepare_pair(own, folder))
+    else:
+        jobs = min(args.jobs, len(todo))
+        processes.print_line(f"{len(todo)} pairs are pretrained (or read from the cache), {jobs} at a time")
+        failures = processes.run_all(prepare_silently, [(own, folder) for own in todo], jobs, tell)
+        for (own, _), line in failures:
+            raise ValueError(f"pair {own.pair_seed} failed: {line}")
+    return [starts[own.pair_seed] for own in todo]
 
 
 def compare(script, args, names, variants, run_one, check_row):
@@ -367,7 +403,7 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
         raise ValueError(f"--batch-size {smallest} leaves some of {size} processes without a row: raise it")
 
     for label, _ in methods:
-        if len(run_name(label, args.seed + args.seeds, "compute").encode()) > 200:  # 255 with what states are called
+        if len(longest_name(label, args).encode()) > 200:  # 255 with what states are called
             raise ValueError(
                 f"a run would be called {label[:60]}...: too long for the name of a file, sweep less at a time"
             )
@@ -384,62 +420,44 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     say_data(args, data)
     if device.type == "cuda" and args.jobs > 1:
         processes.print_line(arguments.check_room(args, data, methods, variants))
-    flags = arguments.result_flags(args) | {"settings": dataclasses.asdict(args.settings)}
+    flags = arguments.result_flags(args)
     inputs = inputs_of(args)
-    longest = max((run_name(label, args.seed + args.seeds, "compute") for label, _ in methods), key=len, default="")
+    longest = max((longest_name(label, args) for label, _ in methods), key=len, default="")
     folder = processes.first_decides(lambda: open_folder(held, script, args, flags, inputs, longest))
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
 
-    def load_pair():
-        return pairs.load_or_pretrain_pair(
-            data, args.settings, device, report=processes.print_line, otherwise=[folder / "pairs"]
-        )
-
-    pair = processes.first_then_others(load_pair)  # pretrained once
-    metric, fingerprint = pair.task.metric, pair.fingerprint
-    processes.use_precision(args.precision, device)  # what the students will be measured with
-
-    # 2. Where the comparison starts: the teacher and the untouched student.
-    teacher_figures, start_figures = measure_start(pair, args, folder)
-    del pair  # each run reads its own, and would find this one beside it on a GPU
-    start_warnings = list(data.task.metric_warnings)
-    if not args.quick:
-        start_warnings += checks.about_start(teacher_figures, start_figures, args.task in tasks.FAMILIES)
-    for text in start_warnings:
-        processes.print_line(f"  warning: {text}")
+    # 2. Where the comparison starts: every pair, its teacher and its untouched student.
+    starts = prepare_pairs(args, folder)
     shared = {  # what the header of every record says
         "script": script,
         "task": args.task,
-        "metric": metric,
+        "metric": data.task.metric,
         "order": list(dict.fromkeys([*variants, *(label for label, _ in methods)])),
         "flags": flags,
         "quick": args.quick,
         "jobs": args.jobs,
         "processes": size,
-        "pair": fingerprint,
         "vocabulary_in_use": data.vocabulary_in_use,
         "accept_top_k": args.accept_top_k,
         "inputs": inputs,
         "sources": {name: LOADED[name] for name in (*SOURCES, f"{script}.py")},
-        "teacher": teacher_figures,
-        "student_start": start_figures,
-        "start_warnings": start_warnings,
     }
+    headers = [shared | start for start in starts]
 
-    # 3. Every method with every seed.
+    # 3. Every method with every pair and seed.
     if device.type == "cuda" and args.jobs > 1:
         torch.cuda.empty_cache()  # other processes need what pretraining and measuring has left
     failed, asked = {}, []  # name of a run -> what it failed with
     for budget in ("steps", "compute") if args.equal_compute else ("steps",):
-        todo = processes.first_decides(lambda budget=budget: missing_runs(folder, args, methods, shared, budget))
+        todo = processes.first_decides(lambda budget=budget: missing_runs(folder, args, methods, headers, budget))
         asked += todo
         with Progress(folder, todo, args.jobs) as progress:
             failures = processes.run_all(run_one, todo, args.jobs, progress.say, progress.watch)
-        failed |= {run_name(*task[3:6]): line for task, line in failures}
+        failed |= {name_of(task): line for task, line in failures}
 
     # 4. What came out.
     if rank == 0:
-        for name in (run_name(*task[3:6]) for task in asked):
+        for name in map(name_of, asked):
             if name not in failed and records.read_finished(folder, name, flags) is None:
                 failed[name] = "its record is gone: run the same command with --resume"
         for name, line in failed.items():
@@ -454,138 +472,3 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
         processes.print_line("This was --quick, a smoke run: its numbers mean nothing.")
     processes.leave()
     return 1 if failed else 0
-
-
-class Progress:
-    """How far runs side by side have come, read from their records: a bar on a terminal, now and then a line
-    elsewhere."""
-
-    def __init__(self, folder, todo, jobs):
-        self.folder, self.finished, self.spoken = folder, 0, time.monotonic()
-        self.todo = [(run_name(*task[3:6]), task[-1]) for task in todo]  # (name, steps), in the order of their start
-        steps = sum(steps for _, steps in self.todo)
-        hidden = jobs == 1 or not progress.shown()
-        self.bar = tqdm(total=steps, unit="step", leave=False, disable=hidden, dynamic_ncols=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.bar.close()
-
-    def say(self, line):
-        """A line that stays: a run has ended."""
-        self.finished += 1
-        if self.bar.disable:
-            processes.print_line(line)
-        else:
-            self.bar.write(line)  # above the bar
-            sys.stdout.flush()
-
-    def watch(self, running, waiting):
-        """Show where the runs stand; run_all calls this once a second when they are in processes of their own."""
-        started = dict(self.todo[: len(self.todo) - waiting])
-        total, words = sum(started.values()), [f"{self.finished} of {len(self.todo)} runs done"]
-        for *_, label, seed, budget, steps in running:
-            name = run_name(label, seed, budget)
-            done = last_step(self.folder / f"{name}.jsonl")
-            total -= steps - done
-            words.append(f"{name} {done}/{steps}")
-        self.bar.n = total
-        self.bar.set_postfix_str(", ".join(words))
-        if self.bar.disable and running and time.monotonic() - self.spoken > 60:
-            self.spoken = time.monotonic()
-            processes.print_line("  " + ", ".join(words))
-
-
-def last_step(path):
-    """The last step that a run has recorded; 0 before the first."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:  # not begun
-        return 0
-    return max((int(found[1]) for line in lines[-3:] if (found := re.search(r'"step": (\d+)', line))), default=0)
-
-
-def equal_compute_steps(folder, variant, main_method, seed, steps, flags):
-    """Steps after which `variant` has spent the model FLOPs of the main method's run with the same seed; None without
-    that run.
-
-    What was spent once, before training (compute_once), does not grow with the steps.
-    """
-    own, unit = (records.read_finished(folder, run_name(name, seed, "steps"), flags) for name in (variant, main_method))
-    if not own or not unit:
-        return None
-    once = own.get("compute_once", 0.0)
-    return max(1, round(steps * (unit["compute"] - once) / (own["compute"] - once)))
-
-
-GO_ON = "progress is saved; to continue: the same command with --resume (and the same --out)"
-
-
-GRACE = 20  # seconds that one of several processes gets to save after a signal; torchrun itself has patience for 30
-
-
-def end_process(script, why):
-    """End one of several processes at once, with one line. torchrun may be ending it at the same moment, and an
-    exception raised then could be lost on its way out: hence no exception. Records are on disk, line by line."""
-    with contextlib.suppress(ValueError):  # only the main thread may
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.write(2, f"{script}.py: process {os.environ['RANK']} {why}: {GO_ON}\n".encode())
-    os._exit(1)
-
-
-def catch_shared_signals(script):
-    """What a signal does to one of several processes: where they can save, they are given the time to, together.
-
-    torchrun sends SIGTERM also where another process has failed. Then nobody answers, and after GRACE seconds this one
-    ends as it would have elsewhere.
-    """
-
-    def on_signal(number, frame):
-        why = f"stopped by {signal.Signals(number).name}"
-        if processes.let_wait(number):
-            patience = threading.Timer(GRACE, end_process, (script, why))
-            patience.daemon = True
-            patience.start()
-        elif not processes.asked_to_stop():  # a terminal sends it to all processes, and torchrun passes it on
-            end_process(script, why)
-
-    processes.catch_signals(on_signal)
-
-
-def run_script(script, main):
-    """Call main() as a program: wrong use ends with one line and a non-zero status, never with a traceback."""
-    processes.use_any_terminal()
-    if processes.started_by_torchrun():
-        catch_shared_signals(script)
-    else:
-        processes.catch_signals()
-    try:
-        status = main()
-        processes.catch_signals(
-            signal.SIG_IGN
-        )  # all is written: one that comes while Python takes itself apart has nothing to stop
-        if (
-            processes.started_by_torchrun()
-        ):  # all is written; what torch's threads do while Python takes itself apart can abort it
-            print(end="", flush=True)
-            os._exit(status)
-        sys.exit(status)
-    except (ValueError, OSError) as error:
-        processes.exit_with(f"{script}.py", error)
-    except processes.Stopped as stop:
-        if processes.rank_and_size()[0] == 0:
-            print(f"{script}.py: {stop}: {GO_ON}", file=sys.stderr)
-        processes.leave()
-        sys.exit(128 + stop.number)
-    except KeyboardInterrupt:
-        processes.exit_with(f"{script}.py", f"interrupted: {GO_ON}")
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) and not processes.started_by_torchrun():
-            first_line = str(error).strip().split(". ")[0]
-            processes.exit_with(f"{script}.py", f"{first_line}: lower --batch-size (or --micro-batch), or --size")
-        if not processes.started_by_torchrun():
-            raise
-        first_line = str(error).strip().split("\n")[0][:160]
-        end_process(script, f"lost the others or failed ({first_line})")

@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-FORMAT = 2  # of records and states; 1 had none written in it, and other names
+FORMAT = 3  # of records and states; in 2 a folder held one pair, in 1 no format was written and names were others
 CHECKSUM = ', "sha256": "{}"}}'  # how a final line ends
 
 
@@ -26,9 +26,9 @@ def has_checksum(text):
     return text == with_checksum(text[: -len(CHECKSUM.format("0" * 64))] + "}")
 
 
-def run_name(variant, seed, budget):
-    """The stem of a run's files."""
-    return f"{variant}{'_compute' if budget == 'compute' else ''}_seed{seed}".replace(" ", "_")
+def run_name(variant, pair, seed, budget):
+    """The stem of a run's files; pair and seed are numbers."""
+    return f"{variant}{'_compute' if budget == 'compute' else ''}_pair{pair}_seed{seed}".replace(" ", "_")
 
 
 class NoLog:
@@ -152,7 +152,7 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
     header = parsed(lines[0])
     if not isinstance(header, dict) or not isinstance(header.get("flags"), dict):
         cut_off = "\n" not in text  # within its first line
-        if not re.fullmatch(r".+_seed\d+", name) or not cut_off and has_checksum(text.removesuffix("\n")):
+        if not re.fullmatch(r".+_pair\d+_seed\d+", name) or not cut_off and has_checksum(text.removesuffix("\n")):
             raise ValueError(f"{path.name} is no record of this project: move it away, or give another --out")
         if cut_off:
             return None
@@ -165,7 +165,7 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
         say(f"{path.name} has a wrong checksum: renamed to {set_aside(path).name}, to be run again")
         return None
     refuse_format(path.name, header.get("format", 1))
-    of_whom = [header.get(key) for key in ("variant", "seed", "budget")]
+    of_whom = [header.get(key) for key in ("variant", "pair", "seed", "budget")]
     if finished and None not in of_whom and run_name(*of_whom) != name:
         raise ValueError(f"{path.name} is the record of {run_name(*of_whom)}: give it that name, or move it away")
     if None not in (script, header.get("script")) and header["script"] != script:
@@ -200,7 +200,7 @@ def shown(value):
 
 
 # Of what decides a run, these are no flags.
-NO_FLAGS = ("pair", "inputs", "row", "variant", "seed", "budget", "torch", "processes", "inner")
+NO_FLAGS = ("fingerprint", "inputs", "row", "variant", "seed", "budget", "torch", "processes", "inner")
 
 
 def changed_files(before, now):

@@ -70,7 +70,7 @@ def make_parser():
         "--teacher",
         type=os.path.expanduser,
         metavar="FILE",
-        help="its teacher (default: teacher.pt beside the checkpoint)",
+        help="its teacher (default: its pair's, beside the checkpoint)",
     )
     parser.add_argument(
         "--prompt",
@@ -93,12 +93,14 @@ def make_parser():
 
 
 def load_both(student_path, teacher_path, device):
-    """Two checkpoints of one run -> student, teacher, their tokenizer, and what the student's says of its run.
+    """Two checkpoints of one run -> student, teacher, their tokenizer, and what the student's says of its run; without
+    a teacher's path, the one of its pair beside it.
 
     Raises ValueError for two that do not belong together, and for a student that is its own teacher.
     """
     student, about = load_checkpoint(student_path, device)
-    teacher, about_teacher = load_checkpoint(teacher_path, device)
+    beside = os.path.join(os.path.dirname(student_path), f"teacher_pair{about.get('pair', 1)}.pt")
+    teacher, about_teacher = load_checkpoint(teacher_path or beside, device)
     if about["tokenizer"] != about_teacher["tokenizer"]:
         raise ValueError(
             "student and teacher were trained with different tokenizers: give the --teacher of the same run"
@@ -113,7 +115,7 @@ def load_both(student_path, teacher_path, device):
     if weights_hash(student) == weights_hash(teacher):
         raise ValueError(
             f"{student_path} is its own teacher here, who would reject nothing: give a student as --checkpoint, "
-            "and its teacher.pt as --teacher"
+            "and its teacher as --teacher"
         )
     return student, teacher, tokenizer, about
 
@@ -151,8 +153,7 @@ def main(argv=None):
     if args.teacher and not args.checkpoint:
         raise ValueError("--teacher goes with the --checkpoint of its student: give both, or none")
     if args.checkpoint:
-        beside = os.path.join(os.path.dirname(args.checkpoint), "teacher.pt")
-        student, teacher, tokenizer, about = load_both(args.checkpoint, args.teacher or beside, device)
+        student, teacher, tokenizer, about = load_both(args.checkpoint, args.teacher, device)
         check_top_k(tokenizer.n_vocab)
         if not args.prompt and "task" not in about:
             raise ValueError(f"{args.checkpoint} does not name its task: give a --prompt")

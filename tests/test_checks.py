@@ -235,7 +235,7 @@ def test_a_warning_reaches_record_line_and_table(cached_pairs, tmp_path, capsys)
     """--accept-top-k as large as the vocabulary: said once the run ends, in its record, and above the table."""
     argv = [*SMALL, "--variants", "skd", "--accept-top-k", "257", "--out", str(tmp_path / "out")]
     assert train_skd.main(argv) == 0
-    final = lines_of(tmp_path / "out" / "skd_seed1.jsonl")[-1]
+    final = lines_of(tmp_path / "out" / "skd_pair1_seed1.jsonl")[-1]
     assert any("lower --accept-top-k" in text for text in final["warnings"])
     assert "  warning: every proposal was accepted" in capsys.readouterr().out
     assert "- skd seed 1: warning: every proposal was accepted" in (tmp_path / "out" / "table.md").read_text()
@@ -245,7 +245,7 @@ def test_a_sum_that_is_not_finite_is_never_saved(pair, tmp_path):  # noqa: F811
     """Logged or not: before a state is written its run is asked, and a broken one keeps the state before."""
     args = flags("--steps", "6", "--log-every", "1000", "--lr", "0.05")
     saved, student = [], pair.new_student()
-    checkpointer = Checkpointer(str(tmp_path / "run_seed1"), 2, {})
+    checkpointer = Checkpointer(str(tmp_path / "run_pair1_seed1"), 2, {})
     save = checkpointer.save
 
     def save_and_break(step):
@@ -262,7 +262,7 @@ def test_a_sum_that_is_not_finite_is_never_saved(pair, tmp_path):  # noqa: F811
         row = train_skd.VARIANTS["supervised"]
         distilled(train_skd, row, student, pair, args, log=Quiet(), checkpointer=checkpointer)
     assert saved == [2] and all(
-        bool(w.isfinite().all()) for w in load_file(str(tmp_path / "run_seed1.state.pt"))["parts"]["student"].values()
+        bool(w.isfinite().all()) for w in load_file(str(tmp_path / "run_pair1_seed1.state.pt"))["parts"]["student"].values()
     )
 
 
@@ -278,7 +278,7 @@ def test_a_sampler_that_meets_broken_logits_names_the_step(
     a step before, while it learned: that one and its batch. The record ends with the last whole line."""
     args = flags("--steps", "30", "--log-every", "1000", script=script)
     row = script.VARIANTS[variant]
-    student, calls, log = pair.new_student(), [], RunLog(tmp_path, "run_seed1", {})
+    student, calls, log = pair.new_student(), [], RunLog(tmp_path, "run_pair1_seed1", {})
 
     def breaks(function, number, before=True):
         def call(*arguments, **keywords):
@@ -303,7 +303,7 @@ def test_a_sampler_that_meets_broken_logits_names_the_step(
     order = batch_order(len(pair.train.prompts), 4, 30, torch.Generator().manual_seed(1)).tolist()
     batch, words = ", ".join(map(str, order[wrong - 1])), str(error.value)
     assert f" step {wrong} (train examples {batch})" in words and "; kept: the record so far" in words
-    assert "--lr" in str(error.value) and lines_of(tmp_path / "run_seed1.jsonl")[-1]["step"] == 3
+    assert "--lr" in str(error.value) and lines_of(tmp_path / "run_pair1_seed1.jsonl")[-1]["step"] == 3
 
 
 @pytest.mark.parametrize("chunked", ["no", "yes"])
@@ -341,6 +341,6 @@ def test_an_error_in_a_step_is_short_and_true():
 
     begins = "loss or gradient is not finite at step 2 (train examples 64, 65, 66, 67 and 60 more): lower --lr (0.05)"
     assert line(0, NoLog()) == begins  # a notebook
-    record = types.SimpleNamespace(path="skd_seed1.jsonl")
+    record = types.SimpleNamespace(path="skd_pair1_seed1.jsonl")
     assert line(0, record) == f"{begins}; kept: the record so far"
     assert line(1, record) == f"{begins}; kept: the record so far and the state after 1 steps"

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import train_okd
 import train_skd
-from lab import checkpoints, compare, pairs, processes, records, rollouts, training
+from lab import checkpoints, compare, pairs, processes, program, records, rollouts, training
 from lab.costs import Clock, Meter
 from model import load_checkpoint, load_file, save_file
 
@@ -109,7 +109,7 @@ def test_the_figures_are_those_of_a_cpu(script, names, argv, tmp_path, no_curve,
         if "bf16" not in argv:  # from other pairs other tokens are drawn
             assert all(close(figures[key], here[name][key], 1e-3) for key in ("steps", "score")), name
     table = (tmp_path / "there" / "table.md").read_text()
-    assert all(name.removesuffix("_seed1") in table for name in there)
+    assert all(name.removesuffix("_pair1_seed1") in table for name in there)
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_the_picture_of_a_rollout(tmp_path, capsys):
     for device in ("cuda", "cpu"):
         capsys.readouterr()
         with gpu():
-            left = str(tmp_path / "out" / "sft_seed1.pt")
+            left = str(tmp_path / "out" / "sft_pair1_seed1.pt")
             argv = ["--checkpoint", left, "--device", device, "--prompt", "5*3=", "--gamma", "3"]
             assert rollouts.main(argv) == 0
         told[device] = capsys.readouterr().out
@@ -194,10 +194,10 @@ def test_a_run_of_nan_fails_alone(tmp_path, tiny_runs, monkeypatch, capsys, no_c
     with gpu():
         status = run(train_skd, tmp_path / "out", "--variants", "skd,sft", "--steps", "4", "--log-every", "1")
     out, err = capsys.readouterr()
-    assert status == 1 and re.search(r"run skd_seed1 failed: .* not finite at step 3 ", err), err
+    assert status == 1 and re.search(r"run skd_pair1_seed1 failed: .* not finite at step 3 ", err), err
     assert files_of(tiny_runs / "pairs") == before and "set aside" not in out
-    assert [*finals(tmp_path / "out")] == ["sft_seed1"]
-    same = [load_checkpoint(str(tmp_path / name / "sft_seed1.pt"))[0].state_dict() for name in ("alone", "out")]
+    assert [*finals(tmp_path / "out")] == ["sft_pair1_seed1"]
+    same = [load_checkpoint(str(tmp_path / name / "sft_pair1_seed1.pt"))[0].state_dict() for name in ("alone", "out")]
     assert all(torch.equal(weight, same[1][name]) for name, weight in same[0].items())
 
 
@@ -234,12 +234,12 @@ def test_a_closed_gpu_ends_the_queue(tmp_path, tiny_runs, monkeypatch, capsys, n
         status = run(train_skd, tmp_path / "out", *argv)
     out, err = capsys.readouterr()
     assert status == 1 and device.dead and err.count(" failed: ") == 2, err
-    assert "run supervised_seed1 failed: RuntimeError: CUDA error: device-side assert" in err
-    assert re.search("run skd_seed1 failed: not started: .* --resume", err)
+    assert "run supervised_pair1_seed1 failed: RuntimeError: CUDA error: device-side assert" in err
+    assert re.search("run skd_pair1_seed1 failed: not started: .* --resume", err)
     assert files_of(tiny_runs / "pairs") == before and "set aside" not in out
     with gpu():
         assert run(train_skd, tmp_path / "out", *argv, "--resume") == 0
-    assert sorted(finals(tmp_path / "out")) == ["sft_seed1", "skd_seed1", "supervised_seed1"]
+    assert sorted(finals(tmp_path / "out")) == ["sft_pair1_seed1", "skd_pair1_seed1", "supervised_pair1_seed1"]
 
 
 def out_of_memory(device, when):
@@ -316,9 +316,9 @@ def test_out_of_memory_fails_alone(tmp_path, tiny_runs, monkeypatch, capsys, no_
         out_of_memory(device, is_full)
         status = run(train_skd, tmp_path / "out", *argv)
     out, err = capsys.readouterr()
-    assert status == 1 and len(re.findall("_seed1 failed: .*out of memory", err)) == 2, err
+    assert status == 1 and len(re.findall("_pair1_seed1 failed: .*out of memory", err)) == 2, err
     assert files_of(tiny_runs / "pairs") == before and "set aside" not in out
-    assert [*finals(tmp_path / "out")] == ["sft_seed1"]
+    assert [*finals(tmp_path / "out")] == ["sft_pair1_seed1"]
     with gpu():
         assert run(train_skd, tmp_path / "out", *argv, "--resume") == 0
     assert len(finals(tmp_path / "out")) == 3
@@ -327,11 +327,11 @@ def test_out_of_memory_fails_alone(tmp_path, tiny_runs, monkeypatch, capsys, no_
 def test_out_of_memory_is_one_line_before_the_first_run(tmp_path, tiny_runs, capsys, no_curve, monkeypatch):
     """Where not even the pair fits, the script ends with one line that says what to lower."""
     argv = ["train_skd.py", *SMALL, "--device", "cuda", "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(compare.sys, "argv", argv)
+    monkeypatch.setattr(program.sys, "argv", argv)
     with gpu() as device:
         out_of_memory(device, lambda name: name == "_to_copy")
         with pytest.raises(SystemExit) as ended:
-            compare.run_script("train_skd", train_skd.main)
+            program.run_script("train_skd", train_skd.main)
     words = str(ended.value)
     assert words.startswith("train_skd.py: CUDA out of memory") and "--batch-size" in words and "\n" not in words
 
@@ -405,11 +405,11 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch, no_curve)
     with gpu(), monkeypatch.context() as patch, pytest.raises(processes.Stopped):
         patch.setattr(records.RunLog, "write", stopping)
         run(train_okd, tmp_path / "out", *argv)
-    assert (tmp_path / "out" / "okd_seed1.state.pt").exists()
+    assert (tmp_path / "out" / "okd_pair1_seed1.state.pt").exists()
     with gpu():
         assert run(train_okd, tmp_path / "out", *argv, "--resume") == 0
     for suffix in (".pt", ".module.pt"):
-        paths = (tmp_path / name / f"okd_seed1{suffix}" for name in ("whole", "out"))
+        paths = (tmp_path / name / f"okd_pair1_seed1{suffix}" for name in ("whole", "out"))
         one, other = (torch.load(path, weights_only=True) for path in paths)
         assert one.keys() == other.keys() and one["sha256"] == other["sha256"], suffix
 

@@ -72,7 +72,7 @@ def finished_records(folder, names):
 
 def stems(script):
     """The names of a script's runs."""
-    return [f"{name}_seed{seed}" for name in RUNS[script].split(",") for seed in (1, 2)]
+    return [f"{name}_pair1_seed{seed}" for name in RUNS[script].split(",") for seed in (1, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -153,17 +153,17 @@ def test_a_signal_saves_and_tells_how_to_go_on(clone, tmp_path, undisturbed, num
     with running(clone, *command) as process:
         begun = False
         for line in iter(process.stdout.readline, ""):
-            begun |= line.startswith("skd_seed1: 16 steps")
+            begun |= line.startswith("skd_pair1_seed1: 16 steps")
             if begun and line.startswith("  step     6/16"):
                 break
         (os.killpg if everybody else os.kill)(process.pid, number)
         _, errors = process.communicate(timeout=120)
         has_stopped(process, errors, number, out)
-    assert [path.name for path in out.glob("*.state.pt")] == ["skd_seed1.state.pt"]
+    assert [path.name for path in out.glob("*.state.pt")] == ["skd_pair1_seed1.state.pt"]
     with running(clone, *command, "--resume") as process:
         output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors[-2000:]
-    assert "skd_seed1: resumes after step " in output
+    assert "skd_pair1_seed1: resumes after step " in output
     same_results(undisturbed["train_skd.py"], out, stems("train_skd.py"))
 
 
@@ -208,7 +208,7 @@ def test_a_full_disk_loses_nothing(clone, tmp_path, undisturbed):
     with running(clone, *command) as process:
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors[-2000:]
-    names = [f"{name}_seed1" for name in names.split(",")]
+    names = [f"{name}_pair1_seed1" for name in names.split(",")]
     assert finished_records(undisturbed["train_skd.py"], names) == finished_records(out, names)
 
 
@@ -223,14 +223,14 @@ def test_two_programs_share_a_cache(clone, tmp_path, undisturbed):
         outputs = [process.communicate(timeout=600) for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0], outputs
     assert sum(output.count("  step    40/40") for output, _ in outputs) == 1
-    expected = finished_records(undisturbed["train_skd.py"], ["skd_seed1"])
+    expected = finished_records(undisturbed["train_skd.py"], ["skd_pair1_seed1"])
     assert (
-        expected == finished_records(tmp_path / "a", ["skd_seed1"]) == finished_records(tmp_path / "b", ["skd_seed1"])
+        expected == finished_records(tmp_path / "a", ["skd_pair1_seed1"]) == finished_records(tmp_path / "b", ["skd_pair1_seed1"])
     )
     with running(clone, *command, str(tmp_path / "c"), "--steps", "400") as one:
         read_lines(one, 1)
         for line in iter(one.stdout.readline, ""):
-            if "skd_seed1" in line:
+            if "skd_pair1_seed1" in line:
                 break
         with running(clone, *command, str(tmp_path / "c"), "--resume") as other:
             _, errors = other.communicate(timeout=120)
@@ -401,14 +401,14 @@ def test_what_changes_under_a_running_program_is_told(cached_pairs, tmp_path, mo
     words = {"code": "losses.py has", "pair": "the cached pair has", "test split": "test.jsonl has"}
     word = words.get(what, "train.jsonl has changed, val.jsonl has")
     assert (
-        line.startswith("train_skd.py: run skd_seed1 failed")
+        line.startswith("train_skd.py: run skd_pair1_seed1 failed")
         and f"{word} changed" in line
         and "since the program was started" in line
         and "start it again" in line
     )
     assert (
-        b'"final"' in (tmp_path / "out" / "sft_seed1.jsonl").read_bytes()
-        and not (tmp_path / "out" / "skd_seed1.jsonl").exists()
+        b'"final"' in (tmp_path / "out" / "sft_pair1_seed1.jsonl").read_bytes()
+        and not (tmp_path / "out" / "skd_pair1_seed1.jsonl").exists()
     )
 
 
@@ -420,8 +420,8 @@ def test_data_that_changed_before_resume_is_named(cached_pairs, tmp_path, unfini
     argv = [*SMALL, *own_data(data), "--out", str(out), "--resume"]
     assert train_skd.main([*argv, "--variants", "sft"]) == 0
     if unfinished:
-        text = (out / "sft_seed1.jsonl").read_text().splitlines(keepends=True)
-        (out / "sft_seed1.jsonl").write_text("".join(text[:-1]))
+        text = (out / "sft_pair1_seed1.jsonl").read_text().splitlines(keepends=True)
+        (out / "sft_pair1_seed1.jsonl").write_text("".join(text[:-1]))
     before, left = {path.name: path.read_text() for path in data.iterdir()}, sorted(out.iterdir())
     alphabet = "abcdefghijklmnopqrstuvwxyz" * 9
     more = "".join(json.dumps({"prompt": f"{n}{word}", "response": word}) + "\n" for n, word in enumerate(alphabet))
@@ -437,7 +437,7 @@ def test_data_that_changed_before_resume_is_named(cached_pairs, tmp_path, unfini
         with pytest.raises(ValueError) as error:
             train_skd.main([*argv, "--variants", "sft,supervised"])
         assert str(error.value) == (
-            f"{told} since sft_seed1.jsonl was begun: put the data back as it was, or start anew with another --out"
+            f"{told} since sft_pair1_seed1.jsonl was begun: put the data back as it was, or start anew with another --out"
         )
         assert sorted(out.iterdir()) == left
     for name, text in before.items():
@@ -479,10 +479,10 @@ def test_a_record_that_is_gone_at_the_end_is_a_failure(cached_pairs, tmp_path, c
     def delete():
         began.append(1)
         if len(began) == 2:
-            (out / "sft_seed1.jsonl").unlink()
+            (out / "sft_pair1_seed1.jsonl").unlink()
 
     assert compare_with([*SMALL, "--out", str(out)], delete) == 1
-    assert "run sft_seed1 failed: its record is gone" in capsys.readouterr().err
+    assert "run sft_pair1_seed1 failed: its record is gone" in capsys.readouterr().err
 
 
 def test_what_going_on_finds_is_told(cached_pairs, tmp_path, capsys):  # noqa: F811
@@ -494,7 +494,7 @@ def test_what_going_on_finds_is_told(cached_pairs, tmp_path, capsys):  # noqa: F
     assert train_skd.main(argv) == 0
     again = capsys.readouterr().out
     assert "nothing to resume" not in again and "no student" not in again
-    (tmp_path / "out" / "sft_seed1.pt").unlink()
+    (tmp_path / "out" / "sft_pair1_seed1.pt").unlink()
     assert train_skd.main(argv) == 0
     assert "1 finished runs have no student here" in capsys.readouterr().out
 
@@ -502,7 +502,7 @@ def test_what_going_on_finds_is_told(cached_pairs, tmp_path, capsys):  # noqa: F
 def test_a_folder_with_files_of_ones_own_is_refused(cached_pairs, tmp_path):  # noqa: F811
     """What a run would write over is named, and nothing is written; other files are in nobody's way."""
     (tmp_path / "notes.txt").write_text("mine")
-    for name in ("teacher.pt", "sft_seed1.pt", "table.md", "summary.json", "curves.svg"):
+    for name in ("teacher_pair1.pt", "sft_pair1_seed1.pt", "table.md", "summary.json", "curves.svg"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(ValueError, match=f"{name} in .* may be written over: add --resume"):
             train_skd.main([*SMALL, "--variants", "sft", "--out", str(tmp_path)])
@@ -518,7 +518,7 @@ def test_a_later_seed_finds_the_same_teacher(cached_pairs, tmp_path):  # noqa: F
     for name, more in (("both", [["--seeds", "2"]]), ("apart", [[], ["--seed", "2", "--resume"]])):
         for words in more:
             assert train_skd.main([*argv, str(tmp_path / name), *words]) == 0
-        found += [lines_of(tmp_path / name / f"sft_seed{seed}.jsonl")[0] for seed in (1, 2)]
+        found += [lines_of(tmp_path / name / f"sft_pair1_seed{seed}.jsonl")[0] for seed in (1, 2)]
     assert all(
         header["teacher"] == found[0]["teacher"] and header["student_start"] == found[0]["student_start"]
         for header in found
@@ -537,7 +537,7 @@ def test_a_cached_model_under_another_name_is_not_taken(cached_pairs, tmp_path, 
     capsys.readouterr()
     assert train_skd.main([*argv, str(tmp_path / "again"), "--pair-seed", "72"]) == 0
     assert "under another name" in capsys.readouterr().out
-    one, other = (lines_of(tmp_path / name / "sft_seed1.jsonl")[0]["pair"] for name in ("72", "again"))
+    one, other = (lines_of(tmp_path / name / "sft_pair1_seed1.jsonl")[0]["pair"] for name in ("72", "again"))
     assert one == other and load_file(str(path))["name"] == path.name
 
 
@@ -572,7 +572,7 @@ def test_a_method_that_cannot_work_is_left_out_of_all(cached_pairs, tmp_path, mo
     assert train_skd.main([*argv, "main"]) == 0
     said = capsys.readouterr().out
     assert said.count("note: left out: opd weighs its samples") == 1
-    assert {path.stem for path in (tmp_path / "out").glob("*.jsonl")} == {"sft_seed1", "speckd_seed1"}
+    assert {path.stem for path in (tmp_path / "out").glob("*.jsonl")} == {"sft_pair1_seed1", "speckd_pair1_seed1"}
     with pytest.raises(ValueError, match="opd weighs its samples as the student's own"):
         train_skd.main([*argv, "sft,opd"])
 
@@ -612,7 +612,7 @@ def test_an_unfinished_run_of_other_flags_is_refused(cached_pairs, tmp_path):  #
     flag and both values are named."""
     out = tmp_path / "out"
     assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(out)]) == 0
-    path = out / "sft_seed1.jsonl"
+    path = out / "sft_pair1_seed1.jsonl"
     path.write_text("\n".join(path.read_text().split("\n")[:3]) + "\n")
     before = path.read_bytes()
     with pytest.raises(ValueError, match="made with --lr .*, now it is 0.123: give another --out, or the same flags"):
@@ -625,7 +625,7 @@ def test_leftovers_of_a_kill_are_cleared(cached_pairs, tmp_path):  # noqa: F811
     out = tmp_path / "out"
     assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(out)]) == 0
     before = {path.name for path in out.iterdir()}
-    for name in ("sft_seed1.state.pt", "sft_seed1.state.before.pt", "sft_seed1.pt.99.partial"):
+    for name in ("sft_pair1_seed1.state.pt", "sft_pair1_seed1.state.before.pt", "sft_pair1_seed1.pt.99.partial"):
         (out / name).write_text("half")
     assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(out), "--resume"]) == 0
     assert {path.name for path in out.iterdir()} == before
@@ -686,14 +686,14 @@ def test_a_signal_outlives_a_loop_that_fails():
 def test_others_files_are_left_alone(cached_pairs, tmp_path):  # noqa: F811
     """What only looks like a leftover of ours stays where it is."""
     (tmp_path / "film.mkv.partial").write_text("")
-    (tmp_path / "skd_seed1.pt.12.partial").write_text("")
+    (tmp_path / "skd_pair1_seed1.pt.12.partial").write_text("")
     assert train_skd.main([*SMALL, "--variants", "sft", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "film.mkv.partial").exists() and not (tmp_path / "skd_seed1.pt.12.partial").exists()
+    assert (tmp_path / "film.mkv.partial").exists() and not (tmp_path / "skd_pair1_seed1.pt.12.partial").exists()
 
 
 def test_states_are_not_gone_on_with_unasked(cached_pairs, tmp_path):  # noqa: F811
     """A folder with the state of a run but without its record is refused without --resume."""
-    (tmp_path / "skd_seed1.state.pt").write_text("")
+    (tmp_path / "skd_pair1_seed1.state.pt").write_text("")
     with pytest.raises(ValueError, match="already holds records: add --resume"):
         train_skd.main([*SMALL, "--variants", "skd", "--out", str(tmp_path)])
 

@@ -78,10 +78,10 @@ def test_wrong_use_and_a_missing_gpu_are_one_line(argv, capsys):
 def left(folder, weight, losses):
     """What a run leaves, with one weight."""
     folder.mkdir()
-    torch.save({"weights": {"w": torch.tensor(weight)}}, folder / "skd_seed1.pt")
+    torch.save({"weights": {"w": torch.tensor(weight)}}, folder / "skd_pair1_seed1.pt")
     lines = [{"kind": "step", "step": number + 1, "loss": loss} for number, loss in enumerate(losses)]
     lines = [json.dumps(line) + "\n" for line in [{"kind": "header"}, *lines, {"kind": "final"}]]
-    (folder / "skd_seed1.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "skd_pair1_seed1.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def test_other_bits_fail_where_the_same_were_promised(tmp_path):
@@ -102,7 +102,7 @@ def test_other_bits_fail_where_the_same_were_promised(tmp_path):
 def test_runs_that_failed_are_listed(monkeypatch, tmp_path):
     """A script's status 1 is a failed step, with the line of each run; the other script is run all the same."""
     place = gpu.Place("cuda", tmp_path)
-    failed, asked = "train_skd.py: run taid_seed1 failed: ValueError: nan", []
+    failed, asked = "train_skd.py: run taid_pair1_seed1 failed: ValueError: nan", []
 
     def python(*words, **options):
         asked.append(words[0])

@@ -16,7 +16,7 @@ import workers
 from test_train_skd import cached_pairs, lines_of, without_times  # noqa: F401  (a fixture)
 from tiny import flags, generator
 
-from lab import arguments, compare, costs, processes
+from lab import arguments, compare, costs, processes, schedule
 from model import GPT, GPTConfig
 
 
@@ -159,18 +159,18 @@ def test_runs_side_by_side_on_one_gpu(cached_pairs, monkeypatch, tmp_path, capsy
         with pretend.gpu():
             return train_skd.main([*small, "--jobs", jobs, "--out", str(tmp_path / jobs), *argv])
 
-    watch, handler = compare.Progress.watch, signal.getsignal(signal.SIGINT)
+    watch, handler = schedule.Progress.watch, signal.getsignal(signal.SIGINT)
 
     def interrupt(self, running, waiting):
         watch(self, running, waiting)
-        begun = compare.last_step(tmp_path / "2" / "supervised_seed1.jsonl")
+        begun = schedule.last_step(tmp_path / "2" / "supervised_pair1_seed1.jsonl")
         if begun and self.finished and not processes.asked_to_stop():  # the other has failed
             signal.raise_signal(signal.SIGINT)
 
     assert main("1", "--variants", "supervised") == 0
     names = ["--variants", "skd,supervised"]
     with monkeypatch.context() as patch:
-        patch.setattr(compare.Progress, "watch", interrupt)
+        patch.setattr(schedule.Progress, "watch", interrupt)
         processes.catch_signals()
         try:
             with pytest.raises(processes.Stopped):
@@ -179,9 +179,9 @@ def test_runs_side_by_side_on_one_gpu(cached_pairs, monkeypatch, tmp_path, capsy
             signal.signal(signal.SIGINT, handler)
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED")]
     assert len(told) == 1 and "device-side assert" in told[0]
-    assert list((tmp_path / "2").glob("supervised_seed1.state*"))
+    assert list((tmp_path / "2").glob("supervised_pair1_seed1.state*"))
     assert main("2", *names, "--resume") == 0
-    one, two = (lines_of(tmp_path / jobs / "supervised_seed1.jsonl") for jobs in "12")
+    one, two = (lines_of(tmp_path / jobs / "supervised_pair1_seed1.jsonl") for jobs in "12")
     assert any(line["kind"] == "resumed" for line in two)
     two = [line for line in two if line["kind"] != "resumed"]
     assert [comparable(line) for line in one] == [comparable(line) for line in two]

@@ -195,12 +195,12 @@ def test_the_whole_program_on_a_pretended_windows(clone, tmp_path):
         assert done.returncode == 0, done.stderr
 
     go("windows", pretended)
-    (clone / "windows" / "sft_seed1.jsonl").unlink()
+    (clone / "windows" / "sft_pair1_seed1.jsonl").unlink()
     go("windows", pretended, "--resume")  # sft again, over what it left
     shutil.rmtree(clone / "data" / "cache")
     go("here", {})
     for name in ("sft", "supervised"):
-        one, other = (load_file(str(clone / out / f"{name}_seed1.pt")) for out in ("windows", "here"))
+        one, other = (load_file(str(clone / out / f"{name}_pair1_seed1.pt")) for out in ("windows", "here"))
         assert checksum(one) == checksum(other)
     assert not [path for kind in ("partial", "damaged", "state") for path in (clone / "windows").glob(f"*.{kind}*")]
 
@@ -208,8 +208,8 @@ def test_the_whole_program_on_a_pretended_windows(clone, tmp_path):
 @pytest.mark.parametrize("script", [train_skd, train_okd], ids=lambda script: script.__name__)
 def test_files_have_names_that_every_system_takes(script):
     """No row's name holds what Windows forbids, ends in a dot, or differs from another by its capitals alone."""
-    names = [run_name(label, 1, budget) for label in script.VARIANTS for budget in ("steps", "compute")]
-    names += [run_name("skd lr=0.001 accept-rule=minprob rule=accept_min_prob=0.1", 1, "steps")]
+    names = [run_name(label, 1, 1, budget) for label in script.VARIANTS for budget in ("steps", "compute")]
+    names += [run_name("skd lr=0.001 accept-rule=minprob rule=accept_min_prob=0.1", 1, 1, "steps")]
     assert all(re.fullmatch(r"[\w=.,+-]+", name) and not name.endswith(".") for name in names)
     assert len({name.lower() for name in names}) == len(names)
 
@@ -283,7 +283,7 @@ def test_when_all_runs_fail(cached_pairs, capsys, monkeypatch, tmp_path):  # noq
     monkeypatch.setattr(report, "write_report", lambda folder: pytest.fail("nothing to report"))
     assert train_skd.main([*SMALL, "--out", str(tmp_path / "out")]) == 1
     told = capsys.readouterr()
-    assert [line.split(": ")[1] for line in told.err.splitlines()] == ["run sft_seed1 failed", "run skd_seed1 failed"]
+    assert [line.split(": ")[1] for line in told.err.splitlines()] == ["run sft_pair1_seed1 failed", "run skd_pair1_seed1 failed"]
     assert "no table, since no run has finished" in told.out and "table.md" not in told.out
 
 

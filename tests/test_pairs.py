@@ -1108,7 +1108,7 @@ def test_run_folders_are_numbered(tmp_path, monkeypatch):
     made = []
     for _ in range(11):
         made.append(folders.make_run_folder(None, False, "skd-math"))
-        (made[-1] / "sft_seed1.jsonl").write_text("{}\n")
+        (made[-1] / "sft_pair1_seed1.jsonl").write_text("{}\n")
     assert [folder.name for folder in made] == [f"skd-math-{number}" for number in range(1, 12)]
     assert folders.make_run_folder(None, True, "skd-math") == made[-1]
     assert folders.make_run_folder(None, True, "skd-scan").name == "skd-scan-1"  # nothing to resume: a new one
@@ -1123,7 +1123,7 @@ def test_finished_records_are_not_mixed(tmp_path):
         folders.make_run_folder(str(folder), False, "x") == folder == folders.make_run_folder(str(folder), False, "x")
     )
     assert list(folder.iterdir()) == []
-    (folder / "skd_seed1.jsonl").write_text("{}\n")
+    (folder / "skd_pair1_seed1.jsonl").write_text("{}\n")
     with pytest.raises(ValueError) as error:
         folders.make_run_folder(str(folder), False, "x")
     assert "--resume" in one_line(error) and "--out" in one_line(error)
@@ -1144,7 +1144,7 @@ FLAGS = {"lr": 2e-3, "steps": 3, "shape": (1, 2), "rule": {"x": 0.1}}
 
 def record(folder, *, final=True, cut=0, flags=FLAGS):
     """A record as RunLog writes it, without its last `cut` characters."""
-    log = records.RunLog(folder, "skd_seed1", {"flags": flags})
+    log = records.RunLog(folder, "skd_pair1_seed1", {"flags": flags})
     log.write("step", step=1, loss=0.5)
     if final:
         log.write("final", score=0.25)
@@ -1156,16 +1156,16 @@ def record(folder, *, final=True, cut=0, flags=FLAGS):
 
 def test_only_finished_records_count(tmp_path):
     """No file, no final line, a line cut short or an empty file: not finished. Otherwise the final figures."""
-    assert records.read_finished(tmp_path, "skd_seed1", FLAGS) is None
+    assert records.read_finished(tmp_path, "skd_pair1_seed1", FLAGS) is None
     record(tmp_path, final=False)
-    assert records.read_finished(tmp_path, "skd_seed1", FLAGS) is None
+    assert records.read_finished(tmp_path, "skd_pair1_seed1", FLAGS) is None
     for cut in (5, 30):
         record(tmp_path, cut=cut)
-        assert records.read_finished(tmp_path, "skd_seed1", FLAGS) is None
+        assert records.read_finished(tmp_path, "skd_pair1_seed1", FLAGS) is None
     path = record(tmp_path)
-    assert records.read_finished(tmp_path, "skd_seed1", FLAGS)["score"] == 0.25
+    assert records.read_finished(tmp_path, "skd_pair1_seed1", FLAGS)["score"] == 0.25
     path.write_text("")
-    assert records.read_finished(tmp_path, "skd_seed1", FLAGS) is None
+    assert records.read_finished(tmp_path, "skd_pair1_seed1", FLAGS) is None
 
 
 @pytest.mark.parametrize("change", [{"lr": 1e-3}, {"steps": 4}, {"shape": (1, 3)}, {"rule": {}}, {"new_flag": 1}])
@@ -1173,14 +1173,14 @@ def test_changed_flag_is_refused_by_name(tmp_path, change):
     """A finished record of other flags is not taken for this one's: one line names the flag and both values."""
     record(tmp_path)
     with pytest.raises(ValueError) as error:
-        records.read_finished(tmp_path, "skd_seed1", FLAGS | change)
+        records.read_finished(tmp_path, "skd_pair1_seed1", FLAGS | change)
     (name,) = change
-    assert f"--{name.replace('_', '-')}" in one_line(error) and "skd_seed1.jsonl" in one_line(error)
+    assert f"--{name.replace('_', '-')}" in one_line(error) and "skd_pair1_seed1.jsonl" in one_line(error)
 
 
 def test_records_are_json_lines(tmp_path):
     """Every line is there as soon as it is written, is valid JSON (NaN is null) and has floats of 7 digits."""
-    log = records.RunLog(tmp_path, "skd_seed1", {"seed": 1})
+    log = records.RunLog(tmp_path, "skd_pair1_seed1", {"seed": 1})
     log.write("step", step=1, loss=1 / 3, bad=float("nan"), worse=[float("-inf"), {"deep": 2 / 3}], flag=True, text="ü")
     lines = [json.loads(line, parse_constant=pytest.fail) for line in log.path.read_text(encoding="utf-8").splitlines()]
     log.close()

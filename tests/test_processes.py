@@ -60,13 +60,13 @@ def test_two_processes_train_as_one(clone, tmp_path, script):
         assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
         assert output.count("score ") >= len(CASES[script].split(",")) and output.count("\n**Task") == 1  # one speaks
     for name in CASES[script].split(","):
-        one, two = (lines_of(tmp_path / str(size) / f"{name}_seed1.jsonl") for size in (1, 2))
+        one, two = (lines_of(tmp_path / str(size) / f"{name}_pair1_seed1.jsonl") for size in (1, 2))
         assert (one[0]["processes"], two[0]["processes"]) == (1, 2)
         assert one[0]["flags"] | {"micro_batch": 3} == two[0]["flags"]
         assert len(one) == len(two)
         for line, other in zip(one[1:], two[1:]):
             assert comparable(line) == pytest.approx(comparable(other), rel=2e-4, abs=1e-6), name
-        one, two = (torch.load(tmp_path / str(n) / f"{name}_seed1.pt", weights_only=True)["weights"] for n in (1, 2))
+        one, two = (torch.load(tmp_path / str(n) / f"{name}_pair1_seed1.pt", weights_only=True)["weights"] for n in (1, 2))
         for weight, difference in weight_differences(one, two).items():
             # AdamW divides small gradients by themselves: rounding can show in single weights.
             assert difference.mean() < 1e-6 and difference.max() < 3e-4, (name, weight)
@@ -82,7 +82,7 @@ def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
         ["train_skd.py", "--variants", "sft,skd", "--steps", "96", "--save-every", "4", "--out"],
     )
     running = start(clone, 2, *command, out)
-    assert any(line.startswith("skd_seed1: ") for line in running.stdout)  # reads up to there: the method has begun
+    assert any(line.startswith("skd_pair1_seed1: ") for line in running.stdout)  # reads up to there: the method has begun
     assert running.stdout.readline().startswith("  step")
     ranks = {}
     for child in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split():
@@ -93,17 +93,17 @@ def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
     assert running.returncode != 0
     words = [line for line in errors.splitlines() if line.startswith("train_skd.py: ")]
     assert len(words) == 1 and f"process {1 - lost} " in words[0] and "--resume" in words[0], errors[-3000:]
-    finished = (tmp_path / "out" / "sft_seed1.jsonl").read_bytes()
+    finished = (tmp_path / "out" / "sft_pair1_seed1.jsonl").read_bytes()
     assert b'"kind": "final"' in finished
     running = start(clone, 2, *command, out, "--resume")
     output, errors = running.communicate(timeout=600)
     assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
-    assert (tmp_path / "out" / "sft_seed1.jsonl").read_bytes() == finished
-    assert "skd_seed1: resumes after step " in output and not list((tmp_path / "out").glob("*.state*"))
+    assert (tmp_path / "out" / "sft_pair1_seed1.jsonl").read_bytes() == finished
+    assert "skd_pair1_seed1: resumes after step " in output and not list((tmp_path / "out").glob("*.state*"))
     running = start(clone, 2, *command, str(tmp_path / "whole"))
     _, errors = running.communicate(timeout=600)
     assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
-    broken, whole = (lines_of(tmp_path / name / "skd_seed1.jsonl") for name in ("out", "whole"))
+    broken, whole = (lines_of(tmp_path / name / "skd_pair1_seed1.jsonl") for name in ("out", "whole"))
     assert [without_times(line) for line in broken if line["kind"] != "resumed"] == [
         without_times(line) for line in whole
     ]
@@ -133,11 +133,11 @@ def test_a_signal_lets_three_processes_save(clone, tmp_path, script, number):
         output, errors = running.communicate(timeout=600)
         assert running.returncode == 0, errors[:4000]  # torchrun's own words come last
         assert (f"resumes after step {states[0]['step']}" in output) == (folder == "out")
-    broken, whole = (lines_of(tmp_path / folder / f"{name}_seed1.jsonl") for folder in ("out", "whole"))
+    broken, whole = (lines_of(tmp_path / folder / f"{name}_pair1_seed1.jsonl") for folder in ("out", "whole"))
     assert [without_times(line) for line in broken if line["kind"] != "resumed"] == [
         without_times(line) for line in whole
     ]
-    one, two = (torch.load(tmp_path / folder / f"{name}_seed1.pt", weights_only=True) for folder in ("out", "whole"))
+    one, two = (torch.load(tmp_path / folder / f"{name}_pair1_seed1.pt", weights_only=True) for folder in ("out", "whole"))
     assert one["sha256"] == two["sha256"]
 
 

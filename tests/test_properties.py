@@ -341,14 +341,14 @@ def test_any_record_comes_back(values, bit):
     """What RunLog writes is read as `rounded` says; its seal fits, and fits no more when any bit is changed."""
     values = {name: value for name, value in values.items() if name not in ("kind", "flags")}
     with tempfile.TemporaryDirectory() as folder:
-        log = records.RunLog(folder, "a_seed1", {"flags": {}})
+        log = records.RunLog(folder, "a_pair1_seed1", {"flags": {}})
         log.write("step", **values)
         log.write("final", **values)
         log.close()
-        path = Path(folder) / "a_seed1.jsonl"
+        path = Path(folder) / "a_pair1_seed1.jsonl"
         lines = path.read_bytes().decode().removesuffix("\n").split("\n")
         expected = json.loads(json.dumps(records.rounded(values)))
-        found = records.read_finished(folder, "a_seed1", {})
+        found = records.read_finished(folder, "a_pair1_seed1", {})
         assert (
             {name: found[name] for name in values} == expected == {name: json.loads(lines[1])[name] for name in values}
         )
@@ -395,13 +395,13 @@ def test_no_bytes_are_believed(data):
     """Random bytes are no checkpoint, no safetensors file, no tokenizer and no record:
     ValueError in one line, never another error."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a_seed1.jsonl"
+        path = Path(folder) / "a_pair1_seed1.jsonl"
         path.write_bytes(data)
         for read in (load_file, exchange.read_safetensors, Tokenizer.load):
             with pytest.raises(ValueError) as error:
                 read(str(path))
             assert "\n" not in str(error.value)
-        assert records.read_finished(folder, "a_seed1", {}, say=lambda line: None) is None
+        assert records.read_finished(folder, "a_pair1_seed1", {}, say=lambda line: None) is None
 
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
@@ -415,7 +415,7 @@ def test_any_scores_make_a_report(methods):
         for number, (name, scores) in enumerate(methods.items()):
             for seed, score in enumerate(scores):
                 log = records.RunLog(
-                    folder, f"m{number}_seed{seed}", {"flags": {}, "variant": name, "seed": seed, "task": "math"}
+                    folder, f"m{number}_pair1_seed{seed}", {"flags": {}, "variant": name, "seed": seed, "task": "math"}
                 )
                 log.write("eval", step=1, score=score)
                 log.write("final", score=score, score_sampled=score)
@@ -452,18 +452,18 @@ def test_any_state_is_gone_on_with(parts, made, drawn, step, identity):
     noise = torch.Generator().manual_seed(1)
     torch.rand(drawn, generator=noise)
     with tempfile.TemporaryDirectory() as folder:
-        with Checkpointer(f"{folder}/a_seed1", 1, identity) as checkpointer:
+        with Checkpointer(f"{folder}/a_pair1_seed1", 1, identity) as checkpointer:
             assert checkpointer.found("made", lambda: made) == made
             assert checkpointer.restore(noise=noise, **{name: Part(value) for name, value in parts.items()}) == 0
             checkpointer.save(step)
         other, found = torch.Generator(), {name: Part() for name in parts}
-        with Checkpointer(f"{folder}/a_seed1", 1, identity) as checkpointer:
+        with Checkpointer(f"{folder}/a_pair1_seed1", 1, identity) as checkpointer:
             assert checkpointer.found("made", lambda: pytest.fail("made again")) == made
             assert checkpointer.restore(noise=other, **found) == step
         assert {name: part.state for name, part in found.items()} == parts
         assert torch.equal(torch.rand(3, generator=noise), torch.rand(3, generator=other))
         with pytest.raises(ValueError, match="was made with --another not given, now it is 1"):
-            Checkpointer(f"{folder}/a_seed1", 1, identity | {"another": 1})
+            Checkpointer(f"{folder}/a_pair1_seed1", 1, identity | {"another": 1})
 
 
 @law("files", place=st.integers(0, 10**6), value=st.integers(0, 255), count=st.integers(1, 4))

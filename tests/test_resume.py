@@ -45,7 +45,7 @@ class Signalled(records.RunLog):
     """A record that sends a signal to its own process when it is told of the step `stop`."""
 
     def __init__(self, folder, stop=None, number=signal.SIGTERM):
-        super().__init__(folder, "run_seed1", {"flags": {}})
+        super().__init__(folder, "run_pair1_seed1", {"flags": {}})
         self.stop, self.number = stop, number
 
     def write(self, kind, **figures):
@@ -62,7 +62,7 @@ def go(script, variant, folder, stop=None, every=1000, steps=4, checkpointer=Non
     folder.mkdir(exist_ok=True)
     student, log = pair.new_student(), Signalled(folder, stop, **how)
     try:
-        with checkpointer or Checkpointer(str(folder / "run_seed1"), every, {"steps": steps}) as checkpointer:
+        with checkpointer or Checkpointer(str(folder / "run_pair1_seed1"), every, {"steps": steps}) as checkpointer:
             row = script.VARIANTS[variant]
             costs, adapted = distilled(script, row, student, pair, args, log=log, checkpointer=checkpointer)
     except processes.Stopped as stopped:
@@ -102,7 +102,7 @@ def test_going_on_changes_no_bit(script, variant, tmp_path):
     run ends: weights of student and module, costs, every line of the record."""
     whole = go(script, variant, tmp_path / "whole")
     assert go(script, variant, tmp_path / "parts", stop=2) is None
-    assert load_file(str(tmp_path / "parts" / "run_seed1.state.pt"))["step"] == 2
+    assert load_file(str(tmp_path / "parts" / "run_pair1_seed1.state.pt"))["step"] == 2
     went_on = go(script, variant, tmp_path / "parts")
     assert same_run(whole, went_on)
     assert [line["step"] for line in went_on[4] if line["kind"] == "resumed"] == [2]
@@ -138,7 +138,7 @@ def test_the_parts_are_all_there_are(tmp_path):
     for script, variant in (("train_skd", "fitnet"), ("train_okd", "okd")):
         folder = tmp_path / script
         go(script, variant, folder, stop=2)
-        path = str(folder / "run_seed1.state.pt")
+        path = str(folder / "run_pair1_seed1.state.pt")
         state = load_file(path)
         assert set(state["parts"]) - {"meter"} <= {part for _, _, part in PARTS} and "meter" in state["parts"]
         state["parts"]["meter"]["seconds"] += 1000.0
@@ -154,7 +154,7 @@ def test_what_was_made_before_training_is_found(variant, tmp_path, monkeypatch):
     go("train_skd", variant, tmp_path / "parts", stop=2, every=2)
     inner = {"takd": "assistant", "sftn": "sftn"}.get(variant)
     if inner:
-        state = load_file(str(tmp_path / "parts" / f"run_seed1.{inner}.state.pt"))
+        state = load_file(str(tmp_path / "parts" / f"run_pair1_seed1.{inner}.state.pt"))
         assert state["step"] == {"takd": 12, "sftn": 4}[variant]
     else:
         monkeypatch.setattr(training, "sample_responses", None)
@@ -175,8 +175,8 @@ def test_another_teacher_is_gone_on_with(variant, inner, stop, tmp_path, monkeyp
     monkeypatch.setattr(Checkpointer, "save", dies)
     assert go("train_skd", variant, tmp_path / "parts", every=1) is None
     monkeypatch.setattr(Checkpointer, "save", save)
-    assert not (tmp_path / "parts" / "run_seed1.state.pt").exists()
-    assert load_file(str(tmp_path / "parts" / f"run_seed1.{inner}.state.pt"))["step"] == stop
+    assert not (tmp_path / "parts" / "run_pair1_seed1.state.pt").exists()
+    assert load_file(str(tmp_path / "parts" / f"run_pair1_seed1.{inner}.state.pt"))["step"] == stop
     assert same_run(whole, go("train_skd", variant, tmp_path / "parts"))
 
 
@@ -226,7 +226,7 @@ def test_a_damaged_state_is_set_aside(damage, both, tmp_path):
     """It is named and kept under another name; the state before it is used, or the run begins anew: the same bits."""
     whole = go("train_skd", "on_policy", tmp_path / "whole")
     go("train_skd", "on_policy", tmp_path / "parts", stop=3, every=2)
-    stem = tmp_path / "parts" / "run_seed1"
+    stem = tmp_path / "parts" / "run_pair1_seed1"
     newest, before = Checkpointer(str(stem), 2, {"steps": 4}).paths()
     assert (load_file(str(newest))["step"], load_file(str(before))["step"]) == (3, 2)
     for path in (newest, before) if both else (newest,):
@@ -283,7 +283,7 @@ def test_another_runs_state_is_refused(tmp_path):
     go("train_skd", "sft", tmp_path / "run", stop=2)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
     with pytest.raises(ValueError, match="--steps 4, now it is 5") as error:
-        Checkpointer(str(tmp_path / "run" / "run_seed1"), 2, {"steps": 5})
+        Checkpointer(str(tmp_path / "run" / "run_pair1_seed1"), 2, {"steps": 5})
     assert "\n" not in str(error.value) and before == {
         path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")
     }
@@ -309,9 +309,9 @@ def test_changed_code_is_said_and_a_state_that_does_not_fit_is_named(tmp_path):
         "train_skd",
         "sft",
         tmp_path / "run",
-        checkpointer=Checkpointer(str(tmp_path / "run" / "run_seed1"), 1, {"steps": 4}, sources={"losses.py": "1"}),
+        checkpointer=Checkpointer(str(tmp_path / "run" / "run_pair1_seed1"), 1, {"steps": 4}, sources={"losses.py": "1"}),
     )
-    stem = str(tmp_path / "run" / "run_seed1")
+    stem = str(tmp_path / "run" / "run_pair1_seed1")
     assert Checkpointer(stem, 1, {"steps": 4}, sources={"losses.py": "1"}).warnings == []
     changed = Checkpointer(stem, 1, {"steps": 4}, sources={"losses.py": "2"})
     assert ["the code has changed" in text for text in changed.warnings] == [True]
@@ -324,25 +324,25 @@ def test_changed_code_is_said_and_a_state_that_does_not_fit_is_named(tmp_path):
 def test_seconds_of_a_preparation_are_kept(tmp_path):
     """What the assistant took before a stop is part of the run's seconds."""
     go("train_skd", "takd", tmp_path / "run", stop=2)
-    path = str(tmp_path / "run" / "run_seed1.assistant.state.pt")
+    path = str(tmp_path / "run" / "run_pair1_seed1.assistant.state.pt")
     state = load_file(path)
     state["parts"]["meter"]["seconds"] += 500.0
     save_file(path, state)
-    (tmp_path / "run" / "run_seed1.state.pt").unlink()
+    (tmp_path / "run" / "run_pair1_seed1.state.pt").unlink()
     assert go("train_skd", "takd", tmp_path / "run")[5] > 500
 
 
 def test_forgetting_is_of_one_run(tmp_path):
     """All states of the run and of runs within it go, those of others stay."""
     names = [
-        "a_seed1.state.pt", "a_seed1.state.before.pt", "a_seed1.rank1.state.pt", "a_seed1.assistant.state.pt",
-        "a_seed1.state.pt.12.partial",
+        "a_pair1_seed1.state.pt", "a_pair1_seed1.state.before.pt", "a_pair1_seed1.rank1.state.pt", "a_pair1_seed1.assistant.state.pt",
+        "a_pair1_seed1.state.pt.12.partial",
     ]
-    others = ["a_seed11.state.pt", "b_a_seed1.state.pt", "a_seed1.pt", "a_seed1.jsonl"]
-    others += ["a_seed1.state.pt.damaged", "a_seed1.statement.txt", "a_seed1.state.pt.mine"]  # set aside, or somebody's
+    others = ["a_pair1_seed11.state.pt", "b_a_pair1_seed1.state.pt", "a_pair1_seed1.pt", "a_pair1_seed1.jsonl"]
+    others += ["a_pair1_seed1.state.pt.damaged", "a_pair1_seed1.statement.txt", "a_pair1_seed1.state.pt.mine"]  # set aside, or somebody's
     for name in names + others:
         (tmp_path / name).write_text("")
-    checkpoints.forget(tmp_path / "a_seed1")
+    checkpoints.forget(tmp_path / "a_pair1_seed1")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
@@ -352,18 +352,18 @@ def test_forgetting_is_of_one_run(tmp_path):
 
 def test_a_seal_is_of_everything(tmp_path):
     """A record reads back; with any bit changed it is not a sealed one, and is set aside, never read."""
-    log = records.RunLog(tmp_path, "a_seed1", {"flags": {"lr": 0.1}})
+    log = records.RunLog(tmp_path, "a_pair1_seed1", {"flags": {"lr": 0.1}})
     log.write("step", step=1, loss=0.5)
     log.write("final", score=0.25)
     log.close()
-    path = tmp_path / "a_seed1.jsonl"
+    path = tmp_path / "a_pair1_seed1.jsonl"
     whole = path.read_bytes()
-    assert records.read_finished(tmp_path, "a_seed1", {"lr": 0.1})["score"] == 0.25
+    assert records.read_finished(tmp_path, "a_pair1_seed1", {"lr": 0.1})["score"] == 0.25
     for place in range(len(whole) - 1):
         path.write_bytes(flipped(whole, place, place % 8))
         said = []
         try:
-            found = records.read_finished(tmp_path, "a_seed1", {"lr": 0.1}, say=said.append)
+            found = records.read_finished(tmp_path, "a_pair1_seed1", {"lr": 0.1}, say=said.append)
         except ValueError as error:  # a flag's value in an unfinished record
             assert "was made with" in str(error)
             continue
@@ -373,7 +373,7 @@ def test_a_seal_is_of_everything(tmp_path):
             aside.unlink()
 
 
-def finished_record(folder, name="a_seed1", **header):
+def finished_record(folder, name="a_pair1_seed1", **header):
     """The path of a short record that has its final line."""
     log = records.RunLog(folder, name, {"flags": {"lr": 0.1}} | header)
     log.write("final", score=0.25)
@@ -384,37 +384,37 @@ def finished_record(folder, name="a_seed1", **header):
 def test_another_format_is_refused(tmp_path):
     """Records and states of older code have no format number:
     one line, before anything is run, and they stay as they are."""
-    log = records.RunLog(tmp_path, "a_seed1", {"flags": {}})
+    log = records.RunLog(tmp_path, "a_pair1_seed1", {"flags": {}})
     log.write("final", score=0.5)
     log.close()
-    path = tmp_path / "a_seed1.jsonl"
-    assert records.read_finished(tmp_path, "a_seed1", {})["score"] == 0.5
+    path = tmp_path / "a_pair1_seed1.jsonl"
+    assert records.read_finished(tmp_path, "a_pair1_seed1", {})["score"] == 0.5
     header, final = path.read_text().splitlines()
     assert json.loads(header)["format"] == records.FORMAT
     older = records.with_checksum(
         header.replace(f'"format": {records.FORMAT}, ', "") + "\n" + '{"kind": "final", "score": 0.5}'
     ) + "\n"
     path.write_text(older)
-    with pytest.raises(ValueError, match="a_seed1.jsonl is of format 1, this code writes format 2: give another --out"):
-        records.read_finished(tmp_path, "a_seed1", {})
+    with pytest.raises(ValueError, match="a_pair1_seed1.jsonl is of format 1, this code writes format 2: give another --out"):
+        records.read_finished(tmp_path, "a_pair1_seed1", {})
     assert path.read_text() == older
-    stem = tmp_path / "b_seed1"
+    stem = tmp_path / "b_pair1_seed1"
     with Checkpointer(str(stem), 1) as checkpointer:
         checkpointer.restore(weights=torch.nn.Linear(1, 1))
         checkpointer.save(1)
     state = load_file(f"{stem}.state.pt")
     save_file(f"{stem}.state.pt", {name: value for name, value in state.items() if name != "format"})
-    with pytest.raises(ValueError, match="b_seed1.state.pt is of format 1"):
+    with pytest.raises(ValueError, match="b_pair1_seed1.state.pt is of format 1"):
         Checkpointer(str(stem), 1)
     assert load_file(f"{stem}.state.pt").keys() == state.keys() - {"format"}
 
 
 def test_a_record_under_another_name_is_refused(tmp_path):
     """What one method has done is no other's, be it that a file was renamed or copied: both names are told."""
-    for variant, budget, name in (("skd", "steps", "skd_seed2"), ("skd lr=0.1", "compute", "skd_lr=0.1_compute_seed2")):
+    for variant, budget, name in (("skd", "steps", "skd_pair1_seed2"), ("skd lr=0.1", "compute", "skd_lr=0.1_compute_pair1_seed2")):
         path = finished_record(tmp_path, name, variant=variant, seed=2, budget=budget)
         assert records.read_finished(tmp_path, name, {"lr": 0.1})["score"] == 0.25
-        for other in ("sft_seed2", "skd_seed3", "skd_compute_seed2"):
+        for other in ("sft_pair1_seed2", "skd_pair1_seed3", "skd_compute_pair1_seed2"):
             path.rename(tmp_path / f"{other}.jsonl")
             with pytest.raises(ValueError, match=f"{other}.jsonl is the record of {name}: give it that name"):
                 records.read_finished(tmp_path, other, {"lr": 0.1})
@@ -426,11 +426,11 @@ def test_another_scripts_folder_is_refused(tmp_path):
     path = finished_record(tmp_path, script="train_okd", flags={"alpha": 0.5, "gamma": None})
     whole = path.read_bytes()
     with pytest.raises(
-        ValueError, match="a_seed1.jsonl was made by train_okd.py, this is train_skd.py: give another --out"
+        ValueError, match="a_pair1_seed1.jsonl was made by train_okd.py, this is train_skd.py: give another --out"
     ):
-        records.read_finished(tmp_path, "a_seed1", {"lr": 0.1}, script="train_skd")
+        records.read_finished(tmp_path, "a_pair1_seed1", {"lr": 0.1}, script="train_skd")
     with pytest.raises(ValueError, match="was made with --gamma not given, now it is 4: "):
-        records.read_finished(tmp_path, "a_seed1", {"alpha": 0.5, "gamma": 4}, script="train_okd")
+        records.read_finished(tmp_path, "a_pair1_seed1", {"alpha": 0.5, "gamma": 4}, script="train_okd")
     assert path.read_bytes() == whole
 
 
@@ -440,25 +440,25 @@ def test_a_line_behind_the_seal_is_noticed(tmp_path, more):
     path, said = finished_record(tmp_path), []
     whole = path.read_text() + more
     path.write_text(whole)
-    assert records.read_finished(tmp_path, "a_seed1", {"lr": 0.1}, say=said.append) is None
-    assert "renamed to a_seed1.jsonl.damaged" in said[0] and (tmp_path / "a_seed1.jsonl.damaged").read_text() == whole
+    assert records.read_finished(tmp_path, "a_pair1_seed1", {"lr": 0.1}, say=said.append) is None
+    assert "renamed to a_pair1_seed1.jsonl.damaged" in said[0] and (tmp_path / "a_pair1_seed1.jsonl.damaged").read_text() == whole
 
 
 def test_sealed_words_are_no_record(tmp_path):
     """A file with a seal that fits and no header is nobody's damaged record: it is named, and left."""
     for first in ("[1]", "17", '{"flags": 1}'):
-        (tmp_path / "a_seed1.jsonl").write_text(records.with_checksum(f'{first}\n{{"kind": "final"}}') + "\n")
-        with pytest.raises(ValueError, match="a_seed1.jsonl is no record of this project"):
-            records.read_finished(tmp_path, "a_seed1", {"lr": 0.1})
+        (tmp_path / "a_pair1_seed1.jsonl").write_text(records.with_checksum(f'{first}\n{{"kind": "final"}}') + "\n")
+        with pytest.raises(ValueError, match="a_pair1_seed1.jsonl is no record of this project"):
+            records.read_finished(tmp_path, "a_pair1_seed1", {"lr": 0.1})
 
 
 def test_a_pipe_is_no_record(tmp_path):
     """Reading it would wait for ever: it is named."""
-    os.mkfifo(tmp_path / "a_seed1.jsonl")
-    with pytest.raises(ValueError, match="a_seed1.jsonl is no file"):
-        records.read_finished(tmp_path, "a_seed1", {"lr": 0.1})
-    os.mkfifo(tmp_path / "b_seed1.state.pt")
-    assert Checkpointer(str(tmp_path / "b_seed1"), 1, {}).step == 0
+    os.mkfifo(tmp_path / "a_pair1_seed1.jsonl")
+    with pytest.raises(ValueError, match="a_pair1_seed1.jsonl is no file"):
+        records.read_finished(tmp_path, "a_pair1_seed1", {"lr": 0.1})
+    os.mkfifo(tmp_path / "b_pair1_seed1.state.pt")
+    assert Checkpointer(str(tmp_path / "b_pair1_seed1"), 1, {}).step == 0
     os.mkfifo(tmp_path / ".lock")
     with folders.locked(tmp_path / ".lock") as alone:
         assert alone
@@ -469,7 +469,7 @@ def test_a_record_whose_folder_was_moved_is_written_anew(tmp_path, lost):
     """At its end the whole record lies where it was asked for, and nobody else's file is written to."""
     folder = tmp_path / "out"
     folder.mkdir()
-    log = records.RunLog(folder, "a_seed1", {"flags": {}})
+    log = records.RunLog(folder, "a_pair1_seed1", {"flags": {}})
     log.write("step", step=1)
     if lost == "moved":
         folder.rename(tmp_path / "moved")
@@ -488,7 +488,7 @@ def test_a_record_whose_folder_was_moved_is_written_anew(tmp_path, lost):
 def test_a_file_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, reason):
     """A disk or a system that refuses says nothing about what a file holds: nothing is set aside or made anew."""
     go("train_skd", "sft", tmp_path / "run", stop=2)
-    path = tmp_path / "run" / "run_seed1.state.pt"
+    path = tmp_path / "run" / "run_pair1_seed1.state.pt"
     before = path.read_bytes()
     save_checkpoint(str(tmp_path / "model.pt"), tiny_pair().teacher, None)
 
@@ -497,7 +497,7 @@ def test_a_file_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, reason
 
     monkeypatch.setattr(torch, "load", refuses)
     for read in (
-        lambda: Checkpointer(str(tmp_path / "run" / "run_seed1"), 1, {"steps": 4}),
+        lambda: Checkpointer(str(tmp_path / "run" / "run_pair1_seed1"), 1, {"steps": 4}),
         lambda: load_checkpoint(str(tmp_path / "model.pt")),
     ):
         with pytest.raises(OSError) as error:
@@ -510,7 +510,7 @@ def test_a_planted_link_is_not_written_through(tmp_path):
     """A folder from elsewhere may hold links under the names that files have while they are written."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    for name in ("a.pt", "a_seed1.jsonl"):
+    for name in ("a.pt", "a_pair1_seed1.jsonl"):
         (tmp_path / f"{name}.{os.getpid()}.partial").symlink_to(victim)
         (tmp_path / name).symlink_to(victim)
     save_file(str(tmp_path / "a.pt"), {"x": 1})
@@ -521,17 +521,17 @@ def test_a_planted_link_is_not_written_through(tmp_path):
 
 def test_a_record_goes_on_behind_its_text(tmp_path):
     """What another process had written stands again, whatever became of the file, and the seal is of the whole."""
-    log = records.RunLog(tmp_path, "a_seed1", {"flags": {}})
+    log = records.RunLog(tmp_path, "a_pair1_seed1", {"flags": {}})
     log.write("step", step=1)
     state = log.state_dict()
     log.write("step", step=2)
     log.close()
-    again = records.RunLog(tmp_path, "a_seed1", {"flags": {}, "other": 1})
+    again = records.RunLog(tmp_path, "a_pair1_seed1", {"flags": {}, "other": 1})
     again.load_state_dict(state)
     again.write("step", step=2, again=True)
     again.write("final", score=1.0)
     again.close()
-    lines = (tmp_path / "a_seed1.jsonl").read_text().splitlines()
+    lines = (tmp_path / "a_pair1_seed1.jsonl").read_text().splitlines()
     assert (
         [json.loads(line).get("step") for line in lines] == [None, 1, 2, None]
         and "again" in lines[2]

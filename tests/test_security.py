@@ -126,9 +126,9 @@ def test_no_payload_runs(tmp_path, way, how, capsys):
 def test_no_payload_of_a_state_runs(tmp_path, way):
     """--resume: a state with a payload is set aside like any damaged one, and the run begins anew."""
     marker, said = tmp_path / "ran", []
-    for path in (tmp_path / "a_seed1.state.pt", tmp_path / "a_seed1.state.before.pt"):
+    for path in (tmp_path / "a_pair1_seed1.state.pt", tmp_path / "a_pair1_seed1.state.before.pt"):
         write_payload(path, payloads(marker)[way], "zip")
-    with Checkpointer(str(tmp_path / "a_seed1"), 1, {"lr": 0.1}, said.append) as checkpointer:
+    with Checkpointer(str(tmp_path / "a_pair1_seed1"), 1, {"lr": 0.1}, said.append) as checkpointer:
         assert checkpointer.restore(student=BASE) == 0
     assert len(said) == 2 and all("set aside" in line for line in said) and not marker.exists()
 
@@ -141,13 +141,13 @@ def test_no_payload_of_a_run_folder_or_a_cached_pair_runs(cached_pairs, tmp_path
     marker, out = tmp_path / "ran", tmp_path / "out"
     out.mkdir()
     ours = max(cached_pairs.glob("*-teacher-*.pt"), key=lambda path: path.stat().st_mtime_ns)
-    for path in (ours, out / "sft_seed1.state.pt", out / "teacher.pt", out / "sft_seed1.pt"):
+    for path in (ours, out / "sft_pair1_seed1.state.pt", out / "teacher_pair1.pt", out / "sft_pair1_seed1.pt"):
         write_payload(path, payloads(marker)["a call of os"], "zip")
     assert train_skd.main([*argv, "--out", str(out), "--resume"]) == 0
     assert not marker.exists() and "damaged" in capsys.readouterr().out
     assert (
-        load_checkpoint(str(out / "sft_seed1.pt"))[1]["score"]
-        == load_checkpoint(str(tmp_path / "first" / "sft_seed1.pt"))[1]["score"]
+        load_checkpoint(str(out / "sft_pair1_seed1.pt"))[1]["score"]
+        == load_checkpoint(str(tmp_path / "first" / "sft_pair1_seed1.pt"))[1]["score"]
     )
 
 
@@ -378,10 +378,10 @@ STATES = {  # of a run, under a checksum that fits
 def test_a_state_that_is_none_is_set_aside(tmp_path, name):
     """Whole by its checksum, but no state of a run: told, set aside, begun anew."""
     said = []
-    save_file(str(tmp_path / "a_seed1.state.pt"), STATES[name])
-    with Checkpointer(str(tmp_path / "a_seed1"), 1, {}, said.append) as checkpointer:
+    save_file(str(tmp_path / "a_pair1_seed1.state.pt"), STATES[name])
+    with Checkpointer(str(tmp_path / "a_pair1_seed1"), 1, {}, said.append) as checkpointer:
         assert checkpointer.restore(student=BASE) == 0
-    assert len(said) == 1 and "set aside as a_seed1.state.pt.damaged" in said[0]
+    assert len(said) == 1 and "set aside as a_pair1_seed1.state.pt.damaged" in said[0]
 
 
 def test_an_array_that_claims_more_than_its_file_is_refused(tmp_path):
@@ -426,7 +426,7 @@ JSON = {  # bytes that are no value which anybody here reads
 def test_no_json_is_believed(tmp_path, name):
     """As own data, as a list of items, as a tokenizer, as a record, as a configuration:
     ValueError in one line, or no record at all."""
-    files = {file: tmp_path / file for file in ("train.jsonl", "tokenizer.json", "a_seed1.jsonl", "config.json")}
+    files = {file: tmp_path / file for file in ("train.jsonl", "tokenizer.json", "a_pair1_seed1.jsonl", "config.json")}
     for path in files.values():
         path.write_bytes(JSON[name] + b"\n")
     (tmp_path / "model.safetensors").write_bytes(b"")
@@ -439,7 +439,7 @@ def test_no_json_is_believed(tmp_path, name):
             read()
         one_line(error)
     said = []
-    assert records.read_finished(tmp_path, "a_seed1", {}, say=said.append) is None
+    assert records.read_finished(tmp_path, "a_pair1_seed1", {}, say=said.append) is None
     assert time.monotonic() - began < 10
 
 
@@ -453,8 +453,8 @@ def test_no_line_of_a_record_is_believed(tmp_path, name):
         b'{"kind": "final", "score": 0.5}',
     ]
     text = b"\n".join(lines).decode("latin-1")
-    (tmp_path / "a_seed1.jsonl").write_text(records.with_checksum(text) + "\n", encoding="latin-1")
-    with pytest.raises(ValueError, match="a_seed1.jsonl, line 2 ") as error:
+    (tmp_path / "a_pair1_seed1.jsonl").write_text(records.with_checksum(text) + "\n", encoding="latin-1")
+    with pytest.raises(ValueError, match="a_pair1_seed1.jsonl, line 2 ") as error:
         report.write_report(tmp_path)
     one_line(error)
 
@@ -486,7 +486,7 @@ def test_no_figure_breaks_a_report(tmp_path, first):
                 "drift": value,
             }
         )
-        (tmp_path / f"a_seed{seed}.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
+        (tmp_path / f"a_pair1_seed{seed}.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "| a " in report.write_report(tmp_path)
@@ -509,7 +509,7 @@ def test_counts_are_whole_numbers(tmp_path, key, value):
         {"kind": "final", "score": 0.5},
     ]
     lines[0 if key == "jobs" else 1][key] = value
-    (tmp_path / "a_seed1.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
+    (tmp_path / "a_pair1_seed1.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
     with pytest.raises(ValueError, match=f"a {key} that is none") as error:
         report.write_report(tmp_path)
     one_line(error)
@@ -567,7 +567,7 @@ def test_no_tokenizer_is_believed(tmp_path, name, capfd):
         with pytest.raises(ValueError, match="tokenizer.json: ") as error:
             Tokenizer.load(tmp_path / "tokenizer.json")
         one_line(error)
-        for path in ("a.pt", "teacher.pt"):
+        for path in ("a.pt", "teacher_pair1.pt"):
             save_file(str(tmp_path / path), checkpoint_content(tokenizer=state, task="math"))
         with pytest.raises(ValueError) as error:
             rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--prompt", "a"])
@@ -655,7 +655,7 @@ def checkpoint_content(**extra):
 def shown(tmp_path, capsys, *argv, **about):
     """What sample.py says of a checkpoint with these entries: (its output, its one line of refusal or None)."""
     save_file(str(tmp_path / "a.pt"), checkpoint_content(**about))
-    save_file(str(tmp_path / "teacher.pt"), checkpoint_content(weights=OTHER.state_dict()))
+    save_file(str(tmp_path / "teacher_pair1.pt"), checkpoint_content(weights=OTHER.state_dict()))
     rows = [] if "--prompt" in argv else ["--rows", "1"]
     try:
         assert rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", *rows, *argv]) == 0
@@ -747,7 +747,7 @@ def test_a_terminal_is_not_spoken_to(tmp_path, capsys):
     save_file(str(tmp_path / "a.pt"), checkpoint_content(weights=evil.state_dict()))
     with torch.no_grad():
         evil.norm.bias.mul_(1.1)
-    save_file(str(tmp_path / "teacher.pt"), checkpoint_content(weights=evil.state_dict()))
+    save_file(str(tmp_path / "teacher_pair1.pt"), checkpoint_content(weights=evil.state_dict()))
     assert (
         rollouts.main(["--checkpoint", str(tmp_path / "a.pt"), "--device", "cpu", "--prompt", "a\x1b]0;title\x07\r"])
         == 0
@@ -757,7 +757,7 @@ def test_a_terminal_is_not_spoken_to(tmp_path, capsys):
 
 
 LINKS = (
-    "sft_seed1.jsonl", "table.md", "curves.svg", "summary.json", "teacher.pt", "student_start.pt", "sft_seed1.pt",
+    "sft_pair1_seed1.jsonl", "table.md", "curves.svg", "summary.json", "teacher_pair1.pt", "student_start_pair1.pt", "sft_pair1_seed1.pt",
     ".lock",
 )
 
@@ -835,7 +835,7 @@ def test_records_bring_no_markup(tmp_path, text, place):
         }
         if place in header:
             header[place] = text + (str(number) if place == "device_name" else "") if place != "variant" else variant
-        log = records.RunLog(tmp_path, f"r{number}_seed1", header)
+        log = records.RunLog(tmp_path, f"r{number}_pair1_seed1", header)
         log.write("eval", step=1, score=0.5)
         log.write("eval", step=2, score=0.6)
         log.write("final", score=0.5, warnings=[text] if place == "warnings" else [])
@@ -860,7 +860,7 @@ def test_records_bring_no_markup(tmp_path, text, place):
 def test_a_name_cannot_end_a_section(tmp_path):
     """A method called like a marker of a page leaves both markers where they are."""
     log = records.RunLog(
-        tmp_path, "a_seed1", {"variant": "<!-- x:end -->", "seed": 1, "task": "<!-- x:begin -->", "flags": {}}
+        tmp_path, "a_pair1_seed1", {"variant": "<!-- x:end -->", "seed": 1, "task": "<!-- x:begin -->", "flags": {}}
     )
     log.write("final", score=0.5)
     log.close()
@@ -876,7 +876,7 @@ def test_a_report_is_written_through_no_link(tmp_path):
     victim, folder = tmp_path / "victim", tmp_path / "run"
     victim.write_text("mine")
     folder.mkdir()
-    log = records.RunLog(folder, "a_seed1", {"variant": "a", "seed": 1, "flags": {}})
+    log = records.RunLog(folder, "a_pair1_seed1", {"variant": "a", "seed": 1, "flags": {}})
     log.write("final", score=0.5)
     log.close()
     for name in ("table.md", "curves.svg", "summary.json"):
@@ -884,4 +884,4 @@ def test_a_report_is_written_through_no_link(tmp_path):
         (folder / f".{name}.{os.getpid()}.tmp").symlink_to(victim)
     assert "| a " in report.write_report(folder)
     assert victim.read_text() == "mine" and not [path for path in folder.iterdir() if path.is_symlink()]
-    assert sorted(path.name for path in folder.iterdir()) == ["a_seed1.jsonl", "curves.svg", "summary.json", "table.md"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a_pair1_seed1.jsonl", "curves.svg", "summary.json", "table.md"]

@@ -38,7 +38,7 @@ import model
 import sample
 import train_okd
 import train_skd
-from lab import command_line, compare, pairs, processes, training
+from lab import command_line, compare, pairs, processes, program, training
 from lab.evaluate import distances
 from lab.training import batch_order
 from losses import DIVERGENCES, cross_entropy, forward_kl, masked_mean
@@ -892,11 +892,11 @@ def test_the_pair_is_the_very_one_of_train_skd(finished, cache, tmp_path):
     assert len(files) == 2
     assert train_skd.main([*TINY, "--variants", "supervised", "--out", str(tmp_path / "skd")]) == 0
     assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == files
-    own, other = records(finished, "okd_seed1")[0], records(tmp_path / "skd", "supervised_seed1")[0]
+    own, other = records(finished, "okd_pair1_seed1")[0], records(tmp_path / "skd", "supervised_pair1_seed1")[0]
     for key in ("pair", "teacher", "student_start", "vocabulary_in_use", "accept_top_k"):
         assert own[key] == other[key], key
     # and the twin methods end at the same student: the same figures of it
-    own, other = records(finished, "fixed_forward_kl_seed1")[1], records(tmp_path / "skd", "supervised_seed1")[1]
+    own, other = records(finished, "fixed_forward_kl_pair1_seed1")[1], records(tmp_path / "skd", "supervised_pair1_seed1")[1]
     timed = ("seconds", "sha256")
     assert {key: value for key, value in own.items() if key not in timed} == {
         key: value for key, value in other.items() if key not in timed
@@ -907,9 +907,9 @@ def test_what_a_run_leaves(finished):
     """Records, students, modules apart from their base, table, curves, summary of the promised shape."""
     names = {path.name for path in finished.iterdir()}
     for variant in ("fixed_forward_kl", "okd", "okd_no_feedback", "okd_skd"):
-        assert {f"{variant}_seed1.jsonl", f"{variant}_seed1.pt"} <= names
-        assert (f"{variant}_seed1.module.pt" in names) == (variant != "fixed_forward_kl")
-    assert {"table.md", "curves.svg", "summary.json", "teacher.pt", "student_start.pt"} <= names
+        assert {f"{variant}_pair1_seed1.jsonl", f"{variant}_pair1_seed1.pt"} <= names
+        assert (f"{variant}_pair1_seed1.module.pt" in names) == (variant != "fixed_forward_kl")
+    assert {"table.md", "curves.svg", "summary.json", "teacher_pair1.pt", "student_start_pair1.pt"} <= names
     summary = json.loads((finished / "summary.json").read_text())
     for variant, entry in summary["variants"].items():
         (run,) = entry["runs"]
@@ -935,9 +935,9 @@ def test_distances_are_to_the_original(finished, cache):
 
     args = parse_flags(TINY)[0]
     pair = pairs.load_or_pretrain_pair(compare.load_data(args), args.settings, report=lambda line: None)
-    student = load_checkpoint(str(finished / "okd_seed1.pt"))[0]
-    adapted = load_online_module(str(finished / "okd_seed1.module.pt"), pair.teacher)
-    final = records(finished, "okd_seed1")[1]
+    student = load_checkpoint(str(finished / "okd_pair1_seed1.pt"))[0]
+    adapted = load_online_module(str(finished / "okd_pair1_seed1.module.pt"), pair.teacher)
+    final = records(finished, "okd_pair1_seed1")[1]
     texts = pair.test.prompts, pair.test.responses
     measured = distances(student, pair.teacher, *texts, adapted)
     other = distances(student, adapted, *texts)
@@ -949,12 +949,12 @@ def test_distances_are_to_the_original(finished, cache):
 
 def test_headers_tell_the_resolved_row(finished):
     """A record says what was done, flags filled in; --list-variants says what the row leaves open."""
-    row = records(finished, "okd_seed1")[0]["row"]
+    row = records(finished, "okd_pair1_seed1")[0]["row"]
     assert (
         (row["alpha"], row["module"], row["module_lr"], row["student_divergence"])
         == (0.5, "lora", parse_flags([])[0].module_lr, "forward_kl")
     )
-    assert records(finished, "okd_no_feedback_seed1")[0]["row"]["alpha"] == 0
+    assert records(finished, "okd_no_feedback_pair1_seed1")[0]["row"]["alpha"] == 0
 
 
 WITHOUT_MIRROR = [name for name in DIVERGENCES if name not in TEACHER_DIVERGENCES]  # no teacher can minimise them
@@ -988,7 +988,7 @@ def test_wrong_flags_are_refused(argv, word, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(pairs, "load_or_pretrain_pair", None)
     monkeypatch.setattr(sys, "argv", ["train_okd.py", *argv, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as stop:
-        compare.run_script("train_okd", main)
+        program.run_script("train_okd", main)
     told = capsys.readouterr().err + str(stop.value.code if isinstance(stop.value.code, str) else "")
     assert stop.value.code not in (0, None) and word in told and len(told.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
@@ -1021,7 +1021,7 @@ def test_jobs_change_no_figure(clone, tmp_path):
         )
         finals.append(
             [
-                records(tmp_path / jobs, f"{name}_seed1")[1] | {"seconds": None, "sha256": None}
+                records(tmp_path / jobs, f"{name}_pair1_seed1")[1] | {"seconds": None, "sha256": None}
                 for name in ("okd", "okd_skd")
             ]
         )
@@ -1207,8 +1207,8 @@ def test_a_sweep_runs_beside_its_control(cache, tmp_path):
     sweep = [*TINY, "--variants", "okd", "--sweep", "alpha=0,1", "--resume", *out]
     assert main(sweep) == 0
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.jsonl")}
-    assert sorted(before) == ["fixed_forward_kl_seed1.jsonl", "okd_alpha=0_seed1.jsonl", "okd_alpha=1_seed1.jsonl"]
-    rows = [records(tmp_path / "out", f"okd_alpha={value}_seed1")[0]["row"]["alpha"] for value in (0, 1)]
+    assert sorted(before) == ["fixed_forward_kl_pair1_seed1.jsonl", "okd_alpha=0_pair1_seed1.jsonl", "okd_alpha=1_pair1_seed1.jsonl"]
+    rows = [records(tmp_path / "out", f"okd_alpha={value}_pair1_seed1")[0]["row"]["alpha"] for value in (0, 1)]
     assert rows == [0, 1]
     assert main(sweep) == 0  # nothing is run again
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.jsonl")} == before

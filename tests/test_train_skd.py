@@ -1259,7 +1259,7 @@ def test_what_a_run_leaves(finished):
     """Records, final students, the two starting models and three reports; no half-written file."""
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        "sft_seed1.jsonl", "skd_seed1.jsonl", "sft_seed1.pt", "skd_seed1.pt", "teacher.pt", "student_start.pt",
+        "sft_pair1_seed1.jsonl", "skd_pair1_seed1.jsonl", "sft_pair1_seed1.pt", "skd_pair1_seed1.pt", "teacher_pair1.pt", "student_start_pair1.pt",
         "table.md", "curves.svg", "summary.json",
     }  # fmt: skip
 
@@ -1268,7 +1268,7 @@ def test_records_tell_all(finished):
     """Header, steps, evals, final; the header says of which method, seed, task, code and machine,
     and names no folder."""
     for name, row in (("sft", VARIANTS["sft"]), ("skd", VARIANTS["skd"])):
-        header, *lines, final = lines_of(finished / f"{name}_seed1.jsonl")
+        header, *lines, final = lines_of(finished / f"{name}_pair1_seed1.jsonl")
         assert (
             header["kind"] == "header"
             and final["kind"] == "final"
@@ -1316,7 +1316,7 @@ def test_summary_is_of_the_promised_shape(finished):
 
 
 def test_final_figures_are_of_the_final_student(finished, cached_pairs):
-    """Loading skd_seed1.pt and measuring it again gives the figures of the record:
+    """Loading skd_pair1_seed1.pt and measuring it again gives the figures of the record:
     the final student, not another one."""
     from lab.evaluate import evaluate
     from model import load_checkpoint
@@ -1324,12 +1324,12 @@ def test_final_figures_are_of_the_final_student(finished, cached_pairs):
     args, _ = parse_flags(SMALL)
     data = encode_task(compare.load_task(args), args.settings)
     pair = pairs.load_or_pretrain_pair(data, args.settings, report=pytest.fail)
-    student, about = load_checkpoint(str(finished / "skd_seed1.pt"))
-    final = lines_of(finished / "skd_seed1.jsonl")[-1]
+    student, about = load_checkpoint(str(finished / "skd_pair1_seed1.pt"))
+    final = lines_of(finished / "skd_pair1_seed1.jsonl")[-1]
     found = evaluate(student, pair.teacher, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, gamma=4,
                      accept_top_k=about["accept_top_k"], seed=1, ood=pair.ood)  # fmt: skip
     assert records.rounded(found) == {name: final[name] for name in found}
-    header = lines_of(finished / "skd_seed1.jsonl")[0]
+    header = lines_of(finished / "skd_pair1_seed1.jsonl")[0]
     for which, model, judge in (
         ("teacher", pair.teacher, None),
         ("student_start", pair.new_student().eval(), pair.teacher),
@@ -1338,8 +1338,8 @@ def test_final_figures_are_of_the_final_student(finished, cached_pairs):
                          accept_top_k=about["accept_top_k"], seed=1, ood=pair.ood)  # fmt: skip
         assert records.rounded(found | {"parameters": model.num_parameters()}) == header[which]
     assert about["variant"] == "skd" and about["score"] == pytest.approx(final["score"])
-    assert same_weights(load_checkpoint(str(finished / "teacher.pt"))[0].state_dict(), pair.teacher.state_dict())
-    assert same_weights(load_checkpoint(str(finished / "student_start.pt"))[0].state_dict(), pair.student_weights)
+    assert same_weights(load_checkpoint(str(finished / "teacher_pair1.pt"))[0].state_dict(), pair.teacher.state_dict())
+    assert same_weights(load_checkpoint(str(finished / "student_start_pair1.pt"))[0].state_dict(), pair.student_weights)
 
 
 def test_resume_runs_nothing_again(copied, cached_pairs, monkeypatch):
@@ -1362,11 +1362,11 @@ def without_times(line):
 def test_an_interrupted_run_is_done_again(copied, finished, cached_pairs):
     """A record that was cut short is written anew, to the same figures:
     a run depends on nothing that came before it."""
-    path = copied / "skd_seed1.jsonl"
+    path = copied / "skd_pair1_seed1.jsonl"
     text = path.read_text()
     path.write_text(text[: len(text) // 2])
     assert main([*SMALL, "--out", str(copied), "--resume"]) == 0
-    wanted, found = (lines_of(folder / "skd_seed1.jsonl") for folder in (finished, copied))
+    wanted, found = (lines_of(folder / "skd_pair1_seed1.jsonl") for folder in (finished, copied))
     assert list(map(without_times, found)) == list(map(without_times, wanted))
 
 
@@ -1401,12 +1401,12 @@ def test_resume_does_not_mix_inputs(cached_pairs, tmp_path, monkeypatch):
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
     argv = [*SMALL, "--task", "jsonl", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--variants"]
     assert main([*argv, "sft"]) == 0
-    header = lines_of(tmp_path / "out" / "sft_seed1.jsonl")[0]
+    header = lines_of(tmp_path / "out" / "sft_pair1_seed1.jsonl")[0]
     assert list(header["inputs"]) == ["train.jsonl"] and str(tmp_path) not in json.dumps(header)
     (tmp_path / "train.jsonl").write_text("\n".join(rows[:-1]).replace("yes", "maybe"))
     with pytest.raises(ValueError) as error:
         main([*argv, "sft,supervised", "--resume"])
-    assert "\n" not in str(error.value) and "sft_seed1.jsonl" in str(error.value)
+    assert "\n" not in str(error.value) and "sft_pair1_seed1.jsonl" in str(error.value)
 
 
 def own_answers_without_latin_letters(folder):
@@ -1422,7 +1422,7 @@ def test_the_metric_is_chosen_told_and_kept(cached_pairs, tmp_path, capsys):
     assert main([*argv, str(tmp_path / "auto")]) == 0
     out = capsys.readouterr().out
     assert "score: chrF, since 8 of 8 references hold nothing that ROUGE sees" in out and "warning" not in out
-    header, *_, final = lines_of(tmp_path / "auto" / "sft_seed1.jsonl")
+    header, *_, final = lines_of(tmp_path / "auto" / "sft_pair1_seed1.jsonl")
     assert header["metric"] == "chrF" and final["score"] == final["task_chrf"]
     assert {f"task_{name}{how}" for name in metrics.METRICS for how in ("", "_sampled")} <= final.keys()
     assert "Score: chrF, 0..1" in (tmp_path / "auto" / "table.md").read_text()
@@ -1441,8 +1441,8 @@ def test_another_metric_is_another_score_of_the_same_pair(cached_pairs, tmp_path
     assert main([*argv, str(tmp_path / "blind"), "--metric", "rouge_l"]) == 0
     warning = "8 of 8 references score below 1 against themselves in ROUGE-L"
     assert f"  warning: {warning}" in capsys.readouterr().out
-    header, *_, final = lines_of(tmp_path / "auto" / "sft_seed1.jsonl")
-    other, *_, blind = lines_of(tmp_path / "blind" / "sft_seed1.jsonl")
+    header, *_, final = lines_of(tmp_path / "auto" / "sft_pair1_seed1.jsonl")
+    other, *_, blind = lines_of(tmp_path / "blind" / "sft_pair1_seed1.jsonl")
     assert other["pair"] == header["pair"] and blind["score"] == final["task_rouge_l"] == 0.0
     assert blind["task_chrf"] == final["task_chrf"] and other["start_warnings"][0].startswith(warning)
 
@@ -1458,7 +1458,7 @@ def test_null_figures_go_from_a_run_to_its_table(cached_pairs, tmp_path, monkeyp
     monkeypatch.setattr(compare, "evaluate", bare)
     argv = [*SMALL, "--out", str(tmp_path / "out")]
     assert main(argv) == 0 and main([*argv, "--resume"]) == 0
-    final = lines_of(tmp_path / "out" / "skd_seed1.jsonl")[-1]
+    final = lines_of(tmp_path / "out" / "skd_pair1_seed1.jsonl")[-1]
     assert final["kl_teacher"] is None and final["kl_teacher_easy"] is None
     assert "nan" not in (tmp_path / "out" / "table.md").read_text() + (tmp_path / "out" / "curves.svg").read_text()
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -1477,7 +1477,7 @@ def test_a_failed_run_is_told_and_the_rest_is_kept(cached_pairs, tmp_path, monke
     monkeypatch.setattr(train_skd, "distill", fail)
     assert main([*SMALL, "--out", str(tmp_path / "out")]) == 1
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "sft_seed1" in err and "the reason" in err
+    assert err.count("\n") == 1 and "sft_pair1_seed1" in err and "the reason" in err
     assert list(json.loads((tmp_path / "out" / "summary.json").read_text())["variants"]) == ["skd"]
 
 
@@ -1498,7 +1498,7 @@ def test_when_all_runs_fail_the_reason_is_told(cached_pairs, tmp_path, monkeypat
 def test_k_of_zero_is_not_the_default(cached_pairs, tmp_path):
     """--accept-top-k 0 is a choice, not the absence of one: every token is the teacher's, and the record says 0."""
     assert main([*SMALL, "--variants", "skd", "--accept-top-k", "0", "--out", str(tmp_path)]) == 0
-    header, *lines = lines_of(tmp_path / "skd_seed1.jsonl")
+    header, *lines = lines_of(tmp_path / "skd_pair1_seed1.jsonl")
     assert header["accept_top_k"] == header["flags"]["accept_top_k"] == 0 and lines[-1]["accept_rate"] == 0
     assert all(line["replacement_rate"] == 1 for line in lines if line["kind"] == "step")
 
@@ -1506,18 +1506,18 @@ def test_k_of_zero_is_not_the_default(cached_pairs, tmp_path):
 def test_seeds_are_runs_of_their_own(cached_pairs, tmp_path):
     """--seeds 2 --seed 5 makes runs 5 and 6 of every method; the same pair, other figures."""
     assert main([*SMALL, "--variants", "on_policy", "--seeds", "2", "--seed", "5", "--out", str(tmp_path)]) == 0
-    headers = [lines_of(tmp_path / f"on_policy_seed{seed}.jsonl")[0] for seed in (5, 6)]
+    headers = [lines_of(tmp_path / f"on_policy_pair1_seed{seed}.jsonl")[0] for seed in (5, 6)]
     assert [header["seed"] for header in headers] == [5, 6] and headers[0]["pair"] == headers[1]["pair"]
-    finals = [lines_of(tmp_path / f"on_policy_seed{seed}.jsonl")[-1] for seed in (5, 6)]
+    finals = [lines_of(tmp_path / f"on_policy_pair1_seed{seed}.jsonl")[-1] for seed in (5, 6)]
     assert finals[0]["val_nll"] != finals[1]["val_nll"]
 
 
 def test_equal_compute(cached_pairs, tmp_path):
     """--equal-compute: every method also runs for about the model FLOPs of skd's run, in records of their own."""
     assert main([*SMALL, "--variants", "sft,supervised,skd", "--equal-compute", "--out", str(tmp_path)]) == 0
-    budget = lines_of(tmp_path / "skd_seed1.jsonl")[-1]["compute"]
+    budget = lines_of(tmp_path / "skd_pair1_seed1.jsonl")[-1]["compute"]
     for name in ("sft", "supervised"):
-        plain, long = (lines_of(tmp_path / f"{name}{part}_seed1.jsonl") for part in ("", "_compute"))
+        plain, long = (lines_of(tmp_path / f"{name}{part}_pair1_seed1.jsonl") for part in ("", "_compute"))
         one_step = plain[-1]["compute"] / plain[-1]["steps"]
         assert plain[0]["budget"] == "steps" and long[0]["budget"] == "compute"
         assert abs(long[-1]["compute"] - budget) <= 0.6 * one_step + 0.05 * budget
@@ -1729,7 +1729,7 @@ def test_a_damaged_pair_in_the_cache_is_told_and_mended(cached_pairs, tmp_path, 
     capsys.readouterr()
     assert main([*SMALL, "--variants", "sft", "--pair-seed", "9", "--out", str(tmp_path / "two")]) == 0
     assert newest.name in capsys.readouterr().out
-    one, two = (lines_of(tmp_path / name / "sft_seed1.jsonl") for name in ("one", "two"))
+    one, two = (lines_of(tmp_path / name / "sft_pair1_seed1.jsonl") for name in ("one", "two"))
     assert without_times(one[-1]) == without_times(two[-1])
 
 
@@ -1755,7 +1755,7 @@ def shown(argv, capsys):
 
 def test_the_picture_of_a_students_rollout(finished, capsys):
     """Prompts of the task, one picture and one result each, and counts that add up; the same seed shows the same."""
-    argv = ["--checkpoint", str(finished / "skd_seed1.pt"), "--device", "cpu", "--rows", "2"]
+    argv = ["--checkpoint", str(finished / "skd_pair1_seed1.pt"), "--device", "cpu", "--rows", "2"]
     text = shown([*argv, "--seed", "3"], capsys)
     for example in make_task("math", **pairs.QUICK_TASK).examples("test")[:2]:
         assert f"prompt   {example.prompt}\n" in text
@@ -1771,7 +1771,7 @@ def test_the_picture_of_a_students_rollout(finished, capsys):
 def test_the_picture_follows_its_flags(finished, capsys):
     """K = 0 replaces everything, K = V nothing; an own prompt takes the place of the task's; gamma changes no text."""
     argv = [
-        "--checkpoint", str(finished / "skd_seed1.pt"), "--teacher", str(finished / "teacher.pt"), "--prompt", "1+2=",
+        "--checkpoint", str(finished / "skd_pair1_seed1.pt"), "--teacher", str(finished / "teacher_pair1.pt"), "--prompt", "1+2=",
         "--prompt", "7",
     ]
     assert re.search(r"written: 0 accepted", shown([*argv, "--accept-top-k", "0"], capsys))
@@ -1795,10 +1795,10 @@ def test_the_picture_without_a_checkpoint(cached_pairs, capsys, monkeypatch):
 @pytest.fixture
 def checkpoints(finished, tmp_path):
     """Paths of checkpoints that do not belong together, by what is wrong with them."""
-    paths = {name: str(finished / f"{name}.pt") for name in ("skd_seed1", "teacher")}
+    paths = {name: str(finished / f"{name}.pt") for name in ("skd_pair1_seed1", "teacher")}
     other = train_tokenizer(["a text with yet other words"] * 9, 270)
     model = adapters.make_gpt(other.n_vocab, 26, 1, 2, 8)
-    about = torch.load(paths["skd_seed1"], weights_only=True)
+    about = torch.load(paths["skd_pair1_seed1"], weights_only=True)
     for name, gpt, state, extra in (
         ("one_tokenizer", model, train_tokenizer(["words of one text"] * 9, 270).state_dict(), {"task": "math"}),
         ("other_tokenizer", model, other.state_dict(), {"task": "math"}),
@@ -1819,15 +1819,15 @@ WRONG_CHECKPOINTS = [  # student, teacher, a word that the line must hold
     ("text", None, "text.pt"),
     ("half", None, "half.pt"),
     ("strange", None, "strange.pt"),
-    ("skd_seed1", "missing", "missing.pt"),
-    ("skd_seed1", "half", "half.pt"),
-    ("skd_seed1", "other_tokenizer", "tokenizer"),
+    ("skd_pair1_seed1", "missing", "missing.pt"),
+    ("skd_pair1_seed1", "half", "half.pt"),
+    ("skd_pair1_seed1", "other_tokenizer", "tokenizer"),
     ("one_tokenizer", "other_tokenizer", "different tokenizers"),  # of one size
-    ("skd_seed1", "other_shape", "vocabulary"),
+    ("skd_pair1_seed1", "other_shape", "vocabulary"),
     ("other_shape", "other_shape", "vocabulary"),  # a model that does not fit its own tokenizer
     ("no_tokenizer", "no_tokenizer", "tokenizer"),
     ("no_task", "teacher", "--prompt"),
-    ("other_tokenizer", None, "teacher.pt"),  # nothing beside it
+    ("other_tokenizer", None, "teacher_pair1.pt"),  # nothing beside it
 ]
 
 
@@ -1854,7 +1854,7 @@ def test_wrong_views_are_refused(finished, nothing_trained, capsys, argv, word, 
     what needs no model is seen before any training."""
     if not given and argv[0] == "--prompt":
         pytest.skip("how long a prompt may be is known once there is a pair")
-    line = refused(rollouts.main, [*(["--checkpoint", str(finished / "skd_seed1.pt")] if given else []), *argv], capsys)
+    line = refused(rollouts.main, [*(["--checkpoint", str(finished / "skd_pair1_seed1.pt")] if given else []), *argv], capsys)
     assert word in line.replace("--accept-top-k", "accept_top_k"), line
 
 
@@ -1876,15 +1876,15 @@ def test_quick_and_the_picture_as_commands(clone):
     out = command(clone, "train_skd.py", "--quick")
     folder = clone / "runs" / "skd-math-quick-1"
     assert "smoke" in out and (folder / "table.md").read_text() in out
-    assert sorted(path.stem for path in folder.glob("*.jsonl")) == sorted(f"{name}_seed1" for name in train_skd.MAIN)
-    finals = {name: lines_of(folder / f"{name}_seed1.jsonl")[-1] for name in train_skd.MAIN}
-    start = lines_of(folder / "skd_seed1.jsonl")[0]["student_start"]
+    assert sorted(path.stem for path in folder.glob("*.jsonl")) == sorted(f"{name}_pair1_seed1" for name in train_skd.MAIN)
+    finals = {name: lines_of(folder / f"{name}_pair1_seed1.jsonl")[-1] for name in train_skd.MAIN}
+    start = lines_of(folder / "skd_pair1_seed1.jsonl")[0]["student_start"]
     assert all(
         final["kl_teacher"] < start["kl_teacher"]
         for name, final in finals.items()
         if VARIANTS[name].loss != "cross_entropy"
     )
-    assert "tokens written" in command(clone, "sample.py", "--checkpoint", str(folder / "skd_seed1.pt"))
+    assert "tokens written" in command(clone, "sample.py", "--checkpoint", str(folder / "skd_pair1_seed1.pt"))
     assert "tokens written" in command(clone, "sample.py")
 
 
@@ -1895,16 +1895,16 @@ def test_every_row_on_the_quick_setting(clone):
     out = command(clone, "train_skd.py", "--quick", "--variants", "all", "--out", "quick_all")
     assert (clone / "quick_all" / "table.md").read_text() in out
     for name in VARIANTS:
-        header, *lines, final = lines_of(clone / "quick_all" / f"{name}_seed1.jsonl")
+        header, *lines, final = lines_of(clone / "quick_all" / f"{name}_pair1_seed1.jsonl")
         assert (
             header["row"] == json.loads(json.dumps(records.rounded(dataclasses.asdict(VARIANTS[name]))))
             and final["kind"] == "final"
         )
         losses_seen = [line["loss"] for line in lines if line["kind"] == "step"]
         assert all(map(math.isfinite, losses_seen)) and final["steps"] == 40 and math.isfinite(final["val_nll"])
-        assert (clone / "quick_all" / f"{name}_seed1.pt").exists()
-    started = lines_of(clone / "quick_all" / "supervised_seed1.jsonl")[0]["student_start"]["kl_teacher"]
-    finals = {name: lines_of(clone / "quick_all" / f"{name}_seed1.jsonl")[-1]["kl_teacher"] for name in VARIANTS}
+        assert (clone / "quick_all" / f"{name}_pair1_seed1.pt").exists()
+    started = lines_of(clone / "quick_all" / "supervised_pair1_seed1.jsonl")[0]["student_start"]["kl_teacher"]
+    finals = {name: lines_of(clone / "quick_all" / f"{name}_pair1_seed1.jsonl")[-1]["kl_teacher"] for name in VARIANTS}
     word_level = {name for name, row in VARIANTS.items() if row.teacher == "pair" and row.loss == "forward_kl"}
     assert len(word_level) > 15 and all(finals[name] < started for name in word_level)
 
@@ -1938,7 +1938,7 @@ def test_jobs_change_no_figure(clone):
             clone, "train_skd.py", *SMALL, "--variants", "sft,on_policy,skd", "--jobs", jobs, "--out", f"jobs{jobs}"
         )
     for name in ("sft", "on_policy", "skd"):
-        one, two = (lines_of(clone / f"jobs{jobs}" / f"{name}_seed1.jsonl") for jobs in "12")
+        one, two = (lines_of(clone / f"jobs{jobs}" / f"{name}_pair1_seed1.jsonl") for jobs in "12")
         assert [without_times(line) | {"jobs": 0} for line in one] == [
             without_times(line) | {"jobs": 0} for line in two
         ]

@@ -205,15 +205,15 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     # sample.py
     ("sample", ["--checkpoint", "{folder}"], "no checkpoint at"),
     ("sample", ["--checkpoint", "{pipe}/train.jsonl"], "no checkpoint at"),
-    ("sample", ["--checkpoint", "{finished}/skd_seed1.jsonl"], "skd_seed1.jsonl is not a whole checkpoint"),
+    ("sample", ["--checkpoint", "{finished}/skd_pair1_seed1.jsonl"], "skd_pair1_seed1.jsonl is not a whole checkpoint"),
     ("sample", ["--checkpoint", "{finished}/curves.svg"], "curves.svg is not a whole checkpoint"),
     ("sample", ["--checkpoint", "{module}"], "not a whole checkpoint"),
     ("sample", ["--checkpoint", "{state}"], "not a whole checkpoint"),
-    ("sample", ["--checkpoint", "{finished}/skd_seed1.pt", "--teacher", "{module}"], "not a whole checkpoint"),
-    ("sample", ["--checkpoint", "{finished}/skd_seed1.pt", "--teacher", "{folder}"], "no checkpoint at"),
-    ("sample", ["--teacher", "{finished}/teacher.pt"], "--checkpoint"),
-    ("sample", ["--checkpoint", "{finished}/skd_seed1.pt", "--prompt", "\udcff 1+2="], "surrogate"),
-    ("sample", ["--checkpoint", "{finished}/skd_seed1.pt", "--accept-top-k", "nan"], "--accept-top-k"),
+    ("sample", ["--checkpoint", "{finished}/skd_pair1_seed1.pt", "--teacher", "{module}"], "not a whole checkpoint"),
+    ("sample", ["--checkpoint", "{finished}/skd_pair1_seed1.pt", "--teacher", "{folder}"], "no checkpoint at"),
+    ("sample", ["--teacher", "{finished}/teacher_pair1.pt"], "--checkpoint"),
+    ("sample", ["--checkpoint", "{finished}/skd_pair1_seed1.pt", "--prompt", "\udcff 1+2="], "surrogate"),
+    ("sample", ["--checkpoint", "{finished}/skd_pair1_seed1.pt", "--accept-top-k", "nan"], "--accept-top-k"),
     ("sample", ["--checkpoint"], "--checkpoint"),
     ("sample", ["--rows", "-3"], "--rows"),
     ("sample", ["--rows", "1e9"], "--rows"),
@@ -221,11 +221,11 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("sample", ["--seed", "nan"], "--seed"),
     ("sample", ["--gamma", "4.0"], "--gamma"),
     ("sample", ["--device", "gpu"], "--device"),
-    ("sample", ["--checkpoint", "{finished}/skd_seed1.pt", "--teacher", "{finished}/skd_seed1.pt"], "its own teacher"),
-    ("sample", ["--checkpoint", "{finished}/teacher.pt"], "its own teacher"),
+    ("sample", ["--checkpoint", "{finished}/skd_pair1_seed1.pt", "--teacher", "{finished}/skd_pair1_seed1.pt"], "its own teacher"),
+    ("sample", ["--checkpoint", "{finished}/teacher_pair1.pt"], "its own teacher"),
     ("sample", ["--rows", "2", "--prompt", "1+2="], "--rows"),
     ("sample", ["--rows", "1000"], "--rows must lie in 1.."),
-    ("sample", ["--checkpoint", "{finished}/skd_seed1.pt", "--rows", "7"], "1..6"),
+    ("sample", ["--checkpoint", "{finished}/skd_pair1_seed1.pt", "--rows", "7"], "1..6"),
     ("sample", ["--rule", "accept_min_prob"], "--rule"),
     ("sample", ["--rule", "accept_min_prob=0.1"], "accept rule topk has no knob"),
     ("sample", ["--accept-rule", "minprob", "--rule", "accept_min_prob=2"], "accept_min_prob"),
@@ -263,7 +263,7 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("exchange", [], "checkpoint"),
     ("exchange", ["{folder}", "{folder}"], "no checkpoint at"),
     ("exchange", ["{finished}/table.md", "{folder}"], "table.md is not a whole checkpoint"),
-    ("exchange", ["{finished}/teacher.pt", "{file}"], "file"),
+    ("exchange", ["{finished}/teacher_pair1.pt", "{file}"], "file"),
 ]
 PROGRAMS = {
     "skd": train_skd.main, "okd": train_okd.main, "sample": rollouts.main, "losses": gallery.main,
@@ -285,9 +285,9 @@ def places(finished, tmp_path_factory):  # noqa: F811
     (found["folder_as_file"] / "train.jsonl").mkdir()
     os.mkfifo(found["pipe"] / "train.jsonl")
     base = adapters.make_gpt(257, 26, 1, 2, 8)
-    found["module"], found["state"] = folder / "okd_seed1.module.pt", folder / "skd_seed1.state.pt"
+    found["module"], found["state"] = folder / "okd_pair1_seed1.module.pt", folder / "skd_pair1_seed1.state.pt"
     save_online_module(str(found["module"]), OnlineTeacher(base), score=0.5)
-    with Checkpointer(str(folder / "skd_seed1"), 1, {"lr": 0.1}) as checkpointer:
+    with Checkpointer(str(folder / "skd_pair1_seed1"), 1, {"lr": 0.1}) as checkpointer:
         checkpointer.restore(student=base)
         checkpointer.save(1)
     return found | {"finished": finished}
@@ -673,7 +673,7 @@ def test_the_end_tokens_text_is_plain_text():
 def test_records_of_another_task_are_refused(tmp_path):
     """Two tasks in one folder make no table: one line with both."""
     for name, task in (("a", "math"), ("b", "translation")):
-        log = records.RunLog(tmp_path, f"{name}_seed1", {"variant": name, "seed": 1, "task": task, "flags": {}})
+        log = records.RunLog(tmp_path, f"{name}_pair1_seed1", {"variant": name, "seed": 1, "task": task, "flags": {}})
         log.write("final", score=0.5)
         log.close()
     with pytest.raises(ValueError, match="mixes the tasks math, translation"):
@@ -688,10 +688,10 @@ def test_records_of_another_task_are_refused(tmp_path):
 def test_headers_of_another_kind_are_refused(tmp_path, change):
     """A sealed record whose header holds something else than the report takes it for:
     one line with file and line number."""
-    log = records.RunLog(tmp_path, "a_seed1", {"variant": "a", "seed": 1, "task": "math", "flags": {}} | change)
+    log = records.RunLog(tmp_path, "a_pair1_seed1", {"variant": "a", "seed": 1, "task": "math", "flags": {}} | change)
     log.write("final", score=0.5)
     log.close()
-    with pytest.raises(ValueError, match="a_seed1.jsonl, line 1 ") as error:
+    with pytest.raises(ValueError, match="a_pair1_seed1.jsonl, line 1 ") as error:
         report.write_report(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -700,7 +700,7 @@ def test_headers_of_another_kind_are_refused(tmp_path, change):
 def test_lines_of_another_kind_are_refused(tmp_path, figures):
     """The same for a final line and its warnings."""
     lines = [{"kind": "header", "variant": "a", "seed": 1, "task": "math"}, {"kind": "final", "score": 0.5} | figures]
-    (tmp_path / "a_seed1.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
-    with pytest.raises(ValueError, match="a_seed1.jsonl, line 2 ") as error:
+    (tmp_path / "a_pair1_seed1.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
+    with pytest.raises(ValueError, match="a_pair1_seed1.jsonl, line 2 ") as error:
         report.write_report(tmp_path)
     assert "\n" not in str(error.value)
