@@ -826,7 +826,7 @@ class CorpusTask(Task):
         self.corpus = CORPORA[name]
         wanted = {option: value for option, value in options.items() if option != "metric"}
         splits, self.chosen = load_corpus(name, data_dir=data_dir, say=say, **wanted), options["metric"]
-        by_split = {split: in_random_order(examples) for split, examples in splits.items()}
+        by_split = {split: in_random_order(progress(examples, "order")) for split, examples in splits.items()}
         references = [accepted(example) for example in by_split["test"]]
         references = references[:: -(-len(references) // MOST_LOOKED_AT)]
         if self.corpus.score is None and self.chosen is None:
@@ -934,20 +934,28 @@ def check_option(name, option, value):
         raise ValueError(f"task {name}: {option} must be {wanted}, not {value!r}")
 
 
-def in_random_order(examples):
-    """Examples of a file in an order that follows from what they say, not from where they stand.
+def random_order(examples, seed=None):
+    """The numbers of examples in an order that follows from what they say, not from where they stand: by a hash of it
+    and of the seed.
 
-    The first n of them are a random sample, whichever n, and the same one however the file is sorted: files often are,
-    by label or by length. (A made task draws its examples in random order.)
+    The first n of them are a random sample, whichever n, and the same one however a file is sorted: files often are, by
+    label or by length. An example more or less leaves the order of all others.
     """
     seen = Counter()
 
     def place(example):
         seen[example] += 1  # repeats of a line have places of their own: else a sample would hold all of them, or none
-        said = "\0".join((example.prompt, example.response, *example.references, str(seen[example])))
-        return hashlib.sha256(said.encode()).digest()
+        said = (example.prompt, example.response, *example.references, str(seen[example]))
+        return hashlib.sha256("\0".join(said if seed is None else (str(seed), *said)).encode()).digest()
 
-    return sorted(progress(examples, "order"), key=place)
+    places = [place(example) for example in examples]
+    return sorted(range(len(places)), key=places.__getitem__)
+
+
+def in_random_order(examples):
+    """Examples of a file, as random_order has them. (A made task draws its examples in random order.)"""
+    examples = list(examples)
+    return [examples[i] for i in random_order(examples)]
 
 
 def check_paired(examples, completions):
@@ -987,8 +995,8 @@ class Encoded(NamedTuple):
         return Encoded(*(column[:most] for column in self))
 
     def shuffled(self, seed):
-        """The same examples in an order that `seed` decides."""
-        return self.only(torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed)).tolist())
+        """The same examples in another random order, which `seed` decides."""
+        return self.only(random_order(self.examples, seed))
 
     def only(self, rows):
         """The examples of these numbers."""

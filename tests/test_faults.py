@@ -537,8 +537,8 @@ def test_a_cached_model_under_another_name_is_not_taken(cached_pairs, tmp_path, 
     capsys.readouterr()
     assert train_skd.main([*argv, str(tmp_path / "again"), "--pair-seed", "72"]) == 0
     assert "under another name" in capsys.readouterr().out
-    one, other = (lines_of(tmp_path / name / "sft_pair1_seed1.jsonl")[0]["pair"] for name in ("72", "again"))
-    assert one == other and load_file(str(path))["name"] == path.name
+    one, other = (lines_of(tmp_path / name / "sft_pair72_seed1.jsonl")[0] for name in ("72", "again"))
+    assert one["pair"] == 72 and one["fingerprint"] == other["fingerprint"] and load_file(str(path))["name"] == path.name
 
 
 def test_another_users_pair_is_left_as_it_is(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa: F811

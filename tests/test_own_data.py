@@ -113,7 +113,7 @@ def test_a_typed_prompt_is_the_learned_one(own, capsys):
     texts = ["1\nAnswer:\n", " 1\nAnswer:", r"1\nAnswer:\n"]
     own({**whole(pairs(20)), "test.jsonl": [{"prompt": text, "response": " b"} for text in texts]})
     tokenizer = train_tokenizer([row["prompt"] for row in pairs(20)], 280)
-    for seed, name in enumerate(("student", "teacher")):
+    for seed, name in enumerate(("student", "teacher_pair1")):
         model = GPT(GPTConfig(tokenizer.n_vocab, 48, 1, 1, 8), torch.Generator().manual_seed(seed))
         about = {"task": "jsonl", "task_options": {}, "max_new_tokens": 8, "accept_top_k": 3}
         save_checkpoint(str(own.folder / f"{name}.pt"), model, tokenizer.state_dict(), **about)

@@ -15,6 +15,7 @@ import torch
 from tiny import matrix
 
 import sample
+import train_skd
 from data.tasks import (
     Encoded,
     Example,
@@ -436,7 +437,7 @@ def test_broken_cache_file_is_rebuilt_with_a_word(data, tmp_path, damage):
 
 def test_starts_see_what_they_should(data, tmp_path, untrained):
     """sft: the student's prompts with their responses. raw: each text alone, so that no prompt is ever answered."""
-    everything, ten = data.splits["train"], SETTINGS.student_prompts
+    everything, ten = data.splits["train"].shuffled(SETTINGS.seed), SETTINGS.student_prompts
     load(data, SETTINGS, tmp_path)
     (_, prompts, responses), (_, own_prompts, own_responses) = untrained
     assert (prompts, responses) == (everything.prompts, everything.responses)
@@ -453,11 +454,13 @@ def test_starts_see_what_they_should(data, tmp_path, untrained):
 def test_prompts_of_pair_are_the_students(data, tmp_path, untrained):
     """Distillation gets the student's prompts alone, the held-out splits whole."""
     pair, _ = load(data, SETTINGS, tmp_path)
-    assert pair.train.prompts == data.splits["train"].prompts[:10]
-    assert pair.train.examples == data.splits["train"].examples[:10]
+    shuffled = data.splits["train"].shuffled(SETTINGS.seed)
+    assert pair.train == shuffled.first(10) and sorted(shuffled.prompts) == sorted(data.splits["train"].prompts)
     assert (pair.val, pair.test, pair.ood) == tuple(data.splits[name] for name in ("val", "test", "ood"))
     everything, _ = load(data, replace(SETTINGS, student_prompts=None), tmp_path)
-    assert everything.train.prompts == data.splits["train"].prompts
+    assert everything.train == shuffled
+    other, _ = load(data, replace(SETTINGS, seed=SETTINGS.seed + 1), tmp_path)
+    assert other.train != pair.train  # another pair's student has another sample
 
 
 def test_teacher_is_frozen_and_students_are_copies(data, tmp_path, untrained):
@@ -678,7 +681,7 @@ def test_another_choice_is_another_pair(tmp_path, untrained):
         data = encode_task(make_task("jsonl", data_dir=tmp_path), BYTES)
         load(data, BYTES, tmp_path / "cache")
         found = sorted(path.name.split("-")[1] for path in (tmp_path / "cache").iterdir())
-        return found, [example.prompt for example in data.splits["train"].examples]
+        return found, [example.prompt for example in data.splits["train"].shuffled(BYTES.seed).examples]
 
     lines = [{"prompt": f"{i}?", "response": "ab"} for i in range(60)]
     found, prompts = files(lines)
@@ -1006,7 +1009,7 @@ def test_quick_figures_are_those_of_evaluate(measured):
     """A point of a learning curve equals the figures of the full evaluation."""
     student, teacher, task, tokenizer, encoded = measured
     quick, full = evaluate_quickly(student, teacher, task, tokenizer, encoded, BUDGET), figures_of(measured)
-    assert quick == {name: full[name] for name in ("score", "val_nll", "kl_teacher")}
+    assert quick == {name: full[name] for name in ("score", "score_sampled", "val_nll", "kl_teacher")}
 
 
 def test_complete_drops_one_end_token(measured):
@@ -1241,10 +1244,10 @@ def test_flags_of_a_record_name_no_folder():
         "--seed", "7",
     ]
     one, other = (
-        arguments.result_flags(shared_parser().parse_args(more)) for more in ([], argv + ["--variants", "one"])
+        arguments.result_flags(train_skd.parse_flags(more)[0])
+        for more in ([], argv + ["--variants", "sft", "--pairs", "3", "--pair-seed", "9"])
     )
     assert one == other and "lr" in one and "steps" in one and "task" in one
-    assert arguments.result_flags(argparse.Namespace(b=1, a=2, out="x")) == {"a": 2, "b": 1}
     json.dumps(one)
 
 

@@ -558,4 +558,5 @@ def test_any_command_line_is_understood_or_refused(script, words):
     except SystemExit as stop:
         assert stop.code == 2 and len(said.getvalue().splitlines()) == 1, said.getvalue()
         return
-    assert names and all(own.steps >= 1 and own.lr > 0 and own.settings.vocab_size is not None for _, own in args.swept)
+    for _, own in args.swept:
+        assert names and own.steps >= 1 and (own.lr or own.default_lr) > 0 and own.settings.vocab_size is not None

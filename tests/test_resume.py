@@ -291,7 +291,7 @@ def test_another_runs_state_is_refused(tmp_path):
 
 def test_a_reworded_row_goes_on():
     """A state fits a row whose note, deviation, paper or source was reworded, and no row of another loss or weight."""
-    shared = {"flags": {"lr": 1.0}, "pair": "a", "inputs": {}, "accept_top_k": 3, "processes": 1}
+    shared = {"flags": {"lr": 1.0}, "fingerprint": "a", "inputs": {}, "accept_top_k": 3, "processes": 1}
 
     def identity(**changes):
         row = dataclasses.asdict(dataclasses.replace(train_skd.VARIANTS["skd"], **changes))
@@ -395,7 +395,7 @@ def test_another_format_is_refused(tmp_path):
         header.replace(f'"format": {records.FORMAT}, ', "") + "\n" + '{"kind": "final", "score": 0.5}'
     ) + "\n"
     path.write_text(older)
-    with pytest.raises(ValueError, match="a_pair1_seed1.jsonl is of format 1, this code writes format 2: give another --out"):
+    with pytest.raises(ValueError, match="a_pair1_seed1.jsonl is of format 1, this code writes format 3: give another --out"):
         records.read_finished(tmp_path, "a_pair1_seed1", {})
     assert path.read_text() == older
     stem = tmp_path / "b_pair1_seed1"
@@ -412,7 +412,7 @@ def test_another_format_is_refused(tmp_path):
 def test_a_record_under_another_name_is_refused(tmp_path):
     """What one method has done is no other's, be it that a file was renamed or copied: both names are told."""
     for variant, budget, name in (("skd", "steps", "skd_pair1_seed2"), ("skd lr=0.1", "compute", "skd_lr=0.1_compute_pair1_seed2")):
-        path = finished_record(tmp_path, name, variant=variant, seed=2, budget=budget)
+        path = finished_record(tmp_path, name, variant=variant, pair=1, seed=2, budget=budget)
         assert records.read_finished(tmp_path, name, {"lr": 0.1})["score"] == 0.25
         for other in ("sft_pair1_seed2", "skd_pair1_seed3", "skd_compute_pair1_seed2"):
             path.rename(tmp_path / f"{other}.jsonl")

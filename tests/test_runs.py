@@ -236,7 +236,7 @@ def test_a_foreign_file_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b'{"kind": "head', b'{"kind": "header", "format": 2, "flags": {}}\n{"kind": "st']
+    "content", [b"", b'{"kind": "head', b'{"kind": "header", "format": 3, "flags": {}}\n{"kind": "st']
 )
 def test_a_record_that_was_cut_off_is_run_again(tmp_path, content):
     (tmp_path / "a_pair1_seed1.jsonl").write_bytes(content)
@@ -245,7 +245,7 @@ def test_a_record_that_was_cut_off_is_run_again(tmp_path, content):
 
 def test_another_device_is_named_by_its_flag(tmp_path):
     """--device, not the name inside."""
-    text = '{"kind": "header", "format": 2, "flags": {"device_type": "cuda"}}\n{"kind": "final"}'
+    text = '{"kind": "header", "format": 3, "flags": {"device_type": "cuda"}}\n{"kind": "final"}'
     (tmp_path / "a.jsonl").write_text(records.with_checksum(text) + "\n")
     with pytest.raises(ValueError, match="--device cuda, now it is cpu"):
         records.read_finished(tmp_path, "a", {"device_type": "cpu"})

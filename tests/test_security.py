@@ -141,13 +141,13 @@ def test_no_payload_of_a_run_folder_or_a_cached_pair_runs(cached_pairs, tmp_path
     marker, out = tmp_path / "ran", tmp_path / "out"
     out.mkdir()
     ours = max(cached_pairs.glob("*-teacher-*.pt"), key=lambda path: path.stat().st_mtime_ns)
-    for path in (ours, out / "sft_pair1_seed1.state.pt", out / "teacher_pair1.pt", out / "sft_pair1_seed1.pt"):
+    for path in (ours, out / "sft_pair5_seed1.state.pt", out / "teacher_pair1.pt", out / "sft_pair1_seed1.pt"):
         write_payload(path, payloads(marker)["a call of os"], "zip")
     assert train_skd.main([*argv, "--out", str(out), "--resume"]) == 0
     assert not marker.exists() and "damaged" in capsys.readouterr().out
     assert (
-        load_checkpoint(str(out / "sft_pair1_seed1.pt"))[1]["score"]
-        == load_checkpoint(str(tmp_path / "first" / "sft_pair1_seed1.pt"))[1]["score"]
+        load_checkpoint(str(out / "sft_pair5_seed1.pt"))[1]["score"]
+        == load_checkpoint(str(tmp_path / "first" / "sft_pair5_seed1.pt"))[1]["score"]
     )
 
 
