@@ -62,7 +62,7 @@ def methods_table(script, variants):
     with_module = any("module" in row for row in variants.values())
     module_titles = ["teacher's module", "how it learns"] if with_module else []
     sources = ["paper", "read from", "not the paper's"]
-    titles = ["method", "what it changes", "who writes", "loss", *module_titles, *sources]
+    titles = ["method", "what it changes", "who writes", "loss", "rate", *module_titles, *sources]
     lines = [f"| {' | '.join(titles)} | command |", "| --- " * (len(titles) + 1) + "|"]
     for name, row in variants.items():
         writer = WRITERS.get(row["writer"], row["writer"])
@@ -83,7 +83,7 @@ def methods_table(script, variants):
             else ""
         )
         module = {None: "fixed", "flag": "lora (`--module`)"}.get(row.get("module"), row.get("module"))
-        cells = [f"`{name}`", row["note"], writer, loss, *([module, _learning(row)] if with_module else []),
+        cells = [f"`{name}`", row["note"], writer, loss, f"{row['rate']:g}", *([module, _learning(row)] if with_module else []),
                  row["paper"] or "-", row["read_from"], row["deviation"] or "-"]
         lines.append(f"| {' | '.join(cells)} | `python {script}.py --variants {name}` |")
     return "\n".join(lines) + "\n"
