@@ -1,18 +1,23 @@
-"""Learning curves as SVG text: one plot of any series, or the page of a comparison with its panels and one legend."""
+"""Learning curves as SVG text: one plot of any series, or the page of a comparison with its panels and one legend.
+
+With several pretrained pairs the page begins with a panel that shows the score of each pair as a point.
+"""
 
 import math
 import re
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 import numpy as np
 
-from lab.reading import as_number, in_headers, ordered_variants
+from lab.reading import as_number, in_headers, ordered_variants, pairs_of, sorted_runs, starting_points
+from lab.statistics import repeated, student_t_interval
 
 # Okabe & Ito's colours for every kind of colour vision, with a grey in place of yellow, which vanishes on white. The
 # ninth series starts over with the next dash pattern, so 32 series look different.
 PALETTE = ("#0072B2", "#8C8C8C", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#D55E00")
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
-INK, FAINT, GREY = "#222222", "#DDDDDD", "#C8C8C8"
+INK, FAINT, GREY, UNNAMED = "#222222", "#DDDDDD", "#C8C8C8", "#8C8C8C"
 FONT = "font-family=\"system-ui, 'Segoe UI', Helvetica, Arial, sans-serif\""
 CHAR_WIDTH = 6.6  # pixels of an average character at font size 11, on the wide side: SVG cannot measure text
 LABEL_GAP = 13.0  # pixels between the baselines of two labels at font size 11
@@ -20,15 +25,19 @@ MAX_POINTS = 200  # a line of more points than pixels only costs bytes
 MOST_LINES = 20  # that an eye can follow in one panel; of more, those that end among the OUTERMOST have colour and name
 OUTERMOST = 6
 
-# title, which lines of a record, key, label of the y axis, whether a wide range may go to a log axis
+# title, which lines of a record, key, label of the y axis, which y axis: that of scores, which begins at 0 and does not
+# zoom into noise; a linear one; or a linear one that becomes logarithmic where the range is wide
 PANELS = (
-    ("Score on held-out examples", "evals", "score", "score, 0..1", False),
-    ("Validation NLL of the references", "evals", "val_nll", "nats per token", True),
-    ("KL(teacher ‖ student) on the references", "evals", "kl_teacher", "nats per token", True),
-    ("Tokens replaced by the teacher", "steps", "replacement_rate", "share of tokens", False),
-    ("KL(original ‖ adapted teacher): drift", "evals", "drift", "nats per token", True),
-    ("NLL of the adapted teacher", "evals", "adapted_nll", "nats per token", True),
+    ("Score on held-out examples (greedy)", "evals", "score", "score, 0..1", "score"),
+    ("Score on held-out examples (sampled)", "evals", "score_sampled", "score, 0..1", "score"),
+    ("Validation NLL of the references", "evals", "val_nll", "nats per token", "wide"),
+    ("KL(teacher ‖ student) on the references", "evals", "kl_teacher", "nats per token", "wide"),
+    ("Tokens replaced by the teacher", "steps", "replacement_rate", "share of tokens", "linear"),
+    ("KL(original ‖ adapted teacher): drift", "evals", "drift", "nats per token", "wide"),
+    ("NLL of the adapted teacher", "evals", "adapted_nll", "nats per token", "wide"),
 )
+TEACHER = "teacher"
+SCORES = (("score", "score (greedy), 0..1"), ("score_sampled", "score (sampled), 0..1"))
 
 
 def _nice_ticks(low, high, count=6):
@@ -144,9 +153,19 @@ def _y_range(curves, log_y):
     return low, high + air, _nice_ticks(low, high + air)
 
 
-def _x_range(curves):
-    """(low, high, ticks) of the x axis: ends where the data end, ticks only inside."""
+def _score_axis(values):
+    """(low, high, ticks) of an axis of scores: from 0 to 1, or to a half or a quarter where no value lies above it.
+    Holds what a score cannot be, too."""
+    low, most = min([0.0, *values]), max(values, default=1.0)
+    high = next((end for end in (0.25, 0.5, 1.0) if most <= end), most)
+    return low, high, _nice_ticks(low, high)
+
+
+def _x_range(curves, begin=None):
+    """(low, high, ticks) of the x axis: ends where the data end, ticks only inside; begins at `begin` if that is
+    given."""
     values = np.concatenate([curve[0] for curve in curves] or [np.zeros(0)])
+    values = values if begin is None else np.append(values, begin)
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         low, high = low - 1.0, high + 1.0
@@ -169,16 +188,18 @@ def _named(series, always=()):
     return [name for name in series if name in chosen]
 
 
-def _panel(series, indices, title, x_label, y_label, log_y, width, height, named=None):
+def _panel(series, indices, title, x_label, y_label, log_y, width, height, named=None, begin=None, y_axis=None,
+           teacher=None):
     """The SVG elements of one plot in a box of width x height whose upper left corner is 0, 0.
 
     indices[name] gives the colour, so that a method looks the same in all panels of a page; a method that is not
-    `named` (without it all are) is a thin grey line.
+    `named` (without it all are) is a thin grey line. The x axis begins at `begin`, the y axis is `y_axis` (low, high,
+    ticks), or else both fit the data; at the height `teacher` a dashed line is drawn.
     """
     named = list(series) if named is None else named
     curves = {name: _mean_and_band(seeds, log_y) for name, seeds in series.items()}
-    x_low, x_high, x_ticks = _x_range(curves.values())
-    y_low, y_high, y_ticks = _y_range(curves.values(), log_y)
+    x_low, x_high, x_ticks = _x_range(curves.values(), begin)
+    y_low, y_high, y_ticks = y_axis or _y_range(curves.values(), log_y)
     y_texts = _tick_texts(y_ticks)
     left = max(58.0, 26.0 + CHAR_WIDTH * max((len(text) for text in y_texts), default=0))
     right = width - 30.0 - CHAR_WIDTH * max((len(_short(name)) for name in indices), default=0)
@@ -202,6 +223,11 @@ def _panel(series, indices, title, x_label, y_label, log_y, width, height, named
     parts.append(_text((left + right) / 2, bottom + 32, x_label, anchor="middle"))
     middle = (top + bottom) / 2
     parts.append(_text(12, middle, y_label, anchor="middle", extra=f'transform="rotate(-90 12 {middle:.1f})"'))
+
+    if teacher is not None:
+        parts.append(f'<path class="teacher" d="M{left:.1f} {to_y(teacher):.1f}H{right:.1f}" stroke="{INK}" '
+                     'stroke-dasharray="5 4"/>')
+        parts.append(_text(right - 4, to_y(teacher) - 4, TEACHER, size=10, anchor="end"))
 
     # Bands below all lines: a band must not dim another method's line.
     drawn = {name: (to_x(xs), *map(to_y, ys)) for name, (xs, *ys) in curves.items()}
@@ -318,50 +344,175 @@ def svg_curves(series, title, x_label, y_label, log_y=False):
 
 
 def _curves_of(runs, variants, lines, key):
-    """{variant: [(steps, values) per seed]} of the methods that have the figure at all."""
+    """{variant: [(steps, values) per run]} of the methods that have the figure at all."""
     series = {}
     for variant in variants:
-        seeds = []
-        for run in sorted((run for run in runs if run.variant == variant), key=lambda run: run.seed):
+        curves = []
+        for run in runs:
             points = [(entry["step"], as_number(entry.get(key))) for entry in getattr(run, lines) if "step" in entry]
-            if any(value is not None for _, value in points):
-                seeds.append(tuple(zip(*points)))
-        if seeds:
-            series[variant] = seeds
+            if run.variant == variant and any(value is not None for _, value in points):
+                curves.append(tuple(zip(*points)))
+        if curves:
+            series[variant] = curves
     return series
 
 
-def curves_page(runs, order=None, always=()):
-    """Score, validation NLL, KL to the teacher and share of replaced tokens over steps, as one SVG with one legend.
+def _whole_panels(runs, variants, always):
+    """[(row of PANELS, {variant: curves}, names to be shown)] of the panels that have data."""
+    found = [(panel, _curves_of(runs, variants, *panel[1:3])) for panel in PANELS]
+    return [(panel, series, _named(series, always)) for panel, series in found if series]
 
-    A panel without data is left out. Runs of equal steps are drawn; those of equal compute only if there are no others.
-    Of more than MOST_LINES methods only those that end outermost are named in a panel, and `always` these.
+
+def curves_page(runs, order=None, always=()):
+    """Score of each pair, then scores, validation NLL, KL to the teacher and share of replaced tokens over steps, as
+    one SVG with one legend.
+
+    A panel without data is left out, and that of the pairs where there is only one. Runs of equal steps are drawn;
+    those of equal compute only if there are no others. Of more than MOST_LINES methods only those that end outermost
+    are named in a panel of curves, and `always` these.
     """
     variants = ordered_variants(runs, order)
-    runs = [run for run in runs if run.budget == "steps"] or list(runs)
-    panels, n_seeds = [], len({run.seed for run in runs})
-    for panel in PANELS:
-        series = _curves_of(runs, variants, *panel[1:3])
-        if series:
-            panels.append((panel, series, _named(series, always)))
+    runs = sorted_runs([run for run in runs if run.budget == "steps"] or runs, variants)
+    panels = _whole_panels(runs, variants, always)
     shown = [name for name in variants if any(name in named for _, _, named in panels)]
     indices, plots = {name: i for i, name in enumerate(shown)}, []
     height = _panel_height(max((len(named) for _, _, named in panels), default=0))
-    for (title, _, _, y_label, may_be_log), series, named in panels:
-        values = [y for seeds in series.values() for _, ys in seeds for y in ys if y is not None]
-        log_y = may_be_log and min(values) > 0 and max(values) > 10 * min(values)
-        plots.append(_panel(series, indices, title, "step", y_label, log_y, 470.0, height, named))
+    teachers, axis = {key: _teacher_score(runs, key) for key, _ in SCORES}, _axis_of_all_scores(runs)
+    for (title, _, key, y_label, kind), series, named in panels:
+        values = [y for curves in series.values() for _, ys in curves for y in ys if y is not None]
+        log_y = kind == "wide" and min(values) > 0 and max(values) > 10 * min(values)
+        scored = {"y_axis": axis, "teacher": teachers[key]} if kind == "score" else {}
+        plots.append(_panel(series, indices, title, "step", y_label, log_y, 470.0, height, named, 0.0, **scored))
 
-    columns = min(2, max(1, len(plots)))
-    width, parts = 480.0 * columns + 20, []
+    several = len(pairs_of(runs)) > 1
+    columns = 2 if several else min(2, max(1, len(plots)))
+    width, below, parts = 480.0 * columns + 20, 44.0, []
     task = "".join(f"{name}: " for name in in_headers(runs, "task"))
-    seeds_text = "one seed" if n_seeds == 1 else f"mean over {n_seeds} seeds, band from the lowest to the highest"
-    title = task + (seeds_text if plots else "the records hold no curves")
+    title = task + (_runs_text(runs) if plots else "the records hold no curves")
     if any(len(named) < len(series) for _, series, named in panels):
         title += f"; of {len(variants)} methods the outermost are named"
     parts.append(_text(24, 26, title, size=14, extra='font-weight="600"'))
+    if several:
+        panel, panel_height = _pairs_panel(runs, variants, indices, axis, width - 20)
+        parts += _moved(10, below, panel)
+        below += panel_height + 16
     for i, plot in enumerate(plots):
-        parts += _moved(10 + i % columns * 480, 44 + i // columns * (height + 12), plot)
-    below = 44 + math.ceil(len(plots) / columns) * (height + 12)
+        parts += _moved(10 + i % columns * 480, below + i // columns * (height + 12), plot)
+    below += math.ceil(len(plots) / columns) * (height + 12)
     legend, legend_height = _legend(shown, indices, width - 80)
     return _document(width, below + legend_height + 10, title, parts + _moved(70, below, legend))
+
+
+def _teacher_score(runs, key):
+    """The teachers' mean over pairs; None where a record lacks it."""
+    scores = [as_number(point.get(key)) for point in starting_points(runs, "teacher").values()]
+    return sum(scores) / len(scores) if scores and None not in scores else None
+
+
+def _axis_of_all_scores(runs):
+    """One axis for all scores of a page, greedy and sampled: else they could not be compared at a glance."""
+    figures = [figures for run in runs for figures in (*run.evals, run.final)]
+    figures += [point for which in ("teacher", "student_start") for point in starting_points(runs, which).values()]
+    scores = [as_number(point.get(key)) for point in figures for key, _ in SCORES]
+    return _score_axis([score for score in scores if score is not None])
+
+
+def _runs_text(runs):
+    """What a line and its band are made of."""
+    quick = "smoke run (--quick), means nothing; " if any(run.header.get("quick") for run in runs) else ""
+    n_pairs, n_runs = len(pairs_of(runs)), len({(run.pair, run.seed) for run in runs})
+    if n_runs == 1:
+        return f"{quick}one pair, one seed"
+    what = f"{n_pairs} pairs" if n_runs == n_pairs else f"{n_runs} seeds of one pair"
+    if 1 < n_pairs < n_runs:
+        what = f"{n_runs} runs of {n_pairs} pairs"
+    return f"{quick}mean over {what}, band from the lowest to the highest"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The score of each pair.
+
+
+class _Row(NamedTuple):
+    """One row of the panel of pairs."""
+
+    name: str
+    color: str
+    scores: dict  # key of the score -> {pair: score, its seeds averaged}
+
+
+def _rows_of(runs, variants, indices):
+    """Teacher and starting student, then every method."""
+    rows = []
+    for name, which in ((TEACHER, "teacher"), ("student at the start", "student_start")):
+        points = starting_points(runs, which)
+        figures = {key: {pair: as_number(point.get(key)) for pair, point in points.items()} for key, _ in SCORES}
+        known = {key: {pair: x for pair, x in own.items() if x is not None} for key, own in figures.items()}
+        rows += [_Row(name, INK, known)] if any(known.values()) else []
+    for name in variants:
+        own = [run for run in runs if run.variant == name]
+        color = PALETTE[indices[name] % len(PALETTE)] if name in indices else UNNAMED
+        rows.append(_Row(name, color, {key: repeated(own, key, "pair") for key, _ in SCORES}))
+    return rows
+
+
+def _pairs_panel(runs, variants, indices, axis, width):
+    """(SVG elements, height) of a row per method with a point per pair, greedy on the left and sampled on the right.
+
+    A pair keeps its place within all rows, from the first at the top to the last, and a faint line joins its points. A
+    thick bar is the 95 % interval over pairs, and the tick on it the mean. `axis` is that of all scores.
+    """
+    pairs, rows = pairs_of(runs), _rows_of(runs, variants, indices)
+    names = [_short(row.name, 26) for row in rows]
+    left, top, step = 24.0 + CHAR_WIDTH * max(map(len, names)), 30.0, 22.0 if len(rows) <= 14 else 17.0
+    centres = [top + step * (i + 0.5) for i in range(len(rows))]
+    bottom, side = top + step * len(rows), (width - left - 60.0) / 2
+    parts = [_text(24, 16, "Score of each pair", size=13, extra='font-weight="600"')]
+    for name, y in zip(names, centres):
+        parts.append(_text(left - 8, y + 4, name, anchor="end", extra='class="row"'))
+    for number, (key, label) in enumerate(SCORES):
+        box = (left + number * (side + 30.0), side, top, bottom)
+        parts += _side_of_pairs(rows, centres, key, label, pairs, axis, box)
+    what = f"{pairs[0]} to {pairs[-1]}" if pairs == [*range(pairs[0], pairs[-1] + 1)] else ", ".join(map(str, pairs))
+    parts.append(_text(24, bottom + 52, "A point is a pair, in every row from top to bottom "
+                       f"{what if len(what) < 40 else 'in their order'}; a faint line joins a pair's points. Bar and "
+                       "tick: 95 % interval over pairs, and mean."))
+    return parts, bottom + 62.0
+
+
+def _side_of_pairs(rows, centres, key, label, pairs, axis, box):
+    """The plot of one score in box = (left, width, top, bottom): intervals and means, and the points of all pairs."""
+    left, width, top, bottom = box
+    low, high, ticks = axis
+    gap = 0.62 * (centres[0] - top) * 2 / len(pairs)
+    shift = {pair: gap * (i - (len(pairs) - 1) / 2) for i, pair in enumerate(pairs)}  # of a pair's place in a row
+
+    def to_x(score):
+        inside = min(max(score, low), high)  # an interval may reach beyond what a score can be
+        return left + width * (inside - low) / (high - low)
+
+    parts = []
+    for tick, text in zip(ticks, _tick_texts(ticks)):
+        parts.append(f'<path d="M{to_x(tick):.1f} {top:.1f}V{bottom:.1f}" stroke="{FAINT}"/>')
+        parts.append(_text(to_x(tick), bottom + 15, text, anchor="middle"))
+    parts.append(f'<path d="M{left:.1f} {bottom:.1f}h{width:.1f}" stroke="{INK}"/>')
+    parts.append(_text(left + width / 2, bottom + 32, label, anchor="middle"))
+    for pair in pairs:
+        path, move = "", "M"
+        for row, y in zip(rows, centres):
+            present = pair in row.scores[key] and row.name != TEACHER  # its lines would cross the whole plot
+            path += f"{move}{to_x(row.scores[key][pair]):.1f} {y + shift[pair]:.1f}" if present else ""
+            move = "L" if present else "M"
+        parts.append(f'<path class="pair" d="{path}" fill="none" stroke="{GREY}" stroke-width="0.8"/>' if path else "")
+    for row, y in zip(rows, centres):
+        if scores := row.scores[key]:
+            mean, half_width = student_t_interval(list(scores.values()))
+            if half_width is not None:
+                ends = f"M{to_x(mean - half_width):.1f} {y:.1f}H{to_x(mean + half_width):.1f}"
+                parts.append(f'<path class="interval" d="{ends}" stroke="{row.color}" stroke-width="7" '
+                             'stroke-opacity="0.3"/>')
+            parts.append(f'<path class="mean" d="M{to_x(mean):.1f} {y - 7:.1f}v14" stroke="{row.color}" '
+                         'stroke-width="2.4"/>')
+            parts += [f'<circle class="point" cx="{to_x(score):.1f}" cy="{y + shift[pair]:.1f}" r="2.2" '
+                      f'fill="{row.color}"/>' for pair, score in scores.items()]
+    return parts

@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab.archive import PACKED, unpacked
-from lab.records import has_checksum
+from lab.records import has_checksum, refuse_format
 
 
 class Run(NamedTuple):
-    """One finished run of one method at one seed, as its record tells it."""
+    """One finished run of one method, from one pretrained pair and with one seed, as its record tells it."""
 
     variant: str
+    pair: int  # the seed that its teacher and its untouched student were pretrained with
     seed: int
     budget: str  # "steps": equal number of updates; "compute": stopped at equal FLOP
     header: dict
     steps: list  # of dicts, one per logged training step
-    evals: list  # of dicts, one per evaluation on the way
+    evals: list  # of dicts, one per evaluation: of the untouched student (step 0), then on the way
+    rollouts: list  # of dicts, what both models say of a few held-out responses; most runs keep none
     final: dict  # the figures of the final checkpoint
 
 
@@ -46,9 +48,9 @@ def read_runs(folder):
         finished, stopped = _read_text(path, text)
         unfinished += stopped
         for run in finished:
-            key = (run.variant, run.seed, run.budget)
-            if key in file_of:  # pairing by seed would have to pick one of the two
-                raise ValueError(f"{path} and {file_of[key]} both hold {run.variant} seed {run.seed} "
+            key = (run.variant, run.pair, run.seed, run.budget)
+            if key in file_of:  # a paired difference would have to pick one of the two
+                raise ValueError(f"{path} and {file_of[key]} both hold {run.variant} pair {run.pair} seed {run.seed} "
                                  f"(budget {run.budget}): move one of them away")
             file_of[key] = path
             runs.append(run)
@@ -107,6 +109,8 @@ def _read_text(path, text):
             run.steps.append(entry)
         elif kind == "eval":
             run.evals.append(entry)
+        elif kind == "rollout":
+            run.rollouts.append(entry)
         elif kind == "final":
             if not has_checksum(b"\n".join(lines[start:number]).decode("utf-8")):
                 raise ValueError(f"{where} holds no checksum of what stands before it, which was changed since: "
@@ -138,13 +142,20 @@ def _check_kinds(entry, where):
 
 
 def _start_run(header, where):
-    """A Run without a final line. Raises ValueError if the header does not say which method and seed it is."""
-    variant, seed, budget = header.get("variant"), header.get("seed"), header.get("budget", "steps")
-    named = isinstance(variant, str) and variant.strip() and isinstance(seed, int)
-    if not named or budget not in ("steps", "compute"):
-        raise ValueError(f"{where} is a header with variant {variant!r}, seed {seed!r} and budget {budget!r}: "
-                         "a name, a whole number and 'steps' or 'compute' are needed")
-    return Run(variant, seed, budget, header, [], [], None)
+    """A Run without a final line. Raises ValueError if the header is of an older format, or does not say which method,
+    pair and seed it is."""
+    refuse_format(where, header.get("format", 1))
+    variant, budget = header.get("variant"), header.get("budget", "steps")
+    pair, seed = header.get("pair"), header.get("seed")
+    named = isinstance(variant, str) and variant.strip()
+    if not named or not _is_whole(pair) or not _is_whole(seed) or budget not in ("steps", "compute"):
+        raise ValueError(f"{where} is a header with variant {variant!r}, pair {pair!r}, seed {seed!r} and budget "
+                         f"{budget!r}: a name, two whole numbers and 'steps' or 'compute' are needed")
+    return Run(variant, pair, seed, budget, header, [], [], [], None)
+
+
+def _is_whole(value):
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def _stopped(path, run):
@@ -194,19 +205,27 @@ def select_runs(runs, variant, budget):
     chosen = [run for run in runs if run.variant == variant and run.budget == budget]
     if budget == "compute" and not chosen and any(run.budget == "compute" for run in runs):
         chosen = [run for run in runs if run.variant == variant and run.header.get("sets_budget")]
-    return sorted(chosen, key=lambda run: run.seed)
+    return sorted(chosen, key=lambda run: (run.pair, run.seed))
+
+
+def sorted_runs(runs, variants):
+    """The runs by method, in the order of `variants`, then by pair, seed and budget: what is rendered from them does
+    not depend on the order in which they were read."""
+    return sorted(runs, key=lambda run: (variants.index(run.variant), run.pair, run.seed, run.budget != "steps"))
+
+
+def pairs_of(runs):
+    """The pretrained pairs that the runs started from, ascending."""
+    return sorted({run.pair for run in runs})
 
 
 def starting_points(runs, which):
-    """{seed: figures} of the "teacher" or the "student_start" in the headers; one entry if all seeds share it."""
+    """{pair: figures} of the "teacher" or the "student_start" in the headers, without the pairs that lack them."""
     points = {}
-    for run in sorted(runs, key=lambda run: run.seed):
+    for run in sorted(runs, key=lambda run: (run.pair, run.seed)):
         if run.header.get(which):
-            points.setdefault(run.seed, run.header[which])
-    seeds = list(points)
-    if all(points[seed] == points[seeds[0]] for seed in seeds):
-        seeds = seeds[:1]
-    return {seed: points[seed] for seed in seeds}
+            points.setdefault(run.pair, run.header[which])
+    return points
 
 
 def in_headers(runs, key):

@@ -6,6 +6,8 @@ A score is of the final checkpoint, and rows keep the order of the methods: noth
 import json
 import math
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -15,10 +17,12 @@ from lab.reading import (
     column_of,
     in_headers,
     ordered_variants,
+    pairs_of,
     select_runs,
+    sorted_runs,
     starting_points,
 )
-from lab.statistics import paired_difference, student_t_interval
+from lab.statistics import holm, paired_difference, repeated, student_t_interval, unit_of
 
 
 def _cost(value):
@@ -27,10 +31,12 @@ def _cost(value):
 
 
 # heading, name in the records, how one number is written. The last two groups, and the figures named in
-# OPTIONAL_FIGURES, are shown only where some run has them: older records lack them, and a fixed teacher does not adapt.
+# OPTIONAL_FIGURES, are shown only where some run has them: few tasks have steps, and a fixed teacher does not adapt.
 SCORES = (
     ("score (greedy)", "score", "{:.3f}".format),
     ("score (sampled)", "score_sampled", "{:.3f}".format),
+    ("steps right", "task_steps_right", "{:.3f}".format),  # of a chain: a score with a slope beside whole chains right
+    ("steps right (sampled)", "task_steps_right_sampled", "{:.3f}".format),
 )
 DISTANCES_AND_COSTS = (
     ("val NLL", "val_nll", "{:.3f}".format),
@@ -67,9 +73,13 @@ EASY_AND_HARD = (
     ("ExAccErr (%)", "exposure_error", "{:+.1f}".format),
 )
 FIGURES = SCORES + DISTANCES_AND_COSTS
-OPTIONAL_FIGURES = ("kl_adapted_teacher", "seconds_relative", "memory_mb")
+OPTIONAL_FIGURES = ("task_steps_right", "task_steps_right_sampled", "kl_adapted_teacher", "seconds_relative",
+                    "memory_mb")
 GROUPS = ((None, SCORES), (None, DISTANCES_AND_COSTS), ("The adapted teacher", ADAPTED_TEACHER),
           ("Easy and hard tokens, exposure bias", EASY_AND_HARD))
+DECIDED = 0.05  # p-value, corrected for the number of comparisons, below which a difference is called decided
+SMOKE_RUN = ("Made with --quick, a smoke run: it shows that every stage works. Its scores are in summary.json and mean "
+             "nothing, so none is compared here.")
 MOST_WARNINGS = 10  # in the notes above a table
 MOST_NAMED = 4  # files, flags, or values of a flag, in one note
 
@@ -107,25 +117,24 @@ def sparkline(values, width=24):
     return "".join(" " if level is None else "▁▂▃▄▅▆▇█"[level] for level in levels)
 
 
-def _with_interval(values, n_seeds):
-    """'mean ± half width' of a score; says n where it is not the number of seeds in the row."""
-    present = [value for value in values if value is not None]
-    if not present:
+def _with_interval(values, n):
+    """'mean ± half width' of a score over pairs, or over the seeds of the only one; their number where it is not n."""
+    if not values:
         return "-"
-    mean, half_width = student_t_interval(present)
+    mean, half_width = student_t_interval(values)
     interval = "" if half_width is None else f" ± {half_width:.3f}"
-    return f"{mean:.3f}{interval}" + (f" (n = {len(present)})" if len(present) != n_seeds else "")
+    return f"{mean:.3f}{interval}" + (f" (n = {len(values)})" if len(values) != n else "")
 
 
-def _difference_text(difference, n_seeds=None):
-    """'+mean ± half width', then n where it differs from n_seeds; without n_seeds, then 'k of n positive'."""
+def _difference_text(difference, n=None):
+    """'+mean ± half width', then the number of differences where it is not n; without n, then 'k of n positive'."""
     if difference.mean is None:
         return "-"
     interval = "" if difference.half_width is None else f" ± {difference.half_width:.3f}"
     text = f"{difference.mean:+.3f}{interval}"
-    if n_seeds is None:
+    if n is None:
         return f"{text}, {difference.positive} of {difference.n} positive"
-    return text + (f" (n = {difference.n})" if difference.n != n_seeds else "")
+    return text + (f" (n = {difference.n})" if difference.n != n else "")
 
 
 def _mean_text(values, write):
@@ -144,68 +153,115 @@ def _replaced_text(runs):
     return "{:.3f} → {:.3f}".format(*np.mean(ends, axis=0)) if ends else "-"
 
 
+class _Row(NamedTuple):
+    """One row of the main tables."""
+
+    name: str
+    runs: list | None  # of a method; None for the models that all methods start from
+    pairs: str
+    seeds: str  # per pair
+    n: int  # pairs, or seeds of the only pair
+    values: Callable  # key -> the figures that intervals are over
+
+
+def _rows(runs, variants, unit):
+    """Teacher and starting student, then every method in its order."""
+    rows = []
+    for name, which in (("teacher", "teacher"), ("student at the start", "student_start")):
+        if points := list(starting_points(runs, which).values()):
+            def values(key, points=points):
+                return [value for point in points if (value := as_number(point.get(key))) is not None]
+            rows.append(_Row(name, None, str(len(points)), "-", len(points), values))
+    for variant in variants:
+        own = select_runs(runs, variant, "steps")
+        def values(key, own=own):
+            return list(repeated(own, key, unit).values())
+        pairs = pairs_of(own)
+        per_pair = sorted(sum(run.pair == pair for run in own) for pair in pairs) or [0]
+        seeds = " to ".join(str(number) for number in dict.fromkeys([per_pair[0], per_pair[-1]]))
+        rows.append(_Row(variant, own, str(len(pairs)), seeds, _size(own, unit), values))
+    return rows
+
+
+def _size(runs, unit):
+    """How many pairs, or seeds of the only pair, a method's runs are of."""
+    return len(pairs_of(runs)) if unit == "pair" else len(runs)
+
+
 def _result_table(runs, variants, control):
-    """The main tables, group by group: teacher and starting student, then every method in its order."""
-    starts = [(name, list(starting_points(runs, which).values()))
-              for name, which in (("teacher", "teacher"), ("student at the start", "student_start"))]
+    """The main tables, group by group."""
+    unit = unit_of(runs)
+    rows = _rows(runs, variants, unit)
+    counted = ["pairs", "seeds"] if any(row.seeds not in ("0", "1", "-") for row in rows) else ["pairs"]
     tables = []
     for title, figures in GROUPS:
         present = [row for row in figures if any(run.final.get(row[1]) is not None for run in runs)]
         figures = present if title else [row for row in figures if row in present or row[1] not in OPTIONAL_FIGURES]
         if not figures:
             continue
-        extra = _extra_columns(runs, variants, control, figures)
-        header = ["method"] + ["seeds"] * (figures[0] in SCORES)
+        scored = figures[0] in SCORES
+        extra = _extra_columns(runs, variants, control, figures, unit)
+        header = ["method"] + counted * scored
         for heading, key, _ in figures:
             header += [heading] + [heading for heading, after, _ in extra if after == key]
-        rows = []
-        for name, points in starts + [(variant, None) for variant in variants]:
-            own = select_runs(runs, name, "steps") if points is None else []
-            n_seeds = len(own) if points is None else len(points)
-            if points == []:
-                continue
-            cells = [name] + [str(n_seeds)] * (figures[0] in SCORES)
+        lines = []
+        for row in rows:
+            cells = [row.name] + [getattr(row, name) for name in counted] * scored
             for _, key, write in figures:
-                values = column_of(own, key) if points is None else [as_number(point.get(key)) for point in points]
-                cells.append(_with_interval(values, n_seeds) if key.startswith("score") else _mean_text(values, write))
-                cells += ["-" if points is not None else text(name, own) for _, after, text in extra if after == key]
+                values = row.values(key)
+                cells.append(_with_interval(values, row.n) if scored else _mean_text(values, write))
+                following = [text for _, after, text in extra if after == key]
+                cells += ["-" if row.runs is None else text(row.name, row.runs) for text in following]
             # Rows without a single figure (a fixed teacher among the adapted ones) tell nothing.
             if not title or any(cell != "-" for cell in cells[1:]):
-                rows.append(cells)
-        tables.append((f"**{title}**\n\n" if title else "") + markdown_table(rows, header))
+                lines.append(cells)
+        tables.append((f"**{title}**\n\n" if title else "") + markdown_table(lines, header))
     return "\n\n".join(tables)
 
 
-def _extra_columns(runs, variants, control, figures):
+def _extra_columns(runs, variants, control, figures, unit):
     """Columns worked out from several runs: (heading, key of the figure they follow, text of a method's cell)."""
     extra = []
     if control in variants:
         def delta(variant, own):
-            difference = paired_difference(own, select_runs(runs, control, "steps"), "score")
-            return "-" if variant == control else _difference_text(difference, len(own))
+            difference = paired_difference(own, select_runs(runs, control, "steps"), "score", unit)
+            return "-" if variant == control else _difference_text(difference, _size(own, unit))
         extra.append((f"Δ score to {control}", "score_sampled", delta))
     if any(run.budget == "compute" for run in runs):
         extra.append(("score at equal compute", "score_sampled", lambda variant, own: _with_interval(
-            column_of(select_runs(runs, variant, "compute"), "score"), len(own))))
+            list(repeated(select_runs(runs, variant, "compute"), "score", unit).values()), _size(own, unit))))
     if _replaced_text(runs) != "-":
         extra.append(("replaced (first → last)", "draft_accept_rate", lambda variant, own: _replaced_text(own)))
     return extra
 
 
 def _difference_table(runs, variants, main_method):
-    """The main_method minus every other method, paired by seed, at every budget that was run."""
+    """The main_method minus every other method, paired, at every budget that was run.
+
+    With several pairs an asterisk marks what is decided, and a note below says after how many comparisons; seeds of one
+    pair decide nothing.
+    """
+    unit = unit_of(runs)
     columns = [("score (greedy)", "score", "steps"), ("score (sampled)", "score_sampled", "steps"),
                ("greedy at equal compute", "score", "compute"),
                ("sampled at equal compute", "score_sampled", "compute")]
     columns = [column for column in columns if any(run.budget == column[2] for run in runs)]
-    rows = []
-    for variant in variants:
-        if variant != main_method:
-            rows.append([variant])
-            for _, key, budget in columns:
-                pair = select_runs(runs, main_method, budget), select_runs(runs, variant, budget)
-                rows[-1].append(_difference_text(paired_difference(*pair, key)))
-    return markdown_table(rows, [f"{main_method} minus"] + [heading for heading, _, _ in columns])
+    others = [variant for variant in variants if variant != main_method]
+    found = {}
+    for variant in others:
+        for heading, key, budget in columns:
+            both = select_runs(runs, main_method, budget), select_runs(runs, variant, budget)
+            found[variant, heading] = paired_difference(*both, key, unit)
+    tested = {of: one.p_value for of, one in found.items() if unit == "pair" and one.p_value is not None}
+    decided = {of for of, p_value in zip(tested, holm([*tested.values()])) if p_value < DECIDED}
+    headings = [heading for heading, _, _ in columns]
+    rows = [[variant, *(_difference_text(found[variant, heading]) + " *" * ((variant, heading) in decided)
+                        for heading in headings)] for variant in others]
+    table = markdown_table(rows, [f"{main_method} minus", *headings])
+    if not tested:
+        return table
+    return (f"{table}\n\nAn asterisk marks a decided difference: p < {DECIDED:.2f} in a paired t-test over pairs, "
+            f"after Holm's correction for the {len(tested)} comparisons of this table. Decided: {len(decided)}.")
 
 
 def _raw_table(runs, variants):
@@ -218,8 +274,9 @@ def _raw_table(runs, variants):
             for run in select_runs(runs, variant, budget):
                 cells = [_mean_text(column_of([run], key), write) for _, key, write in figures]
                 curve = sparkline([entry.get("score") for entry in run.evals], width=16)
-                rows.append([variant, budget, str(run.seed), *cells, curve.strip() and curve or "-"])
-    header = ["method", "equal", "seed"] + [heading for heading, _, _ in figures] + ["score over steps"]
+                named = [variant, budget, str(run.pair), str(run.seed)]
+                rows.append([*named, *cells, curve.strip() and curve or "-"])
+    header = ["method", "equal", "pair", "seed"] + [heading for heading, _, _ in figures] + ["score over steps"]
     return markdown_table(rows, header)
 
 
@@ -253,37 +310,58 @@ def _some(texts, joint):
 
 def _notes(runs, variants, control):
     """What a reader must know before reading the tables, one line each."""
-    notes = []
-    if any(run.header.get("quick") for run in runs):
-        notes.append("Made with --quick, a smoke run: its numbers mean nothing.")
-    if max(len(select_runs(runs, variant, budget)) for variant in variants for budget in ("steps", "compute")) == 1:
-        notes.append("One seed: a demonstration, no interval.")
-    else:
-        notes.append("Scores and differences: mean ± half width of the 95 % Student-t interval over seeds; other "
-                     "columns: means." + (f" Δ is paired by seed with {control}." if control in variants else ""))
+    notes = _about_intervals(runs, variants, control)
     metric = ", ".join(in_headers(runs, "metric")) or "the task's own metric"
-    notes.append(f"Score: {metric}, 0..1, of the final checkpoint on held-out examples. NLL and KL in nats per token, "
-                 "KL to the original teacher. One TFLOP = 1e12 operations of the two models.")
-    seeds = {variant: {run.seed for run in select_runs(runs, variant, "steps")} for variant in variants}
-    all_seeds = set().union(*seeds.values())
-    for variant, own in seeds.items():
-        if own != all_seeds:
-            notes.append(f"{variant} has {len(own)} of {len(all_seeds)} seeds: differences pair the seeds that both "
+    notes.append(f"Score: {metric}, 0..1, of the final checkpoint on held-out examples, the same for all runs; no "
+                 "interval covers other examples. NLL and KL in nats per token, KL to the original teacher. One TFLOP "
+                 "= 1e12 operations of the two models.")
+    return notes + _about_gaps(runs, variants) + _about_differences(runs) + _about_warnings(runs)
+
+
+def _about_intervals(runs, variants, control):
+    """Over what the intervals are, and what they do not cover."""
+    n_pairs, unit = len(pairs_of(runs)), unit_of(runs)
+    most = max(len(select_runs(runs, variant, budget)) for variant in variants for budget in ("steps", "compute"))
+    if n_pairs == most == 1:
+        return ["One pair, one seed: a demonstration, no interval."]
+    paired = f" Δ: paired differences, one per {unit}." if control in variants else ""
+    if n_pairs > 1:
+        averaged = "; the seeds of a pair are averaged first" if most > n_pairs else ""
+        return [f"Scores and differences: mean ± half width of the 95 % interval over {n_pairs} pretrained pairs "
+                f"(Student-t{averaged}); other columns: means.{paired}"]
+    return ["Scores and differences: mean ± half width of the 95 % Student-t interval over seeds; other columns: means."
+            + paired,
+            "One pretrained pair: the intervals are over repeated runs of it and say nothing about other pairs "
+            "(--pairs N)."]
+
+
+def _about_gaps(runs, variants):
+    """Which methods lack a run that others have, and why seconds may not compare."""
+    notes, several = [], len(pairs_of(runs)) > 1
+    had = {variant: {(run.pair, run.seed) for run in select_runs(runs, variant, "steps")} for variant in variants}
+    everything = set().union(*had.values())
+    for variant, own in had.items():
+        if own != everything:
+            what = "runs" if several else "seeds"
+            notes.append(f"{variant} has {len(own)} of {len(everything)} {what}: differences pair the {what} that both "
                          "have.")
     machines = in_headers(runs, "device_name") or in_headers(runs, "device")
     if len(machines) > 1:
         notes.append(f"The runs come from several machines ({'; '.join(machines)}): seconds do not compare.")
     if max(in_headers(runs, "jobs"), default=1) > 1:
         notes.append("Several runs shared the machine (--jobs): seconds do not compare.")
-    for seed in sorted(all_seeds):
-        headers = [run.header for run in runs if run.seed == seed]
-        fingerprints = {header.get("pair") for header in headers}
-        pairs = [[header.get("teacher"), header.get("student_start")] for header in headers]
-        figures = {json.dumps(pair, sort_keys=True) for pair in pairs}
-        # Older records took the fingerprint otherwise: a pair whose figures agree to the last digit is one pair.
-        measured = all(teacher and student for teacher, student in pairs)
-        if (len(figures) > 1 or not measured) and len(fingerprints) > 1 or len(figures) > 1 and None in fingerprints:
-            notes.append(f"Seed {seed}: the methods did not start from one pair of models: its differences are not "
+    return notes
+
+
+def _about_differences(runs):
+    """In what the runs differ beside the method: models, code and flags."""
+    notes = []
+    for pair in pairs_of(runs):
+        headers = [run.header for run in runs if run.pair == pair]
+        models = {json.dumps(header.get("fingerprint") or [header.get("teacher"), header.get("student_start")],
+                             sort_keys=True) for header in headers}
+        if len(models) > 1:
+            notes.append(f"Pair {pair}: the methods did not start from the same two models: its differences are not "
                          "only the method's.")
     changed = _differences(runs, "sources")
     if changed:
@@ -291,30 +369,48 @@ def _notes(runs, variants, control):
         versions = {json.dumps([hashes.get(name) for name in changed]) for hashes in sources}
         notes.append(f"The runs were made by {len(versions)} versions of the code, which differ in "
                      f"{_some([*map(_plain, changed)], ', ')}; not every change there moves a result.")
-    # "settings" is what --size and other flags come to. The --steps of runs of equal compute are what was asked for.
+    # "settings" is what --size and other flags come to, and the pair stands in the table. The --steps of runs of equal
+    # compute are what was asked for.
     asked = [f"--{_plain('device' if name == 'device_type' else name.replace('_', '-'))} "
              + _some(["not given" if value is None else _plain(value) for value in values], " or ")
-             for name, values in _differences(runs, "flags").items() if name != "settings"]
+             for name, values in _differences(runs, "flags").items() if name not in ("settings", "pair_seed")]
     if asked:
         notes.append(f"The runs were made with different flags ({_some(asked, '; ')}): a difference between methods "
                      "may be theirs.")
-    starts = [text for run in runs for text in run.header.get("start_warnings") or []]
-    notes += [f"Warning: {text}." for text in dict.fromkeys(starts)]
-    told = {}  # seeds of one method differ in the numbers of a warning: said once, with those of the first
+    return notes
+
+
+def _about_warnings(runs):
+    """What the runs were warned of: pairs, or seeds, that differ in the numbers of a warning share a line."""
+    several = len(pairs_of(runs)) > 1
+    more_seeds = several and len({(run.pair, run.seed) for run in runs}) > len(pairs_of(runs))
+    told = {}  # (who, text without its numbers) -> {where it was: the text}, the first one being shown
     for run in runs:
+        where = str(run.pair if several else run.seed) + (f" seed {run.seed}" if more_seeds else "")
+        for text in run.header.get("start_warnings") or []:
+            told.setdefault(("", _without_numbers(text)), {}).setdefault(str(run.pair), text)
         for text in run.final.get("warnings") or []:
-            who, without_numbers = run.variant, re.sub(r"\d+(\.\d+)?", "", text)
-            if run.budget == "compute":
-                who += ", equal compute,"
-            told.setdefault((who, without_numbers), []).append((run.seed, text))
-    warned = []
-    for (who, _), entries in told.items():
-        (seed, text), *others = entries
-        likewise = f" (likewise {', '.join(str(other) for other, _ in others)})" if others else ""
-        warned.append(f"{who} seed {seed}{likewise}: warning: {text}.")
+            who = run.variant + (", equal compute," if run.budget == "compute" else "")
+            told.setdefault((who, _without_numbers(text)), {}).setdefault(where, text)
+    notes, warned = [], []
+    for (who, _), texts in told.items():
+        (where, text), *others = texts.items()
+        likewise = f" (likewise {', '.join(other for other, _ in others)})" if others else ""
+        if not who:
+            notes.append(f"Warning{f', pair {where}{likewise}' if several else ''}: {text}.")
+        else:
+            warned.append(f"{who} {'pair' if several else 'seed'} {where}{likewise}: warning: {text}.")
     notes += warned[:MOST_WARNINGS]
     if len(warned) > MOST_WARNINGS:
         notes.append(f"and {len(warned) - MOST_WARNINGS} more warnings in the records.")
+    return notes
+
+
+def _without_numbers(text):
+    return re.sub(r"\d+(\.\d+)?", "", text)
+
+
+def _listed(notes):
     return "\n".join(f"- {inert(note)}" for note in notes)
 
 
@@ -323,62 +419,99 @@ def render_table(runs, control="supervised", main_method="skd", order=None):
 
     Rows come in the order of `order` (a list of names), else of "order" in the headers (a list of names, or the
     method's own index), else of first appearance; never by score. Columns and tables about a control or a main_method
-    that was not run are left out. Raises ValueError if there is no run.
+    that was not run are left out. Of a --quick run no figure is compared. Raises ValueError if there is no run.
     """
     if not runs:
         raise ValueError("no finished run to report: let train_skd.py or train_okd.py finish first")
     variants = ordered_variants(runs, order)
-    runs = with_relative_seconds(runs, control)
+    runs = with_relative_seconds(sorted_runs(runs, variants), control)
     tasks = in_headers(runs, "task")
-    parts = [f"**Task {inert(tasks[0])}**" if tasks else "**Results**", _notes(runs, variants, control),
-             _result_table(runs, variants, control)]
+    title = f"**Task {inert(tasks[0])}**" if tasks else "**Results**"
+    if any(run.header.get("quick") for run in runs):
+        return "\n\n".join([title, _listed([SMOKE_RUN, *_about_warnings(runs)]), _quick_table(runs, variants)]) + "\n"
+    parts = [title, _listed(_notes(runs, variants, control)), _result_table(runs, variants, control)]
     if main_method in variants and len(variants) > 1:
-        parts.append(f"**{inert(main_method)} minus every other method**, paired by seed")
+        parts.append(f"**{inert(main_method)} minus every other method**, one difference per {unit_of(runs)}")
         parts.append(_difference_table(runs, variants, main_method))
     parts += ["<details><summary>Every run</summary>", _raw_table(runs, variants), "</details>"]
     return "\n\n".join(parts) + "\n"
 
 
+def _quick_table(runs, variants):
+    """Which methods have run, and how long: all that a smoke run shows."""
+    rows = []
+    for variant in variants:
+        own = [run for run in runs if run.variant == variant]
+        seconds = _mean_text(column_of(own, "seconds"), _cost)
+        rows.append([variant, seconds, "yes" if len(own) == 1 else f"{len(own)} runs"])
+    return markdown_table(rows, ["method", "seconds", "finished"])
+
+
 def with_relative_seconds(runs, control):
-    """The runs with seconds_relative: their seconds divided by those of the control with the same seed and budget."""
-    seconds = {(run.seed, run.budget): as_number(run.final.get("seconds")) for run in runs if run.variant == control}
+    """The runs with seconds_relative: their seconds divided by those of the control with the same pair, seed and
+    budget."""
+    seconds = {(run.pair, run.seed, run.budget): as_number(run.final.get("seconds"))
+               for run in runs if run.variant == control}
     result = []
     for run in runs:
-        own, base = as_number(run.final.get("seconds")), seconds.get((run.seed, run.budget))
+        own, base = as_number(run.final.get("seconds")), seconds.get((run.pair, run.seed, run.budget))
         relative = {"seconds_relative": own / base} if own is not None and base else {}
         result.append(run._replace(final=run.final | relative))
     return result
 
 
 def summary(runs, order=None):
-    """The dict of summary.json: task, device, the starting pair, and the final figures of every run per method.
+    """The dict of summary.json: task, device, where every pair starts, and the final figures of every run per method.
 
-    Where seeds have pairs of their own, teacher and student_start hold means over seeds, and the single ones under
-    "runs". Figures that a run does not have are None.
+    teacher and student_start are means over pairs, which "pairs" holds one by one. With several pairs a method has
+    mean, low and high of its scores over pairs: the ends of the 95 % interval. Figures that a run does not have are
+    None.
     """
+    variants = ordered_variants(runs, order)
+    runs = sorted_runs(runs, variants)
     result = {name: ", ".join(in_headers(runs, name)) or None for name in ("task", "device")}
-    for which in ("teacher", "student_start"):
-        points = starting_points(runs, which)
-        result[which] = dict(next(iter(points.values()), {}))
-        if len(points) > 1:
-            columns = {key: [as_number(point.get(key)) for point in points.values()] for key in result[which]}
-            present = {key: [value for value in column if value is not None] for key, column in columns.items()}
-            result[which] = {key: sum(column) / len(column) if column else None for key, column in present.items()}
-            result[which]["runs"] = [{"seed": seed, **point} for seed, point in points.items()]
+    starts = {which: starting_points(runs, which) for which in ("teacher", "student_start")}
+    for which, points in starts.items():
+        result[which] = _mean_point(list(points.values()))
+    result["pairs"] = [{"pair": pair, **{which: dict(points.get(pair, {})) for which, points in starts.items()}}
+                       for pair in pairs_of(runs)]
     for name, budget in (("variants", "steps"), ("variants_equal_compute", "compute")):
         groups = {}
-        for variant in ordered_variants(runs, order):
+        for variant in variants:
             chosen = select_runs(runs, variant, budget)
             if chosen:
-                groups[variant] = {"runs": [_summary_row(run) for run in chosen]}
+                over_pairs = _over_pairs(chosen) if unit_of(runs) == "pair" else {}
+                groups[variant] = over_pairs | {"runs": [_summary_row(run) for run in chosen]}
         if groups or budget == "steps":
             result[name] = groups
     return _without_nan(result)
 
 
+def _mean_point(points):
+    """The figures of one model; of several the mean of each figure over those that have it."""
+    if len(points) < 2:
+        return dict(points[0]) if points else {}
+    keys = dict.fromkeys(key for point in points for key in point)
+    columns = {key: [value for point in points if (value := as_number(point.get(key))) is not None] for key in keys}
+    return {key: sum(column) / len(column) if column else None for key, column in columns.items()}
+
+
+def _over_pairs(runs):
+    """{"mean", "low", "high": {"score", "score_sampled"}} of a method; low and high None where it has only one pair."""
+    ends = {"mean": {}, "low": {}, "high": {}}
+    for key in ("score", "score_sampled"):
+        values = list(repeated(runs, key, "pair").values())
+        mean, half_width = student_t_interval(values) if values else (None, None)
+        ends["mean"][key] = mean
+        for end, sign in (("low", -1), ("high", 1)):
+            ends[end][key] = None if half_width is None else mean + sign * half_width
+    return ends
+
+
 def _summary_row(run):
     figures = {key: None for _, key, _ in FIGURES if key not in OPTIONAL_FIGURES}
-    return {"seed": run.seed, **figures, **{key: value for key, value in run.final.items() if key != "kind"}}
+    own = {key: value for key, value in run.final.items() if key != "kind"}
+    return {"pair": run.pair, "seed": run.seed, **figures, **own}
 
 
 def _without_nan(value):

@@ -1,5 +1,6 @@
 """Laws of the report: intervals against the t density itself, pairing, order of rows, readable and valid SVG."""
 
+import itertools
 import json
 import lzma
 import math
@@ -33,21 +34,22 @@ VARIANTS = ["sft", "supervised", "seqkd", "on_policy", "imitkd", "gkd", "two_sta
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def make_lines(variant, seed, budget="steps", order=None, **final):
-    """The lines of one made-up record: the score falls with the place in VARIANTS and changes with the seed."""
+def make_lines(variant, seed, budget="steps", order=None, pair=1, **final):
+    """The lines of one made-up record: the score falls with the place in VARIANTS and changes with pair and seed."""
     order = VARIANTS.index(variant) if order is None and variant in VARIANTS else order or 0
-    generator = np.random.default_rng([order, seed, budget == "steps"])
-    score = round(0.9 - 0.1 * order + 0.01 * seed + 0.005 * float(generator.normal()), 4)
-    lines = [{"kind": "header", "script": "train_skd", "variant": variant, "seed": seed, "budget": budget,
-              "order": order, "device": "cpu", "task": "math",
-              "teacher": {"score": 0.9, "val_nll": 0.3, "kl_teacher": None},
+    generator = np.random.default_rng([order, seed, budget == "steps", pair])
+    score = round(0.9 - 0.1 * order + 0.01 * seed - 0.02 * pair + 0.005 * float(generator.normal()), 4)
+    lines = [{"kind": "header", "format": records.FORMAT, "script": "train_skd", "variant": variant, "pair": pair,
+              "fingerprint": f"{pair}a", "seed": seed, "budget": budget, "order": order, "device": "cpu",
+              "task": "math", "teacher": {"score": 0.9, "score_sampled": 0.8, "val_nll": 0.3, "kl_teacher": None},
               "student_start": {"score": 0.02, "val_nll": 1.5, "kl_teacher": 0.8}}]
     for step in range(0, 101, 20):
         fade = math.exp(-step / 40)
         if variant in ("two_stage", "skd"):
             lines.append({"kind": "step", "step": step, "loss": 1.0, "replacement_rate": 0.02 + 0.1 * fade})
-        lines.append({"kind": "eval", "step": step, "score": score * (1 - fade), "val_nll": 0.4 + fade + 0.02 * order,
-                      "kl_teacher": 0.01 + fade})
+        risen = score * (1 - fade)
+        lines.append({"kind": "eval", "step": step, "score": risen, "score_sampled": risen / 2,
+                      "val_nll": 0.4 + fade + 0.02 * order, "kl_teacher": 0.01 + fade})
     figures = {"score": score, "score_sampled": score / 2, "val_nll": 0.4, "kl_teacher": 0.0123, "kl_on_policy": 0.02,
                "accept_rate": 0.97, "draft_accept_rate": None, "seconds": 31.4, "tokens_generated": 1234567,
                "teacher_forwards": 600, "compute": 12.96}
@@ -59,19 +61,26 @@ def record(lines):
     return records.with_checksum("\n".join(map(json.dumps, lines))) + "\n"
 
 
-def write_records(folder, variants=VARIANTS, seeds=5, budgets=("steps",), **final):
-    for variant in variants:
-        for seed in range(1, seeds + 1):
-            for budget in budgets:
-                text = record(make_lines(variant, seed, budget, **final))
-                (folder / f"{variant}_seed{seed}_{budget}.jsonl").write_text(text)
+def write_records(folder, variants=VARIANTS, seeds=5, budgets=("steps",), pairs=1, **final):
+    """Records of so many pairs and seeds per pair; those of the first pair do not say so in their names."""
+    for variant, pair, seed in itertools.product(variants, range(1, pairs + 1), range(1, seeds + 1)):
+        for budget in budgets:
+            name = f"{variant}{f'_pair{pair}' if pair > 1 else ''}_seed{seed}_{budget}"
+            (folder / f"{name}.jsonl").write_text(record(make_lines(variant, seed, budget, pair=pair, **final)))
     return folder
 
 
+def make_run(variant, of=1, budget="steps", header=(), steps=(), evals=(), **final):
+    """One run without a record; `of` is its seed, from pair 1, or (pair, seed)."""
+    pair, seed = of if isinstance(of, tuple) else (1, of)
+    header = {"variant": variant} | dict(header)
+    return reading.Run(variant, pair, seed, budget, header, list(steps), list(evals), [], {"kind": "final"} | final)
+
+
 def make_runs(scores, budget="steps"):
-    """Runs from {variant: {seed: score}}, in that order and without curves."""
-    return [reading.Run(variant, seed, budget, {"variant": variant}, [], [], {"kind": "final", "score": score})
-            for variant, by_seed in scores.items() for seed, score in by_seed.items()]
+    """Runs from {variant: {seed or (pair, seed): score}}, in that order and without curves."""
+    return [make_run(variant, of, budget, score=score)
+            for variant, found in scores.items() for of, score in found.items()]
 
 
 def table_rows(text, heading):
@@ -134,22 +143,146 @@ def test_pairing_is_by_seed_and_not_by_position():
     luck = {1: 0.1, 2: 0.5, 3: 0.9, 4: 0.3}
     a = make_runs({"a": {seed: luck[seed] + 0.05 for seed in (3, 1, 2)}})
     b = make_runs({"b": {seed: luck[seed] for seed in (1, 2, 3, 4)}})
-    difference = statistics.paired_difference(a, b, "score")
+    difference = statistics.paired_difference(a, b, "score", "seed")
     assert difference.mean == pytest.approx(0.05)
     assert difference.half_width == pytest.approx(0.0, abs=1e-12)
     assert (difference.n, difference.positive) == (3, 3)
-    back = statistics.paired_difference(b, a, "score")
+    back = statistics.paired_difference(b, a, "score", "seed")
     assert (back.mean, back.positive) == (pytest.approx(-0.05), 0)
 
 
 def test_pairs_without_a_figure_are_dropped():
     a, b = make_runs({"a": {1: 0.5, 2: None, 3: 0.4}}), make_runs({"b": {1: 0.2, 2: 0.1, 3: math.nan}})
-    assert statistics.paired_difference(a, b, "score") == statistics.PairedDifference(pytest.approx(0.3), None, 1, 1)
-    assert statistics.paired_difference(a, [], "score") == statistics.PairedDifference(None, None, 0, 0)
+    found = statistics.paired_difference(a, b, "score", "seed")
+    assert found == statistics.PairedDifference(pytest.approx(0.3), None, 1, 1, None)
+    found = statistics.paired_difference(a, [], "score", "seed")
+    assert found == statistics.PairedDifference(None, None, 0, 0, None)
 
 
 def test_equal_scores_are_not_positive():
-    assert statistics.paired_difference(*[make_runs({"a": {1: 0.5, 2: 0.5}})] * 2, "score").positive == 0
+    found = statistics.paired_difference(*[make_runs({"a": {1: 0.5, 2: 0.5}})] * 2, "score", "seed")
+    assert (found.positive, found.p_value) == (0, 1.0)
+
+
+def test_t_distribution_closed_forms():
+    """With one degree of freedom the arcus tangens, with two an algebraic function, with many the normal one; and the
+    usual tables."""
+    for t in (-40.0, -2.0, -0.3, 0.0, 0.5, 1.0, 3.0, 1000.0):
+        assert statistics.student_t_cdf(t, 1) == pytest.approx(0.5 + math.atan(t) / math.pi, rel=1e-11)
+        assert statistics.student_t_cdf(t, 2) == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)), rel=1e-9)
+        assert statistics.student_t_cdf(t, 5) + statistics.student_t_cdf(-t, 5) == pytest.approx(1, abs=1e-15)
+    for freedom, quantile in enumerate(statistics.T_975, start=1):
+        assert statistics.student_t_cdf(quantile, freedom) == pytest.approx(0.975, abs=1e-7)
+    printed = ((7, 0.95, 1.894579), (7, 0.995, 3.499483), (10, 0.9, 1.372184), (4, 0.999, 7.173182))
+    for freedom, level, quantile in (*printed, (10**7, 0.975, 1.959964)):
+        assert statistics.student_t_cdf(quantile, freedom) == pytest.approx(level, abs=1e-6)
+    assert statistics.student_t_cdf(-1e9, 1) == pytest.approx(1 / (math.pi * 1e9), rel=1e-9)  # tails keep their digits
+
+
+def test_incomplete_beta_is_the_integral():
+    """For whole numbers a polynomial; both sides of the mean agree with one less the mirrored one."""
+    for x in (0, 0.01, 0.3, 0.4, 0.41, 0.9, 1):
+        assert statistics.incomplete_beta(x, 2, 3) == pytest.approx(6 * x**2 - 8 * x**3 + 3 * x**4, abs=1e-14)
+        arc = 2 / math.pi * math.asin(math.sqrt(x))
+        assert statistics.incomplete_beta(x, 0.5, 0.5) == pytest.approx(arc, abs=1e-14)
+
+
+def test_t_test_agrees_with_the_interval():
+    """Two values: the closed form. Any values: below .05 where the 95 % interval leaves out 0, and nowhere else."""
+    for one, other in ((0.1, 0.3), (-0.2, 0.5), (0.0, 1.0)):
+        t = abs(one + other) / abs(one - other)  # mean over standard error
+        assert statistics.t_test([one, other]) == pytest.approx(1 - 2 / math.pi * math.atan(t), abs=1e-12)
+    generator = np.random.default_rng(0)
+    for n in (2, 3, 5, 8, 30, 31, 50):
+        for values in generator.normal(2.5 / math.sqrt(n), 1, (40, n)):
+            mean, half_width = statistics.student_t_interval(values)
+            assert (statistics.t_test(values) < 0.05) == (abs(mean) > half_width)
+    assert statistics.t_test([0.3]) is None
+    assert (statistics.t_test([0.0, 0.0]), statistics.t_test([0.25, 0.25])) == (1, 0)
+
+
+def test_holm_by_hand():
+    """The smallest of m times m, the next times m - 1, never below the one before it, never above 1, each in its
+    place."""
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.03]) == [0.03] and statistics.holm([]) == []
+    assert statistics.holm([0.7, 0.6]) == [1.0, 1.0] and statistics.holm([0.0, 0.0]) == [0, 0]
+    found = np.random.default_rng(0).random(20) ** 3
+    corrected = np.array(statistics.holm(list(found)))
+    assert (np.diff(corrected[np.argsort(found)]) >= 0).all() and (corrected >= found).all()
+    assert (corrected <= np.minimum(1, 20 * found)).all()  # never stricter than Bonferroni's correction
+
+
+UNEVEN = {
+    "a": {(4, 1): 0.2, (4, 2): 0.3, (4, 3): 0.4, (9, 1): 0.7},
+    "b": {(4, 2): 0.1, (4, 3): 0.2, (9, 1): 0.1, (9, 2): 0.9},
+}
+
+
+def test_seeds_of_a_pair_are_averaged_first():
+    """A pair with three seeds weighs as much as one with one: .3 and .7 have mean .5, not .4."""
+    runs = make_runs(UNEVEN)
+    assert statistics.unit_of(runs) == "pair"
+    assert statistics.repeated(runs[:4], "score", "pair") == {4: pytest.approx(0.3), 9: pytest.approx(0.7)}
+    half_width = 12.706205 * 0.2  # t(1) times half of the distance
+    row = table_rows(tables.render_table(runs), "method")["a"]
+    assert (row["pairs"], row["seeds"], row["score (greedy)"]) == ("2", "1 to 3", f"0.500 ± {half_width:.3f}")
+    entry = tables.summary(runs)["variants"]["a"]
+    assert [entry[end]["score"] for end in ("low", "mean", "high")] == pytest.approx(
+        [0.5 - half_width, 0.5, 0.5 + half_width])
+    assert entry["mean"]["score_sampled"] is entry["low"]["score_sampled"] is None
+    assert [(run["pair"], run["seed"]) for run in entry["runs"]] == [(4, 1), (4, 2), (4, 3), (9, 1)]
+
+
+def test_differences_are_paired_by_pair():
+    """Of a pair the seeds that both have count, averaged: pair 4 (.2 + .2) / 2, pair 9 .6; a pair that only one method
+    has does not."""
+    runs = make_runs(UNEVEN) + make_runs({"a": {(11, 1): 0.0}})
+    a, b = ([run for run in runs if run.variant == variant] for variant in "ab")
+    difference = statistics.paired_difference(a, b, "score", "pair")
+    assert (difference.mean, difference.n, difference.positive) == (pytest.approx(0.4), 2, 2)
+    assert difference.half_width == pytest.approx(12.706205 * 0.2)
+    assert difference.p_value == pytest.approx(1 - 2 / math.pi * math.atan(0.4 / 0.2))
+    back = statistics.paired_difference(b, a, "score", "pair")
+    assert (back.mean, back.positive, back.p_value) == (pytest.approx(-0.4), 0, pytest.approx(difference.p_value))
+    rows = table_rows(tables.render_table(runs, "b", "a"), "a minus")
+    assert rows["b"]["score (greedy)"] == "+0.400 ± 2.541, 2 of 2 positive"
+    assert table_rows(tables.render_table(runs, "b"), "method")["a"]["Δ score to b"] == "+0.400 ± 2.541 (n = 2)"
+
+
+def test_many_seeds_of_one_pair_are_no_pairs():
+    """Where the table is about pairs, a method that has one of them has no interval, however many its seeds are."""
+    runs = make_runs({"a": {(1, 1): 0.2, (2, 1): 0.4}, "b": {(1, 1): 0.1, (1, 2): 0.3, (1, 3): 0.5}})
+    text = tables.render_table(runs, "a", "b")
+    row = table_rows(text, "method")["b"]
+    assert (row["score (greedy)"], row["Δ score to a"], row["pairs"], row["seeds"]) == ("0.300", "-0.100", "1", "3")
+    assert table_rows(text, "b minus")["a"]["score (greedy)"] == "-0.100, 0 of 1 positive"
+    entry = tables.summary(runs)["variants"]["b"]
+    assert entry["mean"]["score"] == pytest.approx(0.3) and entry["low"]["score"] is entry["high"]["score"] is None
+    assert "- b has 3 of 4 runs: differences pair the runs that both have." in text
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_number_of_a_pair_changes_no_figure(tmp_path, seeds):
+    """The only pair may have any number: intervals are over its seeds, as its records alone would say."""
+    runs = reading.read_records(write_records(tmp_path, ["supervised", "skd"], seeds))
+    moved = [run._replace(pair=117) for run in runs]
+    one, other = (tables.render_table(some).split("<details>")[0] for some in (runs, moved))
+    assert one == other and ("±" in one) == (seeds > 1) and "mean" not in tables.summary(moved)["variants"]["skd"]
+    assert curves.curves_page(runs) == curves.curves_page(moved)
+
+
+def test_low_mean_and_high_are_in_order(tmp_path):
+    """Of every method of a study with several pairs, of both scores."""
+    report.write_report(write_records(tmp_path, seeds=2, pairs=3))
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert [start["pair"] for start in found["pairs"]] == [1, 2, 3] and len(found["variants"]) == 8
+    for entry in found["variants"].values():
+        for key in ("score", "score_sampled"):
+            low, mean, high = (entry[end][key] for end in ("low", "mean", "high"))
+            own = [np.mean([run[key] for run in entry["runs"] if run["pair"] == pair]) for pair in (1, 2, 3)]
+            assert low < mean < high and mean == pytest.approx(np.mean(own)) and min(own) <= mean <= max(own)
+            assert high - low == pytest.approx(2 * 4.302653 * np.std(own, ddof=1) / math.sqrt(3))
 
 
 # ---------------------------------------------------------------------------------------------------------- records
@@ -209,7 +342,7 @@ def test_a_changed_digit_is_refused(tmp_path):
     for place in places[::5]:
         path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1:]}")
         # 100 may become 000.
-        with pytest.raises(ValueError, match=r"holds no checksum .*--resume|is not JSON") as error:
+        with pytest.raises(ValueError, match=r"holds no checksum .*--resume|is not JSON|is of format") as error:
             reading.read_records(tmp_path)
         assert "\n" not in str(error.value)
     path.write_text(text)
@@ -217,12 +350,17 @@ def test_a_changed_digit_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("change, complaint", [
-    (dict(seed="one"), "line 1 is a header with variant 'skd', seed 'one'"),
+    (dict(seed="one"), "line 1 is a header with variant 'skd', pair 1, seed 'one'"),
+    (dict(pair="6d5e6f92"), "line 1 is a header with variant 'skd', pair '6d5e6f92', seed 1 "),
+    (dict(pair=None), "pair None"),
+    (dict(pair=True), "pair True"),
+    (dict(format=records.FORMAT - 1), rf"line 1 is of format {records.FORMAT - 1}, this code writes"),
+    (dict(format=None), "line 1 is of format None, this code writes"),
     (dict(variant=None), "line 1 is a header with variant None"),
     (dict(budget="time"), "budget 'time'"),
     (dict(kind="step"), "line 1 is a step line outside of a run"),
     (dict(task="translation"), "mixes the tasks math, translation"),
-    (dict(variant="sft"), "both hold sft seed 1"),
+    (dict(variant="sft"), "both hold sft pair 1 seed 1"),
 ])
 def test_records_that_do_not_fit_are_refused(tmp_path, change, complaint):
     """What would make the table wrong (two tasks, one run twice, no method named) stops with its reason."""
@@ -272,7 +410,7 @@ def test_cells_are_the_figures_of_the_records(tmp_path):
     delta, delta_half = statistics.student_t_interval(np.subtract(scores["skd"], scores["supervised"]))
     assert skd["Δ score to supervised"] == f"{delta:+.3f} ± {delta_half:.3f}"
     assert rows["supervised"]["Δ score to supervised"] == "-"
-    assert (skd["seeds"], skd["tokens generated"], skd["seconds"]) == ("5", "1,234,567", "31.4")
+    assert (skd["pairs"], skd["seeds"], skd["tokens generated"], skd["seconds"]) == ("1", "5", "1,234,567", "31.4")
     assert (skd["compute (model TFLOP)"], skd["draft accept rate"]) == ("13", "-")
     assert (skd["KL to teacher (references)"], skd["val NLL"]) == ("0.0123", "0.400")
     assert skd["replaced (first → last)"] == "0.120 → 0.028" and rows["sft"]["replaced (first → last)"] == "-"
@@ -310,7 +448,8 @@ def test_equal_compute_stands_beside_equal_steps(tmp_path):
 
 def test_one_seed_is_called_a_demonstration(tmp_path):
     text = report.write_report(write_records(tmp_path, seeds=1))
-    assert "One seed: a demonstration, no interval." in text and "±" not in text
+    assert "One pair, one seed: a demonstration, no interval." in text and "±" not in text
+    assert "(--pairs N)" not in text and "| seeds" not in text
     write_records(tmp_path, seeds=2)
     assert "demonstration" not in report.write_report(tmp_path)
 
@@ -326,25 +465,20 @@ def test_every_run_stands_in_the_raw_table(tmp_path):
 
 
 def test_a_pair_that_differs_between_methods_is_said():
-    """Methods of one seed that did not start from the same models are not comparable without a word."""
-    runs = make_runs({"a": {1: 0.5}, "b": {1: 0.6}})
-    for one, other in (({"pair": "12ab"}, {"pair": "cd34"}), ({"teacher": {"score": 0.8}}, {"teacher": {"score": 0.9}}),
+    """Methods of one pair that did not start from the same models are not comparable without a word."""
+    runs = make_runs({"a": {(7, 1): 0.5}, "b": {(7, 1): 0.6}})
+    said = "Pair 7: the methods did not start from the same two models"
+    for one, other in (({"fingerprint": "12ab"}, {"fingerprint": "cd34"}),
+                       ({"teacher": {"score": 0.8}}, {"teacher": {"score": 0.9}}),
                        ({"student_start": {"score": 0.1}}, {"student_start": {"score": 0.2}})):
-        said = "Seed 1: the methods did not start from one pair"
         assert said in tables.render_table([runs[0]._replace(header=one), runs[1]._replace(header=other)])
         assert said not in tables.render_table([run._replace(header=one) for run in runs])
-    headers = [
-        {"pair": name, "teacher": {"score": 0.8}, "student_start": {"score": score}}
-        for name, score in (("1", 0.1), ("2", 0.1), ("2", 0.2))
-    ]
-    # Fingerprint or figures: where one agrees, so does the pair.
-    for one, other, differ in ((0, 1, False), (1, 2, False), (0, 2, True)):
-        table = tables.render_table([runs[0]._replace(header=headers[one]), runs[1]._replace(header=headers[other])])
-        assert (said in table) == differ
+        others = make_runs({"a": {(8, 1): 0.5}})[0]  # another pair's models are others
+        assert "did not start" not in tables.render_table([runs[0]._replace(header=one), others._replace(header=other)])
 
 
 @pytest.mark.parametrize("entry, others, said", [
-    ({"quick": True}, {"quick": False}, "smoke run: its numbers mean nothing"),
+    ({"quick": True}, {"quick": False}, "a smoke run: it shows that every stage works"),
     ({"jobs": 4}, {"jobs": 1}, "shared the machine (--jobs): seconds do not compare"),
     ({"device": "cpu"}, {"device": "cuda"}, "several machines (cpu; cuda): seconds do not compare"),
     ({"metric": "chain right"}, {"metric": "chain right"}, "Score: chain right, 0..1,"),
@@ -405,7 +539,7 @@ def test_a_warning_of_many_seeds_is_said_once():
         ("skd", "steps", 1, ["it drifted 0.05 nats"]), ("skd", "steps", 3, []),
     ):
         header, *_, final = make_lines(variant, seed, budget, warnings=warnings)
-        runs.append(reading.Run(variant, seed, budget, header, [], [], final))
+        runs.append(reading.Run(variant, 1, seed, budget, header, [], [], [], final))
     assert [line for line in tables.render_table(runs).splitlines() if "warning" in line] == [
         "- okd seed 1 (likewise 2): warning: it drifted 0.052 nats.",
         "- okd seed 2: warning: no end in 4 of 8.",
@@ -458,18 +592,6 @@ def test_different_flags_are_said():
     )
 
 
-@pytest.mark.parametrize("folder", ["okd-variants", "okd-sweep"])
-def test_runs_of_one_command_differ_in_no_flag(folder):
-    """Equal steps and equal compute, and all values that were swept:
-    the script records one set of flags, and nothing is said."""
-    runs = reading.read_records(ROOT / "results" / folder)
-    assert (
-        {run.budget for run in runs} == {"steps", "compute"}
-        or len({run.variant for run in runs if "=" in run.variant}) > 20
-    )
-    assert tables._differences(runs, "flags") == {}
-
-
 def test_column_of_the_adapted_teacher_only_where_there_is_one(tmp_path):
     (tmp_path / "a").mkdir()
     plain = report.write_report(write_records(tmp_path / "a", ["skd"], 1))
@@ -484,10 +606,13 @@ def test_summary_is_the_contract_in_strict_json(tmp_path):
     write_records(tmp_path, ["sft", "skd"], 2, kl_on_policy=math.nan)
     report.write_report(tmp_path)
     found = json.loads((tmp_path / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert list(found) == ["task", "device", "teacher", "student_start", "variants"]
+    assert list(found) == ["task", "device", "teacher", "student_start", "pairs", "variants"]
+    assert [(start["pair"], start["teacher"]["score"]) for start in found["pairs"]] == [(1, 0.9)]
+    assert found["pairs"][0]["student_start"] == found["student_start"]
     assert (found["task"], found["device"], found["teacher"]["score"]) == ("math", "cpu", 0.9)
     runs = found["variants"]["skd"]["runs"]
-    assert [run["seed"] for run in runs] == [1, 2]
+    assert [(run["pair"], run["seed"]) for run in runs] == [(1, 1), (1, 2)]
+    assert list(found["variants"]["skd"]) == ["runs"]
     assert runs[0]["score"] == make_lines("skd", 1)[-1]["score"]
     assert runs[0]["kl_on_policy"] is None and runs[0]["draft_accept_rate"] is None and "kind" not in runs[0]
     unsorted = tables.summary(make_runs({"a": {3: 0.5, 1: 0.6, 2: 0.7}}))["variants"]["a"]["runs"]
@@ -498,16 +623,20 @@ def test_summary_is_the_contract_in_strict_json(tmp_path):
     assert names <= bare.keys() and bare["accept_rate"] is None
 
 
-def test_teachers_of_several_seeds_are_averaged():
-    """Pairs that differ by seed: the summary has their mean and each of them, the table their number."""
-    runs = [run._replace(header={"variant": "a", "teacher": {"score": 0.8 + 0.1 * (run.seed - 1), "kl_teacher": None}})
-            for run in make_runs({"a": {1: 0.5, 2: 0.6}})]
-    runs[0].header["teacher"]["score_ood"], runs[1].header["teacher"]["score_ood"] = 0.25, None
-    teacher = tables.summary(runs)["teacher"]
-    assert teacher["score"] == pytest.approx(0.85)
-    assert (teacher["kl_teacher"], teacher["score_ood"]) == (None, 0.25)  # of the pairs that have it
-    assert [point["seed"] for point in teacher["runs"]] == [1, 2]
-    assert table_rows(tables.render_table(runs), "method")["teacher"]["seeds"] == "2"
+def test_teachers_of_several_pairs_are_averaged():
+    """Each pair has its own teacher, however many seeds it has: the summary holds their mean and each of them, the
+    table their number and an interval."""
+    runs = [run._replace(header={"variant": "a", "teacher": {"score": 0.6 + 0.1 * run.pair, "kl_teacher": None}})
+            for run in make_runs({"a": {(2, 1): 0.5, (3, 2): 0.6, (3, 3): 0.6, (3, 4): 0.6}})]
+    runs[0].header["teacher"]["score_ood"] = 0.25
+    found = tables.summary(runs)
+    assert found["teacher"]["score"] == pytest.approx(0.85)
+    assert (found["teacher"]["kl_teacher"], found["teacher"]["score_ood"]) == (None, 0.25)  # of the pairs that have it
+    assert [(start["pair"], start["teacher"]["score"]) for start in found["pairs"]] == [
+        (2, pytest.approx(0.8)), (3, pytest.approx(0.9))]
+    assert found["student_start"] == {} == found["pairs"][0]["student_start"]
+    row = table_rows(tables.render_table(runs), "method")["teacher"]
+    assert (row["pairs"], row["seeds"], row["score (greedy)"]) == ("2", "-", "0.850 ± 0.635")
 
 
 def test_what_has_no_meaning_is_a_dash(tmp_path):
@@ -678,16 +807,16 @@ def test_ticks_are_round_and_inside(low, high):
 
 
 def test_page_has_the_panels_that_have_data(tmp_path):
-    """Four panels and one legend for records with everything; without the interleaved methods no replacement panel."""
+    """Five panels and one legend for records with everything; without the interleaved methods no replacement panel."""
     write_records(tmp_path)
     runs = reading.read_records(tmp_path)
     page = curves.curves_page(runs)
     titles = [title for title, *_ in curves.PANELS]
-    assert [title for title in titles if f">{title}<" in page] == titles[:4]  # no teacher moves here
+    assert [title for title in titles if f">{title}<" in page] == titles[:5]  # no teacher moves here
     assert [name for name, _, _ in texts_of(page, "legend")] == VARIANTS
-    assert len(lines_of(page)) == 3 * len(VARIANTS) + 2
+    assert len(lines_of(page)) == 4 * len(VARIANTS) + 2
     page = curves.curves_page([run for run in runs if run.variant == "sft"])
-    assert [title for title in titles if f">{title}<" in page] == titles[:3]
+    assert [title for title in titles if f">{title}<" in page] == titles[:4]
     assert "no curves" in curves.curves_page(make_runs({"a": {1: 0.5}}))
 
 
@@ -699,8 +828,8 @@ def test_page_draws_equal_steps_and_makes_room(tmp_path):
     assert curves.curves_page(runs) == curves.curves_page(only_steps) != curves.curves_page(only_compute)
     page = curves.curves_page([only_steps[0]._replace(variant=f"method_{i}") for i in range(20)])
     groups = list(ElementTree.fromstring(page).iter(SVG + "g"))
-    assert len(groups) == 3 + 1  # panels and the legend
-    for group in groups[:3]:
+    assert len(groups) == 4 + 1  # panels and the legend
+    for group in groups[:4]:
         places = sorted(float(e.get("y")) for e in group.iter(SVG + "text") if e.get("class") == "label")
         assert len(places) == 20 and min(np.diff(places)) >= 12
     assert "outermost" not in page
@@ -714,7 +843,8 @@ def test_of_many_methods_the_outermost_are_named(tmp_path):
     blank = [run for run in reading.read_records(tmp_path) if run.variant == "skd"][0]
     runs = []
     for i in range(30):
-        shift = {"score": i / 100, "val_nll": 1 + (i * 7 % 30) / 100, "kl_teacher": 1 + i / 100}  # 7: another order
+        shift = {"score": i / 100, "val_nll": 1 + (i * 7 % 30) / 100, "kl_teacher": 1 + i / 100,  # 7: another order
+                 "score_sampled": None}
         steps = [
             entry if i < 3 else {k: v for k, v in entry.items() if k != "replacement_rate"} for entry in blank.steps
         ]
@@ -744,7 +874,7 @@ def test_a_method_has_one_colour_in_all_panels(tmp_path):
     root = ElementTree.fromstring(curves.curves_page(reading.read_records(write_records(tmp_path))))
     panels = [[e.get("stroke") for e in group.iter(SVG + "path") if e.get("class") == "line"]
               for group in root.iter(SVG + "g")]
-    assert panels[3] == panels[0][-2:]
+    assert panels[4] == panels[0][-2:]
 
 
 # ------------------------------------------------------------------------------------------------------------ files
@@ -974,7 +1104,7 @@ def test_a_run_does_not_write_into_a_study(tmp_path):
 def test_groups_appear_with_their_figures():
     """The adapted teacher's table holds the methods that have one, and is left out of records without any."""
     figures = {"score": 0.5, "seconds": 2.0}
-    runs = [reading.Run(name, seed, "steps", {"script": "train_okd"}, [], [], figures | extra)
+    runs = [make_run(name, seed, header={"script": "train_okd"}, **figures | extra)
             for seed in (1, 2)
             for name, extra in (("fixed_forward_kl", {}), ("okd", {"drift": 0.25 * seed, "seconds": 2.0 + 2 * seed}))]
     table = tables.render_table(runs, "fixed_forward_kl", "okd")
@@ -989,9 +1119,7 @@ def test_groups_appear_with_their_figures():
 def test_swept_methods_stand_with_their_method():
     """Labels follow their method in the order of their numbers, whatever the order in which they were run."""
     header = {"order": ["a", "b", "b x=10", "b x=2"]}
-    runs = [
-        reading.Run(name, 1, "steps", header, [], [], {"score": 0.5}) for name in ("b x=10", "c", "b", "b x=2", "a")
-    ]
+    runs = [make_run(name, header=header, score=0.5) for name in ("b x=10", "c", "b", "b x=2", "a")]
     assert reading.ordered_variants(runs) == ["a", "b", "b x=2", "b x=10", "c"]
 
 
