@@ -155,13 +155,12 @@ def t_test(values):
 
     Without any spread it is the limit: 0, or 1 where all values are 0.
     """
-    values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         return None
-    error = values.std(ddof=1) / math.sqrt(len(values))
-    if error == 0:
-        return float(values.mean() == 0)
-    return 2 * student_t_cdf(-abs(float(values.mean() / error)), len(values) - 1)
+    mean, standard_error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    if standard_error == 0:
+        return float(mean == 0)
+    return 2 * student_t_cdf(-abs(mean / standard_error), len(values) - 1)
 
 
 def holm(p_values):

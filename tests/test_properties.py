@@ -414,9 +414,8 @@ def test_any_scores_make_a_report(methods):
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, scores) in enumerate(methods.items()):
             for seed, score in enumerate(scores):
-                log = records.RunLog(
-                    folder, f"m{number}_pair1_seed{seed}", {"flags": {}, "variant": name, "seed": seed, "task": "math"}
-                )
+                header = {"flags": {}, "variant": name, "pair": seed // 2, "seed": seed, "task": "math"}
+                log = records.RunLog(folder, f"m{number}_pair{seed // 2}_seed{seed}", header)
                 log.write("eval", step=1, score=score)
                 log.write("final", score=score, score_sampled=score)
                 log.close()

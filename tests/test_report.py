@@ -298,6 +298,49 @@ def test_read_gives_back_what_was_written(tmp_path):
     assert run.budget == "steps"
 
 
+def test_rollouts_and_the_untouched_student_are_kept(tmp_path):
+    """Lines of kind "rollout" are the run's rollouts, in their order, and step 0 is the first evaluation; the pictures
+    and tables of a run with rollouts are those of one without."""
+    header, *others, final = make_lines("skd", 2, pair=12)
+    told = [{"kind": "rollout", "step": step, "tokens": [3, 1, 4], "likeliest": [[1, 2]]} for step in (0, 50, 100)]
+    (tmp_path / "x.jsonl").write_text(record([header, *told[:1], *others, *told[1:], final]))
+    run, = reading.read_records(tmp_path)
+    assert (run.pair, run.seed, run.rollouts) == (12, 2, told)
+    assert [entry["step"] for entry in run.evals] == [0, 20, 40, 60, 80, 100]
+    bare = report.render_report(tmp_path)
+    (tmp_path / "x.jsonl").write_text(record([header, *others, final]))
+    assert report.render_report(tmp_path) == bare
+    report.pack(tmp_path)
+    assert reading.read_records(tmp_path) == [run._replace(rollouts=[])]
+
+
+def test_one_seed_may_stand_once_in_every_pair(tmp_path):
+    """A run is known by method, pair, seed and budget: seed 1 of two pairs is two runs, of one pair one too many."""
+    write_records(tmp_path, ["skd"], 1, ("steps", "compute"), pairs=2)
+    keys = [(run.variant, run.pair, run.seed, run.budget) for run in reading.read_records(tmp_path)]
+    assert len(set(keys)) == len(keys) == 4
+    (tmp_path / "again.jsonl").write_text(record(make_lines("skd", 1, pair=2)))
+    with pytest.raises(ValueError, match=r"both hold skd pair 2 seed 1 \(budget steps\): move one of them away"):
+        reading.read_records(tmp_path)
+
+
+@pytest.mark.parametrize("format", [1, records.FORMAT - 1, records.FORMAT + 1])
+def test_records_of_another_format_are_refused_by_the_program(tmp_path, format):
+    """One line that says the format, whether the records are loose or packed, and nothing is written."""
+    header, *others = make_lines("skd", 1)
+    header["format"] = format
+    if format == 1:  # had none written in it
+        del header["format"]
+    text = record([header, *others])
+    (tmp_path / "skd.jsonl").write_text(text)
+    for name in ("skd.jsonl", archive.PACKED):
+        line = stopped([tmp_path])
+        assert f"{tmp_path / name}, line 1 is of format {format}, this code writes format {records.FORMAT}" in line
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / "skd.jsonl").unlink(missing_ok=True)
+        (tmp_path / archive.PACKED).write_bytes(archive.packed([text.encode()]))
+
+
 @pytest.mark.parametrize("broken", ['{"kind": "step", "ste', "not json", "[1, 2]", '{"step": 3}', b"\xff\xfe{}"])
 def test_broken_line_names_file_and_line(tmp_path, broken):
     """A line that cannot be read inside a record is one line of error text, with file name and line number."""
@@ -454,6 +497,96 @@ def test_one_seed_is_called_a_demonstration(tmp_path):
     assert "demonstration" not in report.write_report(tmp_path)
 
 
+def test_what_the_intervals_are_over_is_said(tmp_path):
+    """Above every table: over how many pairs; of one pair, that they say nothing about others."""
+    warned = ("- One pretrained pair: the intervals are over repeated runs of it and say nothing about other pairs "
+              "(--pairs N).")
+    one = report.write_report(write_records(tmp_path, ["supervised", "skd"], seeds=2))
+    assert warned in one.splitlines() and "interval over seeds" in one and "pretrained pairs" not in one
+    several = report.write_report(write_records(tmp_path, ["supervised", "skd"], seeds=2, pairs=3))
+    assert "95 % interval over 3 pretrained pairs (Student-t; the seeds of a pair are averaged first)" in several
+    assert "One pretrained pair" not in several and "over seeds" not in several
+    plain = tables.render_table([run for run in reading.read_records(tmp_path) if run.seed == 1])
+    assert "95 % interval over 3 pretrained pairs (Student-t); other" in plain
+    assert table_rows(plain, "method")["skd"]["pairs"] == "3" and "| seeds" not in plain.split("<details>")[0]
+    assert "Δ: paired differences, one per pair." in plain and "**, one difference per pair" in plain
+
+
+def test_decided_differences_are_marked_and_counted():
+    """Of three differences over four pairs, p = .0005, .035 and .08, Holm's correction leaves the first: .035 times two
+    is too much. Alone the second is decided. Seeds of one pair decide nothing."""
+    changes = {"b": (0.10, 0.11, 0.12, 0.09), "c": (0.02, 0.05, 0.05, 0.09), "d": (0.00, 0.06, 0.03, 0.06)}
+
+    def runs(names, unit=lambda i: (i, 1)):
+        scores = {"a": {unit(i): 0.5 for i in range(1, 5)}}
+        scores |= {name: {unit(i): 0.5 - change for i, change in enumerate(changes[name], start=1)} for name in names}
+        return make_runs(scores)
+
+    found = [statistics.t_test(changes[name]) for name in "bcd"]
+    assert found[0] < 0.05 / 3 and found[1] < 0.05 < 2 * found[1] and found[2] > 0.05
+    text = tables.render_table(runs("bcd"), main_method="a")
+    cells = {name: row["score (greedy)"] for name, row in table_rows(text, "a minus").items()}
+    assert [cell.endswith("positive *") for cell in cells.values()] == [True, False, False]
+    assert "for the 3 comparisons of this table. Decided: 1." in text
+    text = tables.render_table(runs("c"), main_method="a")
+    assert "positive *" in text and "for the 1 comparisons of this table. Decided: 1." in text
+    text = tables.render_table(runs("bcd", lambda i: (1, i)), main_method="a")
+    assert "*" not in text.split("a minus every other method**")[1] and "Decided" not in text
+
+
+def test_a_quick_run_compares_nothing(tmp_path):
+    """Its table names the methods, their seconds and that they have finished: no score, no difference, no curve;
+    summary.json holds the scores."""
+    header, *others = make_lines("skd", 1, warnings=["every proposal was accepted"])
+    (tmp_path / "skd.jsonl").write_text(record([header | {"quick": True}, *others]))
+    header, *others = make_lines("supervised", 1, order=0)
+    (tmp_path / "supervised.jsonl").write_text(record([header | {"quick": True}, *others]))
+    text = report.write_report(tmp_path)
+    score = others[-1]["score"]
+    assert table_rows(text, "method") == {
+        "supervised": {"method": "supervised", "seconds": "31.4", "finished": "yes"},
+        "skd": {"method": "skd", "seconds": "31.4", "finished": "yes"},
+    }
+    assert "Its scores are in summary.json and mean nothing" in text and f"{score:.3f}" not in text
+    assert "minus" not in text and "Δ" not in text and "<details>" not in text
+    assert "- skd seed 1: warning: every proposal was accepted." in text
+    assert json.loads((tmp_path / "summary.json").read_text())["variants"]["supervised"]["runs"][0]["score"] == score
+    assert "smoke run" in (tmp_path / "curves.svg").read_text()
+    (tmp_path / "again.jsonl").write_text(record([header | {"quick": True, "seed": 2}, *others]))
+    assert table_rows(report.write_report(tmp_path), "method")["supervised"]["finished"] == "2 runs"
+
+
+def test_steps_right_stand_beside_the_scores(tmp_path):
+    """A score with a slope, with its interval, where the records have one; else no column, and no key in the
+    summary."""
+    without = report.write_report(write_records(tmp_path, ["skd"], 2))
+    assert "steps right" not in without and "task_steps_right" not in (tmp_path / "summary.json").read_text()
+    for seed, share in ((1, 0.5), (2, 0.7)):
+        text = record(make_lines("skd", seed, task_steps_right=share, task_steps_right_sampled=share / 2))
+        (tmp_path / f"skd_seed{seed}_steps.jsonl").write_text(text)
+    text = report.write_report(tmp_path)
+    row = table_rows(text, "method")["skd"]
+    assert (row["steps right"], row["steps right (sampled)"]) == ("0.600 ± 1.271", "0.300 ± 0.635")
+    headings = [cell.strip() for cell in text.split("| method")[1].splitlines()[0].split("|")]
+    assert headings[headings.index("score (sampled)") + 1 :][:2] == ["steps right", "steps right (sampled)"]
+
+
+def test_the_order_of_the_runs_does_not_matter(tmp_path):
+    """Table, picture and summary are functions of the set of runs."""
+    runs = reading.read_records(write_records(tmp_path, seeds=2, budgets=("steps", "compute"), pairs=3))
+    for seed in range(2):
+        mixed = [runs[i] for i in np.random.default_rng(seed).permutation(len(runs))]
+        assert tables.render_table(mixed) == tables.render_table(runs)
+        assert tables.summary(mixed) == tables.summary(runs) and curves.curves_page(mixed) == curves.curves_page(runs)
+
+
+def test_seconds_are_compared_within_a_pair():
+    """A pair on a slow day does not count twice: the ratio is to the control's run of the same pair and seed."""
+    runs = [make_run(variant, (pair, pair), score=0.5, seconds=seconds * pair)
+            for variant, seconds in (("supervised", 2.0), ("skd", 3.0)) for pair in (1, 10)]
+    assert table_rows(tables.render_table(runs), "method")["skd"]["seconds / control"] == "1.50"
+
+
 def test_every_run_stands_in_the_raw_table(tmp_path):
     """The last table has one row per run and the exact score of each."""
     runs = reading.read_records(write_records(tmp_path))
@@ -548,6 +681,24 @@ def test_a_warning_of_many_seeds_is_said_once():
     ]
 
 
+def test_a_warning_of_many_pairs_is_said_once():
+    """With several pairs a warning names them, and the seed where a pair has more than one; so does one about the
+    teacher, which of one pair needs no name."""
+    def run(pair, seed, warnings=()):
+        start = [f"the teacher scores 0.{pair}"] if pair > 1 else []
+        return make_run("okd", (pair, seed), header={"start_warnings": start}, score=0.5, warnings=warnings)
+
+    def said(runs):
+        return [line for line in tables.render_table(runs).splitlines() if "arning" in line]
+
+    runs = [run(1, 1), run(2, 2, ["it drifted 0.2 nats"]), run(3, 3, ["it drifted 0.3 nats"])]
+    assert said(runs) == ["- Warning, pair 2 (likewise 3): the teacher scores 0.2.",
+                          "- okd pair 2 (likewise 3): warning: it drifted 0.2 nats."]
+    assert said(runs[1:2]) == ["- Warning: the teacher scores 0.2.", "- okd seed 2: warning: it drifted 0.2 nats."]
+    assert said([*runs, run(2, 5, ["it drifted 5 nats"])])[1] == (
+        "- okd pair 2 seed 2 (likewise 2 seed 5, 3 seed 3): warning: it drifted 0.2 nats.")
+
+
 def test_versions_of_the_code_are_counted():
     """Runs whose files had other contents: one note with the number of versions and the files;
     what a record lacks is no difference."""
@@ -583,6 +734,7 @@ def test_different_flags_are_said():
         == notes_of([{"flags": common | {"settings": {"teacher_steps": steps}}} for steps in (1, 2, 3)])
         == []
     )
+    assert notes_of([{"flags": common | {"pair_seed": seed}} for seed in (1, 2, 3)]) == []  # the pair is in the table
     rates = [{"flags": {"module_lr": rate, "lr": 0.1}} for rate in (0.02, 0.2, 0.2)]
     assert notes_of(rates, ("a module-lr=1", "b", "c lr=0.3")) == [] != notes_of(rates, ("a lr=1", "b", "c"))
     many = [{"flags": {f"flag_{name}": value for name in range(9)}} for value in ("<b>\n# x", "y" * 99, "[z](u)")]
@@ -875,6 +1027,90 @@ def test_a_method_has_one_colour_in_all_panels(tmp_path):
     panels = [[e.get("stroke") for e in group.iter(SVG + "path") if e.get("class") == "line"]
               for group in root.iter(SVG + "g")]
     assert panels[4] == panels[0][-2:]
+
+
+def marks_of(svg, css_class):
+    """Elements of a class with the shift of the group that they stand in: [(element, dx, dy)]."""
+    found = []
+    for group in ElementTree.fromstring(svg).iter(SVG + "g"):
+        dx, dy = map(float, group.get("transform")[len("translate("):-1].split())
+        found += [(element, dx, dy) for element in group.iter() if element.get("class") == css_class]
+    return found
+
+
+def numbers_of(path):
+    return [float(number) for number in re.findall(r"-?\d+\.?\d*", path)]
+
+
+def test_each_pair_is_a_point(tmp_path):
+    """Several pairs: a row per method, teacher and start, a point per pair in it, greedy and sampled side by side, each
+    pair at one place within all rows and joined by a line; bar and tick are the interval and the mean."""
+    write_records(tmp_path, ["sft", "supervised", "skd"], seeds=2, pairs=4)
+    runs = reading.read_records(tmp_path)
+    page = curves.curves_page(runs)
+    root = ElementTree.fromstring(page)
+    rows = [(element.text, float(element.get("y")) - 4) for element, _, _ in marks_of(page, "row")]
+    assert [name for name, _ in rows] == ["teacher", "student at the start", "sft", "supervised", "skd"]
+    points = [(float(e.get("cx")), float(e.get("cy")), e.get("fill")) for e, _, _ in marks_of(page, "point")]
+    assert len(points) == 4 * (5 + 4)  # the start has no sampled score here
+    places = {round(min(y - centre for _, centre in rows if abs(y - centre) < 8), 1) for _, y, _ in points}
+    assert len(places) == 4  # one for each pair
+    assert len(marks_of(page, "pair")) == 2 * 4 and len(marks_of(page, "interval")) == len(marks_of(page, "mean")) == 9
+    # What is drawn for skd, greedily, against the ticks at 0 and 1.
+    ticks = [(e.text, float(e.get("x"))) for e in next(root.iter(SVG + "g")).iter(SVG + "text")]
+    zero, one = (next(x for text, x in ticks if text == label) for label in ("0.0", "1.0"))
+    scores = statistics.repeated([run for run in runs if run.variant == "skd"], "score", "pair")
+    mean, half_width = statistics.student_t_interval(list(scores.values()))
+    centre, near = rows[-1][1], pytest.approx(rows[-1][1], abs=0.11)
+    tick = min(x for x, y, _ in (numbers_of(e.get("d")) for e, _, _ in marks_of(page, "mean")) if y + 7 == near)
+    low, _, high = min(end for e, _, _ in marks_of(page, "interval") if (end := numbers_of(e.get("d")))[1] == near)
+    found = sorted(x for x, y, _ in points if abs(y - centre) < 8)[:4]
+    drawn = [zero + score * (one - zero) for score in (mean, mean - half_width, mean + half_width, *scores.values())]
+    assert [tick, low, high, *found] == pytest.approx([*drawn[:3], *sorted(drawn[3:])], abs=0.11)
+    single = curves.curves_page([run for run in runs if run.pair == 1])
+    assert "Score of each pair" in page and "Score of each pair" not in single and not marks_of(single, "point")
+
+
+def test_the_panel_of_pairs_takes_what_is_there():
+    """Forty methods, pairs and figures that are missing, an interval beyond 0..1: valid, inside of the picture, a gap
+    in the line of a pair that a method lacks."""
+    scores = {f"m{i}": {(pair, 1): 0.02 * i + 0.05 * pair for pair in range(1, 4) if (i, pair) != (7, 2)}
+              for i in range(40)}
+    page = curves.curves_page(make_runs(scores) + [make_run("none", (1, 1))])
+    root = ElementTree.fromstring(page)
+    width, height = float(root.get("width")), float(root.get("height"))
+    points = marks_of(page, "point")
+    assert len(points) == 3 * 40 - 1 and [e.text for e, _, _ in marks_of(page, "row")] == [*scores, "none"]
+    assert all(0 < float(e.get("cx")) + dx < width and 0 < float(e.get("cy")) + dy < height for e, dx, dy in points)
+    assert [e.get("d").count("M") for e, _, _ in marks_of(page, "pair")] == [1, 2, 1]
+    for element, dx, _ in marks_of(page, "interval"):
+        low, _, high = numbers_of(element.get("d"))
+        assert 0 < low + dx <= high + dx < width
+    assert "nan" not in page and "no curves" in page
+
+
+def test_scores_have_one_axis_from_zero(tmp_path):
+    """Greedy and sampled curves share an axis that begins at 0 and does not zoom into noise, with the teacher's score
+    as a line; curves begin at step 0, also those of figures that have none there."""
+    write_records(tmp_path, ["sft", "skd"], 2)
+    page = curves.curves_page(reading.read_records(tmp_path))
+    panels = [[e for e in group.iter(SVG + "text") if e.get("class") is None]
+              for group in ElementTree.fromstring(page).iter(SVG + "g")]
+    labels = [[e.text for e in panel] for panel in panels]
+    ticks = [[(e.text, e.get("y")) for e in panel if e.text != "teacher"][1:] for panel in panels[:2]]
+    assert ticks[0] == ticks[1]
+    for panel in labels[:2]:
+        assert "0.0" in panel and "1.0" in panel and "teacher" in panel and "1.2" not in panel
+    assert all("0" in panel and "100" in panel for panel in labels[:5])
+    lines = [float(numbers_of(e.get("d"))[1]) for e, _, _ in marks_of(page, "teacher")]
+    top, bottom = (next(float(e.get("y")) - 4 for e in panels[0] if e.text == text) for text in ("1.0", "0.0"))
+    assert lines == pytest.approx([bottom + (top - bottom) * score for score in (0.9, 0.8)], abs=0.11)
+    assert curves._score_axis([0.501, 0.499])[:2] == (0.0, 1.0) == curves._score_axis([])[:2]
+    assert curves._score_axis([0.3])[1] == 0.5 and curves._score_axis([0.0, 0.1])[1] == 0.25
+    assert curves._score_axis([-1.0, 3.0])[:2] == (-1.0, 3.0)  # no score, but inside of the picture
+    late = make_run("a", evals=[{"step": 50, "score": 0.1}, {"step": 100, "score": 0.2}], score=0.2)
+    drawn = curves.curves_page([late])
+    assert min(numbers_of(lines_of(drawn)[0])[::2]) > 150  # the line begins in the middle of the plot
 
 
 # ------------------------------------------------------------------------------------------------------------ files

@@ -448,7 +448,7 @@ def test_no_line_of_a_record_is_believed(tmp_path, name):
     """The same bytes as a line between the header and a final line whose seal fits:
     one line that names file and line."""
     lines = [
-        b'{"kind": "header", "variant": "a", "seed": 1, "flags": {}}',
+        json.dumps({"kind": "header", "format": records.FORMAT, "variant": "a", "pair": 1, "seed": 1}).encode(),
         JSON[name].replace(b"\n", b" "),
         b'{"kind": "final", "score": 0.5}',
     ]
@@ -467,13 +467,14 @@ FIGURES = [
 
 @pytest.mark.parametrize("first", range(len(FIGURES)))
 def test_no_figure_breaks_a_report(tmp_path, first):
-    """Infinite, giant, tiny and senseless figures in sealed records:
+    """Infinite, giant, tiny and senseless figures in sealed records, of one pair or of several:
     the table, a valid picture and strict JSON are still made."""
     for seed in range(3):
         value = FIGURES[(first + 4 * seed) % len(FIGURES)]
         lines = [
             {
-                "kind": "header", "variant": "a", "seed": seed, "task": "math",
+                "kind": "header", "format": records.FORMAT, "variant": "a", "task": "math",
+                "pair": seed * (first % 2), "seed": seed,
                 "teacher": {"score": value}, "student_start": {"val_nll": value},
             }
         ]
@@ -504,7 +505,7 @@ def test_no_figure_breaks_a_report(tmp_path, first):
 def test_counts_are_whole_numbers(tmp_path, key, value):
     """What is counted with is one, and of a size that can be drawn: otherwise one line."""
     lines = [
-        {"kind": "header", "variant": "a", "seed": 1},
+        {"kind": "header", "format": records.FORMAT, "variant": "a", "pair": 1, "seed": 1},
         {"kind": "eval", "step": 1, "score": 0.5},
         {"kind": "final", "score": 0.5},
     ]
@@ -830,8 +831,8 @@ def test_records_bring_no_markup(tmp_path, text, place):
     variants = [text if place in ("variant", "focus") else "a", "b"]
     for number, variant in enumerate(variants):
         header = {
-            "variant": variant, "seed": 1, "task": "math", "metric": "share", "device_name": f"machine {number}",
-            "flags": {},
+            "variant": variant, "pair": 1, "seed": 1, "task": "math", "metric": "share", "flags": {},
+            "device_name": f"machine {number}",
         }
         if place in header:
             header[place] = text + (str(number) if place == "device_name" else "") if place != "variant" else variant
@@ -859,9 +860,8 @@ def test_records_bring_no_markup(tmp_path, text, place):
 
 def test_a_name_cannot_end_a_section(tmp_path):
     """A method called like a marker of a page leaves both markers where they are."""
-    log = records.RunLog(
-        tmp_path, "a_pair1_seed1", {"variant": "<!-- x:end -->", "seed": 1, "task": "<!-- x:begin -->", "flags": {}}
-    )
+    header = {"variant": "<!-- x:end -->", "pair": 1, "seed": 1, "task": "<!-- x:begin -->", "flags": {}}
+    log = records.RunLog(tmp_path, "a_pair1_seed1", header)
     log.write("final", score=0.5)
     log.close()
     page = "top\n<!-- x:begin -->\nold\n<!-- x:end -->\nbottom\n"
@@ -876,7 +876,7 @@ def test_a_report_is_written_through_no_link(tmp_path):
     victim, folder = tmp_path / "victim", tmp_path / "run"
     victim.write_text("mine")
     folder.mkdir()
-    log = records.RunLog(folder, "a_pair1_seed1", {"variant": "a", "seed": 1, "flags": {}})
+    log = records.RunLog(folder, "a_pair1_seed1", {"variant": "a", "pair": 1, "seed": 1, "flags": {}})
     log.write("final", score=0.5)
     log.close()
     for name in ("table.md", "curves.svg", "summary.json"):

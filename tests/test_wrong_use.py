@@ -673,7 +673,7 @@ def test_the_end_tokens_text_is_plain_text():
 def test_records_of_another_task_are_refused(tmp_path):
     """Two tasks in one folder make no table: one line with both."""
     for name, task in (("a", "math"), ("b", "translation")):
-        log = records.RunLog(tmp_path, f"{name}_pair1_seed1", {"variant": name, "seed": 1, "task": task, "flags": {}})
+        log = records.RunLog(tmp_path, f"{name}_pair1_seed1", {"variant": name, "pair": 1, "seed": 1, "task": task, "flags": {}})
         log.write("final", score=0.5)
         log.close()
     with pytest.raises(ValueError, match="mixes the tasks math, translation"):
@@ -688,7 +688,8 @@ def test_records_of_another_task_are_refused(tmp_path):
 def test_headers_of_another_kind_are_refused(tmp_path, change):
     """A sealed record whose header holds something else than the report takes it for:
     one line with file and line number."""
-    log = records.RunLog(tmp_path, "a_pair1_seed1", {"variant": "a", "seed": 1, "task": "math", "flags": {}} | change)
+    header = {"variant": "a", "pair": 1, "seed": 1, "task": "math", "flags": {}}
+    log = records.RunLog(tmp_path, "a_pair1_seed1", header | change)
     log.write("final", score=0.5)
     log.close()
     with pytest.raises(ValueError, match="a_pair1_seed1.jsonl, line 1 ") as error:
@@ -699,7 +700,8 @@ def test_headers_of_another_kind_are_refused(tmp_path, change):
 @pytest.mark.parametrize("figures", [{"warnings": 5}, {"warnings": [1]}, {"kind": ["final"]}], ids=str)
 def test_lines_of_another_kind_are_refused(tmp_path, figures):
     """The same for a final line and its warnings."""
-    lines = [{"kind": "header", "variant": "a", "seed": 1, "task": "math"}, {"kind": "final", "score": 0.5} | figures]
+    header = {"kind": "header", "format": records.FORMAT, "variant": "a", "pair": 1, "seed": 1, "task": "math"}
+    lines = [header, {"kind": "final", "score": 0.5} | figures]
     (tmp_path / "a_pair1_seed1.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
     with pytest.raises(ValueError, match="a_pair1_seed1.jsonl, line 2 ") as error:
         report.write_report(tmp_path)
