@@ -673,7 +673,8 @@ def test_the_end_tokens_text_is_plain_text():
 def test_records_of_another_task_are_refused(tmp_path):
     """Two tasks in one folder make no table: one line with both."""
     for name, task in (("a", "math"), ("b", "translation")):
-        log = records.RunLog(tmp_path, f"{name}_pair1_seed1", {"variant": name, "pair": 1, "seed": 1, "task": task, "flags": {}})
+        header = {"variant": name, "pair": 1, "seed": 1, "task": task, "flags": {}}
+        log = records.RunLog(tmp_path, f"{name}_pair1_seed1", header)
         log.write("final", score=0.5)
         log.close()
     with pytest.raises(ValueError, match="mixes the tasks math, translation"):
@@ -683,7 +684,7 @@ def test_records_of_another_task_are_refused(tmp_path):
 
 @pytest.mark.parametrize("change", [{"task": 3}, {"task": "math\n# x"}, {"metric": ["a"]}, {"teacher": 5},
                                     {"student_start": [1]}, {"jobs": "two"}, {"device_name": 7}, {"variant": ""},
-                                    {"variant": "a\ud800"}, {"seed": 1.5}, {"script": {}},
+                                    {"variant": "a\ud800"}, {"seed": 1.5}, {"pair": "6d5e"}, {"script": {}},
                                     {"flags": ["lr"]}, {"sources": "model.py"}], ids=str)  # fmt: skip
 def test_headers_of_another_kind_are_refused(tmp_path, change):
     """A sealed record whose header holds something else than the report takes it for:
