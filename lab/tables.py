@@ -78,8 +78,6 @@ OPTIONAL_FIGURES = ("task_steps_right", "task_steps_right_sampled", "kl_adapted_
 GROUPS = ((None, SCORES), (None, DISTANCES_AND_COSTS), ("The adapted teacher", ADAPTED_TEACHER),
           ("Easy and hard tokens, exposure bias", EASY_AND_HARD))
 DECIDED = 0.05  # p-value, corrected for the number of comparisons, below which a difference is called decided
-SMOKE_RUN = ("Made with --quick, a smoke run: it shows that every stage works. Its scores are in summary.json and mean "
-             "nothing, so none is compared here.")
 MOST_WARNINGS = 10  # in the notes above a table
 MOST_NAMED = 4  # files, flags, or values of a flag, in one note
 
@@ -369,11 +367,10 @@ def _about_differences(runs):
         versions = {json.dumps([hashes.get(name) for name in changed]) for hashes in sources}
         notes.append(f"The runs were made by {len(versions)} versions of the code, which differ in "
                      f"{_some([*map(_plain, changed)], ', ')}; not every change there moves a result.")
-    # "settings" is what --size and other flags come to, and the pair stands in the table. The --steps of runs of equal
-    # compute are what was asked for.
+    # "settings" is what --size and other flags come to. The --steps of runs of equal compute are what was asked for.
     asked = [f"--{_plain('device' if name == 'device_type' else name.replace('_', '-'))} "
              + _some(["not given" if value is None else _plain(value) for value in values], " or ")
-             for name, values in _differences(runs, "flags").items() if name not in ("settings", "pair_seed")]
+             for name, values in _differences(runs, "flags").items() if name != "settings"]
     if asked:
         notes.append(f"The runs were made with different flags ({_some(asked, '; ')}): a difference between methods "
                      "may be theirs.")
@@ -428,7 +425,7 @@ def render_table(runs, control="supervised", main_method="skd", order=None):
     tasks = in_headers(runs, "task")
     title = f"**Task {inert(tasks[0])}**" if tasks else "**Results**"
     if any(run.header.get("quick") for run in runs):
-        return "\n\n".join([title, _listed([SMOKE_RUN, *_about_warnings(runs)]), _quick_table(runs, variants)]) + "\n"
+        return f"{title}\n\n{_quick_report(runs, variants)}\n"
     parts = [title, _listed(_notes(runs, variants, control)), _result_table(runs, variants, control)]
     if main_method in variants and len(variants) > 1:
         parts.append(f"**{inert(main_method)} minus every other method**, one difference per {unit_of(runs)}")
@@ -437,14 +434,17 @@ def render_table(runs, control="supervised", main_method="skd", order=None):
     return "\n\n".join(parts) + "\n"
 
 
-def _quick_table(runs, variants):
+def _quick_report(runs, variants):
     """Which methods have run, and how long: all that a smoke run shows."""
+    notes = ["Made with --quick, a smoke run: it shows that every stage works. Its scores"
+             f"{''.join(f' ({metric})' for metric in in_headers(runs, 'metric'))} are in summary.json and mean nothing, "
+             "so none is compared here."]
     rows = []
     for variant in variants:
         own = [run for run in runs if run.variant == variant]
-        seconds = _mean_text(column_of(own, "seconds"), _cost)
+        seconds = _mean_text(column_of(select_runs(own, variant, "steps"), "seconds"), _cost)
         rows.append([variant, seconds, "yes" if len(own) == 1 else f"{len(own)} runs"])
-    return markdown_table(rows, ["method", "seconds", "finished"])
+    return _listed(notes + _about_warnings(runs)) + "\n\n" + markdown_table(rows, ["method", "seconds", "finished"])
 
 
 def with_relative_seconds(runs, control):

@@ -1425,7 +1425,7 @@ def test_the_metric_is_chosen_told_and_kept(cached_pairs, tmp_path, capsys):
     header, *_, final = lines_of(tmp_path / "auto" / "sft_pair1_seed1.jsonl")
     assert header["metric"] == "chrF" and final["score"] == final["task_chrf"]
     assert {f"task_{name}{how}" for name in metrics.METRICS for how in ("", "_sampled")} <= final.keys()
-    assert "Score: chrF, 0..1" in (tmp_path / "auto" / "table.md").read_text()
+    assert "Its scores (chrF) are in summary.json" in (tmp_path / "auto" / "table.md").read_text()
     with pytest.raises(ValueError, match="made with --metric not given, now it is bleu"):
         main([*argv, str(tmp_path / "auto"), "--resume", "--metric", "bleu"])
     with pytest.raises(ValueError, match="task math has no option 'metric'"):
