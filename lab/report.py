@@ -11,8 +11,9 @@ the same bytes:
     python -m lab.report FOLDER --pack      # make a study of a finished run
     python -m lab.report --pages            # render all studies in results/ and the tables in docs/ again
 
-A finished run has one record file per method, pair and seed. A study, which is committed, has four files: the records in one
-compressed file, curves.svg, summary.json, and README.md, which holds the table between markers and words of its own.
+A finished run has one record file per method, pair and seed. A study, which is committed, has four files: the records
+in one compressed file, curves.svg, summary.json, and README.md, which holds the table between markers and words of its
+own.
 """
 
 import argparse

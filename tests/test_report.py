@@ -1401,7 +1401,8 @@ def project(tmp_path):
     (tmp_path / "results" / "notes").mkdir()
     (tmp_path / "results" / "bench" / "cpu.json").write_text("fast")
     (tmp_path / "tests" / "bench.py").write_text("import sys; print(open(sys.argv[2]).read(), '‖')")
-    row = {"note": "é", "writer": "student", "loss": "kl", "paper": None, "read_from": "ours", "deviation": None}
+    row = {"note": "é", "writer": "student", "loss": "kl", "rate": 0.5, "paper": None, "read_from": "ours",
+           "deviation": None}
     for script in ("skd", "okd"):
         (tmp_path / f"train_{script}.py").write_text(f"import json; print(json.dumps({{'{script}': {row}}}))")
     sections = "".join(f"<!-- methods-{script}:begin --><!-- methods-{script}:end -->\n" for script in ("skd", "okd"))
@@ -1419,7 +1420,7 @@ def test_pages_are_rendered_by_one_command(project):
     assert report.write_pages(project) == []
     text = (project / "docs" / "methods.md").read_text(encoding="utf-8")
     assert text.startswith("top\n") and text.endswith("bottom\n")
-    assert "| `skd` | é | student | `kl` | - | ours | - | `python train_skd.py" in text
+    assert "| `skd` | é | student | `kl` | 0.5 | - | ours | - | `python train_skd.py" in text
     assert "fast ‖" in (project / "docs" / "speed.md").read_text(encoding="utf-8")
     page = (study / "README.md").read_text()
     (study / "README.md").write_text(page.replace("Task math", "Task maths").replace("# skd-a", "# Why"))
