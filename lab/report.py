@@ -33,8 +33,7 @@ from lab.tables import inert, render_table, summary, with_relative_seconds
 ROOT = Path(__file__).parents[1]
 
 # What a comparison of each script is about: (control, main_method). The control is the method that differences are
-# taken
-# to in the first table, the main_method is the method that the second table holds against all others.
+# taken to in the first table, the main_method is the method that the second table holds against all others.
 COMPARISONS = {"train_skd": ("supervised", "skd"), "train_okd": ("fixed_forward_kl", "okd")}
 
 
