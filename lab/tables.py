@@ -436,9 +436,9 @@ def render_table(runs, control="supervised", main_method="skd", order=None):
 
 def _quick_report(runs, variants):
     """Which methods have run, and how long: all that a smoke run shows."""
-    notes = ["Made with --quick, a smoke run: it shows that every stage works. Its scores"
-             f"{''.join(f' ({metric})' for metric in in_headers(runs, 'metric'))} are in summary.json and mean nothing, "
-             "so none is compared here."]
+    metric = "".join(f" ({name})" for name in in_headers(runs, "metric"))
+    notes = [f"Made with --quick, a smoke run: it shows that every stage works. Its scores{metric} are in summary.json "
+             "and mean nothing, so none is compared here."]
     rows = []
     for variant in variants:
         own = [run for run in runs if run.variant == variant]
