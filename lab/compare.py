@@ -49,6 +49,7 @@ SOURCES = (  # whose sha256 a record holds, beside the script's own
             "checks",
             "command_line",
             "arguments",
+            "schedule",
             "compare",
         )
     ),
@@ -166,7 +167,11 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, **cached)
     if pair.fingerprint != shared["fingerprint"]:
         raise ValueError(f"the cached pair has changed since {again}")
-    changes = {"steps": steps or args.steps, "lr": peak_rate(row, args), "chunk_loss": arguments.chunks_its_loss(args, pair.tokenizer.n_vocab)}
+    changes = {
+        "steps": steps or args.steps,
+        "lr": peak_rate(row, args),
+        "chunk_loss": arguments.chunks_its_loss(args, pair.tokenizer.n_vocab),
+    }
     name, here = run_name(variant, shared["pair"], seed, budget), argparse.Namespace(**vars(args) | changes)
     header = {
         "variant": variant,

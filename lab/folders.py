@@ -42,7 +42,8 @@ def make_run_folder(out, resume, default_name):
             raise ValueError(f"{out} already holds records: add --resume to continue them, or give another --out")
         for path in sorted(folder.iterdir()):
             if re.fullmatch(
-                r"((teacher|student_start)_pair\d+|.+_seed\d+(\.module)?)\.pt|table\.md|curves\.svg|summary\.json", path.name
+                r"((teacher|student_start)_pair\d+|.+_seed\d+(\.module)?)\.pt|table\.md|curves\.svg|summary\.json",
+                path.name,
             ):
                 raise ValueError(
                     f"{path.name} in {out} may be written over: add --resume if a run of yours was interrupted here, "

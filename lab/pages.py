@@ -83,7 +83,16 @@ def methods_table(script, variants):
             else ""
         )
         module = {None: "fixed", "flag": "lora (`--module`)"}.get(row.get("module"), row.get("module"))
-        cells = [f"`{name}`", row["note"], writer, loss, f"{row['rate']:g}", *([module, _learning(row)] if with_module else []),
-                 row["paper"] or "-", row["read_from"], row["deviation"] or "-"]
+        cells = [
+            f"`{name}`",
+            row["note"],
+            writer,
+            loss,
+            f"{row['rate']:g}",
+            *([module, _learning(row)] if with_module else []),
+            row["paper"] or "-",
+            row["read_from"],
+            row["deviation"] or "-",
+        ]
         lines.append(f"| {' | '.join(cells)} | `python {script}.py --variants {name}` |")
     return "\n".join(lines) + "\n"

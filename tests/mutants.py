@@ -532,7 +532,7 @@ MUTANTS = [Mutant(*row) for row in (
      "flops = 2 * (self.weights[1] * student + self.weights[0] * teacher + products)",
      ("test_train_skd.py::test_costs_are_what_the_models_did[supervised]",),
      "equal compute that is none"),
-    ("costs: equal compute inverted", "lab/compare.py",
+    ("costs: equal compute inverted", "lab/schedule.py",
      '(unit["compute"] - once) / (own["compute"] - once)', '(own["compute"] - once) / (unit["compute"] - once)',
      ("test_train_skd.py::test_equal_compute",),
      "a cheap method gets fewer steps in place of more"),

@@ -262,7 +262,8 @@ def test_a_sum_that_is_not_finite_is_never_saved(pair, tmp_path):  # noqa: F811
         row = train_skd.VARIANTS["supervised"]
         distilled(train_skd, row, student, pair, args, log=Quiet(), checkpointer=checkpointer)
     assert saved == [2] and all(
-        bool(w.isfinite().all()) for w in load_file(str(tmp_path / "run_pair1_seed1.state.pt"))["parts"]["student"].values()
+        bool(w.isfinite().all())
+        for w in load_file(str(tmp_path / "run_pair1_seed1.state.pt"))["parts"]["student"].values()
     )
 
 

@@ -225,7 +225,9 @@ def test_two_programs_share_a_cache(clone, tmp_path, undisturbed):
     assert sum(output.count("  step    40/40") for output, _ in outputs) == 1
     expected = finished_records(undisturbed["train_skd.py"], ["skd_pair1_seed1"])
     assert (
-        expected == finished_records(tmp_path / "a", ["skd_pair1_seed1"]) == finished_records(tmp_path / "b", ["skd_pair1_seed1"])
+        expected
+        == finished_records(tmp_path / "a", ["skd_pair1_seed1"])
+        == finished_records(tmp_path / "b", ["skd_pair1_seed1"])
     )
     with running(clone, *command, str(tmp_path / "c"), "--steps", "400") as one:
         read_lines(one, 1)
@@ -437,7 +439,8 @@ def test_data_that_changed_before_resume_is_named(cached_pairs, tmp_path, unfini
         with pytest.raises(ValueError) as error:
             train_skd.main([*argv, "--variants", "sft,supervised"])
         assert str(error.value) == (
-            f"{told} since sft_pair1_seed1.jsonl was begun: put the data back as it was, or start anew with another --out"
+            f"{told} since sft_pair1_seed1.jsonl was begun: put the data back as it was, "
+            "or start anew with another --out"
         )
         assert sorted(out.iterdir()) == left
     for name, text in before.items():
@@ -538,7 +541,9 @@ def test_a_cached_model_under_another_name_is_not_taken(cached_pairs, tmp_path, 
     assert train_skd.main([*argv, str(tmp_path / "again"), "--pair-seed", "72"]) == 0
     assert "under another name" in capsys.readouterr().out
     one, other = (lines_of(tmp_path / name / "sft_pair72_seed1.jsonl")[0] for name in ("72", "again"))
-    assert one["pair"] == 72 and one["fingerprint"] == other["fingerprint"] and load_file(str(path))["name"] == path.name
+    assert (
+        one["pair"] == 72 and one["fingerprint"] == other["fingerprint"] and load_file(str(path))["name"] == path.name
+    )
 
 
 def test_another_users_pair_is_left_as_it_is(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa: F811

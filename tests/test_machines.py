@@ -283,7 +283,10 @@ def test_when_all_runs_fail(cached_pairs, capsys, monkeypatch, tmp_path):  # noq
     monkeypatch.setattr(report, "write_report", lambda folder: pytest.fail("nothing to report"))
     assert train_skd.main([*SMALL, "--out", str(tmp_path / "out")]) == 1
     told = capsys.readouterr()
-    assert [line.split(": ")[1] for line in told.err.splitlines()] == ["run sft_pair1_seed1 failed", "run skd_pair1_seed1 failed"]
+    assert [line.split(": ")[1] for line in told.err.splitlines()] == [
+        "run sft_pair1_seed1 failed",
+        "run skd_pair1_seed1 failed",
+    ]
     assert "no table, since no run has finished" in told.out and "table.md" not in told.out
 
 

@@ -66,7 +66,9 @@ def test_two_processes_train_as_one(clone, tmp_path, script):
         assert len(one) == len(two)
         for line, other in zip(one[1:], two[1:]):
             assert comparable(line) == pytest.approx(comparable(other), rel=2e-4, abs=1e-6), name
-        one, two = (torch.load(tmp_path / str(n) / f"{name}_pair1_seed1.pt", weights_only=True)["weights"] for n in (1, 2))
+        one, two = (
+            torch.load(tmp_path / str(n) / f"{name}_pair1_seed1.pt", weights_only=True)["weights"] for n in (1, 2)
+        )
         for weight, difference in weight_differences(one, two).items():
             # AdamW divides small gradients by themselves: rounding can show in single weights.
             assert difference.mean() < 1e-6 and difference.max() < 3e-4, (name, weight)
@@ -82,7 +84,9 @@ def test_a_lost_process_ends_the_run_with_a_word(clone, tmp_path, lost):
         ["train_skd.py", "--variants", "sft,skd", "--steps", "96", "--save-every", "4", "--out"],
     )
     running = start(clone, 2, *command, out)
-    assert any(line.startswith("skd_pair1_seed1: ") for line in running.stdout)  # reads up to there: the method has begun
+    assert any(
+        line.startswith("skd_pair1_seed1: ") for line in running.stdout
+    )  # reads up to there: the method has begun
     assert running.stdout.readline().startswith("  step")
     ranks = {}
     for child in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split():
@@ -137,7 +141,9 @@ def test_a_signal_lets_three_processes_save(clone, tmp_path, script, number):
     assert [without_times(line) for line in broken if line["kind"] != "resumed"] == [
         without_times(line) for line in whole
     ]
-    one, two = (torch.load(tmp_path / folder / f"{name}_pair1_seed1.pt", weights_only=True) for folder in ("out", "whole"))
+    one, two = (
+        torch.load(tmp_path / folder / f"{name}_pair1_seed1.pt", weights_only=True) for folder in ("out", "whole")
+    )
     assert one["sha256"] == two["sha256"]
 
 

@@ -69,7 +69,9 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/teacher_cache.py": {"model", "losses", "sample", "data.progress", "lab.folders", "lab.records"},
     "lab/command_line.py": {"sample", "data.tasks", "lab.pairs", "lab.report"},
     "lab/arguments.py": {"sample", "data.tasks", "lab.command_line", "lab.pairs", "lab.processes", "lab.report"},
-    "lab/compare.py": BELOW | LAB - {"lab.compare", "lab.gallery", "lab.exchange", "lab.rollouts"},
+    "lab/schedule.py": {"data.progress", "lab.checkpoints", "lab.processes", "lab.records", "lab.report"},
+    "lab/program.py": {"lab.processes"},
+    "lab/compare.py": BELOW | LAB - {"lab.compare", "lab.gallery", "lab.exchange", "lab.program", "lab.rollouts"},
     "train_skd.py": BELOW | LAB | {"features", "methods", "catalogue"},
     "train_okd.py": BELOW | LAB | {"features", "methods", "catalogue"},
 }

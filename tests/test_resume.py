@@ -309,7 +309,9 @@ def test_changed_code_is_said_and_a_state_that_does_not_fit_is_named(tmp_path):
         "train_skd",
         "sft",
         tmp_path / "run",
-        checkpointer=Checkpointer(str(tmp_path / "run" / "run_pair1_seed1"), 1, {"steps": 4}, sources={"losses.py": "1"}),
+        checkpointer=Checkpointer(
+            str(tmp_path / "run" / "run_pair1_seed1"), 1, {"steps": 4}, sources={"losses.py": "1"}
+        ),
     )
     stem = str(tmp_path / "run" / "run_pair1_seed1")
     assert Checkpointer(stem, 1, {"steps": 4}, sources={"losses.py": "1"}).warnings == []
@@ -335,11 +337,18 @@ def test_seconds_of_a_preparation_are_kept(tmp_path):
 def test_forgetting_is_of_one_run(tmp_path):
     """All states of the run and of runs within it go, those of others stay."""
     names = [
-        "a_pair1_seed1.state.pt", "a_pair1_seed1.state.before.pt", "a_pair1_seed1.rank1.state.pt", "a_pair1_seed1.assistant.state.pt",
+        "a_pair1_seed1.state.pt",
+        "a_pair1_seed1.state.before.pt",
+        "a_pair1_seed1.rank1.state.pt",
+        "a_pair1_seed1.assistant.state.pt",
         "a_pair1_seed1.state.pt.12.partial",
     ]
     others = ["a_pair1_seed11.state.pt", "b_a_pair1_seed1.state.pt", "a_pair1_seed1.pt", "a_pair1_seed1.jsonl"]
-    others += ["a_pair1_seed1.state.pt.damaged", "a_pair1_seed1.statement.txt", "a_pair1_seed1.state.pt.mine"]  # set aside, or somebody's
+    others += [
+        "a_pair1_seed1.state.pt.damaged",
+        "a_pair1_seed1.statement.txt",
+        "a_pair1_seed1.state.pt.mine",
+    ]  # set aside, or somebody's
     for name in names + others:
         (tmp_path / name).write_text("")
     checkpoints.forget(tmp_path / "a_pair1_seed1")
@@ -395,7 +404,9 @@ def test_another_format_is_refused(tmp_path):
         header.replace(f'"format": {records.FORMAT}, ', "") + "\n" + '{"kind": "final", "score": 0.5}'
     ) + "\n"
     path.write_text(older)
-    with pytest.raises(ValueError, match="a_pair1_seed1.jsonl is of format 1, this code writes format 3: give another --out"):
+    with pytest.raises(
+        ValueError, match="a_pair1_seed1.jsonl is of format 1, this code writes format 3: give another --out"
+    ):
         records.read_finished(tmp_path, "a_pair1_seed1", {})
     assert path.read_text() == older
     stem = tmp_path / "b_pair1_seed1"
@@ -411,7 +422,10 @@ def test_another_format_is_refused(tmp_path):
 
 def test_a_record_under_another_name_is_refused(tmp_path):
     """What one method has done is no other's, be it that a file was renamed or copied: both names are told."""
-    for variant, budget, name in (("skd", "steps", "skd_pair1_seed2"), ("skd lr=0.1", "compute", "skd_lr=0.1_compute_pair1_seed2")):
+    for variant, budget, name in (
+        ("skd", "steps", "skd_pair1_seed2"),
+        ("skd lr=0.1", "compute", "skd_lr=0.1_compute_pair1_seed2"),
+    ):
         path = finished_record(tmp_path, name, variant=variant, pair=1, seed=2, budget=budget)
         assert records.read_finished(tmp_path, name, {"lr": 0.1})["score"] == 0.25
         for other in ("sft_pair1_seed2", "skd_pair1_seed3", "skd_compute_pair1_seed2"):
@@ -441,7 +455,10 @@ def test_a_line_behind_the_seal_is_noticed(tmp_path, more):
     whole = path.read_text() + more
     path.write_text(whole)
     assert records.read_finished(tmp_path, "a_pair1_seed1", {"lr": 0.1}, say=said.append) is None
-    assert "renamed to a_pair1_seed1.jsonl.damaged" in said[0] and (tmp_path / "a_pair1_seed1.jsonl.damaged").read_text() == whole
+    assert (
+        "renamed to a_pair1_seed1.jsonl.damaged" in said[0]
+        and (tmp_path / "a_pair1_seed1.jsonl.damaged").read_text() == whole
+    )
 
 
 def test_sealed_words_are_no_record(tmp_path):

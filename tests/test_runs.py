@@ -214,7 +214,9 @@ def test_every_long_stage_has_a_bar(tmp_path, monkeypatch, capsys):
 def test_progress_is_read_from_the_records(tmp_path, capsys, monkeypatch):
     """Without a terminal a line per minute: how many are done, and the step that each running one has recorded."""
     todo = [(None, tmp_path, {"pair": 1}, name, 1, "steps", 40) for name in ("sft", "skd", "okd alpha=0.9")]
-    (tmp_path / "skd_pair1_seed1.jsonl").write_text('{"kind": "header"}\n{"kind": "step", "step": 21}\n{"kind": "step", "st')
+    (tmp_path / "skd_pair1_seed1.jsonl").write_text(
+        '{"kind": "header"}\n{"kind": "step", "step": 21}\n{"kind": "step", "st'
+    )
     monkeypatch.setattr(schedule.time, "monotonic", lambda now=iter((0.0, 59.0, 61.0, 61.0, 62.0)): next(now))
     with schedule.Progress(tmp_path, todo, 2) as progress:
         progress.watch(todo[:2], 1)
@@ -223,7 +225,10 @@ def test_progress_is_read_from_the_records(tmp_path, capsys, monkeypatch):
         progress.watch(todo[1:], 0)
         assert progress.bar.n == 40 + 21
         progress.watch(todo[1:], 0)
-    assert capsys.readouterr().out == "sft done\n  1 of 3 runs done, skd_pair1_seed1 21/40, okd_alpha=0.9_pair1_seed1 0/40\n"
+    assert (
+        capsys.readouterr().out
+        == "sft done\n  1 of 3 runs done, skd_pair1_seed1 21/40, okd_alpha=0.9_pair1_seed1 0/40\n"
+    )
 
 
 @pytest.mark.parametrize("content", [b"[1, 2]\n", b"3\n", b'{"kind": "header"}\n{"kind": "final"}\n', b"\xff\xfe\n"])

@@ -487,7 +487,9 @@ def test_no_figure_breaks_a_report(tmp_path, first):
                 "drift": value,
             }
         )
-        (tmp_path / f"a_pair1_seed{seed}.jsonl").write_text(records.with_checksum("\n".join(map(json.dumps, lines))) + "\n")
+        (tmp_path / f"a_pair1_seed{seed}.jsonl").write_text(
+            records.with_checksum("\n".join(map(json.dumps, lines))) + "\n"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "| a " in report.write_report(tmp_path)
@@ -758,7 +760,13 @@ def test_a_terminal_is_not_spoken_to(tmp_path, capsys):
 
 
 LINKS = (
-    "sft_pair1_seed1.jsonl", "table.md", "curves.svg", "summary.json", "teacher_pair1.pt", "student_start_pair1.pt", "sft_pair1_seed1.pt",
+    "sft_pair1_seed1.jsonl",
+    "table.md",
+    "curves.svg",
+    "summary.json",
+    "teacher_pair1.pt",
+    "student_start_pair1.pt",
+    "sft_pair1_seed1.pt",
     ".lock",
 )
 
@@ -884,4 +892,9 @@ def test_a_report_is_written_through_no_link(tmp_path):
         (folder / f".{name}.{os.getpid()}.tmp").symlink_to(victim)
     assert "| a " in report.write_report(folder)
     assert victim.read_text() == "mine" and not [path for path in folder.iterdir() if path.is_symlink()]
-    assert sorted(path.name for path in folder.iterdir()) == ["a_pair1_seed1.jsonl", "curves.svg", "summary.json", "table.md"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "a_pair1_seed1.jsonl",
+        "curves.svg",
+        "summary.json",
+        "table.md",
+    ]

@@ -896,7 +896,10 @@ def test_the_pair_is_the_very_one_of_train_skd(finished, cache, tmp_path):
     for key in ("pair", "teacher", "student_start", "vocabulary_in_use", "accept_top_k"):
         assert own[key] == other[key], key
     # and the twin methods end at the same student: the same figures of it
-    own, other = records(finished, "fixed_forward_kl_pair1_seed1")[1], records(tmp_path / "skd", "supervised_pair1_seed1")[1]
+    own, other = (
+        records(finished, "fixed_forward_kl_pair1_seed1")[1],
+        records(tmp_path / "skd", "supervised_pair1_seed1")[1],
+    )
     timed = ("seconds", "sha256")
     assert {key: value for key, value in own.items() if key not in timed} == {
         key: value for key, value in other.items() if key not in timed
@@ -1207,7 +1210,11 @@ def test_a_sweep_runs_beside_its_control(cache, tmp_path):
     sweep = [*TINY, "--variants", "okd", "--sweep", "alpha=0,1", "--resume", *out]
     assert main(sweep) == 0
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.jsonl")}
-    assert sorted(before) == ["fixed_forward_kl_pair1_seed1.jsonl", "okd_alpha=0_pair1_seed1.jsonl", "okd_alpha=1_pair1_seed1.jsonl"]
+    assert sorted(before) == [
+        "fixed_forward_kl_pair1_seed1.jsonl",
+        "okd_alpha=0_pair1_seed1.jsonl",
+        "okd_alpha=1_pair1_seed1.jsonl",
+    ]
     rows = [records(tmp_path / "out", f"okd_alpha={value}_pair1_seed1")[0]["row"]["alpha"] for value in (0, 1)]
     assert rows == [0, 1]
     assert main(sweep) == 0  # nothing is run again

@@ -1259,7 +1259,8 @@ def test_what_a_run_leaves(finished):
     """Records, final students, the two starting models and three reports; no half-written file."""
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        "sft_pair1_seed1.jsonl", "skd_pair1_seed1.jsonl", "sft_pair1_seed1.pt", "skd_pair1_seed1.pt", "teacher_pair1.pt", "student_start_pair1.pt",
+        "sft_pair1_seed1.jsonl", "skd_pair1_seed1.jsonl", "sft_pair1_seed1.pt", "skd_pair1_seed1.pt", "teacher_pair1.pt",
+        "student_start_pair1.pt",
         "table.md", "curves.svg", "summary.json",
     }  # fmt: skip
 
@@ -1771,8 +1772,14 @@ def test_the_picture_of_a_students_rollout(finished, capsys):
 def test_the_picture_follows_its_flags(finished, capsys):
     """K = 0 replaces everything, K = V nothing; an own prompt takes the place of the task's; gamma changes no text."""
     argv = [
-        "--checkpoint", str(finished / "skd_pair1_seed1.pt"), "--teacher", str(finished / "teacher_pair1.pt"), "--prompt", "1+2=",
-        "--prompt", "7",
+        "--checkpoint",
+        str(finished / "skd_pair1_seed1.pt"),
+        "--teacher",
+        str(finished / "teacher_pair1.pt"),
+        "--prompt",
+        "1+2=",
+        "--prompt",
+        "7",
     ]
     assert re.search(r"written: 0 accepted", shown([*argv, "--accept-top-k", "0"], capsys))
     assert re.search(r" 0 replaced", shown([*argv, "--accept-top-k", "257"], capsys))
@@ -1854,7 +1861,9 @@ def test_wrong_views_are_refused(finished, nothing_trained, capsys, argv, word, 
     what needs no model is seen before any training."""
     if not given and argv[0] == "--prompt":
         pytest.skip("how long a prompt may be is known once there is a pair")
-    line = refused(rollouts.main, [*(["--checkpoint", str(finished / "skd_pair1_seed1.pt")] if given else []), *argv], capsys)
+    line = refused(
+        rollouts.main, [*(["--checkpoint", str(finished / "skd_pair1_seed1.pt")] if given else []), *argv], capsys
+    )
     assert word in line.replace("--accept-top-k", "accept_top_k"), line
 
 
@@ -1876,7 +1885,9 @@ def test_quick_and_the_picture_as_commands(clone):
     out = command(clone, "train_skd.py", "--quick")
     folder = clone / "runs" / "skd-math-quick-1"
     assert "smoke" in out and (folder / "table.md").read_text() in out
-    assert sorted(path.stem for path in folder.glob("*.jsonl")) == sorted(f"{name}_pair1_seed1" for name in train_skd.MAIN)
+    assert sorted(path.stem for path in folder.glob("*.jsonl")) == sorted(
+        f"{name}_pair1_seed1" for name in train_skd.MAIN
+    )
     finals = {name: lines_of(folder / f"{name}_pair1_seed1.jsonl")[-1] for name in train_skd.MAIN}
     start = lines_of(folder / "skd_pair1_seed1.jsonl")[0]["student_start"]
     assert all(
