@@ -178,7 +178,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--student-start", default="sft", choices=("sft", "raw"), help="start from a short SFT, or untuned"
     )
-    group.add_argument("--student-prompts", type=int, help="prompts the student may use (default: 500; 0: all)")
+    group.add_argument("--student-prompts", type=int, help="prompts the student may use (default: 400; 0: all)")
     group.add_argument("--teacher-prompts", type=int, help="prompts that the teacher learns from (default: all)")
     group.add_argument(
         "--teacher-steps", type=int, help="teacher's pretraining steps: its quality (default: by --size)"

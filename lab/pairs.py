@@ -54,14 +54,14 @@ class PairSettings:
     teacher_steps: int = 2000
     start_steps: int = 800
     teacher_prompts: int | None = None  # None: the whole train split
-    student_prompts: int | None = 500
+    student_prompts: int | None = 400
     student_start: str = "sft"  # or "raw"
     vocab_size: int = 512  # upper bound: the tokenizer stops when no pair of tokens occurs twice
     block_size: int | None = None  # None: as long as the longest example asks for
     max_new_tokens: int | None = None  # of a response that is learned or written; None: see default_budget
     batch_size: int = 64
     teacher_lr: float = 3e-3
-    start_lr: float = 5e-3
+    start_lr: float = 1e-2
     seed: int = 1
 
 
@@ -69,7 +69,7 @@ class PairSettings:
 # distillation's. "tiny" was tuned on the math task (docs/data.md), the others follow its widths and depths.
 # fmt: off
 SIZES = {
-    "tiny": {"teacher_shape": (2, 2, 64), "student_shape": (2, 2, 32), "steps": 400, "lr": 5e-3},
+    "tiny": {"teacher_shape": (2, 2, 64), "student_shape": (2, 2, 32), "steps": 400, "lr": 1e-2},
     "small": {"teacher_shape": (4, 4, 128), "student_shape": (2, 2, 64), "steps": 1000, "lr": 3e-3,
               "teacher_steps": 4000, "start_steps": 600, "vocab_size": 2048, "teacher_lr": 2e-3, "start_lr": 3e-3},
     "base": {"teacher_shape": (6, 6, 384), "student_shape": (4, 4, 128), "steps": 4000, "lr": 1e-3,
