@@ -70,6 +70,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/command_line.py": {"sample", "data.tasks", "lab.pairs", "lab.report"},
     "lab/arguments.py": {"sample", "data.tasks", "lab.command_line", "lab.pairs", "lab.processes", "lab.report"},
     "lab/schedule.py": {"data.progress", "lab.checkpoints", "lab.processes", "lab.records", "lab.report"},
+    "lab/studies.py": {"lab.archive", "lab.folders", "lab.records", "lab.report"},
     "lab/program.py": {"lab.processes"},
     "lab/compare.py": BELOW | LAB - {"lab.compare", "lab.gallery", "lab.exchange", "lab.program", "lab.rollouts"},
     "train_skd.py": BELOW | LAB | {"features", "methods", "catalogue"},

@@ -1,0 +1,102 @@
+"""The studies in results/: each answers a question with one command.
+
+    python -m lab.studies                    every study: its question, its command, what it takes, whether it is there
+    python -m lab.studies NAME [NAME ..]     runs them in runs/studies/, where an interrupted one goes on, and makes
+                                             results/NAME of each: records, table, curves, summary
+
+Settings were found on development pairs (seeds 11 to 15) and confirmed on pairs that nobody had looked at (from 101 on).
+"""
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+from lab import folders, report
+from lab.archive import PACKED
+from lab.records import write_whole
+
+
+class Study(NamedTuple):
+    """A question, and the command that answers it."""
+
+    question: str
+    command: str  # what follows "python"; --out, --resume and --jobs are added
+    minutes: int  # measured on two CPU cores
+    needs: str | None = None  # the real data set that it reads, for --data-dir
+
+
+STUDIES = {
+    "rates": Study(
+        "Which learning rate does each method of train_skd.py want?",
+        "train_skd.py --pairs 5 --pair-seed 11 --seed 11 --sweep lr=0.01,0.02,0.04",
+        40,
+    ),
+    "skd-math": Study(
+        "Which method of the SKD paper teaches the default task best, on pairs that no setting was chosen by?",
+        "train_skd.py --pairs 8 --pair-seed 101 --seed 101",
+        20,
+    ),
+}
+
+
+def size_of(folder):
+    """Bytes of the files in a study's folder."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def about(name, root=folders.ROOT):
+    """What is known of a study before it is run, as lines."""
+    study, made = STUDIES[name], root / "results" / name
+    needs = f", needs the files of {study.needs} (--data-dir)" if study.needs else ""
+    size = f"; results/{name} has {size_of(made) / 1e6:.1f} MB" if made.is_dir() else f"; no results/{name} yet"
+    return f"{name}: {study.question}\n  python {study.command}\n  {study.minutes} minutes on two cores{needs}{size}"
+
+
+def run_study(name, jobs=None, data_dir=None, root=folders.ROOT):
+    """Run a study, or what is missing of it, and make results/NAME of its records -> whether it is whole."""
+    study, work, made = STUDIES[name], root / "runs" / "studies" / name, root / "results" / name
+    words = [*shlex.split(study.command), "--out", str(work), "--resume"]
+    words += ["--jobs", str(jobs)] if jobs else []
+    words += ["--data-dir", data_dir] if data_dir and study.needs else []
+    if subprocess.run([sys.executable, *words], cwd=root).returncode:
+        return False
+    made.mkdir(parents=True, exist_ok=True)
+    (made / PACKED).unlink(missing_ok=True)  # the one that was made before
+    for path in work.glob("*.jsonl"):
+        shutil.copy(path, made)
+    if not (made / "README.md").exists():
+        command = f"```\npython -m lab.studies {name}     # python {study.command}\n```"
+        table = "<!-- table:begin -->\n<!-- table:end -->"
+        write_whole(made / "README.md", f"# {name}\n\n{study.question}\n\n{command}\n\n{table}\n")
+    report.pack(made)
+    return True
+
+
+def main(argv=None):
+    """Run the studies that were named, or list all -> 0 where every one of them is whole."""
+    parser = argparse.ArgumentParser(prog="lab.studies", description="Run the studies behind results/ again.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which (default: list all)")
+    parser.add_argument("--jobs", type=int, help="runs side by side (default: CPU cores; 1 on a GPU)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where files of real data sets lie")
+    parser.error = lambda message: parser.exit(2, f"lab.studies: {' '.join(message.split())} (see --help)\n")
+    args = parser.parse_args(argv)
+    for name in args.names:
+        if name not in STUDIES:
+            parser.error(f"there is no study {name!r}: there are {', '.join(STUDIES)}")
+    if not args.names:
+        print("\n".join(about(name) for name in STUDIES))
+    failed = []
+    for name in args.names:
+        print(about(name), flush=True)
+        if not run_study(name, args.jobs, args.data_dir):
+            failed.append(name)
+    for name in failed:
+        print(f"lab.studies: {name} is not whole: what was said above; the same command goes on", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
