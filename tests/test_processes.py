@@ -20,7 +20,7 @@ from lab import costs, evaluate, processes
 TINY = "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 4 --device cpu --jobs 1".split()
 # Figures that differ: of the clock, of the memory that a share of the batch takes, and of what the samplers spent, as
 # each process chooses its blocks' length for its own rows. A step's line describes the share of the batch too.
-OWN = {"kind", "seconds", "memory_mb", "teacher_forwards", "compute", "sha256", "warnings"}
+OWN = {"kind", "seconds", "seconds_by_stage", "memory_mb", "teacher_forwards", "compute", "sha256", "warnings"}
 SHARED_BY_STEP = {"step", "loss", "gradient_norm", "lr"}
 
 

@@ -59,8 +59,9 @@ import train_skd
 from data import corpora, metrics
 from data.tasks import make_task
 from data.tokenizer import train_tokenizer
-from lab import arguments, compare, folders, pairs, records, rollouts, training
-from lab.evaluate import evaluate, sample_responses, step_columns, step_figures
+from lab import arguments, compare, folders, monitoring, pairs, records, rollouts, training
+from lab.evaluate import evaluate, sample_responses
+from lab.monitoring import step_columns, step_figures
 from lab.pairs import PairSettings, encode_task
 from losses import forward_kl, with_tail
 from methods import resolve, sampling_now, scheduled
@@ -612,27 +613,28 @@ def test_measuring_changes_nothing(pair, variant, monkeypatch):
     wanted = Watched(VARIANTS[variant], pair, flags(steps=3)).end
     figures = {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0}
     monkeypatch.setattr(compare, "evaluate_quickly", lambda *args, **kwargs: figures)
-    monkeypatch.setattr(training, "step_figures", lambda *args, **kwargs: {})
+    monkeypatch.setattr(monitoring, "step_figures", lambda *args, **kwargs: {})
     assert same_weights(wanted, Watched(VARIANTS[variant], pair, flags(steps=3, log_every=100)).end)
 
 
 def test_lines_on_the_way(pair):
-    """Step lines every log_every steps and at the end, eval lines about eight times and at the end."""
+    """Step lines every log_every steps and at the end, eval lines before the first step, about eight times, at the
+    end."""
     run = Watched(VARIANTS["sft"], pair, flags(steps=33, log_every=10))
     assert [line["step"] for line in run.steps] == [1, 11, 21, 31, 33]
     at = [line["step"] for line in run.evals]
-    assert at[-1] == 33 and 8 <= len(at) <= 10 and at == sorted(set(at))
+    assert at[0] == 0 and at[-1] == 33 and 9 <= len(at) <= 11 and at == sorted(set(at))
     assert all({"score", "val_nll", "kl_teacher"} <= set(line) for line in run.evals)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(pair):
-    """One line names the step, the examples and the rate; the run does not go on."""
+    """One line says that it was so before the first step; the run does not go on."""
     broken = dataclasses.replace(pair, student_weights=copy.deepcopy(pair.student_weights))
     broken.student_weights["norm.weight"].fill_(float("nan"))
     with pytest.raises(ValueError) as error:
         Watched(VARIANTS["sft"], broken, flags())
     text = str(error.value)
-    assert "\n" not in text and "step 1" in text and "--lr" in text
+    assert "\n" not in text and "before the first step" in text and "--lr" in text
 
 
 @pytest.mark.parametrize("log_every", [1, 20])
@@ -1266,14 +1268,14 @@ def test_what_a_run_leaves(finished):
 
 
 def test_records_tell_all(finished):
-    """Header, steps, evals, final; the header says of which method, seed, task, code and machine,
+    """Header, steps, evals, rollouts, final; the header says of which method, seed, task, code and machine,
     and names no folder."""
     for name, row in (("sft", VARIANTS["sft"]), ("skd", VARIANTS["skd"])):
         header, *lines, final = lines_of(finished / f"{name}_pair1_seed1.jsonl")
         assert (
             header["kind"] == "header"
             and final["kind"] == "final"
-            and {line["kind"] for line in lines} == {"step", "eval"}
+            and {line["kind"] for line in lines} == {"step", "eval", "rollout"}
         )
         wanted = {
             "script": "train_skd", "variant": name, "seed": 1, "budget": "steps", "task": "math", "device": "cpu",
@@ -1356,7 +1358,7 @@ def test_resume_runs_nothing_again(copied, cached_pairs, monkeypatch):
 
 def without_times(line):
     """A line of a record without what a clock or a calendar says."""
-    clocks = ("seconds", "date", "commit", "modified", "sha256")
+    clocks = ("seconds", "seconds_by_stage", "date", "commit", "modified", "sha256")
     return {key: value for key, value in line.items() if key not in clocks and not key.endswith("_ms")}
 
 
