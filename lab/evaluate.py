@@ -230,7 +230,8 @@ def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens,
         "val_nll": measured["nll"],
         "kl_teacher": measured.get("kl_teacher"),
     }
-    figures |= {f"task_{name}": value for name, value in task.details(encoded.examples, completions).items()}
+    details = task.details(encoded.examples, completions)
+    figures |= {f"task_{name}": value for name, value in details.items() if value is not None}
     names = ("kl_adapted_teacher", "adapted_nll", "drift")
     return figures | {name: measured[name] for name in names if adapted is not None}
 
