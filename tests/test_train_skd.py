@@ -59,7 +59,7 @@ import train_skd
 from data import corpora, metrics
 from data.tasks import make_task
 from data.tokenizer import train_tokenizer
-from lab import arguments, compare, folders, monitoring, pairs, records, rollouts, training
+from lab import arguments, compare, folders, monitoring, pairs, records, rollouts, schedule, training
 from lab.evaluate import evaluate, sample_responses
 from lab.monitoring import step_columns, step_figures
 from lab.pairs import PairSettings, encode_task
@@ -1291,8 +1291,14 @@ def test_records_tell_all(finished):
         assert {"train_skd.py", "sample.py", "losses.py", "model.py", "lab/pairs.py"} <= set(header["sources"])
         assert header["torch"] == torch.__version__
         assert not any(
-            os.sep in text and Path(text).is_absolute() for line in (header, *lines, final) for text in strings(line)
+            os.sep in text and Path(text).is_absolute()
+            for line in (header, *lines, final)
+            for text in strings(line)
+            if line["kind"] != "rollout"  # a token may be a slash
         )
+        assert rollout_steps(finished / f"{name}_pair1_seed1.jsonl") == [0, 1, 2]
+        stages = final["seconds_by_stage"]
+        assert min(stages.values()) >= 0 < stages["final_evaluation"] and list(stages)[-1] == "final_evaluation"
         assert str(ROOT) not in json.dumps(header) and str(finished) not in json.dumps(header)
 
 
@@ -1513,6 +1519,20 @@ def test_seeds_are_runs_of_their_own(cached_pairs, tmp_path):
     assert [header["seed"] for header in headers] == [5, 6] and headers[0]["pair"] == headers[1]["pair"]
     finals = [lines_of(tmp_path / f"on_policy_pair1_seed{seed}.jsonl")[-1] for seed in (5, 6)]
     assert finals[0]["val_nll"] != finals[1]["val_nll"]
+    assert [rollout_steps(tmp_path / f"on_policy_pair1_seed{seed}.jsonl") for seed in (5, 6)] == [[0, 1, 2], []]
+
+
+def rollout_steps(path):
+    """The steps of the held-out rollouts in a record."""
+    return [line["step"] for line in lines_of(path) if line["kind"] == "rollout"]
+
+
+def test_seeds_begin_one_higher_with_each_pair():
+    """Pairs 3, 4 and 5 begin with seeds 7, 8 and 9, of which rollouts are shown."""
+    args = parse_flags(["--device", "cpu", "--pair-seed", "3", "--pairs", "3", "--seed", "7", "--seeds", "2"])[0]
+    found = [schedule.of_pair(args, pair_seed) for pair_seed in (3, 4, 5)]
+    assert [(own.pair_seed, own.settings.seed, own.seed) for own in found] == [(3, 3, 7), (4, 4, 8), (5, 5, 9)]
+    assert (args.pair_seed, args.settings.seed, args.seed) == (3, 3, 7)
 
 
 def test_equal_compute(cached_pairs, tmp_path):
@@ -1523,6 +1543,7 @@ def test_equal_compute(cached_pairs, tmp_path):
         plain, long = (lines_of(tmp_path / f"{name}{part}_pair1_seed1.jsonl") for part in ("", "_compute"))
         one_step = plain[-1]["compute"] / plain[-1]["steps"]
         assert plain[0]["budget"] == "steps" and long[0]["budget"] == "compute"
+        assert "rollout" in {line["kind"] for line in plain} and "rollout" not in {line["kind"] for line in long}
         assert abs(long[-1]["compute"] - budget) <= 0.6 * one_step + 0.05 * budget
     groups = json.loads((tmp_path / "summary.json").read_text())
     assert {"sft", "supervised"} <= set(groups["variants_equal_compute"]) and groups["variants"].keys() == {
