@@ -1285,7 +1285,7 @@ def test_records_tell_all(finished):
         assert header["row"] == json.loads(json.dumps(dataclasses.asdict(row)))
         assert (
             header["flags"]["steps"] == 2
-            and header["flags"]["lr"]
+            and header["lr"] > 0
             and header["flags"]["accept_top_k"] == header["accept_top_k"] > 0
         )
         assert {"train_skd.py", "sample.py", "losses.py", "model.py", "lab/pairs.py"} <= set(header["sources"])
