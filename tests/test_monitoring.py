@@ -459,10 +459,10 @@ def test_the_rollouts_of_a_run_stay_small(first_letter, prompt_len, budget, tmp_
         assert ("prompt_cut" in found) == (prompt_len > 3) and len(found["prompt"]) > 30
 
 
-def test_a_response_that_the_budget_ends_is_whole(pair):  # noqa: F811
-    """No end token came, and no room was left either: nothing is cut."""
-    here = SimpleNamespace(
-        val=pair.val, teacher=pair.teacher, tokenizer=pair.tokenizer, max_new_tokens=2
-    )
+@pytest.mark.parametrize("budget, most, cut", [(2, 2, False), (3, 2, True)])
+def test_a_response_that_the_budget_ends_is_whole(pair, monkeypatch, budget, most, cut):  # noqa: F811
+    """No end token came, and no room was left either: nothing is cut. Where there was room, it is said."""
+    monkeypatch.setattr(held_out, "MOST_TOKENS", most)
+    here = SimpleNamespace(val=pair.val, teacher=pair.teacher, tokenizer=pair.tokenizer, max_new_tokens=budget)
     for found in held_out.held_out_rollouts(here, 60, pair.new_student())["rollouts"]:
-        assert len(found["tokens"]) <= 2 and "cut" not in found
+        assert len(found["tokens"]) == 2 and ("cut" in found) == cut

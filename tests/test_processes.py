@@ -38,6 +38,8 @@ def comparable(line):
     """A record's line without what may differ between one process and two."""
     if line["kind"] == "step":
         return {name: line[name] for name in SHARED_BY_STEP}
+    if line["kind"] == "rollout":  # weights that differ by rounding may choose another token
+        return {"step": line["step"], "rollouts": len(line["rollouts"])}
     figures = {name: value for name, value in line.items() if name not in OWN and not isinstance(value, str)}
     return {name: math.inf if value is None else value for name, value in figures.items()}  # approx takes no None
 
