@@ -4,6 +4,7 @@ and rollouts on held-out prompts. None of it changes what is learned."""
 import ast
 import json
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import adapters
@@ -466,3 +467,11 @@ def test_a_response_that_the_budget_ends_is_whole(pair, monkeypatch, budget, mos
     here = SimpleNamespace(val=pair.val, teacher=pair.teacher, tokenizer=pair.tokenizer, max_new_tokens=budget)
     for found in held_out.held_out_rollouts(here, 60, pair.new_student())["rollouts"]:
         assert len(found["tokens"]) == 2 and ("cut" in found) == cut
+
+
+def test_the_glossary_explains_what_is_inside(pair):  # noqa: F811
+    """Keys of a rollout and names of stages stand in docs/metrics.md, as the keys of a line do."""
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    line = held_out.held_out_rollouts(pair, 60, pair.new_student())
+    keys = {*line, *line["rollouts"][0], "cut", "prompt_cut", *costs.Meter(torch.device("cpu")).by_stage()}
+    assert not [key for key in sorted(keys) if f"`{key}`" not in page], "explain these keys in docs/metrics.md"
