@@ -15,7 +15,7 @@ from sample import TEACHER, interleaved_generate, rank
 
 EXAMPLES = 2  # the first ones of the validation split
 LIKELIEST = 5  # tokens of each model that are told at a position
-MOST_BYTES = 40_000 // 3  # of a line: a run writes three, and they share its record with everything else
+MOST_BYTES = 40_000 // 3  # of a line, of which a run writes three
 MOST_OF_PROMPT = 1_000  # bytes
 MOST_TOKENS = 128  # of a rollout: more have no room in a line
 
@@ -24,11 +24,11 @@ def held_out_rollouts(pair, accept_top_k, student):
     """The `rollout` line of a record (docs/metrics.md): the student's rollouts on a pairs.Pair's first validation
     prompts, judged by its original teacher; a dict of plain values of at most MOST_BYTES bytes as JSON."""
     prompts = pair.val.prompts[:EXAMPLES]
-    return record(student, pair.teacher, pair.tokenizer, prompts, pair.max_new_tokens, accept_top_k)
+    return rollout_line(student, pair.teacher, pair.tokenizer, prompts, pair.max_new_tokens, accept_top_k)
 
 
 @torch.no_grad()
-def record(student, teacher, tokenizer, prompts, max_new_tokens, accept_top_k):
+def rollout_line(student, teacher, tokenizer, prompts, max_new_tokens, accept_top_k):
     """Rollouts of these prompts (lists of ids) as a dict: "accept_top_k", "texts" (id -> text) and "rollouts", which
     hold lists with an entry per response token; they are cut ("cut": true) where the line would be too long."""
     rollout = interleaved_generate(
@@ -58,8 +58,8 @@ def record(student, teacher, tokenizer, prompts, max_new_tokens, accept_top_k):
             "rejected": [None if token < 0 else token for token in lost.tolist()],
             "rank": (1 + rank(model_logits["teacher"], torch.where(lost < 0, written, lost))).tolist(),
         }
-        for name, logits in model_logits.items():
-            best = logits.softmax(-1).topk(min(LIKELIEST, logits.size(-1)))
+        for name, own_logits in model_logits.items():
+            best = own_logits.softmax(-1).topk(min(LIKELIEST, own_logits.size(-1)))
             columns[f"{name}_tokens"] = best.indices.tolist()
             columns[f"{name}_probs"] = [[round(prob, 3) for prob in probs] for probs in best.values.tolist()]
         room = min(max_new_tokens, student.config.block_size - start, teacher.config.block_size - start)

@@ -443,7 +443,7 @@ def test_the_rollouts_of_a_run_stay_small(first_letter, prompt_len, budget, tmp_
         return rollout
 
     monkeypatch.setattr(held_out, "interleaved_generate", endless)
-    line = held_out.record(student, teacher, tokenizer, prompts, budget, 100)
+    line = held_out.rollout_line(student, teacher, tokenizer, prompts, budget, 100)
     log = records.RunLog(tmp_path, "a_pair1_seed1", {})
     before = len(log.text)
     for step in (0, 10**6, 2 * 10**6):
