@@ -22,7 +22,7 @@ import torch
 
 from data import corpora, tasks
 from data.tasks import make_task
-from lab import arguments, checkpoints, checks, command_line, folders, pairs, processes, records, report
+from lab import arguments, checkpoints, checks, command_line, folders, held_out, pairs, processes, records, report
 from lab.evaluate import evaluate, evaluate_quickly
 from lab.records import run_name
 from lab.schedule import Progress, missing_runs, name_of, of_pair
@@ -38,7 +38,9 @@ SOURCES = (  # whose sha256 a record holds, beside the script's own
         f"lab/{name}.py"
         for name in (
             "training",
+            "monitoring",
             "evaluate",
+            "held_out",
             "costs",
             "pairs",
             "teacher_cache",
@@ -113,7 +115,7 @@ def peak_rate(row, args):
     return args.lr or args.default_lr * row.rate
 
 
-def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=None):
+def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=None, show=None):
     """What the flags say of one student's training, as a training.Run."""
     same = (
         "steps batch_size weight_decay reduction accept_top_k micro_batch recompute compile precision cache_teacher "
@@ -128,6 +130,7 @@ def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=
         sampling=arguments.sampling_options(args),
         chunk_loss=args.chunk_loss == "yes",
         validate=functools.partial(validation, pair),
+        show=show,
         pretraining_lr=args.settings.teacher_lr,
         log=log,
         report=report,
@@ -197,8 +200,11 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
         pairs.warm_up(pair, here.batch_size)
         student = pair.new_student()
         with checkpointer:
-            run = make_run(pair, here, seed, log, say, checkpointer)
+            show = functools.partial(held_out.held_out_rollouts, pair, args.accept_top_k)
+            show = show if seed == args.seed and budget == "steps" else None  # of a pair's first seed
+            run = make_run(pair, here, seed, log, say, checkpointer, show)
             costs, adapted = distill(row, student, pair.teacher, pair.train.prompts, pair.train.responses, run)
+        started = time.perf_counter()
         figures = evaluate(
             student,
             pair.teacher,
@@ -212,6 +218,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
             ood=pair.ood,
             adapted=adapted,
         )
+        costs["seconds_by_stage"]["final_evaluation"] = time.perf_counter() - started
         named = {"variant": variant, "seed": seed, "score": figures["score"]}
         if first:
             save_checkpoint(f"{stem}.pt", student, pair.tokenizer.state_dict(), **named, **about(pair, args))

@@ -114,8 +114,13 @@ class Clock:
         return {f"{name}_ms": self.spans.get(name, 0.0) for name in names}
 
 
+STAGES = ("sampling", "teacher", "student", "update")  # of a training step, as its Clock names them
+
+
 class Meter:
     """Time and memory of training; a `with meter.paused()` block is left out.
+
+    What the time went to is counted beside it: see by_stage.
 
     Memory is the allocator's peak on CUDA; elsewhere it is counted, which no other program can disturb: weights,
     gradients and AdamW's two moments of what learns, the frozen teacher's weights, and the most that the first step's
@@ -126,6 +131,7 @@ class Meter:
         self.device, self.weights = device, {}
         self.graphs, self.now, self.most = collections.Counter(), 0, 0
         self.counting, self.seconds = self.device.type != "cuda", 0.0
+        self.stages = {}  # seconds by stage, as far as they were measured
         self._go()
 
     def hold(self, *models):
@@ -146,13 +152,35 @@ class Meter:
         self.since = time.perf_counter()
 
     @contextlib.contextmanager
-    def paused(self):
-        """What comes now is no training."""
+    def paused(self, stage=None):
+        """What comes now is no training; its time is counted as `stage`, if that has a name."""
         self._halt()
+        started = time.perf_counter()
         try:
             yield
         finally:
             self._go()
+            if stage:
+                self.stages[stage] = self.stages.get(stage, 0.0) + self.since - started
+
+    def count_step(self, clock, first):
+        """Add a step's spans to the stages: on a CPU of every step; on a GPU of those whose clock waits for it, and not
+        of a run's first one, in which kernels are loaded."""
+        if clock.device.type == "cpu" or clock.exact and not first:
+            for stage in STAGES:
+                self.stages[stage] = self.stages.get(stage, 0.0) + clock.spans.get(stage, 0.0) / 1000
+
+    def by_stage(self):
+        """Seconds of preparation, of STAGES and of evaluations on the way; None where a stage could not be measured.
+
+        On a GPU the steps that were measured say in which shares all of the time after the preparation is divided.
+        """
+        preparation = self.stages.get("preparation", 0.0)
+        stages, scale = {stage: self.stages.get(stage) for stage in STAGES}, 1.0
+        if self.device.type == "cuda" and None not in stages.values():
+            scale = (self.seconds - preparation) / sum(stages.values())
+        stages = {stage: None if seconds is None else scale * seconds for stage, seconds in stages.items()}
+        return {"preparation": preparation} | stages | {"evaluation": self.stages.get("evaluation", 0.0)}
 
     def __enter__(self):
         self.hooks = torch.autograd.graph.saved_tensors_hooks(
@@ -178,21 +206,23 @@ class Meter:
         self.counting = False
 
     def figures(self):
-        """{"seconds", "memory_mb"}, the latter in units of 1e6 bytes."""
+        """{"seconds", "seconds_by_stage", "memory_mb"}, the latter in units of 1e6 bytes."""
         self._halt()
         self._go()
         held = 0
         if self.device.type != "cuda":
             held = sum(weight.nbytes * (4 if weight.requires_grad else 1) for weight in self.weights.values())
-        return {"seconds": self.seconds, "memory_mb": (held + self.most) / 1e6}
+        memory = (held + self.most) / 1e6
+        return {"seconds": self.seconds, "seconds_by_stage": self.by_stage(), "memory_mb": memory}
 
     def state_dict(self):
         """The figures so far, for a process that resumes."""
-        return {"seconds": self.seconds, "most": self.most}
+        return {"seconds": self.seconds, "stages": dict(self.stages), "most": self.most}
 
     def load_state_dict(self, state):
         """Resume counting; what has passed since this meter was made is the time of loading, not of training."""
-        self.seconds, self.most, self.counting = state["seconds"], state["most"], False
+        self.seconds, self.stages, self.most = state["seconds"], dict(state["stages"]), state["most"]
+        self.counting = False
         self._go()
 
 

@@ -18,16 +18,8 @@ import torch.distributed as dist
 
 from data.progress import progress
 from data.tasks import complete
-from losses import cross_entropy, entropy, forward_kl, masked_mean
-from sample import (
-    SOURCE_NAMES,
-    STUDENT,
-    generate,
-    interleaved_generate,
-    pad_sequences,
-    speculative_generate,
-    to_device,
-)
+from losses import cross_entropy, entropy, forward_kl
+from sample import generate, interleaved_generate, pad_sequences, speculative_generate, to_device
 
 MOST_IN_CURVES = 200  # examples that a learning curve is measured on
 MOST_LOGITS = 2**28  # of one model at a time, while measuring: 1 GiB in float32
@@ -59,14 +51,26 @@ def _in_order(own):
     return [everybody[i % len(everybody)][i // len(everybody)] for i in range(sum(map(len, everybody)))]
 
 
+def topk_overlap(student_logits, teacher_logits, accept_top_k):
+    """Share of the teacher's accept_top_k likeliest tokens that are among the student's: (..., V), (..., V) -> (...).
+
+    At least 1 token, at most V. As in SKD's rule a token is among them if fewer than accept_top_k logits are strictly
+    larger, so what ties at the last place is in. Student (.2, .5, .3), teacher (.6, .3, .1): 0, 1/2 and 1 for 1, 2, 3.
+    """
+    best = min(math.ceil(accept_top_k), student_logits.size(-1))
+    students, teachers = (rows >= rows.topk(best, dim=-1).values[..., -1:] for rows in (student_logits, teacher_logits))
+    return (students & teachers).sum(-1) / teachers.sum(-1)
+
+
 @torch.no_grad()
-def token_columns(student, teacher, prompts, responses, adapted=None, batch_size=128):
+def token_columns(student, teacher, prompts, responses, adapted=None, batch_size=128, accept_top_k=0):
     """One number per response token under teacher forcing: a dict of (N,) tensors, all in the same order.
 
     place: index in the response; nll: -log student(token); kl_teacher: KL(teacher || student), nats; agreement: both
     argmaxes are equal; uncertainty: 1 - teacher(token); logit_std: standard deviation of the student's logits over the
-    vocabulary; entropies of both. With an adapted teacher: kl_adapted_teacher, agreement_adapted, adapted_nll, and
-    drift: KL(teacher || adapted). Without a teacher only place, nll, logit_std and student_entropy.
+    vocabulary; entropies of both; topk_overlap, where accept_top_k is above 0. With an adapted teacher:
+    kl_adapted_teacher, agreement_adapted, adapted_nll, and drift: KL(teacher || adapted). Without a teacher only place,
+    nll, logit_std and student_entropy.
     """
     device = next(student.parameters()).device
     columns, own = {}, list(_share(len(prompts)))
@@ -92,6 +96,8 @@ def token_columns(student, teacher, prompts, responses, adapted=None, batch_size
             figures["agreement"] = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float()
             figures["teacher_entropy"] = entropy(teacher_logits)
             figures["uncertainty"] = -torch.expm1(-cross_entropy(teacher_logits, targets))
+            if accept_top_k:
+                figures["topk_overlap"] = topk_overlap(student_logits, teacher_logits, accept_top_k)
         if adapted is not None:
             adapted_logits = adapted(inputs)
             figures["kl_adapted_teacher"] = forward_kl(student_logits, adapted_logits)
@@ -115,9 +121,15 @@ def _mean(column):
     return (column.double().sum() / len(column)).item() if len(column) else None
 
 
-def _ratio(part, whole):
+def ratio(part, whole):
     """part / whole; None of nothing."""
     return part / whole if whole else None
+
+
+def entropy_gap(figures):
+    """The teacher's mean entropy less the student's, nats: above 0 the student is the surer one; None of nothing."""
+    both = figures.get("teacher_entropy"), figures.get("student_entropy")
+    return None if None in both else both[0] - both[1]
 
 
 def easy_and_hard(columns):
@@ -177,7 +189,7 @@ def sample_responses(model, prompts, max_new_tokens, eos_token, *, seed, tempera
         )
         written += zip(rollout.responses(), rollout.finished.tolist())
     written = _in_order(written)
-    return [response for response, _ in written], _ratio(sum(finished for _, finished in written), len(prompts))
+    return [response for response, _ in written], ratio(sum(finished for _, finished in written), len(prompts))
 
 
 def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
@@ -190,12 +202,12 @@ def acceptance(sampler, first, second, prompts, batch_size=256, **arguments):
         counts = rollout.counts()
         accepted, judged = accepted + counts["accepted"], judged + counts["judged"]
     accepted, judged = map(sum, zip(*_gathered((accepted, judged))))
-    return _ratio(accepted, judged)
+    return ratio(accepted, judged)
 
 
 def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens, adapted=None, most=MOST_IN_CURVES):
     """The figures of a learning curve on the first `most` examples: score (greedy), score_sampled, val_nll and
-    kl_teacher (references).
+    kl_teacher (references), and the task's own details of the greedy completions, prefixed with "task_".
 
     With an adapted teacher also its drift from the original, its own nll, and kl_adapted_teacher. ValueError where the
     student's numbers are broken.
@@ -208,14 +220,18 @@ def evaluate_quickly(student, teacher, task, tokenizer, encoded, max_new_tokens,
     measured = distances(student, teacher, encoded.prompts, encoded.responses, adapted)
     if not math.isfinite(measured["nll"]):  # an argmax of nan is a token: the score alone would not tell
         raise ValueError(
-            f"the student's loss on validation references is {measured['nll']}: its training diverged (lower --lr)"
+            f"the student's loss on validation references is {measured['nll']}: its weights are broken, or its "
+            "training diverged (lower --lr)"
         )
+    completions = complete(tokenizer, greedy)
     figures = {
-        "score": task.corpus_score(encoded.examples, complete(tokenizer, greedy)),
+        "score": task.corpus_score(encoded.examples, completions),
         "score_sampled": task.corpus_score(encoded.examples, complete(tokenizer, sampled)),
         "val_nll": measured["nll"],
         "kl_teacher": measured.get("kl_teacher"),
     }
+    details = task.details(encoded.examples, completions)
+    figures |= {f"task_{name}": value for name, value in details.items() if value is not None}
     names = ("kl_adapted_teacher", "adapted_nll", "drift")
     return figures | {name: measured[name] for name in names if adapted is not None}
 
@@ -230,8 +246,8 @@ def evaluate(
     of the references; kl_teacher: KL(teacher || student) on them; kl_on_policy: the same on the student's own samples;
     accept_rate: accepted / judged under SKD's rule, topk with accept_top_k, whichever rule the student was trained by;
     draft_accept_rate: the same for lossless speculative decoding; exposure_error: see there; then lengths, end-token
-    share, agreement, entropies, the split into easy and hard tokens, and the task's own details, prefixed with "task_".
-    A mean over nothing is None.
+    share, agreement, topk_overlap, entropies and their gap, the split into easy and hard tokens, and the task's own
+    details, prefixed with "task_". A mean over nothing is None.
 
     `teacher` is always the ORIGINAL teacher. An `adapted` one adds the same distances to itself, how far it drifted,
     and its own score: whatever trains towards an adapted teacher looks good against it.
@@ -241,8 +257,10 @@ def evaluate(
     greedy, greedy_finished = sample_responses(student, encoded.prompts, max_new_tokens, eos, seed=seed, temperature=0)
     sampled, sampled_finished = sample_responses(student, encoded.prompts, max_new_tokens, eos, seed=seed)
     completions = complete(tokenizer, greedy)
-    columns = token_columns(student, teacher, encoded.prompts, encoded.responses, adapted)
-    own_columns = token_columns(student, teacher, encoded.prompts, sampled, adapted)
+    columns, own_columns = (
+        token_columns(student, teacher, encoded.prompts, responses, adapted, accept_top_k=accept_top_k)
+        for responses in (encoded.responses, sampled)
+    )
     on_references, on_policy = (
         {name: _mean(column) for name, column in measured.items()} for measured in (columns, own_columns)
     )
@@ -258,9 +276,13 @@ def evaluate(
         "exposure_error": None,
         "agreement": on_references.get("agreement"),
         "agreement_on_policy": on_policy.get("agreement"),
+        "topk_overlap": on_references.get("topk_overlap"),
+        "topk_overlap_on_policy": on_policy.get("topk_overlap"),
         "logit_std": on_references["logit_std"],
         "student_entropy": on_references["student_entropy"],
         "teacher_entropy": on_references.get("teacher_entropy"),
+        "entropy_gap": entropy_gap(on_references),
+        "entropy_gap_on_policy": entropy_gap(on_policy),
         "mean_length": sum(map(len, greedy)) / len(greedy),
         "mean_length_sampled": sum(map(len, sampled)) / len(sampled),
         "eos_share": greedy_finished,
@@ -311,58 +333,4 @@ def evaluate(
     sampled_details = task.details(encoded.examples, complete(tokenizer, sampled))
     figures |= {f"task_{name}": value for name, value in details.items()}
     figures |= {f"task_{name}_sampled": value for name, value in sampled_details.items()}
-    return figures
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What happens inside a run: one training batch.
-
-
-@torch.no_grad()
-def step_columns(student_logits, teacher_logits=None):
-    """What step_figures wants to know of the logits at every position: (..., V) -> (..., 1), or (..., 3) with a
-    teacher."""
-    columns = [entropy(student_logits)]
-    if teacher_logits is not None:
-        columns += [entropy(teacher_logits), (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float()]
-    return torch.stack(columns, -1)
-
-
-@torch.no_grad()
-def step_figures(rollout, columns, per_token, budget, bins=8):
-    """What one batch tells about its writer and both models: a dict of plain numbers, None for a mean over nothing
-    (docs/metrics.md).
-
-    columns (B, T-1, 1 or 3) of step_columns and per_token (B, T-1), the loss.
-    """
-    mask, target_mask = rollout.response_mask, rollout.response_mask[:, 1:]
-    total = mask.sum()
-    figures = {"mean_length": total / len(mask), "eos_share": rollout.finished.float().mean()}
-    own_rows = ((rollout.source == STUDENT) & mask).any(1)
-    if bool(own_rows.any()):
-        figures["student_eos_share"] = rollout.finished[own_rows].float().mean()
-    for name, column in zip(("student_entropy", "teacher_entropy", "agreement"), columns.unbind(-1)):
-        figures[name] = masked_mean(column, target_mask)
-    for number, name in enumerate(SOURCE_NAMES):  # the loss by who wrote the token
-        written = (rollout.source[:, 1:] == number) & target_mask
-        if name != "prompt" and bool(written.any()):
-            figures[f"loss_on_{name}"] = masked_mean(per_token, written)
-            figures[f"{name}_share"] = written.sum() / total
-    figures, total = {name: value.item() for name, value in figures.items()}, int(total)
-    if not total:  # every row's prompt has filled its block
-        figures |= dict.fromkeys(figures.keys() & {"student_entropy", "teacher_entropy", "agreement"})
-    if rollout.counters is not None:
-        counts = rollout.counts()
-        rejected = (rollout.rejected_tokens >= 0) & mask
-        slots = torch.arange(mask.size(1), device=mask.device) - rollout.prompt_len[:, None]  # place in the response
-        place = (slots * bins // budget).clamp(0, bins - 1)
-        by_position = [(rejected & (place == b)).sum() / ((place == b) & mask).sum() for b in range(bins)]
-        figures |= {
-            "accept_rate": _ratio(counts["accepted"], counts["judged"]),
-            "replacement_rate": _ratio(counts["replaced"], total),
-            "replacement_by_position": [rate if rate == rate else None for rate in torch.stack(by_position).tolist()],
-            "discarded_share": _ratio(counts["discarded"], counts["proposed"]),
-            "teacher_calls_per_token": _ratio(counts["teacher_calls"], total),
-            "student_steps_per_token": _ratio(counts["student_steps"], total),
-        }
     return figures

@@ -15,9 +15,10 @@ from lab.records import run_name
 
 
 def of_pair(args, pair_seed):
-    """The same flags for another pair."""
+    """The same flags for another pair; run seeds begin one higher with each pair."""
     settings = dataclasses.replace(args.settings, seed=pair_seed)
-    return argparse.Namespace(**vars(args) | {"pair_seed": pair_seed, "settings": settings})
+    seed = args.seed + pair_seed - args.pair_seed
+    return argparse.Namespace(**vars(args) | {"pair_seed": pair_seed, "seed": seed, "settings": settings})
 
 
 def name_of(task):

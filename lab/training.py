@@ -4,7 +4,7 @@ this room.
     run = Run(steps=200, batch_size=64, lr=5e-3)   every default keeps nothing on disk and needs no command line
     run.begin(student, prompts, responses)         which prompts in which order, and the noise of the samplers
     run.start(teacher, method)                     optimizer, costs, compilation; a saved state is put back
-    for step in run.steps():                       afterwards: logs, evaluates, saves; stops for a signal or a nan
+    for step in run.steps():                       afterwards: monitors, saves; stops for a signal or a nan
         rollout = step.write(writer, ...)          counts what the models were fed
         for part in run.parts(rollout):            the rows that share one forward and backward pass (--micro-batch)
             part.teacher(teacher)                  logits: kept by the sampler, read from a cache, or asked now
@@ -29,7 +29,8 @@ from lab import checks, processes
 from lab.checkpoints import Checkpointer
 from lab.checks import first_rows
 from lab.costs import Clock, Costs, Meter
-from lab.evaluate import sample_responses, step_columns, step_figures
+from lab.evaluate import sample_responses
+from lab.monitoring import Monitor
 from lab.processes import all_reduce_mean
 from lab.records import NoLog
 from lab.teacher_cache import TeacherCache
@@ -65,7 +66,9 @@ class Run:
     """One student's training. Every argument has a default; the command line hands over its flags under the same names.
 
     sampling: keywords of sample.write_tokens (temperature, top_p, interleaved={...}); accept_top_k: SKD's K.
-    validate: (student, adapted teacher or None) -> dict of figures with "score" and "val_nll"; asked eight times a run.
+    validate: (student, adapted teacher or None) -> dict of figures with "score" and "val_nll"; asked before the first
+    step and eight times on the way. show: (student) -> dict of plain values, such as rollouts on held-out prompts,
+    which becomes a line of the record at the start, in the middle and at the end.
     pretraining_lr: the rate that the teacher was pretrained with, which only sftn wants to know.
     log, report, checkpointer: where records, lines for the user and states go; by default nowhere.
     Raises ValueError with one line for a number that makes no run.
@@ -92,6 +95,7 @@ class Run:
         cache_teacher=None,
         log_every=20,
         validate=None,
+        show=None,
         pretraining_lr=None,
         log=None,
         report=lambda line: None,
@@ -109,11 +113,12 @@ class Run:
         self.accept_top_k, self.sampling = accept_top_k, (sampling or {}) | {"interleaved": interleaved}
         self.micro_batch, self.chunked, self.recompute, self.compile = micro_batch, chunk_loss, recompute, compile
         self.cache_teacher, self.log_every = cache_teacher, log_every
-        self.validate, self.pretraining_lr = validate, pretraining_lr
+        self.validate, self.show, self.pretraining_lr = validate, show, pretraining_lr
         self.log, self.report, self.checkpointer = log or NoLog(), report, checkpointer or Checkpointer()
         self.rank, self.num_processes = processes.rank_and_size()
         self.trained, self.reference_source, self.cache = {}, DATASET, None
         self.prepared, self.preparation_seconds, self.adapted = [], 0.0, None
+        self.step, self.figures_at_start, self.monitor = None, None, Monitor(self)
 
     def generator(self, number):
         """A torch.Generator of this run's seed; each use has a number of its own, so that none disturbs another."""
@@ -123,7 +128,7 @@ class Run:
     def inner(self, name, **changes):
         """A `with` block that yields a Run within this one, such as that of a teacher's assistant: quiet, its states
         apart."""
-        quiet = {"log": None, "report": lambda line: None, "validate": None, "cache_teacher": None}
+        quiet = {"log": None, "report": lambda line: None, "validate": None, "show": None, "cache_teacher": None}
         with self.meter.paused(), self.checkpointer.inner(name) as checkpointer:
             run = Run(**self.settings | quiet | changes | {"checkpointer": checkpointer})
             run.device = self.device
@@ -259,6 +264,8 @@ class Run:
         self.warn = checks.warner(self.log, self.report)
         self.finite = checks.Finite(self.order, self.checkpointer, advice or f"--lr ({self.lr})", self.device, self.log)
         with self.meter.paused():
+            if self.done == 0:
+                self.meter.stages["preparation"] = self.meter.seconds
             self.frozen = checks.FrozenCheck(student, getattr(teacher, "base", teacher)) if self.done == 0 else None
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -267,6 +274,8 @@ class Run:
     def steps(self):
         """Every step that is not done yet; what a step leaves is logged, evaluated and saved when the loop asks for the
         next."""
+        if self.done == 0:
+            self.monitor.before_first_step()
         for number, rows in enumerate(progress(self.order[self.done :].tolist(), "steps"), self.done):
             self.step = Step(self, number, rows)
             yield self.step
@@ -336,52 +345,37 @@ class Run:
     def _end(self, step):
         self.meter.stop()
         step.clock.mark("update")
+        self.meter.count_step(step.clock, first=step.number == 0)
         if step.number == 0:
             with self.meter.paused():
                 self.warn(self.frozen.check())
-            step.clock.mark("logging")
         self.finite.see(step.number, sum(step.losses.values()) + sum(step.norms.values()))
-        if step.logged:
-            self._log(step)
-        if (step.number + 1) % max(1, self.num_steps // 8) == 0 or step.last:
-            with self.finite.naming(step.number):
-                figures = self.evaluation()
-                if figures:
-                    self.log.write("eval", step=step.number + 1, **figures)
-            self.method.after_evaluation(figures)
-            self._tell(step, figures)
+        self.monitor.after_step(step)
         if self.checkpointer.due(step.number + 1, step.last):
             with self.meter.paused():
                 self.finite.check()
                 self.checkpointer.save(step.number + 1)
 
-    def _log(self, step):
-        """What happened? Read from the device only now and then."""
-        self.finite.check()
-        columns, per_token = (torch.cat(column) for column in zip(*step.columns))
-        figures = {"step": step.number + 1, "loss": step.losses["student"].item()}
-        figures |= {"gradient_norm": step.norms["student"].item(), "lr": step.rate}
-        for name in step.norms.keys() - {"student"}:
-            figures |= {"teacher_loss": step.losses[name].item(), f"{name}_gradient_norm": step.norms[name].item()}
-        figures |= step_figures(step.rollout, columns, per_token, self.max_new_tokens)
-        figures |= {name: float(value) for name, value in step.notes.items()}
-        self.log.write("step", **figures, **step.clock.figures("sampling", "teacher", "student", "update"))
+    @contextlib.contextmanager
+    def measuring(self):
+        """A `with` block in which the student is looked at; neither its time nor its memory count as training."""
+        with self.meter.paused("evaluation"):
+            was_training = self.student.training
+            self.student.eval()
+            yield
+            self.student.train(was_training)
 
     def evaluation(self):
-        """Figures on the validation split, {} without one; neither its time nor its memory count as training."""
+        """Figures on the validation split, {} without one; those before the first step are measured once."""
         if self.validate is None:
             return {}
-        with self.meter.paused():
-            self.student.eval()
+        if self.step is None and self.figures_at_start is not None:
+            return self.figures_at_start
+        with self.measuring():
             figures = self.validate(self.student, self.adapted)
-            self.student.train()
-            return figures
-
-    def _tell(self, step, figures):
-        named = {"score": "val score", "val_nll": "val nll"}
-        told = "".join(f"  {named[name]} {figures[name]:.3f}" for name in named if figures.get(name) is not None)
-        told += f"  drift {figures['drift']:.4f}" if "drift" in figures else ""
-        self.report(f"  step {step.number + 1:>5}/{self.num_steps}  loss {step.losses['student'].item():.4f}{told}")
+        if self.step is None:
+            self.figures_at_start = figures
+        return figures
 
     def finish(self, **more):
         """The costs of the run (with `more` of the record's figures) and the teacher that has learned along, if any."""
@@ -583,12 +577,7 @@ class Part:
                 run.warn(run.method.check_signal(self))
         if step.logged:
             with torch.no_grad():
-                if not per_token.dim():  # several terms: the method says which one is shown
-                    per_token = run.method.shown(self)
-                both = [constant(self.student_logits)]
-                if self.teacher_logits is not None and not (run.cache and run.cache.best):
-                    both.append(constant(self.teacher_logits))
-                step.columns.append((by_chunks(step_columns, *both), per_token.detach()))
+                run.monitor.see(self, per_token)
             step.clock.mark("logging")
 
 

@@ -982,7 +982,8 @@ def test_without_a_teacher_there_are_no_distances(measured):
     alone, both = figures_of(measured, teacher=None), figures_of(measured)
     needs_teacher = {
         "kl_teacher", "kl_on_policy", "accept_rate", "draft_accept_rate", "agreement", "agreement_on_policy",
-        "teacher_entropy", "exposure_error",
+        "teacher_entropy", "exposure_error", "topk_overlap", "topk_overlap_on_policy", "entropy_gap",
+        "entropy_gap_on_policy",
     }  # fmt: skip
     assert {name for name, value in alone.items() if value is None} == needs_teacher | {"score_ood"}
     needs_teacher |= {name for name in both if name.endswith(("_easy", "_hard"))}
@@ -1009,7 +1010,9 @@ def test_quick_figures_are_those_of_evaluate(measured):
     """A point of a learning curve equals the figures of the full evaluation."""
     student, teacher, task, tokenizer, encoded = measured
     quick, full = evaluate_quickly(student, teacher, task, tokenizer, encoded, BUDGET), figures_of(measured)
-    assert quick == {name: full[name] for name in ("score", "score_sampled", "val_nll", "kl_teacher")}
+    of_task = {name for name in full if name.startswith("task_") and not name.endswith("_sampled")}
+    assert quick == {name: full[name] for name in ("score", "score_sampled", "val_nll", "kl_teacher", *of_task)}
+    assert of_task
 
 
 def test_complete_drops_one_end_token(measured):

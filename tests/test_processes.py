@@ -20,7 +20,7 @@ from lab import costs, evaluate, processes
 TINY = "--quick --teacher-steps 40 --start-steps 10 --batch-size 9 --steps 4 --device cpu --jobs 1".split()
 # Figures that differ: of the clock, of the memory that a share of the batch takes, and of what the samplers spent, as
 # each process chooses its blocks' length for its own rows. A step's line describes the share of the batch too.
-OWN = {"kind", "seconds", "memory_mb", "teacher_forwards", "compute", "sha256", "warnings"}
+OWN = {"kind", "seconds", "seconds_by_stage", "memory_mb", "teacher_forwards", "compute", "sha256", "warnings"}
 SHARED_BY_STEP = {"step", "loss", "gradient_norm", "lr"}
 
 
@@ -38,6 +38,8 @@ def comparable(line):
     """A record's line without what may differ between one process and two."""
     if line["kind"] == "step":
         return {name: line[name] for name in SHARED_BY_STEP}
+    if line["kind"] == "rollout":  # weights that differ by rounding may choose another token
+        return {"step": line["step"], "rollouts": len(line["rollouts"])}
     figures = {name: value for name, value in line.items() if name not in OWN and not isinstance(value, str)}
     return {name: math.inf if value is None else value for name, value in figures.items()}  # approx takes no None
 

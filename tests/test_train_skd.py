@@ -59,8 +59,9 @@ import train_skd
 from data import corpora, metrics
 from data.tasks import make_task
 from data.tokenizer import train_tokenizer
-from lab import arguments, compare, folders, pairs, records, rollouts, training
-from lab.evaluate import evaluate, sample_responses, step_columns, step_figures
+from lab import arguments, compare, folders, monitoring, pairs, records, rollouts, schedule, training
+from lab.evaluate import evaluate, sample_responses
+from lab.monitoring import step_columns, step_figures
 from lab.pairs import PairSettings, encode_task
 from losses import forward_kl, with_tail
 from methods import resolve, sampling_now, scheduled
@@ -612,27 +613,28 @@ def test_measuring_changes_nothing(pair, variant, monkeypatch):
     wanted = Watched(VARIANTS[variant], pair, flags(steps=3)).end
     figures = {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0}
     monkeypatch.setattr(compare, "evaluate_quickly", lambda *args, **kwargs: figures)
-    monkeypatch.setattr(training, "step_figures", lambda *args, **kwargs: {})
+    monkeypatch.setattr(monitoring, "step_figures", lambda *args, **kwargs: {})
     assert same_weights(wanted, Watched(VARIANTS[variant], pair, flags(steps=3, log_every=100)).end)
 
 
 def test_lines_on_the_way(pair):
-    """Step lines every log_every steps and at the end, eval lines about eight times and at the end."""
+    """Step lines every log_every steps and at the end, eval lines before the first step, about eight times, at the
+    end."""
     run = Watched(VARIANTS["sft"], pair, flags(steps=33, log_every=10))
     assert [line["step"] for line in run.steps] == [1, 11, 21, 31, 33]
     at = [line["step"] for line in run.evals]
-    assert at[-1] == 33 and 8 <= len(at) <= 10 and at == sorted(set(at))
+    assert at[0] == 0 and at[-1] == 33 and 9 <= len(at) <= 11 and at == sorted(set(at))
     assert all({"score", "val_nll", "kl_teacher"} <= set(line) for line in run.evals)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(pair):
-    """One line names the step, the examples and the rate; the run does not go on."""
+    """One line says that it was so before the first step; the run does not go on."""
     broken = dataclasses.replace(pair, student_weights=copy.deepcopy(pair.student_weights))
     broken.student_weights["norm.weight"].fill_(float("nan"))
     with pytest.raises(ValueError) as error:
         Watched(VARIANTS["sft"], broken, flags())
     text = str(error.value)
-    assert "\n" not in text and "step 1" in text and "--lr" in text
+    assert "\n" not in text and "before the first step" in text and "--lr" in text
 
 
 @pytest.mark.parametrize("log_every", [1, 20])
@@ -1266,14 +1268,14 @@ def test_what_a_run_leaves(finished):
 
 
 def test_records_tell_all(finished):
-    """Header, steps, evals, final; the header says of which method, seed, task, code and machine,
+    """Header, steps, evals, rollouts, final; the header says of which method, seed, task, code and machine,
     and names no folder."""
     for name, row in (("sft", VARIANTS["sft"]), ("skd", VARIANTS["skd"])):
         header, *lines, final = lines_of(finished / f"{name}_pair1_seed1.jsonl")
         assert (
             header["kind"] == "header"
             and final["kind"] == "final"
-            and {line["kind"] for line in lines} == {"step", "eval"}
+            and {line["kind"] for line in lines} == {"step", "eval", "rollout"}
         )
         wanted = {
             "script": "train_skd", "variant": name, "seed": 1, "budget": "steps", "task": "math", "device": "cpu",
@@ -1283,14 +1285,20 @@ def test_records_tell_all(finished):
         assert header["row"] == json.loads(json.dumps(dataclasses.asdict(row)))
         assert (
             header["flags"]["steps"] == 2
-            and header["flags"]["lr"]
+            and header["lr"] > 0
             and header["flags"]["accept_top_k"] == header["accept_top_k"] > 0
         )
         assert {"train_skd.py", "sample.py", "losses.py", "model.py", "lab/pairs.py"} <= set(header["sources"])
         assert header["torch"] == torch.__version__
         assert not any(
-            os.sep in text and Path(text).is_absolute() for line in (header, *lines, final) for text in strings(line)
+            os.sep in text and Path(text).is_absolute()
+            for line in (header, *lines, final)
+            for text in strings(line)
+            if line["kind"] != "rollout"  # a token may be a slash
         )
+        assert rollout_steps(finished / f"{name}_pair1_seed1.jsonl") == [0, 1, 2]
+        stages = final["seconds_by_stage"]
+        assert min(stages.values()) >= 0 < stages["final_evaluation"] and list(stages)[-1] == "final_evaluation"
         assert str(ROOT) not in json.dumps(header) and str(finished) not in json.dumps(header)
 
 
@@ -1356,7 +1364,7 @@ def test_resume_runs_nothing_again(copied, cached_pairs, monkeypatch):
 
 def without_times(line):
     """A line of a record without what a clock or a calendar says."""
-    clocks = ("seconds", "date", "commit", "modified", "sha256")
+    clocks = ("seconds", "seconds_by_stage", "date", "commit", "modified", "sha256")
     return {key: value for key, value in line.items() if key not in clocks and not key.endswith("_ms")}
 
 
@@ -1511,6 +1519,20 @@ def test_seeds_are_runs_of_their_own(cached_pairs, tmp_path):
     assert [header["seed"] for header in headers] == [5, 6] and headers[0]["pair"] == headers[1]["pair"]
     finals = [lines_of(tmp_path / f"on_policy_pair1_seed{seed}.jsonl")[-1] for seed in (5, 6)]
     assert finals[0]["val_nll"] != finals[1]["val_nll"]
+    assert [rollout_steps(tmp_path / f"on_policy_pair1_seed{seed}.jsonl") for seed in (5, 6)] == [[0, 1, 2], []]
+
+
+def rollout_steps(path):
+    """The steps of the held-out rollouts in a record."""
+    return [line["step"] for line in lines_of(path) if line["kind"] == "rollout"]
+
+
+def test_seeds_begin_one_higher_with_each_pair():
+    """Pairs 3, 4 and 5 begin with seeds 7, 8 and 9, of which rollouts are shown."""
+    args = parse_flags(["--device", "cpu", "--pair-seed", "3", "--pairs", "3", "--seed", "7", "--seeds", "2"])[0]
+    found = [schedule.of_pair(args, pair_seed) for pair_seed in (3, 4, 5)]
+    assert [(own.pair_seed, own.settings.seed, own.seed) for own in found] == [(3, 3, 7), (4, 4, 8), (5, 5, 9)]
+    assert (args.pair_seed, args.settings.seed, args.seed) == (3, 3, 7)
 
 
 def test_equal_compute(cached_pairs, tmp_path):
@@ -1521,6 +1543,7 @@ def test_equal_compute(cached_pairs, tmp_path):
         plain, long = (lines_of(tmp_path / f"{name}{part}_pair1_seed1.jsonl") for part in ("", "_compute"))
         one_step = plain[-1]["compute"] / plain[-1]["steps"]
         assert plain[0]["budget"] == "steps" and long[0]["budget"] == "compute"
+        assert "rollout" in {line["kind"] for line in plain} and "rollout" not in {line["kind"] for line in long}
         assert abs(long[-1]["compute"] - budget) <= 0.6 * one_step + 0.05 * budget
     groups = json.loads((tmp_path / "summary.json").read_text())
     assert {"sft", "supervised"} <= set(groups["variants_equal_compute"]) and groups["variants"].keys() == {
