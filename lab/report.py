@@ -28,13 +28,16 @@ from lab.curves import curves_page
 from lab.pages import methods_table, read_page, replace_section
 from lab.reading import ordered_variants, read_runs, record_files
 from lab.records import write_whole
-from lab.tables import inert, render_table, summary, with_relative_seconds
+from lab.tables import inert, render_table, short_table, summary, with_relative_seconds
 
 ROOT = Path(__file__).parents[1]
 
 # What a comparison of each script is about: (control, main_method). The control is the method that differences are
 # taken to in the first table, the main_method is the method that the second table holds against all others.
 COMPARISONS = {"train_skd": ("supervised", "skd"), "train_okd": ("fixed_forward_kl", "okd")}
+
+
+HEADLINE = "skd-math"  # the study whose short table stands in README.md
 
 
 def render_report(folder, order=None, control=None, main_method=None):
@@ -124,14 +127,17 @@ def pack(folder, order=None, control=None, main_method=None):
 def rendered_pages(root=ROOT):
     """{path: text} of all files of the project with rendered parts, as they should be today; writes nothing.
 
-    These are the files of every study in results/, the tables of methods in docs/methods.md and those of the benchmarks
-    in docs/speed.md. The scripts are started for what they know: this module imports none of them.
+    These are the files of every study in results/, the short table of one of them in README.md, the tables of methods
+    in docs/methods.md and those of the benchmarks in docs/speed.md. The scripts are started for what they know: this module imports none of them.
     """
     texts = {}
     for archive in sorted(root.glob(f"results/*/{PACKED}")):
         folder, made = archive.parent, render_report(archive.parent)
         texts[folder / "README.md"] = study_page(folder, made.pop("table.md"))
         texts |= {folder / name: text for name, text in made.items()}
+    if (root / "results" / HEADLINE / PACKED).exists():
+        table = short_table(read_runs(root / "results" / HEADLINE)[0], COMPARISONS["train_skd"][0])
+        texts[root / "README.md"] = replace_section(read_page(root / "README.md"), "results", table)
     sections = {"methods.md": {}, "speed.md": {}}
     for script in COMPARISONS:
         rows = json.loads(_printed(root, f"{script}.py", "--list-variants"))

@@ -1,13 +1,14 @@
 """The studies in results/: each answers a question with one command.
 
-    python -m lab.studies                    every study: its question, its command, what it takes, whether it is there
-    python -m lab.studies NAME [NAME ..]     runs them in runs/studies/, where an interrupted one goes on, and makes
-                                             results/NAME of each: records, table, curves, summary
+    python -m lab.studies                  every study: its question, its command, what it takes, whether it is there
+    python -m lab.studies NAME [NAME ..]   runs them in runs/studies/, where an interrupted one goes on, and makes
+                                           results/NAME of each: records, table, curves, summary
 
 Settings were found on development pairs (seeds 11 to 15) and confirmed on pairs that nobody had looked at (from 101 on).
 """
 
 import argparse
+import os
 import shlex
 import shutil
 import subprocess
@@ -80,7 +81,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="lab.studies", description="Run the studies behind results/ again.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="which (default: list all)")
     parser.add_argument("--jobs", type=int, help="runs side by side (default: CPU cores; 1 on a GPU)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where files of real data sets lie")
+    parser.add_argument("--data-dir", type=os.path.expanduser, metavar="DIR", help="where files of real data sets lie")
     parser.error = lambda message: parser.exit(2, f"lab.studies: {' '.join(message.split())} (see --help)\n")
     args = parser.parse_args(argv)
     for name in args.names:

@@ -447,6 +447,22 @@ def _quick_report(runs, variants):
     return _listed(notes + _about_warnings(runs)) + "\n\n" + markdown_table(rows, ["method", "seconds", "finished"])
 
 
+def short_table(runs, control="supervised", order=None):
+    """A table of at most 100 columns: both scores of every method, and what they are above the control's."""
+    variants, unit = ordered_variants(runs, order), unit_of(runs)
+    lines = []
+    for row in _rows(runs, variants, unit):
+        cells = [row.name] + [_with_interval(row.values(key), row.n) for key in ("score", "score_sampled")]
+        for key in ("score", "score_sampled"):
+            if row.runs is None or row.name == control or control not in variants:
+                cells.append("-")
+            else:
+                difference = paired_difference(row.runs, select_runs(runs, control, "steps"), key, unit)
+                cells.append(_difference_text(difference, row.n))
+        lines.append(cells)
+    return markdown_table(lines, ["method", "greedy", "sampled", f"greedy minus {control}", "sampled minus it"])
+
+
 def with_relative_seconds(runs, control):
     """The runs with seconds_relative: their seconds divided by those of the control with the same pair, seed and
     budget."""

@@ -140,7 +140,8 @@ def test_flags_reach_what_they_decide():
     )
     small = parse_flags(["--device", "cpu", "--size", "small"])[0]
     for name, value in pairs.SIZES["small"].items():
-        assert getattr(small if name in ("steps", "lr") else small.settings, name) == value
+        of = {"steps": (small, "steps"), "lr": (small, "default_lr")}.get(name, (small.settings, name))
+        assert getattr(*of) == value
     for flag, value in (("teacher_steps", 7), ("start_steps", 8), ("teacher_prompts", 9), ("student_prompts", 10),
                         ("vocab_size", 300), ("block_size", 40), ("student_start", "raw"),
                         ("pair_seed", 5)):  # fmt: skip
@@ -1261,8 +1262,8 @@ def test_what_a_run_leaves(finished):
     """Records, final students, the two starting models and three reports; no half-written file."""
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        "sft_pair1_seed1.jsonl", "skd_pair1_seed1.jsonl", "sft_pair1_seed1.pt", "skd_pair1_seed1.pt", "teacher_pair1.pt",
-        "student_start_pair1.pt",
+        "sft_pair1_seed1.jsonl", "skd_pair1_seed1.jsonl", "sft_pair1_seed1.pt", "skd_pair1_seed1.pt",
+        "teacher_pair1.pt", "student_start_pair1.pt",
         "table.md", "curves.svg", "summary.json",
     }  # fmt: skip
 
@@ -1383,7 +1384,7 @@ def test_an_interrupted_run_is_done_again(copied, finished, cached_pairs):
     "flag,value",
     [("--lr", "0.001"), ("--gamma", "3"), ("--accept-top-k", "9"), ("--reduction", "sequence"), ("--steps", "3"),
      ("--teacher-steps", "4"), ("--student-prompts", "50"), ("--start-steps", "2"), ("--student-start", "raw"),
-     ("--pair-seed", "2"), ("--difficulty", "3"), ("--entropy", "0.1"), ("--size", "small"),
+     ("--teacher-prompts", "50"), ("--difficulty", "3"), ("--entropy", "0.1"), ("--size", "small"),
      ("--student-temperature", "0.5")],
 )  # fmt: skip
 def test_resume_with_another_flag_is_refused(copied, cached_pairs, monkeypatch, flag, value):
@@ -1753,7 +1754,7 @@ def test_a_damaged_pair_in_the_cache_is_told_and_mended(cached_pairs, tmp_path, 
     capsys.readouterr()
     assert main([*SMALL, "--variants", "sft", "--pair-seed", "9", "--out", str(tmp_path / "two")]) == 0
     assert newest.name in capsys.readouterr().out
-    one, two = (lines_of(tmp_path / name / "sft_pair1_seed1.jsonl") for name in ("one", "two"))
+    one, two = (lines_of(tmp_path / name / "sft_pair9_seed1.jsonl") for name in ("one", "two"))
     assert without_times(one[-1]) == without_times(two[-1])
 
 
@@ -1825,7 +1826,7 @@ def test_the_picture_without_a_checkpoint(cached_pairs, capsys, monkeypatch):
 @pytest.fixture
 def checkpoints(finished, tmp_path):
     """Paths of checkpoints that do not belong together, by what is wrong with them."""
-    paths = {name: str(finished / f"{name}.pt") for name in ("skd_pair1_seed1", "teacher")}
+    paths = {name: str(finished / f"{name}.pt") for name in ("skd_pair1_seed1", "teacher_pair1")}
     other = train_tokenizer(["a text with yet other words"] * 9, 270)
     model = adapters.make_gpt(other.n_vocab, 26, 1, 2, 8)
     about = torch.load(paths["skd_pair1_seed1"], weights_only=True)
@@ -1839,7 +1840,7 @@ def checkpoints(finished, tmp_path):
         paths[name] = str(tmp_path / f"{name}.pt")
         save_checkpoint(paths[name], gpt, state, **extra)
     (tmp_path / "text.pt").write_text("this is no checkpoint")
-    (tmp_path / "half.pt").write_bytes(Path(paths["teacher"]).read_bytes()[:5000])
+    (tmp_path / "half.pt").write_bytes(Path(paths["teacher_pair1"]).read_bytes()[:5000])
     torch.save({"weights": [1, 2]}, tmp_path / "strange.pt")
     return paths | {name: str(tmp_path / f"{name}.pt") for name in ("text", "half", "strange", "missing")}
 
@@ -1856,7 +1857,7 @@ WRONG_CHECKPOINTS = [  # student, teacher, a word that the line must hold
     ("skd_pair1_seed1", "other_shape", "vocabulary"),
     ("other_shape", "other_shape", "vocabulary"),  # a model that does not fit its own tokenizer
     ("no_tokenizer", "no_tokenizer", "tokenizer"),
-    ("no_task", "teacher", "--prompt"),
+    ("no_task", "teacher_pair1", "--prompt"),
     ("other_tokenizer", None, "teacher_pair1.pt"),  # nothing beside it
 ]
 
@@ -1924,9 +1925,9 @@ def test_quick_and_the_picture_as_commands(clone):
 
 @pytest.mark.slow
 def test_every_row_on_the_quick_setting(clone):
-    """`--quick --variants all`: every row from flags to table;
+    """`--quick --variants all`, half of the steps: every row from flags to table;
     all figures finite, and whoever has a teacher moved towards it."""
-    out = command(clone, "train_skd.py", "--quick", "--variants", "all", "--out", "quick_all")
+    out = command(clone, "train_skd.py", "--quick", "--variants", "all", "--steps", "20", "--out", "quick_all")
     assert (clone / "quick_all" / "table.md").read_text() in out
     for name in VARIANTS:
         header, *lines, final = lines_of(clone / "quick_all" / f"{name}_pair1_seed1.jsonl")
@@ -1935,7 +1936,7 @@ def test_every_row_on_the_quick_setting(clone):
             and final["kind"] == "final"
         )
         losses_seen = [line["loss"] for line in lines if line["kind"] == "step"]
-        assert all(map(math.isfinite, losses_seen)) and final["steps"] == 40 and math.isfinite(final["val_nll"])
+        assert all(map(math.isfinite, losses_seen)) and final["steps"] == 20 and math.isfinite(final["val_nll"])
         assert (clone / "quick_all" / f"{name}_pair1_seed1.pt").exists()
     started = lines_of(clone / "quick_all" / "supervised_pair1_seed1.jsonl")[0]["student_start"]["kl_teacher"]
     finals = {name: lines_of(clone / "quick_all" / f"{name}_pair1_seed1.jsonl")[-1]["kl_teacher"] for name in VARIANTS}
@@ -1944,8 +1945,8 @@ def test_every_row_on_the_quick_setting(clone):
 
 
 @pytest.mark.slow
-def test_every_budget_and_switch_as_a_command(clone):
-    """Two seeds and two budgets of the comparison and of a row that prepares, and every switch of the sampler,
+def test_every_budget_and_switch(clone, cached_pairs, tmp_path):
+    """Two seeds and two budgets of the comparison and of a row that prepares, as commands; every switch of the sampler,
     from flags to files."""
     small = [*SMALL[:-2], "--variants"]
     command(clone, "train_skd.py", *small, "main", "--equal-compute", "--seeds", "2", "--out", "main")
@@ -1961,7 +1962,7 @@ def test_every_budget_and_switch_as_a_command(clone):
         ["--student-start", "raw"], ["--student-prompts", "0"], ["--block-size", "24"], ["--task", "translation"],
         ["--task", "summarisation"], ["--task", "instruction"], ["--accept-top-k", "0"], ["--gamma", "64"],
     )):  # fmt: skip
-        command(clone, "train_skd.py", *small, "skd", *switch, "--out", f"switch{i}")
+        assert main([*small, "skd", *switch, "--out", str(tmp_path / f"switch{i}")]) == 0
 
 
 @pytest.mark.slow
