@@ -1,5 +1,6 @@
 """The studies: what is told before one runs, what is left of it, and that one that fails does not stop the others."""
 
+import functools
 import json
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ from test_report import write_records
 
 import train_okd
 import train_skd
-from lab import studies
+from lab import folders, pairs, reading, records, studies
 from lab.archive import PACKED
 
 SCRIPTS = {"train_skd.py": train_skd, "train_okd.py": train_okd}
@@ -88,3 +89,74 @@ def test_every_command_is_understood(name):
     args, names = SCRIPTS[script].parse_flags(words)
     assert names and args.pairs >= 3 and args.seed == args.pair_seed
     assert args.pair_seed >= 101 or args.pair_seed + args.pairs <= 100, "no study mixes both kinds of pairs"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Committed studies.
+
+MADE = [name for name in studies.STUDIES if (folders.ROOT / "results" / name / PACKED).exists()]
+RATES = folders.ROOT / "results" / "rates"
+
+
+@pytest.mark.skipif("rates" not in MADE, reason="python -m lab.studies rates has not been run")
+def test_rates_are_what_the_study_found():
+    """A method's rate is the one with the best mean over development pairs of (greedy + sampled) / 2 on validation
+    examples, as a multiple of the size's; a method that both scripts have learns at one rate."""
+    found = {}
+    for run in reading.read_records(RATES):
+        method, lr = run.variant.split(" lr=")
+        last = run.evals[-1]
+        found.setdefault(method, {}).setdefault(float(lr), []).append((last["score"] + last["score_sampled"]) / 2)
+    assert set(found) == set(train_skd.MAIN)
+    for method, scores in found.items():
+        assert {len(values) for values in scores.values()} == {5}
+        best = max(scores, key=lambda lr: sum(scores[lr]))
+        rate = train_skd.VARIANTS[method].rate
+        assert pairs.SIZES["tiny"]["lr"] * rate == pytest.approx(best), f"{method}: its rate should lead to {best}"
+    same = {"sft": "sft", "supervised": "fixed_forward_kl", "imitkd": "imitkd", "gkd": "gkd"}
+    for one, other in same.items():
+        assert train_skd.VARIANTS[one].rate == train_okd.VARIANTS[other].rate, other
+
+
+class EnoughSeen(Exception):
+    """The first logged steps are there."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name,method", [(name, "skd" if name == "skd-math" else "sft") for name in MADE])
+def test_records_are_current(name, method, tmp_path, monkeypatch):
+    """The first logged steps of one run of each study, made again from nothing, are those of its record: to rounding
+    on the kind of machine that made it, nearly so elsewhere. (sft needs no teacher, so none is trained.)"""
+    recorded = min((run for run in reading.read_records(folders.ROOT / "results" / name)
+                    if run.variant.split()[0] == method), key=lambda run: (run.pair, run.seed, run.variant))
+    train, load, write = pairs.pretrain, pairs.load_or_pretrain_pair, records.RunLog.write
+
+    def pretrain(model, *args):
+        is_teacher = model.config.n_embd == pairs.PairSettings().teacher_shape[2]
+        return model.eval() if method == "sft" and is_teacher else train(model, *args)
+
+    def until_enough(log, kind, **figures):
+        write(log, kind, **figures)
+        if kind == "step" and figures["step"] > 40:
+            raise EnoughSeen
+
+    monkeypatch.setattr(pairs, "pretrain", pretrain)
+    monkeypatch.setattr(pairs, "load_or_pretrain_pair", functools.partial(load, cache_dir=tmp_path / "pairs"))
+    monkeypatch.setattr(records.RunLog, "write", until_enough)
+    script, *words = shlex.split(studies.STUDIES[name].command)
+    if "--sweep" in words:
+        words = [*words[: words.index("--sweep")], *words[words.index("--sweep") + 2 :]]
+    words += ["--sweep", recorded.variant.split()[1]] if " " in recorded.variant else []
+    SCRIPTS[script].main([*words, "--pairs", "1", "--variants", method, "--jobs", "1", "--out", str(tmp_path / "out")])
+    (path,) = (tmp_path / "out").glob("*.jsonl")
+    header, *lines = map(json.loads, path.read_text().splitlines())
+    steps = [line for line in lines if line["kind"] == "step"]
+    # On another kind of CPU 800 steps of pretraining end elsewhere: then all is near, and no more than that.
+    same_start = steps[0]["loss"] == pytest.approx(recorded.steps[0]["loss"], rel=1e-6)
+    near = {"rel": 1e-5} if same_start else {"rel": 0.3, "abs": 0.1}
+    assert [line["step"] for line in steps] == [line["step"] for line in recorded.steps[: len(steps)]] == [1, 21, 41]
+    for line, other in zip(steps, recorded.steps):
+        assert line["loss"] == pytest.approx(other["loss"], **near), f"run python -m lab.studies {name} again"
+    if method != "sft":
+        for which in ("teacher", "student_start"):
+            assert header[which]["score"] == pytest.approx(recorded.header[which]["score"], **near), which
