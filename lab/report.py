@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 from lab.archive import PACKED, packed, unpacked
+from lab.claims import claims_table
 from lab.curves import curves_page
 from lab.pages import methods_table, read_page, replace_section
 from lab.reading import ordered_variants, read_runs, record_files
@@ -127,8 +128,8 @@ def pack(folder, order=None, control=None, main_method=None):
 def rendered_pages(root=ROOT):
     """{path: text} of all files of the project with rendered parts, as they should be today; writes nothing.
 
-    These are the files of every study in results/, the short table of one of them in README.md, the tables of methods
-    in docs/methods.md and those of the benchmarks in docs/speed.md. The scripts are started for what they know: this module imports none of them.
+    These are the files of every study in results/ and their claims, the short table of one of them in README.md, the
+    tables of methods in docs/methods.md and those of the benchmarks in docs/speed.md. The scripts are started for what they know: this module imports none of them.
     """
     texts = {}
     for archive in sorted(root.glob(f"results/*/{PACKED}")):
@@ -138,6 +139,8 @@ def rendered_pages(root=ROOT):
     if (root / "results" / HEADLINE / PACKED).exists():
         table = short_table(read_runs(root / "results" / HEADLINE)[0], COMPARISONS["train_skd"][0])
         texts[root / "README.md"] = replace_section(read_page(root / "README.md"), "results", table)
+        index = root / "results" / "README.md"
+        texts[index] = replace_section(read_page(index), "claims", claims_table(root))
     sections = {"methods.md": {}, "speed.md": {}}
     for script in COMPARISONS:
         rows = json.loads(_printed(root, f"{script}.py", "--list-variants"))

@@ -59,7 +59,8 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/rollouts.py": {"model", "sample", "data.tasks", "data.tokenizer", "lab.arguments", "lab.command_line",
                         "lab.pairs", "lab.processes"},
     "lab/pages.py": set(),
-    "lab/report.py": {"lab.archive", "lab.curves", "lab.pages", "lab.reading", "lab.records", "lab.tables"},
+    "lab/claims.py": {"lab.archive", "lab.reading", "lab.statistics", "lab.tables"},
+    "lab/report.py": {"lab.archive", "lab.claims", "lab.curves", "lab.pages", "lab.reading", "lab.records", "lab.tables"},
     "lab/checkpoints.py": {"model", "lab.processes", "lab.records"},
     "lab/exchange.py": {
         "lab.interrupted", "model", "data.tokenizer", "lab.processes", "lab.folders", "lab.command_line",

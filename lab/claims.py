@@ -1,0 +1,84 @@
+"""What the papers claim, and what our studies say of it: a table that is rendered from committed records.
+
+A claim names two methods of a study, of which the first should be better. Its test is the paired difference over
+pretrained pairs, of greedy and of sampled scores; verdicts are corrected for the number of all tests on the page.
+"""
+
+from typing import NamedTuple
+
+from lab.archive import PACKED
+from lab.reading import as_number, read_records, select_runs
+from lab.statistics import PairedDifference, holm, paired_difference
+from lab.tables import DECIDED, markdown_table
+
+START = "the start"  # in place of a method: the untouched student that all methods begin with
+
+
+class Claim(NamedTuple):
+    """One claim of a paper."""
+
+    text: str
+    source: str
+    study: str  # a name in results/
+    better: str  # a method of the study
+    worse: str  # another one, or START
+    keys: tuple = ("score", "score_sampled")  # figures of a final line that should be larger
+
+
+SKD = "SKD, Table 1"
+CLAIMS = (
+    Claim("Supervised KD is better than SFT", SKD, "skd-math", "supervised", "sft"),
+    Claim("On-policy KD is better than supervised KD (arithmetic, Gemma; on Qwen it is not)", SKD, "skd-math",
+          "on_policy", "supervised"),
+    Claim("SKD is better than supervised KD", SKD, "skd-math", "skd", "supervised"),
+    Claim("SKD is better than on-policy KD", SKD, "skd-math", "skd", "on_policy"),
+    Claim("Mixing token by token is better than by sequence: SKD over ImitKD", SKD, "skd-math", "skd", "imitkd"),
+    Claim("Supervised KD alone is better than two stages", "SKD, section 5.5", "skd-math", "supervised", "two_stage"),
+    Claim("On-policy KD alone is better than two stages", "SKD, section 5.5", "skd-math", "on_policy", "two_stage"),
+    Claim("A student is a better draft after SKD: tokens accepted by speculative decoding", "SKD, appendix K",
+          "skd-math", "skd", START, ("draft_accept_rate",)),
+)
+
+
+def difference(claim, runs, key):
+    """The PairedDifference of a claim's two sides over the pairs of its study; None where a method was not run."""
+    better = select_runs(runs, claim.better, "steps")
+    if claim.worse == START:
+        worse = [run._replace(final={key: run.header["student_start"].get(key)}) for run in better]
+    else:
+        worse = select_runs(runs, claim.worse, "steps")
+    found = paired_difference(better, worse, key, "pair")
+    return found if found.n > 1 and as_number(found.p_value) is not None else None
+
+
+def verdict(found: PairedDifference, corrected):
+    """Words for a difference whose p-value, corrected for all tests of the page, is `corrected`."""
+    if corrected >= DECIDED:
+        return "not decided"
+    return "holds" if found.mean > 0 else "does not hold"
+
+
+def claims_table(root, claims=CLAIMS):
+    """The table of results/README.md, and a line on how many tests it holds."""
+    runs = {name: read_records(root / "results" / name) for name in dict.fromkeys(claim.study for claim in claims)
+            if (root / "results" / name / PACKED).exists()}
+    tests = {(claim, key): found for claim in claims for key in claim.keys if claim.study in runs
+             if (found := difference(claim, runs[claim.study], key))}
+    corrected = dict(zip(tests, holm([found.p_value for found in tests.values()])))
+    lines = []
+    for claim in claims:
+        cells = []
+        for place in range(2):
+            of = (claim, claim.keys[place]) if place < len(claim.keys) else None
+            if of not in tests:
+                cells += ["-" if of is None else "not run", "-"]
+                continue
+            found = tests[of]
+            cells += [f"{found.mean:+.3f} ± {found.half_width:.3f}, {found.positive} of {found.n} pairs",
+                      verdict(found, corrected[of])]
+        against = f"{claim.better} minus {claim.worse}"
+        lines.append([claim.text, claim.source, f"{claim.study}: {against}", *cells])
+    header = ["claim", "where", "our test", "greedy", "verdict", "sampled", "verdict"]
+    told = (f"Each test: a paired t-test over pretrained pairs, mean ± half width of the 95 % interval. A verdict other "
+            f'than "not decided" has p < {DECIDED:.2f} after Holm\'s correction for the {len(tests)} tests of this page.')
+    return f"{markdown_table(lines, header, left=3)}\n\n{told}"
