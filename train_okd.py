@@ -64,7 +64,7 @@ from model import ONLINE_MODULES, OnlineTeacher, make_optimizer
 # fmt: off
 VARIANTS = {
     "sft": OnlineVariant(None, "no teacher: cross-entropy on the references", student_divergence="forward_kl",
-                         student_kd=0.0, read_from="common knowledge"),
+                         student_kd=0.0, read_from="common knowledge", rate=2.0),
     "fixed_forward_kl": OnlineVariant("1910.01108", "word-level KD: forward KL to the fixed teacher",
                                       student_divergence="forward_kl", read_from="code"),
     "fixed_reverse_kl": OnlineVariant("2306.08543", "reverse KL to the fixed teacher on the references",
@@ -73,7 +73,7 @@ VARIANTS = {
                       student_share=(0.5, 0.5), mix_per="sequence", student_divergence="forward_kl",
                       read_from="abstract, code"),
     "gkd": OnlineVariant("2306.13649", "a draw per batch: references or student samples; JSD", writer="mixed",
-                   student_share=(0.5, 0.5), student_divergence="generalized_jsd", read_from="code"),
+                   student_share=(0.5, 0.5), student_divergence="generalized_jsd", read_from="code", rate=2.0),
     "minillm": OnlineVariant("2306.08543", "policy gradient of the sequence's reverse KL on teacher-mixed samples",
                        writer="teacher_mixed", student_divergence="minillm",
                        deviation="no clipping of repeated updates, since each batch is used once; "

@@ -57,7 +57,7 @@ from methods import Variant
 VARIANTS = {
     # the comparison of the SKD paper
     "sft": Variant("dataset", "cross_entropy", None, "no teacher: cross-entropy on the references",
-                   read_from="common knowledge"),
+                   read_from="common knowledge", rate=2.0),
     "supervised": Variant("dataset", "forward_kl", "1910.01108", "word-level KD on the references", read_from="code"),
     "seqkd": Variant("teacher", "cross_entropy", "1606.07947",
                      "cross-entropy on the teacher's greedy answers, written once",
@@ -67,7 +67,7 @@ VARIANTS = {
                       "constant chance .5; the paper's annealing was not seen", student_share=(0.5, 0.5),
                       mix_per="sequence", read_from="abstract, code"),
     "gkd": Variant("mixed", "generalized_jsd", "2306.13649", "a draw per batch: references or student samples; JSD",
-                   loss_kwargs={"beta": 0.5}, student_share=(0.5, 0.5), read_from="code"),
+                   loss_kwargs={"beta": 0.5}, student_share=(0.5, 0.5), read_from="code", rate=2.0),
     "two_stage": Variant("mixed", "forward_kl", "2410.11325",
                          "references in the first half, student samples in the second",
                          student_share=(0.0, 1.0), read_from="code"),

@@ -31,7 +31,7 @@ class Study(NamedTuple):
 
 STUDIES = {
     "rates": Study(
-        "Which learning rate does each method of train_skd.py want?",
+        "Which learning rate does each method of the SKD paper's comparison want?",
         "train_skd.py --pairs 5 --pair-seed 11 --seed 11 --sweep lr=0.01,0.02,0.04",
         40,
     ),
