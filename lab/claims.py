@@ -79,6 +79,8 @@ def claims_table(root, claims=CLAIMS):
         against = f"{claim.better} minus {claim.worse}"
         lines.append([claim.text, claim.source, f"{claim.study}: {against}", *cells])
     header = ["claim", "where", "our test", "greedy", "verdict", "sampled", "verdict"]
-    told = (f"Each test: a paired t-test over pretrained pairs, mean ± half width of the 95 % interval. A verdict other "
-            f'than "not decided" has p < {DECIDED:.2f} after Holm\'s correction for the {len(tests)} tests of this page.')
+    told = (
+        f"Each test: a paired t-test over pretrained pairs, mean ± half width of the 95 % interval. A verdict other "
+        f'than "not decided" has p < {DECIDED:.2f} after Holm\'s correction for the {len(tests)} tests of this page.'
+    )
     return f"{markdown_table(lines, header, left=3)}\n\n{told}"

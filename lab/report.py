@@ -129,7 +129,8 @@ def rendered_pages(root=ROOT):
     """{path: text} of all files of the project with rendered parts, as they should be today; writes nothing.
 
     These are the files of every study in results/ and their claims, the short table of one of them in README.md, the
-    tables of methods in docs/methods.md and those of the benchmarks in docs/speed.md. The scripts are started for what they know: this module imports none of them.
+    tables of methods in docs/methods.md and those of the benchmarks in docs/speed.md. The scripts are started for what
+    they know: this module imports none of them.
     """
     texts = {}
     for archive in sorted(root.glob(f"results/*/{PACKED}")):
