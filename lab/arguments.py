@@ -260,7 +260,7 @@ def check_room(args, data, methods, variants):
     """
     vocabulary, shapes = data.tokenizer.n_vocab, (args.settings.student_shape, args.settings.teacher_shape)
     student, teacher = (GPTConfig(vocabulary, data.block_size, *shape) for shape in shapes)
-    needed, jobs = 0, min(args.jobs, len(methods) * args.seeds)
+    needed, jobs = 0, min(args.jobs, len(methods) * args.seeds * args.pairs)
     for label, own in methods:
         learns = getattr(variants[label.split()[0]], "module", None) is not None
         rows, chunked = min(own.micro_batch or MOST, own.batch_size), chunks_its_loss(own, vocabulary) == "yes"

@@ -129,6 +129,15 @@ def test_too_many_runs_for_a_gpu_are_refused_before_anything_is_made(monkeypatch
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--pairs", "4"], ["--pairs", "2", "--seeds", "2"]])
+def test_the_runs_of_all_pairs_take_room(monkeypatch, capsys, more):
+    """As many runs stand side by side as there are, at most --jobs: one method has one per pair and seed."""
+    monkeypatch.setattr(compare, "open_folder", enough)
+    with pretend.gpu(), pytest.raises(Enough):
+        train_skd.main(["--quick", "--device", "cuda", "--jobs", "4", "--variants", "sft", *more])
+    assert f"--jobs {4 if more else 1}: a run may need" in capsys.readouterr().out
+
+
 def test_one_at_a_time_and_a_cpu_are_not_asked(monkeypatch):
     """Nobody asks for memory where runs follow each other, or where there is no GPU."""
     monkeypatch.setattr(arguments, "check_room", pytest.fail)
