@@ -148,7 +148,7 @@ def state_identity(shared, header, steps):
 
 
 def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
-    """One method with one seed, from the pair in the cache to its record and final student; -> a line about it.
+    """One method with one pair and seed, from the cache to its record and final student; -> a line about it.
 
     `variant` is its label: the method's name and, after blanks, the values that were swept.
 
@@ -379,7 +379,12 @@ def prepare_pairs(args, folder):
 
     if len(todo) == 1 or args.jobs == 1:
         for own in todo:
-            tell(prepare_pair(own, folder))
+            try:
+                tell(prepare_pair(own, folder))
+            except ValueError as error:
+                if len(todo) == 1:
+                    raise
+                raise ValueError(f"pair {own.pair_seed} failed: {error}") from error
     else:
         jobs = min(args.jobs, len(todo))
         processes.print_line(f"{len(todo)} pairs are pretrained (or read from the cache), {jobs} at a time")
@@ -396,7 +401,7 @@ def compare(script, args, names, variants, run_one, check_row):
 
 
 def compare_in(held, script, args, names, variants, run_one, check_row):
-    """Task, pair, every method with every seed, table. Returns 0 only when every run finished.
+    """Task, pairs, every method with every pair and seed, table. Returns 0 only when every run finished.
 
     run_one(args, folder, shared, variant, seed, budget, steps) must be a function at a module's top level: with --jobs
     it is called in processes of its own. check_row(name, args, examples) raises ValueError for a method that cannot

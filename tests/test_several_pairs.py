@@ -7,7 +7,7 @@ from test_train_skd import SMALL, cached_pairs, lines_of, without_times  # noqa:
 
 import train_skd
 from data.tasks import Example, Encoded, random_order
-from lab import arguments, command_line, schedule
+from lab import arguments, command_line, compare, schedule
 
 ARGV = [*SMALL, "--jobs", "1", "--variants", "sft,skd"]
 
@@ -87,11 +87,14 @@ def test_pairs_side_by_side_are_those_in_order(cached_pairs, three, tmp_path):  
 @pytest.mark.usefixtures("cached_pairs")
 def test_a_pair_that_fails_is_named(tmp_path, monkeypatch):
     """Pretraining that ends in nan: one line, with the pair, before any run."""
-    def broken(args, folder, say=None):
-        raise ValueError("pretraining became nan")
+    def broken(args, folder):
+        if args.pair_seed == 2:
+            raise ValueError("pretraining became nan")
+        return prepare(args, folder)
 
-    monkeypatch.setattr("lab.compare.prepare_pair", broken)
-    with pytest.raises(ValueError, match="pretraining became nan"):
+    prepare = compare.prepare_pair
+    monkeypatch.setattr(compare, "prepare_pair", broken)
+    with pytest.raises(ValueError, match="^pair 2 failed: pretraining became nan$"):
         train_skd.main([*ARGV, "--pairs", "2", "--out", str(tmp_path / "out")])
     assert not list((tmp_path / "out").glob("*.jsonl"))
 
