@@ -11,6 +11,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from typing import NamedTuple
@@ -56,13 +57,39 @@ def about(name, root=folders.ROOT):
     return f"{name}: {study.question}\n  python {study.command}\n  {study.minutes} minutes on two cores{needs}{size}"
 
 
+def run_program(words, folder):
+    """Run a program in a folder, to its end -> its status.
+
+    A signal stops it, too: Ctrl-C reaches it from the terminal, SIGTERM is passed on. It is waited for, since it saves
+    what it has; then this program ends as well (SystemExit).
+    """
+    program, stopped = None, []
+
+    def on_signal(number, frame):
+        stopped.append(number)
+        if program and number == signal.SIGTERM:
+            program.terminate()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        program = subprocess.Popen(words, cwd=folder)
+        program.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        print(f"lab.studies: stopped by {signal.Signals(stopped[0]).name}: the same command goes on", file=sys.stderr)
+        sys.exit(128 + stopped[0])
+    return program.returncode
+
+
 def run_study(name, jobs=None, data_dir=None, root=folders.ROOT):
     """Run a study, or what is missing of it, and make results/NAME of its records -> whether it is whole."""
     study, work, made = STUDIES[name], root / "runs" / "studies" / name, root / "results" / name
     words = [*shlex.split(study.command), "--out", str(work), "--resume"]
-    words += ["--jobs", str(jobs)] if jobs else []
-    words += ["--data-dir", data_dir] if data_dir and study.needs else []
-    if subprocess.run([sys.executable, *words], cwd=root).returncode:
+    words += ["--jobs", str(jobs)] if jobs is not None else []
+    words += ["--data-dir", os.path.abspath(data_dir)] if data_dir and study.needs else []
+    if run_program([sys.executable, *words], root):
         return False
     made.mkdir(parents=True, exist_ok=True)
     (made / PACKED).unlink(missing_ok=True)  # the one that was made before
@@ -92,10 +119,15 @@ def main(argv=None):
     failed = []
     for name in args.names:
         print(about(name), flush=True)
-        if not run_study(name, args.jobs, args.data_dir):
-            failed.append(name)
+        try:
+            whole = run_study(name, args.jobs, args.data_dir)
+        except (ValueError, OSError) as error:
+            print(f"lab.studies: {' '.join(str(error).split())}", file=sys.stderr)
+            whole = False
+        failed += [] if whole else [name]
     for name in failed:
-        print(f"lab.studies: {name} is not whole: what was said above; the same command goes on", file=sys.stderr)
+        print(f"lab.studies: {name} is not whole: what was said above; the same command goes on (or starts anew, "
+              f"without runs/studies/{name})", file=sys.stderr)
     return 1 if failed else 0
 
 

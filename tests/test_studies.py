@@ -3,7 +3,7 @@
 import functools
 import json
 import shlex
-import subprocess
+import signal
 import sys
 
 import pytest
@@ -22,21 +22,21 @@ def runner(tmp_path, monkeypatch):
     """A root of one's own, where a study's command writes the records of two methods and three pairs, or fails."""
     calls = []
 
-    def run(words, cwd=None, **options):
+    def run(words, folder):
         calls.append(words)
         out = tmp_path / "runs" / "studies" / words[words.index("--out") + 1].rsplit("/", 1)[1]
         out.mkdir(parents=True, exist_ok=True)
         broken = "broken" in out.name
         if not broken:
             write_records(out, ["supervised", "skd"], 1, pairs=3)
-        return subprocess.CompletedProcess(words, int(broken))
+        return int(broken)
 
     rows = {
         "one": studies.Study("Does it work?", "train_skd.py --pairs 3", 1),
         "broken": studies.Study("Does it fail?", "train_okd.py", 2, needs="scan"),
     }
     monkeypatch.setattr(studies, "STUDIES", rows)
-    monkeypatch.setattr(studies.subprocess, "run", run)
+    monkeypatch.setattr(studies, "run_program", run)
     monkeypatch.setattr(studies.folders, "ROOT", tmp_path)
     monkeypatch.setattr(studies.run_study, "__defaults__", (None, None, tmp_path))
     monkeypatch.setattr(studies.about, "__defaults__", (tmp_path,))
@@ -65,6 +65,42 @@ def test_one_that_fails_does_not_stop_the_others(runner, tmp_path, capsys):
     assert "broken is not whole" in capsys.readouterr().err
     assert (tmp_path / "results" / "one" / PACKED).exists() and not (tmp_path / "results" / "broken").exists()
     assert ["--data-dir" in words for words in runner] == [True, False]
+
+
+def test_records_that_make_no_study_do_not_stop_the_others(runner, tmp_path, capsys):
+    """A page without its markers: one line, and the next study is made."""
+    (tmp_path / "results" / "one").mkdir(parents=True)
+    (tmp_path / "results" / "one" / "README.md").write_text("no markers")
+    studies.STUDIES["two"] = studies.STUDIES["one"]
+    assert studies.main(["one", "two"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and "one is not whole" in told[1] and "runs/studies/one" in told[1]
+    assert (tmp_path / "results" / "two" / PACKED).exists()
+
+
+STOPPED = """
+import os, signal, sys, time
+signal.signal(signal.{name}, lambda *_: None)
+os.kill(os.getppid(), signal.{name})
+time.sleep(0.5)
+open("saved", "w").close()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_stopped_study_is_waited_for(tmp_path, capsys, name):
+    """Both hear of the signal: the study's program has the time to save, then no other study is begun."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        studies.run_program([sys.executable, "-c", STOPPED.format(name=name)], tmp_path)
+    assert stop.value.code == 128 + getattr(signal, name) and (tmp_path / "saved").exists()
+    assert f"stopped by {name}: the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_program_s_status_is_told(tmp_path):
+    """0 is the only status of a whole study."""
+    assert [studies.run_program([sys.executable, "-c", f"exit({n})"], tmp_path) for n in (0, 3)] == [0, 3]
 
 
 def test_the_list_names_every_study(capsys):
