@@ -77,6 +77,8 @@ def claims_table(root, claims=CLAIMS):
             cells += [f"{found.mean:+.3f} ± {found.half_width:.3f}, {found.positive} of {found.n} pairs",
                       verdict(found, corrected[of])]
         against = f"{claim.better} minus {claim.worse}"
+        if claim.keys[0] != "score":  # then it stands in the first of the two columns, which are headed by scores
+            against += f" in {claim.keys[0]}"
         lines.append([claim.text, claim.source, f"{claim.study}: {against}", *cells])
     header = ["claim", "where", "our test", "greedy", "verdict", "sampled", "verdict"]
     told = (

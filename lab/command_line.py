@@ -298,7 +298,7 @@ EVALUATION_FLAGS = ("accept_top_k", "gamma")  # every final student is measured 
 
 def make_parser(script, description, variants, main_variants):
     """The parser of a script with all flags that both scripts share; the script adds its own."""
-    examples = f"examples:\n  python {script}.py --quick\n  python {script}.py --seeds 5 --jobs 1 --out runs/mine"
+    examples = f"examples:\n  python {script}.py --quick\n  python {script}.py --pairs 5 --out runs/mine"
     parser = Parser(FIRST_FLAGS, prog=f"{script}.py", description=f"{description}\n\n{examples}")
     add_shared_flags(parser, variants, main_variants, pairs.SIZES)
     group = parser.add_argument_group("sampling (methods whose tokens a model writes)")

@@ -200,7 +200,7 @@ def shown(value):
 
 
 # Of what decides a run, these are no flags.
-NO_FLAGS = ("fingerprint", "inputs", "row", "variant", "seed", "budget", "torch", "processes", "inner")
+NO_FLAGS = ("fingerprint", "default_lr", "inputs", "row", "variant", "seed", "budget", "torch", "processes", "inner")
 
 
 def changed_files(before, now):

@@ -59,6 +59,7 @@ def test_a_claim_against_the_start(tmp_path):
     draft = claims.Claim("a better draft", "here", "skd-math", "skd", claims.START, ("draft_accept_rate",))
     (row,) = cells(claims.claims_table(root, (draft,)))
     assert row[3].startswith("+0.102 ±") and row[4] == "holds" and row[5:] == ["-", "-"]
+    assert row[2] == "skd-math: skd minus the start in draft_accept_rate"
 
 
 def test_what_was_not_run_says_so(tmp_path):

@@ -1,6 +1,7 @@
 """--pairs N: every method with every pretrained pair, each pair as if it had been asked for alone."""
 
 import json
+import re
 
 import pytest
 from test_train_skd import SMALL, cached_pairs, lines_of, without_times  # noqa: F401
@@ -55,6 +56,8 @@ def test_more_pairs_join_those_that_are_there(cached_pairs, tmp_path, capsys):  
     """--resume with more pairs, and with more seeds of each, runs what is missing and nothing else."""
     argv, out = [*SMALL, "--jobs", "1", "--variants", "sft"], tmp_path / "out"
     assert train_skd.main([*argv, "--out", str(out)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if re.match(r"sft_pair1_seed1 .* s$", line)]
+    assert "done" in line and "score" not in line, "a smoke run compares no scores"
     before = (out / "sft_pair1_seed1.jsonl").read_bytes()
     assert train_skd.main([*argv, "--out", str(out), "--resume", "--pairs", "2", "--seeds", "2"]) == 0
     assert (out / "sft_pair1_seed1.jsonl").read_bytes() == before
