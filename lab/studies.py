@@ -27,6 +27,7 @@ class Study(NamedTuple):
     question: str
     command: str  # what follows "python"; --out, --resume and --jobs are added
     minutes: int  # measured on two CPU cores
+    megabytes: int  # that its folder in runs/ came to
     needs: str | None = None  # the real data set that it reads, for --data-dir
 
 
@@ -35,10 +36,12 @@ STUDIES = {
         "Which learning rate does each method of the SKD paper's comparison want?",
         "train_skd.py --pairs 5 --pair-seed 11 --seed 11 --sweep lr=0.01,0.02,0.04",
         37,
+        24,
     ),
     "skd-math": Study(
         "Which method of the SKD paper teaches the default task best, on pairs that no setting was chosen by?",
         "train_skd.py --pairs 8 --pair-seed 101 --seed 101",
+        20,
         20,
     ),
 }
@@ -54,7 +57,8 @@ def about(name, root=folders.ROOT):
     study, made = STUDIES[name], root / "results" / name
     needs = f", needs the files of {study.needs} (--data-dir)" if study.needs else ""
     size = f"; results/{name} has {size_of(made) / 1e6:.1f} MB" if made.is_dir() else f"; no results/{name} yet"
-    return f"{name}: {study.question}\n  python {study.command}\n  {study.minutes} minutes on two cores{needs}{size}"
+    takes = f"{study.minutes} minutes on two cores, {study.megabytes} MB in runs/studies"
+    return f"{name}: {study.question}\n  python {study.command}\n  {takes}{needs}{size}"
 
 
 def run_program(words, folder):

@@ -32,8 +32,8 @@ def runner(tmp_path, monkeypatch):
         return int(broken)
 
     rows = {
-        "one": studies.Study("Does it work?", "train_skd.py --pairs 3", 1),
-        "broken": studies.Study("Does it fail?", "train_okd.py", 2, needs="scan"),
+        "one": studies.Study("Does it work?", "train_skd.py --pairs 3", 1, 5),
+        "broken": studies.Study("Does it fail?", "train_okd.py", 2, 5, needs="scan"),
     }
     monkeypatch.setattr(studies, "STUDIES", rows)
     monkeypatch.setattr(studies, "run_program", run)
