@@ -41,8 +41,8 @@ STUDIES = {
     "skd-math": Study(
         "Which method of the SKD paper teaches the default task best, on pairs that no setting was chosen by?",
         "train_skd.py --pairs 8 --pair-seed 101 --seed 101",
-        20,
-        20,
+        27,
+        18,
     ),
 }
 
