@@ -1423,7 +1423,7 @@ def own_answers_without_latin_letters(folder):
     """The words of a command on 60 Russian answers."""
     rows = [{"prompt": f"{i} ?", "response": f"Столица страны {'абвгд'[i % 5]} на реке"} for i in range(60)]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return [*SMALL[:-1], "sft", "--task", "jsonl", "--data-dir", str(folder), "--out"]
+    return [*SMALL[:-1], "sft", "--lr", "0.005", "--task", "jsonl", "--data-dir", str(folder), "--out"]
 
 
 def test_the_metric_is_chosen_told_and_kept(cached_pairs, tmp_path, capsys):

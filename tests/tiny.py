@@ -104,7 +104,8 @@ def unmeasured(monkeypatch):
 
 def flags(*argv, script=train_skd, **knobs):
     """A script's own flags, with a few small values; `knobs` overwrite what was parsed."""
-    argv = ["--device", "cpu", "--steps", "2", "--batch-size", "4", "--accept-top-k", "60", "--log-every", "1", *argv]
+    argv = ["--lr", "0.005", "--steps", "2", "--batch-size", "4", "--accept-top-k", "60", "--log-every", "1", *argv]
+    argv = ["--device", "cpu", *argv]
     return argparse.Namespace(**vars(script.parse_flags(argv)[0]) | knobs)
 
 
