@@ -7,7 +7,7 @@ pretrained pairs, of greedy and of sampled scores; verdicts are corrected for th
 from typing import NamedTuple
 
 from lab.archive import PACKED
-from lab.reading import as_number, read_records, select_runs
+from lab.reading import read_records, select_runs
 from lab.statistics import PairedDifference, holm, paired_difference
 from lab.tables import DECIDED, markdown_table
 
@@ -48,7 +48,7 @@ def difference(claim, runs, key):
     else:
         worse = select_runs(runs, claim.worse, "steps")
     found = paired_difference(better, worse, key, "pair")
-    return found if found.n > 1 and as_number(found.p_value) is not None else None
+    return found if found.n > 1 else None
 
 
 def verdict(found: PairedDifference, corrected):

@@ -30,16 +30,16 @@ def name_of(task):
 def missing_runs(folder, args, methods, headers, budget):
     """What is still to be run, as arguments of run_one; what the folder holds already is left as it is.
 
-    headers: what the records of each pair say, a dict per pair. Run seeds begin one higher with each pair.
+    headers: what the records of each pair say, a dict per pair.
     """
     todo, without_student, main_method = [], 0, report.COMPARISONS[headers[0]["script"]][1]
-    for number, shared in enumerate(headers):
-        first = args.seed + number
+    for shared in headers:
+        first = of_pair(args, shared["pair"]).seed
         for seed, (label, own) in itertools.product(range(first, first + args.seeds), methods):
             if budget == "compute" and label == main_method:
                 continue  # it sets the budget: its equal-steps run is its equal-compute run
             task = (of_pair(own, shared["pair"]), folder, shared, label, seed, budget)
-            name, steps = name_of((*task, own.steps)), own.steps
+            name, steps = run_name(label, shared["pair"], seed, budget), own.steps
             if records.read_finished(folder, name, shared["flags"]) is not None:
                 checkpoints.forget(folder / name)  # it may have been ended before it did so itself
                 without_student += not (folder / f"{name}.pt").exists()
