@@ -30,7 +30,6 @@ from lab.teacher_cache import check_best
 from lab.training import Run
 from model import OnlineTeacher, save_checkpoint, save_online_module
 
-PROSE = ("paper", "note", "deviation", "read_from")  # columns of a row that change no bit of its runs
 SOURCES = (  # whose sha256 a record holds, beside the script's own
     *("model.py", "losses.py", "features.py", "sample.py", "methods.py", "catalogue.py"),
     *(f"data/{name}.py" for name in ("tokenizer", "tasks", "corpora", "formats", "own_data", "metrics")),
@@ -143,8 +142,7 @@ def state_identity(shared, header, steps):
     may be reworded in between, its other columns may not."""
     identity = shared["flags"] | {name: shared[name] for name in ("fingerprint", "inputs", "accept_top_k", "processes")}
     identity |= {name: header[name] for name in ("variant", "seed", "budget")}
-    row = {column: value for column, value in header["row"].items() if column not in PROSE}
-    return identity | {"row": row, "steps": steps, "torch": str(torch.__version__)}
+    return identity | {"row": records.without_prose(header["row"]), "steps": steps, "torch": str(torch.__version__)}
 
 
 def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
@@ -302,11 +300,11 @@ def say_data(args, data):
         processes.print_line(data.task.metric_note)
 
 
-def open_folder(held, script, args, flags, inputs, longest):
+def open_folder(held, script, args, flags, inputs, longest, variants):
     """The folder of the comparison, locked until `held` ends, without what killed processes have left.
 
     ValueError where another process is at work in it, where it takes no file with the name of the `longest` run, or
-    where its records are of other flags or data: a table must not mix them.
+    where its records are of other flags, data or rows of `variants`: a table must not mix them.
     """
     default_name = f"{script.removeprefix('train_')}-{args.task}{'-quick' if args.quick else ''}"
     folder = folders.make_run_folder(args.out, args.resume, default_name)
@@ -321,7 +319,7 @@ def open_folder(held, script, args, flags, inputs, longest):
     if args.resume and not [*kept, *folder.glob("*.state*.pt")]:
         processes.print_line(f"nothing to resume in {args.out or folder.name}: starts anew")
     for path in kept:
-        records.read_finished(folder, path.stem, flags, inputs, script)
+        records.read_finished(folder, path.stem, flags, inputs, script, variants)
     return folder
 
 
@@ -341,6 +339,7 @@ def prepare_pair(args, folder, say=processes.print_line):
     processes.use_precision(args.precision, device)  # what the students will be measured with
     measure = {"gamma": args.gamma, "accept_top_k": args.accept_top_k, "seed": args.pair_seed, "ood": pair.ood}
     start = {"pair": args.pair_seed, "fingerprint": pair.fingerprint}
+    start["pretraining_seconds"] = pair.pretraining_seconds
     models = {"teacher": (pair.teacher, None), "student_start": (pair.new_student().eval(), pair.teacher)}
     for name, (model, judge) in models.items():
         start[name] = {"parameters": model.num_parameters()}
@@ -442,7 +441,7 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     flags = arguments.result_flags(args)
     inputs = inputs_of(args)
     longest = max((longest_name(label, args) for label, _ in methods), key=len, default="")
-    folder = processes.first_decides(lambda: open_folder(held, script, args, flags, inputs, longest))
+    folder = processes.first_decides(lambda: open_folder(held, script, args, flags, inputs, longest, variants))
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
 
     # 2. Where the comparison starts: every pair, its teacher and its untouched student.

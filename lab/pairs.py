@@ -14,7 +14,8 @@ import hashlib
 import inspect
 import json
 import textwrap
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -100,6 +101,7 @@ class Pair:
     ood: Encoded
     max_new_tokens: int
     fingerprint: str  # of both models' weights
+    pretraining_seconds: dict = field(default_factory=dict)  # by model, of the run that made it; None where unknown
 
     def new_student(self):
         """A fresh copy of the starting student, on the teacher's device, ready to train."""
@@ -193,7 +195,7 @@ def _cached(name, candidates, device, build, tokenizer_state, report):
     and it is saved in the first folder that may be written to.
 
     Of several processes that want it at the same time one builds, and the others wait. What an interrupted one has left
-    is resumed.
+    is resumed. -> (model, seconds that its building took: of the last process, if it was interrupted)
     """
 
     def load(mend):
@@ -203,7 +205,7 @@ def _cached(name, candidates, device, build, tokenizer_state, report):
                     model, content = load_checkpoint(str(path), device)
                     if content.get("name", name) != name:
                         raise ValueError(f"{path} is {content['name']} under another name")
-                    return model
+                    return model, content.get("seconds")
                 except PermissionError:  # another user's, and perhaps whole: it stays, and one is made elsewhere
                     closed.add(path.parent)
                 except ValueError as error:
@@ -214,8 +216,8 @@ def _cached(name, candidates, device, build, tokenizer_state, report):
         return None
 
     closed = set()
-    model = load(mend=False)
-    if model is None:
+    found = load(mend=False)
+    if found is None:
         places = [Path(folder) for folder in candidates if Path(folder) not in closed]
         if not places:
             raise PermissionError(f"{candidates[0]}/{name} may not be read: ask its owner, or take another checkout")
@@ -228,12 +230,13 @@ def _cached(name, candidates, device, build, tokenizer_state, report):
         with folders.locked(stem.with_suffix(".lock"), say=report):
             for left in folder.glob(f"{stem.name}*.partial"):  # by a process that was killed
                 left.unlink(missing_ok=True)
-            model = load(mend=True)  # another process may have been faster
-            if model is None:
-                model = build(stem)
-                save_checkpoint(str(path), model, tokenizer_state, name=name)
+            found = load(mend=True)  # another process may have been faster
+            if found is None:
+                started = time.perf_counter()
+                found = build(stem), round(time.perf_counter() - started, 1)
+                save_checkpoint(str(path), found[0], tokenizer_state, name=name, seconds=found[1])
                 checkpoints.forget(stem)
-    return model
+    return found
 
 
 @dataclass
@@ -469,8 +472,11 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
             1000 * settings.seed + 1,
         )
 
-    teacher = _cached(f"{task.name}-teacher-{teacher_key[:16]}.pt", candidates, device, build_teacher, state, report)
-    student = _cached(f"{task.name}-student-{student_key[:16]}.pt", candidates, device, build_student, state, report)
+    seconds = {}
+    name = f"{task.name}-teacher-{teacher_key[:16]}.pt"
+    teacher, seconds["teacher"] = _cached(name, candidates, device, build_teacher, state, report)
+    name = f"{task.name}-student-{student_key[:16]}.pt"
+    student, seconds["student_start"] = _cached(name, candidates, device, build_student, state, report)
     for weight in teacher.parameters():
         weight.requires_grad_(False)  # the teacher never moves
     return Pair(
@@ -485,4 +491,5 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         splits["ood"],
         data.max_new_tokens,
         _hash(weights_hash(teacher), weights_hash(student))[:16],
+        seconds,
     )

@@ -6,6 +6,7 @@ changed afterwards, by a failing disk or by hand, is told from the one that was 
 belongs to a run that was interrupted. Records name no folder, so they can be committed.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -135,12 +136,20 @@ def set_aside(path):
     return Path(path).rename(aside)
 
 
-def read_finished(folder, name, flags, inputs=None, script=None, say=print):
+PROSE = ("paper", "note", "deviation", "read_from")  # columns of a row that change no bit of its runs
+
+
+def without_prose(row):
+    """The columns of a row of the table of methods, a dict, that decide its runs: the others may be reworded."""
+    return {column: value for column, value in row.items() if column not in PROSE}
+
+
+def read_finished(folder, name, flags, inputs=None, script=None, variants=None, say=print):
     """The final figures of a finished run, or None where it has to be run.
 
     A record that is not what was written is set aside, and `say` is told. Raises ValueError for a record, finished or
-    not, that was made with other flags, from other input files (`inputs`) or by another `script`, and for a file that
-    is no record.
+    not, that was made with other flags, from other input files (`inputs`), by another `script` or another row than that
+    of `variants`, and for a file that is no record.
     """
     path = Path(folder) / f"{name}.jsonl"
     if not path.exists():
@@ -174,6 +183,8 @@ def read_finished(folder, name, flags, inputs=None, script=None, say=print):
     if inputs is not None and asked.get("task") == header["flags"].get("task"):  # first: K follows from the data
         refuse_other_data(path.name, header.get("inputs", {}), inputs)
     refuse_difference(path.name, header["flags"], asked)
+    if variants:
+        refuse_other_row(path.name, header, variants)
     return parsed(lines[-1]) if finished else None
 
 
@@ -217,6 +228,23 @@ def refuse_other_data(name, before, now):
         raise ValueError(
             f"{changed} since {name} was begun: put the data back as it was, or start anew with another --out"
         )
+
+
+def refuse_other_row(name, header, variants):
+    """ValueError where a column of a method's row decides its runs and is not what the record's header says."""
+    method, *swept = str(header.get("variant")).split(" ")
+    if method not in variants or not isinstance(header.get("row"), dict):
+        return
+    now = json.loads(json.dumps(rounded(dataclasses.asdict(variants[method]))))
+    typed = header["flags"].get("lr") is not None or any(knob.startswith("lr=") for knob in swept)
+    for column, value in without_prose(header["row"]).items():
+        if column == "rate" and typed or column not in now:  # a typed rate holds for all rows
+            continue
+        if value != now[column]:
+            raise ValueError(
+                f"{name} was made with {column} {shown(value)} in the row of {method}, now it is {shown(now[column])}: "
+                "give another --out, or put the row back"
+            )
 
 
 def refuse_difference(name, before, now):

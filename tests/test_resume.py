@@ -302,6 +302,34 @@ def test_a_reworded_row_goes_on():
     assert identity(loss="reverse_kl") != whole and identity(kd_weight=0.5) != whole and set(whole["row"]) > {"writer"}
 
 
+def test_a_finished_run_of_another_row_is_refused(tmp_path):
+    """A table must not mix two rows of one name: the column is named. Prose may differ, and a rate where --lr was
+    typed or swept."""
+    row = train_skd.VARIANTS["skd"]
+
+    def record(variant, flags, **changes):
+        folder = tmp_path / f"{variant}{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        name = records.run_name(variant, 1, 1, "steps")
+        changed = dataclasses.asdict(dataclasses.replace(row, **changes))
+        header = {"variant": variant, "pair": 1, "seed": 1, "budget": "steps", "flags": flags, "row": changed}
+        log = records.RunLog(folder, name, header)
+        log.write("final", score=0.25)
+        log.close()
+        return records.read_finished(folder, name, flags, variants=train_skd.VARIANTS)
+
+    for variant, flags, changes in (
+        ("skd", {}, {"note": "other words", "read_from": "code"}),
+        ("skd", {"lr": 0.1}, {"rate": 2.0}),
+        ("skd lr=0.1", {}, {"rate": 2.0}),
+        ("renamed", {}, {"rate": 2.0}),
+    ):
+        assert record(variant, flags, **changes)["score"] == 0.25, (variant, changes)
+    for column, value in (("rate", 2.0), ("loss", "reverse_kl")):
+        with pytest.raises(ValueError, match=rf"{column} {value} in the row of skd, now it is .*: give another --out"):
+            record("skd", {}, **{column: value})
+
+
 def test_changed_code_is_said_and_a_state_that_does_not_fit_is_named(tmp_path):
     """Other sources than those that saved: a warning, of a run within the run too; other parts:
     one line that says what to do."""
