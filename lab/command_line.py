@@ -98,6 +98,13 @@ class Parser(argparse.ArgumentParser):
         """A flag's name or alias, as typed without --, -> the name that it has in the code."""
         return ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))
 
+    def words_of(self, flag, value):
+        """What to type for a swept value: a flag that takes none, such as --no-write-back, is swept as yes or no."""
+        takes_none = any(action.dest == self.dest_of(flag) and action.nargs == 0 for action in self._actions)
+        if not takes_none or value not in ("yes", "no"):
+            return [f"--{flag}={value}"]
+        return [f"--{flag}"] if value == "yes" else []
+
     def error(self, message):
         message = " ".join(message.split())  # what was typed may hold new lines
         self.exit(2, f"{self.prog}: {message} (see python {self.prog} --help)\n")
@@ -335,7 +342,8 @@ def make_parser(script, description, variants, main_variants):
         action="append",
         default=[],
         metavar="FLAG=X,Y,..",
-        help="run each method once per value of a flag, e.g. --sweep lr=1e-3,5e-3; several: every combination",
+        help="run each method once per value of a flag, e.g. --sweep lr=1e-3,5e-3 or "
+        "no-write-back=no,yes; several: every combination",
     )
     group.add_argument("--weight-decay", type=float, default=0.1, help="on the student's matrices")
     group.add_argument("--log-every", type=int, default=20, help="steps between logged lines")

@@ -1048,6 +1048,17 @@ def test_a_sweep_is_every_combination():
     assert [label for label, _ in parse_flags([])[0].swept] == [""]
 
 
+def test_a_flag_without_a_value_is_swept_as_yes_or_no():
+    """Any other word is refused in one line."""
+    args, _ = parse_flags(["--variants", "okd_skd", "--sweep", "no-write-back=no,yes", "--sweep", "judge-fresh=yes,no"])
+    assert [(own.no_write_back, own.judge_fresh) for _, own in args.swept] == [
+        (False, True), (False, False), (True, True), (True, False),
+    ]  # fmt: skip
+    assert args.swept[2][0] == " no-write-back=yes judge-fresh=yes"
+    with pytest.raises(SystemExit):
+        parse_flags(["--variants", "okd_skd", "--sweep", "no-write-back=maybe"])
+
+
 @pytest.mark.parametrize(
     "text,word",
     [("alpha", "FLAG=VALUE"), ("alpha=", "FLAG=VALUE"), ("=1", "FLAG=VALUE"), ("alpha=1,2", "--alpha must lie"),
