@@ -238,9 +238,10 @@ def refuse_other_row(name, header, variants):
     now = json.loads(json.dumps(rounded(dataclasses.asdict(variants[method]))))
     typed = header["flags"].get("lr") is not None or any(knob.startswith("lr=") for knob in swept)
     for column, value in without_prose(header["row"]).items():
-        if column == "rate" and typed or column not in now:  # a typed rate holds for all rows
+        if column == "rate" and typed:  # a typed rate holds for all rows
             continue
-        if value != now[column]:
+        # What the table leaves to a flag is compared as a flag; what it does not hold, it does not hold any more.
+        if now.get(column) not in (None, "flag", value):
             raise ValueError(
                 f"{name} was made with {column} {shown(value)} in the row of {method}, now it is {shown(now[column])}: "
                 "give another --out, or put the row back"
