@@ -53,7 +53,7 @@ class PairSettings:
     teacher_shape: tuple = (2, 2, 64)
     student_shape: tuple = (2, 2, 32)
     teacher_steps: int = 2000
-    start_steps: int = 800
+    start_steps: int = 1000
     teacher_prompts: int | None = None  # None: the whole train split
     student_prompts: int | None = 400
     student_start: str = "sft"  # or "raw"
