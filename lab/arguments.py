@@ -41,8 +41,8 @@ def parse(parser, argv, variants, main_variants, script, ignored_reason):
             raise ValueError(f"--sweep {text} sweeps --{flag} a second time: write all its values into one --sweep")
         sweeps[parser.dest_of(flag)] = text
         args.swept = [
-            (f"{label} {flag}={value}", [*(before if isinstance(before, list) else argv), *parser.words_of(flag, value)])
-            for label, before in args.swept
+            (f"{label} {flag}={value}", [*(words if isinstance(words, list) else argv), *parser.words_of(flag, value)])
+            for label, words in args.swept
             for value in dict.fromkeys(values.split(","))
         ]
     if args.sweep and args.equal_compute:

@@ -25,18 +25,31 @@ class Claim(NamedTuple):
     keys: tuple = ("score", "score_sampled")  # figures of a final line that should be larger
 
 
-SKD = "SKD, Table 1"
+SKD, OKD = "SKD, Table 1", "OKD, Tables II and III"
+AGAIN = "The same, from the weaker start of the first confirmation"
 CLAIMS = (
     Claim("Supervised KD is better than SFT", SKD, "skd-math", "supervised", "sft"),
+    Claim(AGAIN, SKD, "skd-math-800", "supervised", "sft"),
     Claim("On-policy KD is better than supervised KD (arithmetic, Gemma; on Qwen it is not)", SKD, "skd-math",
           "on_policy", "supervised"),
+    Claim(AGAIN, SKD, "skd-math-800", "on_policy", "supervised"),
     Claim("SKD is better than supervised KD", SKD, "skd-math", "skd", "supervised"),
     Claim("SKD is better than on-policy KD", SKD, "skd-math", "skd", "on_policy"),
+    Claim(AGAIN, SKD, "skd-math-800", "skd", "on_policy"),
     Claim("Mixing token by token is better than by sequence: SKD over ImitKD", SKD, "skd-math", "skd", "imitkd"),
     Claim("Supervised KD alone is better than two stages", "SKD, section 5.5", "skd-math", "supervised", "two_stage"),
     Claim("On-policy KD alone is better than two stages", "SKD, section 5.5", "skd-math", "on_policy", "two_stage"),
     Claim("A student is a better draft after SKD: tokens accepted by speculative decoding", "SKD, appendix K",
           "skd-math", "skd", START, ("draft_accept_rate",)),
+    Claim("Reverse KL to a fixed teacher is better than forward KL", OKD, "okd-math", "fixed_reverse_kl",
+          "fixed_forward_kl"),
+    Claim("OKD is better than forward KL to a fixed teacher", OKD, "okd-math", "okd", "fixed_forward_kl"),
+    Claim("OKD is better than reverse KL to a fixed teacher", OKD, "okd-math", "okd", "fixed_reverse_kl"),
+    Claim("OKD is better than ImitKD", OKD, "okd-math", "okd", "imitkd"),
+    Claim("OKD is better than GKD", OKD, "okd-math", "okd", "gkd"),
+    Claim("OKD is better than MiniLLM (two of three sizes)", OKD, "okd-math", "okd", "minillm"),
+    Claim("The student's feedback to the teacher helps (the paper has no such control)", "OKD, Eq. 16", "okd-math",
+          "okd", "okd_no_feedback"),
 )
 
 

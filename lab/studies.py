@@ -4,7 +4,8 @@
     python -m lab.studies NAME [NAME ..]   runs them in runs/studies/, where an interrupted one goes on, and makes
                                            results/NAME of each: records, table, curves, summary
 
-Settings were found on development pairs (seeds 11 to 15) and confirmed on pairs nobody had looked at (from 101 on).
+Settings were found on development pairs (seeds 11 to 15) and confirmed on pairs nobody had looked at (101 to 108 for
+an earlier start of the students, then 201 to 208). All other questions are asked on the last of these.
 """
 
 import argparse
@@ -31,16 +32,44 @@ class Study(NamedTuple):
     needs: str | None = None  # the real data set that it reads, for --data-dir
 
 
+DEVELOPMENT = "--pairs 5 --pair-seed 11 --seed 11"  # settings are chosen by these pairs
+EIGHT, FIVE = "--pairs 8 --pair-seed 201 --seed 201", "--pairs 5 --pair-seed 201 --seed 201"  # and by none of these
+
 STUDIES = {
     "rates": Study(
         "Which learning rate does each method of the SKD paper's comparison want?",
-        "train_skd.py --pairs 5 --pair-seed 11 --seed 11 --sweep lr=0.01,0.02,0.04",
+        f"train_skd.py {DEVELOPMENT} --start-steps 800 --sweep lr=0.01,0.02,0.04",
         37,
         24,
     ),
+    "okd-module": Study(
+        "How fast should OKD's module learn, and how much of its loss should be the student's feedback?",
+        f"train_okd.py {DEVELOPMENT} --variants okd --lr 0.02 --sweep alpha=0.25,0.5 --sweep module-lr=0.05,0.25,1",
+        12,
+        8,
+    ),
+    "rates-okd": Study(
+        "Which learning rate does each method of the OKD paper's comparison want?",
+        f"train_okd.py {DEVELOPMENT} --variants fixed_reverse_kl,minillm,okd,okd_no_feedback "
+        "--sweep lr=0.01,0.02,0.04",
+        22,
+        15,
+    ),
+    "skd-math-800": Study(
+        "The first confirmation of SKD's comparison, from a weaker start: does the development pairs' order hold?",
+        "train_skd.py --pairs 8 --pair-seed 101 --seed 101 --start-steps 800",
+        27,
+        18,
+    ),
     "skd-math": Study(
         "Which method of the SKD paper teaches the default task best, on pairs that no setting was chosen by?",
-        "train_skd.py --pairs 8 --pair-seed 101 --seed 101",
+        f"train_skd.py {EIGHT}",
+        27,
+        18,
+    ),
+    "okd-math": Study(
+        "Does a teacher that learns along teach the default task better than a fixed one?",
+        f"train_okd.py {EIGHT}",
         27,
         18,
     ),

@@ -103,8 +103,8 @@ def same_results(one, other, names):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", RUNS)
 def test_killed_at_random_moments(clone, tmp_path, undisturbed, script):
-    """SIGKILL at eight random moments of each script, in one folder and one cache, then left alone: every bit of every run
-    is as if nothing had happened; no file is left over. A life begins with four lines, and every other step is one
+    """SIGKILL at eight random moments of each script, in one folder and one cache, then left alone: every bit of every
+    run is as if nothing had happened; no file is left over. A life begins with four lines, and every other step is one
     more. How far a life comes beyond its last line is the machine's affair:
     where all is done before the last kill, it begins anew."""
     noise, most = torch.Generator().manual_seed(14), 14

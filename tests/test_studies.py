@@ -125,44 +125,69 @@ def test_every_command_is_understood(name):
     args, names = SCRIPTS[script].parse_flags(words)
     assert names and args.pairs >= 3 and args.seed == args.pair_seed
     assert args.pair_seed >= 101 or args.pair_seed + args.pairs <= 100, "no study mixes both kinds of pairs"
+    assert "--pair-seed" in words
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Committed studies.
 
 MADE = [name for name in studies.STUDIES if (folders.ROOT / "results" / name / PACKED).exists()]
-RATES = folders.ROOT / "results" / "rates"
+ONLY_OKD = ("fixed_reverse_kl", "minillm", "okd", "okd_no_feedback")
 
 
-@pytest.mark.skipif("rates" not in MADE, reason="python -m lab.studies rates has not been run")
-def test_rates_are_what_the_study_found():
-    """A method's rate is the one with the best mean over development pairs of (greedy + sampled) / 2 on validation
-    examples, as a multiple of the size's; a method that both scripts have learns at one rate."""
+def means_of(name):
+    """{method: {swept values: mean over five development pairs of (greedy + sampled) / 2 on validation examples}}."""
     found = {}
-    for run in reading.read_records(RATES):
-        method, lr = run.variant.split(" lr=")
+    for run in reading.read_records(folders.ROOT / "results" / name):
+        method, swept = run.variant.split(" ", 1)
         last = run.evals[-1]
-        found.setdefault(method, {}).setdefault(float(lr), []).append((last["score"] + last["score_sampled"]) / 2)
-    assert set(found) == set(train_skd.MAIN)
+        found.setdefault(method, {}).setdefault(swept, []).append((last["score"] + last["score_sampled"]) / 2)
+    assert {len(values) for scores in found.values() for values in scores.values()} == {5}
+    return {method: {swept: sum(values) / 5 for swept, values in scores.items()} for method, scores in found.items()}
+
+
+@pytest.mark.parametrize("name,rows,methods", [
+    ("rates", train_skd.VARIANTS, train_skd.MAIN), ("rates-okd", train_okd.VARIANTS, ONLY_OKD),
+])  # fmt: skip
+def test_rates_are_what_the_study_found(name, rows, methods):
+    """A method's rate is the one with the best mean over development pairs, as a multiple of the size's."""
+    found = means_of(name)
+    assert set(found) == set(methods)
     for method, scores in found.items():
-        assert {len(values) for values in scores.values()} == {5}
-        best = max(scores, key=lambda lr: sum(scores[lr]))
-        rate = train_skd.VARIANTS[method].rate
-        assert pairs.SIZES["tiny"]["lr"] * rate == pytest.approx(best), f"{method}: its rate should lead to {best}"
+        best = float(max(scores, key=scores.get).removeprefix("lr="))
+        told = f"{method}: its rate should lead to {best}"
+        assert pairs.SIZES["tiny"]["lr"] * rows[method].rate == pytest.approx(best), told
+
+
+def test_both_scripts_train_a_method_at_one_rate():
+    """What they share has one rate, and all others of OKD's comparison are in a study of their own."""
     same = {"sft": "sft", "supervised": "fixed_forward_kl", "imitkd": "imitkd", "gkd": "gkd"}
     for one, other in same.items():
         assert train_skd.VARIANTS[one].rate == train_okd.VARIANTS[other].rate, other
+    assert {*same.values(), *ONLY_OKD} == set(train_okd.MAIN)
+
+
+def test_the_module_is_what_the_study_found():
+    """OKD's alpha and its module's rate are those with the best mean over development pairs."""
+    (scores,) = means_of("okd-module").values()
+    values = dict(knob.split("=") for knob in max(scores, key=scores.get).split())
+    found = {"alpha": float(values["alpha"]), "module_lr": float(values["module-lr"])}
+    assert {name: train_okd.DEFAULTS[name] for name in found} == found
 
 
 class EnoughSeen(Exception):
     """The first logged steps are there."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name,method", [(name, "skd" if name == "skd-math" else "sft") for name in MADE])
-def test_records_are_current(name, method, tmp_path, monkeypatch):
-    """The first logged steps of one run of each study, made again from nothing, are those of its record: to rounding
-    on the kind of machine that made it, nearly so elsewhere. (sft needs no teacher, so none is trained.)"""
+def pair_of(name):
+    """The first pair of a study."""
+    words = shlex.split(studies.STUDIES[name].command)
+    return int(words[words.index("--pair-seed") + 1])
+
+
+def rerun(name, method, folder, monkeypatch):
+    """The record of a study's first run of `method`, and the lines of the first steps of that run, made again from
+    nothing but pairs that lie in the folder. (sft needs no teacher, so none is trained.)"""
     recorded = min((run for run in reading.read_records(folders.ROOT / "results" / name)
                     if run.variant.split()[0] == method), key=lambda run: (run.pair, run.seed, run.variant))
     train, load, write = pairs.pretrain, pairs.load_or_pretrain_pair, records.RunLog.write
@@ -176,23 +201,39 @@ def test_records_are_current(name, method, tmp_path, monkeypatch):
         if kind == "step" and figures["step"] > 40:
             raise EnoughSeen
 
-    monkeypatch.setattr(pairs, "pretrain", pretrain)
-    monkeypatch.setattr(pairs, "load_or_pretrain_pair", functools.partial(load, cache_dir=tmp_path / "pairs"))
-    monkeypatch.setattr(records.RunLog, "write", until_enough)
+    out, cache = folder / name, folder / ("no-teacher" if method == "sft" else "pairs")
     script, *words = shlex.split(studies.STUDIES[name].command)
-    if "--sweep" in words:
-        words = [*words[: words.index("--sweep")], *words[words.index("--sweep") + 2 :]]
-    words += ["--sweep", recorded.variant.split()[1]] if " " in recorded.variant else []
-    SCRIPTS[script].main([*words, "--pairs", "1", "--variants", method, "--jobs", "1", "--out", str(tmp_path / "out")])
-    (path,) = (tmp_path / "out").glob("*.jsonl")
-    header, *lines = map(json.loads, path.read_text().splitlines())
-    steps = [line for line in lines if line["kind"] == "step"]
-    # On another kind of CPU 800 steps of pretraining end elsewhere: then all is near, and no more than that.
-    same_start = steps[0]["loss"] == pytest.approx(recorded.steps[0]["loss"], rel=1e-6)
-    near = {"rel": 1e-5} if same_start else {"rel": 0.3, "abs": 0.1}
-    assert [line["step"] for line in steps] == [line["step"] for line in recorded.steps[: len(steps)]] == [1, 21, 41]
-    for line, other in zip(steps, recorded.steps):
-        assert line["loss"] == pytest.approx(other["loss"], **near), f"run python -m lab.studies {name} again"
-    if method != "sft":
-        for which in ("teacher", "student_start"):
-            assert header[which]["score"] == pytest.approx(recorded.header[which]["score"], **near), which
+    while "--sweep" in words:
+        del words[words.index("--sweep") : words.index("--sweep") + 2]
+    words += [word for swept in recorded.variant.split()[1:] for word in ("--sweep", swept)]
+    with monkeypatch.context() as patch:
+        patch.setattr(pairs, "pretrain", pretrain)
+        patch.setattr(pairs, "load_or_pretrain_pair", functools.partial(load, cache_dir=cache))
+        patch.setattr(records.RunLog, "write", until_enough)
+        SCRIPTS[script].main([*words, "--pairs", "1", "--variants", method, "--jobs", "1", "--out", str(out)])
+    (path,) = out.glob("*.jsonl")
+    return recorded, list(map(json.loads, path.read_text().splitlines()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", sorted({pair_of(name) for name in MADE}))
+def test_records_are_current(first, tmp_path, monkeypatch):
+    """The first logged steps of one run of each study that begins with this pair, made again from nothing, are those
+    of its record: to rounding on the kind of machine that made it, nearly so elsewhere."""
+    for name in (name for name in MADE if pair_of(name) == first):
+        methods = dict.fromkeys(
+            run.variant.split()[0] for run in reading.read_records(folders.ROOT / "results" / name)
+        )
+        main = {"skd-math": "skd", "okd-math": "okd"}.get(name)
+        method = main or ("sft" if "sft" in methods else list(methods)[-1])
+        recorded, (header, *lines) = rerun(name, method, tmp_path, monkeypatch)
+        steps = [line for line in lines if line["kind"] == "step"]
+        # On another kind of CPU pretraining ends elsewhere: then all is near, and no more than that.
+        same_start = steps[0]["loss"] == pytest.approx(recorded.steps[0]["loss"], rel=1e-6)
+        near = {"rel": 1e-5} if same_start else {"rel": 0.3, "abs": 0.1}
+        assert [[line["step"] for line in lines] for lines in (steps, recorded.steps[:3])] == [[1, 21, 41]] * 2
+        for line, other in zip(steps, recorded.steps):
+            assert line["loss"] == pytest.approx(other["loss"], **near), f"run python -m lab.studies {name} again"
+        if method != "sft":
+            for which in ("teacher", "student_start"):
+                assert header[which]["score"] == pytest.approx(recorded.header[which]["score"], **near), (name, which)
