@@ -7,7 +7,7 @@ pretrained pairs, of greedy and of sampled scores; verdicts are corrected for th
 from typing import NamedTuple
 
 from lab.archive import PACKED
-from lab.reading import read_records, select_runs
+from lab.reading import read_records, select_runs, starting_points
 from lab.statistics import PairedDifference, holm, paired_difference
 from lab.tables import DECIDED, markdown_table
 
@@ -50,6 +50,18 @@ CLAIMS = (
     Claim("OKD is better than MiniLLM (two of three sizes)", OKD, "okd-math", "okd", "minillm"),
     Claim("The student's feedback to the teacher helps (the paper has no such control)", "OKD, Eq. 16", "okd-math",
           "okd", "okd_no_feedback"),
+    Claim("GKD takes longer than OKD", "OKD, Table II, time", "okd-math", "gkd", "okd", ("seconds",)),
+    Claim("MiniLLM takes longer than OKD", "OKD, Table II, time", "okd-math", "minillm", "okd", ("seconds",)),
+)
+
+# Where is SKD better than on-policy distillation? (regime in words, study)
+MAP = (
+    ("untuned start", "skd-raw"),
+    ("start of 500 steps of SFT", "skd-500"),
+    ("start of 800 steps", "skd-math-800"),
+    ("start of 1,000 steps: the default", "skd-math"),
+    ("half-trained teacher: 500 steps, not 2,000", "skd-half-teacher"),
+    ("references with one phrasing: entropy 0, not .5", "skd-certain"),
 )
 
 
@@ -87,7 +99,8 @@ def claims_table(root, claims=CLAIMS):
                 cells += ["-" if of is None else "not run", "-"]
                 continue
             found = tests[of]
-            cells += [f"{found.mean:+.3f} ± {found.half_width:.3f}, {found.positive} of {found.n} pairs",
+            digits = ".0f" if of[1] == "seconds" else ".3f"
+            cells += [f"{found.mean:+{digits}} ± {found.half_width:{digits}}, {found.positive} of {found.n} pairs",
                       verdict(found, corrected[of])]
         against = f"{claim.better} minus {claim.worse}"
         if claim.keys[0] != "score":  # then it stands in the first of the two columns, which are headed by scores
@@ -99,3 +112,21 @@ def claims_table(root, claims=CLAIMS):
         f'than "not decided" has p < {DECIDED:.2f} after Holm\'s correction for the {len(tests)} tests of this page.'
     )
     return f"{markdown_table(lines, header, left=3)}\n\n{told}"
+
+
+def map_table(root, regimes=MAP):
+    """The table of regimes in results/README.md: scores of teacher, start, on-policy and SKD, and SKD's lead."""
+    lines = []
+    for words, study in regimes:
+        if not (root / "results" / study / PACKED).exists():
+            continue
+        runs = read_records(root / "results" / study)
+        scores = [[figures["score"] for figures in starting_points(runs, which).values()]
+                  for which in ("teacher", "student_start")]
+        methods = [select_runs(runs, name, "steps") for name in ("on_policy", "skd")]
+        scores += [[run.final["score"] for run in chosen] for chosen in methods]
+        leads = [paired_difference(methods[1], methods[0], key, "pair") for key in ("score", "score_sampled")]
+        lines.append([words, study, str(leads[0].n), *(f"{sum(values) / len(values):.3f}" for values in scores),
+                      *(f"{lead.mean:+.3f} ± {lead.half_width:.3f}" for lead in leads)])
+    header = ["regime", "study", "pairs", "teacher", "start", "on_policy", "skd", "skd minus on_policy", "sampled"]
+    return markdown_table(lines, header, left=2)

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 from lab.archive import PACKED, packed, unpacked
-from lab.claims import claims_table
+from lab.claims import claims_table, map_table
 from lab.curves import curves_page
 from lab.pages import methods_table, read_page, replace_section
 from lab.reading import ordered_variants, read_runs, record_files
@@ -141,7 +141,8 @@ def rendered_pages(root=ROOT):
         table = short_table(read_runs(root / "results" / HEADLINE)[0], COMPARISONS["train_skd"][0])
         texts[root / "README.md"] = replace_section(read_page(root / "README.md"), "results", table)
         index = root / "results" / "README.md"
-        texts[index] = replace_section(read_page(index), "claims", claims_table(root))
+        text = replace_section(read_page(index), "claims", claims_table(root))
+        texts[index] = replace_section(text, "map", map_table(root))
     sections = {"methods.md": {}, "speed.md": {}}
     for script in COMPARISONS:
         rows = json.loads(_printed(root, f"{script}.py", "--list-variants"))

@@ -33,7 +33,7 @@ class Study(NamedTuple):
 
 
 DEVELOPMENT = "--pairs 5 --pair-seed 11 --seed 11"  # settings are chosen by these pairs
-EIGHT, FIVE = "--pairs 8 --pair-seed 201 --seed 201", "--pairs 5 --pair-seed 201 --seed 201"  # and by none of these
+EIGHT, FIVE, THREE = (f"--pairs {n} --pair-seed 201 --seed 201" for n in (8, 5, 3))  # and by none of these
 
 STUDIES = {
     "rates": Study(
@@ -72,6 +72,55 @@ STUDIES = {
         f"train_okd.py {EIGHT}",
         27,
         18,
+    ),
+    "skd-raw": Study(
+        "Does on-policy distillation get stuck from a bad start, and SKD not?",
+        f"train_skd.py {FIVE} --variants sft,supervised,on_policy,imitkd,skd --student-start raw",
+        8,
+        6,
+    ),
+    "skd-500": Study(
+        "The same, from a short SFT of 500 steps.",
+        f"train_skd.py {FIVE} --variants sft,supervised,on_policy,imitkd,skd --start-steps 500",
+        8,
+        6,
+    ),
+    "skd-half-teacher": Study(
+        "The same, from a teacher that was stopped after a quarter of its steps.",
+        f"train_skd.py {THREE} --variants sft,supervised,on_policy,skd --teacher-steps 500",
+        6,
+        4,
+    ),
+    "skd-certain": Study(
+        "The same, on references that are phrased in one way only.",
+        f"train_skd.py {THREE} --variants sft,supervised,on_policy,skd --entropy 0",
+        8,
+        4,
+    ),
+    "skd-k": Study(
+        "How does SKD depend on K, from the teacher's best token alone to every token in use?",
+        f"train_skd.py {FIVE} --variants skd --sweep accept-top-k=1,2,3,5,10,19",
+        10,
+        6,
+    ),
+    "skd-switches": Study(
+        "What do two of the released code's switches change: rejections that are not written back, a second draw judged?",
+        f"train_skd.py {FIVE} --variants skd --sweep no-write-back=no,yes --sweep judge-fresh=no,yes",
+        8,
+        6,
+    ),
+    "skd-rules": Study(
+        "Does it matter which tokens the teacher replaces?",
+        f"train_skd.py {FIVE} --variants skd --sweep accept-rule=topk,argmax,random,none,all",
+        8,
+        6,
+    ),
+    "writers": Study(
+        "Who should write, and which divergence should be learned?",
+        f"train_skd.py {FIVE} --variants supervised,on_policy,skd,fresh_teacher "
+        "--sweep loss=forward_kl,reverse_kl,generalized_jsd",
+        16,
+        12,
     ),
 }
 

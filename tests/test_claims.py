@@ -3,8 +3,9 @@
 import pytest
 from test_report import make_lines, record
 
+import train_okd
 import train_skd
-from lab import claims
+from lab import claims, studies
 from lab.archive import PACKED, packed
 from lab.statistics import PairedDifference
 
@@ -15,8 +16,10 @@ def study(root, scores, name="skd-math", start=0.5):
     for method, values in scores.items():
         for pair, value in enumerate(values, 101):
             header, *lines, final = make_lines(method, pair, order=0, pair=pair)
-            header["student_start"]["draft_accept_rate"] = start
+            header["student_start"] |= {"draft_accept_rate": start, "score": start}
+            header["teacher"]["score"] = 0.99
             final |= {"score": value, "score_sampled": value - 0.1, "draft_accept_rate": 0.9 + value / 100}
+            final["seconds"] = 15.0 if method == "a" else 10.0
             texts.append(record([header, *lines, final]).encode())
     folder = root / "results" / name
     folder.mkdir(parents=True)
@@ -77,7 +80,26 @@ def test_verdicts(mean, corrected, words):
 
 
 def test_every_claim_is_about_two_sides():
-    """Both are methods of the script, and no claim stands twice."""
+    """Both are methods of the study's script, and no claim stands twice; a map names studies that there are."""
     for claim in claims.CLAIMS:
-        assert claim.better in train_skd.VARIANTS and claim.worse in (*train_skd.VARIANTS, claims.START)
+        script = studies.STUDIES[claim.study].command.split(".")[0]
+        methods = {"train_skd": train_skd.VARIANTS, "train_okd": train_okd.VARIANTS}[script]
+        assert claim.better in methods and claim.worse in (*methods, claims.START), claim
     assert len({(claim.study, claim.better, claim.worse, claim.keys) for claim in claims.CLAIMS}) == len(claims.CLAIMS)
+    assert {study for _, study in claims.MAP} <= set(studies.STUDIES)
+
+
+def test_a_claim_of_time_is_in_seconds(tmp_path):
+    """Whole seconds, in the first of the two columns, and the figure is named."""
+    root = study(tmp_path, {"a": [0.1, 0.2, 0.3], "b": [0.1, 0.2, 0.3]})
+    (row,) = cells(claims.claims_table(root, (claims.Claim("a is slower", "here", "skd-math", "a", "b", ("seconds",)),)))
+    assert row[2].endswith("a minus b in seconds") and row[3] == "+5 ± 0, 3 of 3 pairs" and row[4] == "holds"
+
+
+def test_the_map_is_a_row_per_regime(tmp_path):
+    """Means over pairs of both models and both methods, SKD's lead with its interval; what was not run is left out."""
+    study(tmp_path, {"on_policy": [0.2, 0.3, 0.4], "skd": [0.4, 0.5, 0.6]}, name="weak", start=0.1)
+    study(tmp_path, {"on_policy": [0.8, 0.9], "skd": [0.9, 0.8]}, name="strong", start=0.7)
+    weak, strong = cells(claims.map_table(tmp_path, (("a", "weak"), ("b", "none"), ("c", "strong"))))
+    assert weak == ["a", "weak", "3", "0.990", "0.100", "0.300", "0.500", "+0.200 ± 0.000", "+0.200 ± 0.000"]
+    assert strong[0] == "c" and strong[2] == "2" and strong[4:8] == ["0.700", "0.850", "0.850", "+0.000 ± 1.271"]
