@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lab import svg
+from lab.heatmap import heat_maps
 from lab.reading import as_number, in_headers, ordered_variants, pairs_of, sorted_runs, starting_points
 from lab.statistics import repeated, student_t_interval
 from lab.svg import CHAR_WIDTH, FAINT, INK
@@ -313,10 +314,10 @@ def _whole_panels(runs, variants, always):
 
 
 def curves_page(runs, order=None, always=()):
-    """Score of each pair, then scores, validation NLL, KL to the teacher and share of replaced tokens over steps, as
-    one SVG with one legend.
+    """Score of each pair, then scores, validation NLL, KL to the teacher and share of replaced tokens over steps, with
+    one legend; below it the heat maps of replaced tokens: one SVG.
 
-    A panel without data is left out, and that of the pairs where there is only one. Runs of equal steps are drawn;
+    What has no data is left out, and the panel of the pairs where there is only one. Runs of equal steps are drawn;
     those of equal compute only if there are no others. Of more than MOST_LINES methods only those that end outermost
     are named in a panel of curves, and `always` these.
     """
@@ -333,11 +334,11 @@ def curves_page(runs, order=None, always=()):
         scored = {"y_axis": axis, "teacher": teachers[key]} if kind == "score" else {}
         plots.append(_panel(series, indices, title, "step", y_label, log_y, 470.0, height, named, 0.0, **scored))
 
-    several = len(pairs_of(runs)) > 1
-    columns = 2 if several else min(2, max(1, len(plots)))
+    several, (maps, maps_height) = len(pairs_of(runs)) > 1, heat_maps(runs, variants, 960.0)
+    columns = 2 if several or maps else min(2, max(1, len(plots)))
     width, below, parts = 480.0 * columns + 20, 44.0, []
     task = "".join(f"{name}: " for name in in_headers(runs, "task"))
-    title = task + (_runs_text(runs) if plots else "the records hold no curves")
+    title = task + (_runs_text(runs) if plots or maps else "the records hold no curves")
     if any(len(named) < len(series) for _, series, named in panels):
         title += f"; of {len(variants)} methods the outermost are named"
     parts.append(svg.text(24, 26, title, size=14, extra='font-weight="600"'))
@@ -349,7 +350,12 @@ def curves_page(runs, order=None, always=()):
         parts += svg.moved(10 + i % columns * 480, below + i // columns * (height + 12), plot)
     below += math.ceil(len(plots) / columns) * (height + 12)
     legend, legend_height = _legend(shown, indices, width - 80)
-    return svg.document(width, below + legend_height + 10, title, parts + svg.moved(70, below, legend))
+    parts += svg.moved(70, below, legend)
+    below += legend_height + 10
+    if maps:
+        parts += svg.moved(10, below + 12, maps)
+        below += maps_height + 12
+    return svg.document(width, below, title, parts)
 
 
 def _teacher_score(runs, key):

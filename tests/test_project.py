@@ -67,7 +67,8 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/statistics.py": {"lab.reading"},
     "lab/tables.py": {"lab.reading", "lab.statistics"},
     "lab/svg.py": set(),
-    "lab/curves.py": {"lab.reading", "lab.statistics", "lab.svg"},
+    "lab/heatmap.py": {"lab.reading", "lab.svg"},
+    "lab/curves.py": {"lab.heatmap", "lab.reading", "lab.statistics", "lab.svg"},
     "lab/rollouts.py": {
         "model",
         "sample",
