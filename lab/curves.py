@@ -4,22 +4,21 @@ With several pretrained pairs the page begins with a panel that shows the score 
 """
 
 import math
-import re
 from typing import NamedTuple
-from xml.sax.saxutils import escape
 
 import numpy as np
 
+from lab import svg
+from lab.heatmap import heat_maps
 from lab.reading import as_number, in_headers, ordered_variants, pairs_of, sorted_runs, starting_points
 from lab.statistics import repeated, student_t_interval
+from lab.svg import CHAR_WIDTH, FAINT, INK
 
 # Okabe & Ito's colours for every kind of colour vision, with a grey in place of yellow, which vanishes on white. The
 # ninth series starts over with the next dash pattern, so 32 series look different.
 PALETTE = ("#0072B2", "#8C8C8C", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#D55E00")
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
-INK, FAINT, GREY, UNNAMED = "#222222", "#DDDDDD", "#C8C8C8", "#8C8C8C"
-FONT = "font-family=\"system-ui, 'Segoe UI', Helvetica, Arial, sans-serif\""
-CHAR_WIDTH = 6.6  # pixels of an average character at font size 11, on the wide side: SVG cannot measure text
+GREY, UNNAMED = "#C8C8C8", "#8C8C8C"
 LABEL_GAP = 13.0  # pixels between the baselines of two labels at font size 11
 MAX_POINTS = 200  # a line of more points than pixels only costs bytes
 MOST_LINES = 20  # that an eye can follow in one panel; of more, those that end among the OUTERMOST have colour and name
@@ -40,14 +39,6 @@ TEACHER = "teacher"
 SCORES = (("score", "score (greedy), 0..1"), ("score_sampled", "score (sampled), 0..1"))
 
 
-def _nice_ticks(low, high, count=6):
-    """About `count` numbers between low and high, 1, 2, 2.5 or 5 times a power of ten apart."""
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
-    return [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
 def _log_ticks(low, high):
     """Powers of ten between low and high; in a narrow range 2 and 5 times them too, in a very narrow one even steps."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -55,16 +46,7 @@ def _log_ticks(low, high):
         ticks = [factor * 10.0**e for e in exponents for factor in factors if low <= factor * 10.0**e <= high]
         if len(ticks) >= 3:
             return ticks
-    return _nice_ticks(low, high)
-
-
-def _tick_texts(ticks):
-    """The ticks with as many decimals as the one that needs most, or each in its own digits on a log axis."""
-    own = [f"{tick:.6g}" for tick in ticks]  # 6 digits hide that 3 * 0.1 is 0.30000000000000004
-    if len(ticks) < 3 or any("e" in text for text in own) or not math.isclose(ticks[1] - ticks[0], ticks[2] - ticks[1]):
-        return own
-    decimals = max(len(text.partition(".")[2]) for text in own)
-    return [f"{tick:,.{decimals}f}" for tick in ticks]
+    return svg.nice_ticks(low, high)
 
 
 def _mean_and_band(seeds, log_y):
@@ -124,12 +106,6 @@ def _spread(wanted, gap, low, high):
     return places
 
 
-def _text(x, y, text, size=11, anchor="start", extra=""):
-    """A <text> element; characters that XML or a line of text cannot hold are dropped."""
-    text = escape("".join(c for c in str(text) if c.isprintable()))
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{INK}" {extra}>{text}</text>'
-
-
 def _stroke(index):
     """Colour and dash pattern of the series with this index."""
     dash = DASHES[index // len(PALETTE) % len(DASHES)]
@@ -141,7 +117,7 @@ def _y_range(curves, log_y):
     values = np.concatenate([np.concatenate(curve[2:]) for curve in curves] or [np.zeros(0)])
     values = values[np.isfinite(values)]
     if not len(values):
-        return 0.0, 1.0, _nice_ticks(0.0, 1.0)
+        return 0.0, 1.0, svg.nice_ticks(0.0, 1.0)
     low, high = float(values.min()), float(values.max())
     if log_y:
         low, high = low / 1.15, high * 1.15
@@ -150,7 +126,7 @@ def _y_range(curves, log_y):
     air = (abs(low) / 10 or 0.5) if constant else 0.04 * (high - low)
     # With the smallest value near zero, an axis without zero would only exaggerate; and no rate is below zero.
     low = 0.0 if 0 <= low < 0.4 * high or low == high == 0 else low - air
-    return low, high + air, _nice_ticks(low, high + air)
+    return low, high + air, svg.nice_ticks(low, high + air)
 
 
 def _score_axis(values):
@@ -158,7 +134,7 @@ def _score_axis(values):
     Holds what a score cannot be, too."""
     low, most = min([0.0, *values]), max(values, default=1.0)
     high = next((end for end in (0.25, 0.5, 1.0) if most <= end), most)
-    return low, high, _nice_ticks(low, high)
+    return low, high, svg.nice_ticks(low, high)
 
 
 def _x_range(curves, begin=None):
@@ -169,7 +145,7 @@ def _x_range(curves, begin=None):
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         low, high = low - 1.0, high + 1.0
-    return low, high, _nice_ticks(low, high)
+    return low, high, svg.nice_ticks(low, high)
 
 
 def _end(xs, means):
@@ -200,9 +176,9 @@ def _panel(series, indices, title, x_label, y_label, log_y, width, height, named
     curves = {name: _mean_and_band(seeds, log_y) for name, seeds in series.items()}
     x_low, x_high, x_ticks = _x_range(curves.values(), begin)
     y_low, y_high, y_ticks = y_axis or _y_range(curves.values(), log_y)
-    y_texts = _tick_texts(y_ticks)
+    y_texts = svg.tick_texts(y_ticks)
     left = max(58.0, 26.0 + CHAR_WIDTH * max((len(text) for text in y_texts), default=0))
-    right = width - 30.0 - CHAR_WIDTH * max((len(_short(name)) for name in indices), default=0)
+    right = width - 30.0 - CHAR_WIDTH * max((len(svg.short_name(name)) for name in indices), default=0)
     top, bottom = 30.0, height - 40.0
     scale = np.log10 if log_y and y_low > 0 else np.asarray
 
@@ -212,22 +188,22 @@ def _panel(series, indices, title, x_label, y_label, log_y, width, height, named
     def to_y(y):
         return bottom - (bottom - top) * (scale(y) - scale(y_low)) / (scale(y_high) - scale(y_low))
 
-    parts = [_text(left, 16, title, size=13, extra='font-weight="600"')]
+    parts = [svg.text(left, 16, title, size=13, extra='font-weight="600"')]
     for tick, text in zip(y_ticks, y_texts):
         parts.append(f'<path d="M{left:.1f} {to_y(tick):.1f}H{right:.1f}" stroke="{FAINT}"/>')
-        parts.append(_text(left - 6, to_y(tick) + 4, text, anchor="end"))
-    for tick, text in zip(x_ticks, _tick_texts(x_ticks)):
+        parts.append(svg.text(left - 6, to_y(tick) + 4, text, anchor="end"))
+    for tick, text in zip(x_ticks, svg.tick_texts(x_ticks)):
         parts.append(f'<path d="M{to_x(tick):.1f} {top:.1f}V{bottom:.1f}" stroke="{FAINT}"/>')
-        parts.append(_text(to_x(tick), bottom + 15, text, anchor="middle"))
+        parts.append(svg.text(to_x(tick), bottom + 15, text, anchor="middle"))
     parts.append(f'<path d="M{left:.1f} {bottom:.1f}H{right:.1f}" stroke="{INK}"/>')
-    parts.append(_text((left + right) / 2, bottom + 32, x_label, anchor="middle"))
+    parts.append(svg.text((left + right) / 2, bottom + 32, x_label, anchor="middle"))
     middle = (top + bottom) / 2
-    parts.append(_text(12, middle, y_label, anchor="middle", extra=f'transform="rotate(-90 12 {middle:.1f})"'))
+    parts.append(svg.text(12, middle, y_label, anchor="middle", extra=f'transform="rotate(-90 12 {middle:.1f})"'))
 
     if teacher is not None:
         parts.append(f'<path class="teacher" d="M{left:.1f} {to_y(teacher):.1f}H{right:.1f}" stroke="{INK}" '
                      'stroke-dasharray="5 4"/>')
-        parts.append(_text(right - 4, to_y(teacher) - 4, TEACHER, size=10, anchor="end"))
+        parts.append(svg.text(right - 4, to_y(teacher) - 4, TEACHER, size=10, anchor="end"))
 
     # Bands below all lines: a band must not dim another method's line.
     drawn = {name: (to_x(xs), *map(to_y, ys)) for name, (xs, *ys) in curves.items()}
@@ -270,17 +246,6 @@ def _line(curve, index=None):
             if path else "") + dots
 
 
-def _short(name, longest=20):
-    """A name for the end of a line. Of swept flags the first letters are kept and every value: it tells them apart."""
-    if len(name) > longest:
-        def initials(flag):
-            return "".join(word[0] for word in flag[1].split("-") if word) + "="
-        name = re.sub(r"(?<= )([^ =]+)=", initials, name)
-    tail = max(longest - longest // 2, len(name.removeprefix(name.split(" ")[0])))
-    head = max(longest - tail - 1, 3)
-    return name if len(name) <= max(longest, head + 1 + tail) else f"{name[:head]}…{name[-tail:]}"
-
-
 def _end_labels(drawn, indices, right, top, bottom):
     """Names right of the plot, each at the height of its line's end or as near as the other names allow."""
     ends = {name: end for name, (xs, means, _, _) in drawn.items() if (end := _end(xs, means))}
@@ -292,7 +257,7 @@ def _end_labels(drawn, indices, right, top, bottom):
         if early:
             parts.append(f'<path d="{early}" stroke="{color}" stroke-dasharray="1 4" fill="none"/>')
         parts.append(f'<path d="M{right:.1f} {y:.1f}L{right + 18:.1f} {place:.1f}h4" stroke="{color}" fill="none"/>')
-        parts.append(_text(right + 25, place + 4, _short(name), extra='class="label"'))
+        parts.append(svg.text(right + 25, place + 4, svg.short_name(name), extra='class="label"'))
     return parts
 
 
@@ -305,23 +270,8 @@ def _legend(names, indices, width):
     for i, name in enumerate(names):
         x, y = i % columns * cell, 10.0 + i // columns * 17.0
         parts.append(f'<path d="M{x:.1f} {y:.1f}h28" {_stroke(indices[name])} stroke-width="2.4" fill="none"/>')
-        parts.append(_text(x + 34, y + 4, name, extra='class="legend"'))
+        parts.append(svg.text(x + 34, y + 4, name, extra='class="legend"'))
     return parts, 17.0 * rows + 6.0
-
-
-def _document(width, height, title, parts):
-    """A whole SVG file. The white ground is drawn, not left to the page: dark mode would swallow black lines."""
-    return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" {FONT}>',
-        f"<title>{escape(''.join(c for c in title if c.isprintable()))}</title>",
-        f'<rect width="{width:.0f}" height="{height:.0f}" fill="#FFFFFF"/>',
-        *(part for part in parts if part), "</svg>",
-    ]) + "\n"
-
-
-def _moved(x, y, parts):
-    return [f'<g transform="translate({x:.1f} {y:.1f})">', *parts, "</g>"]
 
 
 def _panel_height(n_series):
@@ -339,8 +289,8 @@ def svg_curves(series, title, x_label, y_label, log_y=False):
     indices = {name: i for i, name in enumerate(series)}
     legend, legend_height = _legend(list(series), indices, width - 80)
     plot = _panel(series, indices, title, x_label, y_label, log_y, width - 10, height)
-    return _document(width, height + legend_height + 16, title,
-                     _moved(4, 6, plot) + _moved(64, height + 8, legend))
+    return svg.document(width, height + legend_height + 16, title,
+                        svg.moved(4, 6, plot) + svg.moved(64, height + 8, legend))
 
 
 def _curves_of(runs, variants, lines, key):
@@ -364,10 +314,10 @@ def _whole_panels(runs, variants, always):
 
 
 def curves_page(runs, order=None, always=()):
-    """Score of each pair, then scores, validation NLL, KL to the teacher and share of replaced tokens over steps, as
-    one SVG with one legend.
+    """Score of each pair, then scores, validation NLL, KL to the teacher and share of replaced tokens over steps, with
+    one legend; below it the heat maps of replaced tokens: one SVG.
 
-    A panel without data is left out, and that of the pairs where there is only one. Runs of equal steps are drawn;
+    What has no data is left out, and the panel of the pairs where there is only one. Runs of equal steps are drawn;
     those of equal compute only if there are no others. Of more than MOST_LINES methods only those that end outermost
     are named in a panel of curves, and `always` these.
     """
@@ -384,23 +334,28 @@ def curves_page(runs, order=None, always=()):
         scored = {"y_axis": axis, "teacher": teachers[key]} if kind == "score" else {}
         plots.append(_panel(series, indices, title, "step", y_label, log_y, 470.0, height, named, 0.0, **scored))
 
-    several = len(pairs_of(runs)) > 1
-    columns = 2 if several else min(2, max(1, len(plots)))
+    several, (maps, maps_height) = len(pairs_of(runs)) > 1, heat_maps(runs, variants, 960.0)
+    columns = 2 if several or maps else min(2, max(1, len(plots)))
     width, below, parts = 480.0 * columns + 20, 44.0, []
     task = "".join(f"{name}: " for name in in_headers(runs, "task"))
-    title = task + (_runs_text(runs) if plots else "the records hold no curves")
+    title = task + (_runs_text(runs) if plots or maps else "the records hold no curves")
     if any(len(named) < len(series) for _, series, named in panels):
         title += f"; of {len(variants)} methods the outermost are named"
-    parts.append(_text(24, 26, title, size=14, extra='font-weight="600"'))
+    parts.append(svg.text(24, 26, title, size=14, extra='font-weight="600"'))
     if several:
         panel, panel_height = _pairs_panel(runs, variants, indices, axis, width - 20)
-        parts += _moved(10, below, panel)
+        parts += svg.moved(10, below, panel)
         below += panel_height + 16
     for i, plot in enumerate(plots):
-        parts += _moved(10 + i % columns * 480, below + i // columns * (height + 12), plot)
+        parts += svg.moved(10 + i % columns * 480, below + i // columns * (height + 12), plot)
     below += math.ceil(len(plots) / columns) * (height + 12)
     legend, legend_height = _legend(shown, indices, width - 80)
-    return _document(width, below + legend_height + 10, title, parts + _moved(70, below, legend))
+    parts += svg.moved(70, below, legend)
+    below += legend_height + 10
+    if maps:
+        parts += svg.moved(10, below + 12, maps)
+        below += maps_height + 12
+    return svg.document(width, below, title, parts)
 
 
 def _teacher_score(runs, key):
@@ -463,20 +418,20 @@ def _pairs_panel(runs, variants, indices, axis, width):
     thick bar is the 95 % interval over pairs, and the tick on it the mean. `axis` is that of all scores.
     """
     pairs, rows = pairs_of(runs), _rows_of(runs, variants, indices)
-    names = [_short(row.name, 26) for row in rows]
+    names = [svg.short_name(row.name, 26) for row in rows]
     left, top, step = 24.0 + CHAR_WIDTH * max(map(len, names)), 30.0, 22.0 if len(rows) <= 14 else 17.0
     centres = [top + step * (i + 0.5) for i in range(len(rows))]
     bottom, side = top + step * len(rows), (width - left - 60.0) / 2
-    parts = [_text(24, 16, "Score of each pair", size=13, extra='font-weight="600"')]
+    parts = [svg.text(24, 16, "Score of each pair", size=13, extra='font-weight="600"')]
     for name, y in zip(names, centres):
-        parts.append(_text(left - 8, y + 4, name, anchor="end", extra='class="row"'))
+        parts.append(svg.text(left - 8, y + 4, name, anchor="end", extra='class="row"'))
     for number, (key, label) in enumerate(SCORES):
         box = (left + number * (side + 30.0), side, top, bottom)
         parts += _side_of_pairs(rows, centres, key, label, pairs, axis, box)
     what = f"{pairs[0]} to {pairs[-1]}" if pairs == [*range(pairs[0], pairs[-1] + 1)] else ", ".join(map(str, pairs))
-    parts.append(_text(24, bottom + 52, "A point is a pair, in every row from top to bottom "
-                       f"{what if len(what) < 40 else 'in their order'}; a faint line joins a pair's points. Bar and "
-                       "tick: 95 % interval over pairs, and mean."))
+    parts.append(svg.text(24, bottom + 52, "A point is a pair, in every row from top to bottom "
+                          f"{what if len(what) < 40 else 'in their order'}; a faint line joins a pair's points. Bar "
+                          "and tick: 95 % interval over pairs, and mean."))
     return parts, bottom + 62.0
 
 
@@ -492,11 +447,11 @@ def _side_of_pairs(rows, centres, key, label, pairs, axis, box):
         return left + width * (inside - low) / (high - low)
 
     parts = []
-    for tick, text in zip(ticks, _tick_texts(ticks)):
+    for tick, text in zip(ticks, svg.tick_texts(ticks)):
         parts.append(f'<path d="M{to_x(tick):.1f} {top:.1f}V{bottom:.1f}" stroke="{FAINT}"/>')
-        parts.append(_text(to_x(tick), bottom + 15, text, anchor="middle"))
+        parts.append(svg.text(to_x(tick), bottom + 15, text, anchor="middle"))
     parts.append(f'<path d="M{left:.1f} {bottom:.1f}h{width:.1f}" stroke="{INK}"/>')
-    parts.append(_text(left + width / 2, bottom + 32, label, anchor="middle"))
+    parts.append(svg.text(left + width / 2, bottom + 32, label, anchor="middle"))
     for pair in pairs:
         path, move = "", "M"
         for row, y in zip(rows, centres):

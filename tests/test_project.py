@@ -66,7 +66,9 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/reading.py": {"lab.archive", "lab.records"},
     "lab/statistics.py": {"lab.reading"},
     "lab/tables.py": {"lab.reading", "lab.statistics"},
-    "lab/curves.py": {"lab.reading", "lab.statistics"},
+    "lab/svg.py": set(),
+    "lab/heatmap.py": {"lab.reading", "lab.svg"},
+    "lab/curves.py": {"lab.heatmap", "lab.reading", "lab.statistics", "lab.svg"},
     "lab/rollouts.py": {
         "model",
         "sample",

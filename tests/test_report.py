@@ -26,6 +26,7 @@ from lab import (
     records,
     report,
     statistics,
+    svg,
     tables,
 )
 
@@ -638,21 +639,21 @@ def notes_of(headers, variants=("a", "b", "c")):
 
 def test_swept_values_stand_at_the_ends_of_the_lines():
     """Names too long for the picture give up the words of their flags before their values."""
-    assert curves._short("okd module-lr=0.02") == "okd module-lr=0.02"
-    assert curves._short("okd alpha=0.25 module-lr=0.02") == "okd a=0.25 ml=0.02"
-    assert curves._short("okd_no_feedback module-lr=0.2") == "okd_no_fe…ack ml=0.2"
+    assert svg.short_name("okd module-lr=0.02") == "okd module-lr=0.02"
+    assert svg.short_name("okd alpha=0.25 module-lr=0.02") == "okd a=0.25 ml=0.02"
+    assert svg.short_name("okd_no_feedback module-lr=0.2") == "okd_no_fe…ack ml=0.2"
     ends = [
-        curves._short(f"okd alpha={alpha} module-lr={rate}") for alpha in (0.25, 0.5, 0.75) for rate in (0.02, 0.2, 1)
+        svg.short_name(f"okd alpha={alpha} module-lr={rate}") for alpha in (0.25, 0.5, 0.75) for rate in (0.02, 0.2, 1)
     ]
     assert len(set(ends)) == 9 and max(map(len, ends)) <= 20
-    assert curves._short("a_method_with_quite_a_name") == "a_method_…ite_a_name"
+    assert svg.short_name("a_method_with_quite_a_name") == "a_method_…ite_a_name"
     ends = {
-        curves._short(f"okd module-start={start} module-lr=0.05 alpha={alpha}")
+        svg.short_name(f"okd module-start={start} module-lr=0.05 alpha={alpha}")
         for start in (0.25, 0.5)
         for alpha in (0.5, 0.9)
     }
     assert len(ends) == 4 and "okd ms=0.25 ml=0.05 a=0.5" in ends
-    assert curves._short("supervised lr=0.005 batch-size=16") == "super… l=0.005 bs=16"
+    assert svg.short_name("supervised lr=0.005 batch-size=16") == "super… l=0.005 bs=16"
 
 
 def test_a_score_of_nothing_stands_on_the_axis():
@@ -948,11 +949,11 @@ def test_log_axis_makes_exponential_decay_straight():
 @pytest.mark.parametrize("low, high", [(0, 1), (0, 0.013), (-3, 17), (0.4, 0.41), (1e-9, 3e-9), (100, 123456)])
 def test_ticks_are_round_and_inside(low, high):
     """3 to 8 ticks at equal distances, inside of the range, and no two with the same text."""
-    ticks = curves._nice_ticks(low, high)
+    ticks = svg.nice_ticks(low, high)
     assert 3 <= len(ticks) <= 8 and ticks[0] >= low - 1e-12 and ticks[-1] <= high * (1 + 1e-9)
     mantissa = (ticks[1] - ticks[0]) / 10.0 ** math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)
     assert any(math.isclose(mantissa, nice, rel_tol=1e-6) for nice in (1, 2, 2.5, 5))
-    texts = curves._tick_texts(ticks)
+    texts = svg.tick_texts(ticks)
     assert len(set(texts)) == len(texts)
     assert np.allclose([float(text.replace(",", "")) for text in texts], ticks, rtol=1e-5, atol=1e-12)
 
