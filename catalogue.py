@@ -223,7 +223,8 @@ ONLINE_TEACHER = {  # of train_okd.py
     "okd_adapter": OnlineVariant("1902.00751", "OKD with bottleneck adapters behind every block", module="adapter",
                                  deviation="one behind each block, where the paper has one behind either part of it",
                                  read_from="common knowledge"),
-    "okd_full": OnlineVariant(None, "OKD with all of the teacher's weights trainable", module="full"),
+    "okd_full": OnlineVariant(None, "OKD with all of the teacher's weights trainable, at .02 of the student's rate",
+                              module="full", module_lr=0.02),
     # relatives
     "dml": OnlineVariant("1706.00384", "two peers, both with cross-entropy and KL, all weights of both trainable",
                          module="full", student_divergence="forward_kl", student_kd=0.5, alpha=0.5, module_lr=1.0,
@@ -233,8 +234,8 @@ ONLINE_TEACHER = {  # of train_okd.py
     "prokt": OnlineVariant("2107.09305",
                            "the whole teacher learns the references while kept near the student,"
                            " then the student follows",
-                           module="full", student_divergence="forward_kl", alpha=0.5, teacher_divergence="forward_kl",
-                           update="alternating",
+                           module="full", student_divergence="forward_kl", alpha=0.5, module_lr=0.02,
+                           teacher_divergence="forward_kl", update="alternating",
                            deviation="from the abstract: the direction of its KL and the teacher's rate are readings;"
                                      " both terms are halved", read_from="abstract"),
     "pesf_kd": OnlineVariant("2205.15308", "an adapter on the last feature; both take squared error and cross-entropy",

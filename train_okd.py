@@ -4,7 +4,7 @@
     python train_okd.py --quick                  the same path in under a minute, a smoke run
     python train_okd.py --device cuda --size small --seeds 5 --variants fixed_forward_kl,okd_no_feedback,okd
     python train_okd.py --resume                 resumes the newest run, in the middle of what was under way
-    python train_okd.py --alpha 0.25 --module-lr 1                   both at one rate, as in the paper
+    python train_okd.py --alpha 0.25 --module-lr 0.05                less feedback, and a module that learns more slowly
 
 The teacher's own weights are frozen; a small online module beside them (LoRA on the queries and values, unless said
 otherwise) learns along with the student. Each step, from ONE forward of each model on the same batch:
@@ -79,8 +79,7 @@ VARIANTS = {
                        deviation="no clipping of repeated updates, since each batch is used once; "
                                  "no loss on a pretraining corpus", read_from="code"),
     "okd": OnlineVariant("2409.12512", "the teacher's LoRA learns from student and references", module="flag",
-                   deviation="the module's rate, where the paper has one for both (--module-lr 1); alpha; rank 8",
-                   read_from="paper"),
+                   deviation="alpha; rank 8", read_from="paper"),
     "okd_no_feedback": OnlineVariant(None, "control: the LoRA learns from the references alone", module="flag",
                                      alpha=0.0),
 }
@@ -97,7 +96,7 @@ DEFAULTS = {
     "module": "lora",
     "rank": 8,
     "module_scale": 1.0,
-    "module_lr": 0.02,
+    "module_lr": 1.0,
     "module_start": 0.0,
     "teacher_divergence": "reverse_kl",
     "anchor": 0.0,
