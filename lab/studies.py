@@ -45,8 +45,8 @@ STUDIES = {
     "okd-module": Study(
         "How fast should OKD's module learn, and how much of its loss should be the student's feedback?",
         f"train_okd.py {DEVELOPMENT} --variants okd --lr 0.02 --sweep alpha=0.25,0.5 --sweep module-lr=0.05,0.25,1",
-        12,
-        8,
+        14,
+        10,
     ),
     "rates-okd": Study(
         "Which learning rate does each method of the OKD paper's comparison want?",
