@@ -19,28 +19,25 @@ class Claim(NamedTuple):
 
     text: str
     source: str
-    study: str  # a name in results/
+    study: str  # a name in results/, or several with commas: then their pairs are taken together
     better: str  # a method of the study
     worse: str  # another one, or START
     keys: tuple = ("score", "score_sampled")  # figures of a final line that should be larger
 
 
+BOTH = "skd-math,skd-math-800"  # the two confirmations together: 16 pairs
 SKD, OKD = "SKD, Table 1", "OKD, Tables II and III"
-AGAIN = "The same, from the weaker start of the first confirmation"
 CLAIMS = (
-    Claim("Supervised KD is better than SFT", SKD, "skd-math", "supervised", "sft"),
-    Claim(AGAIN, SKD, "skd-math-800", "supervised", "sft"),
-    Claim("On-policy KD is better than supervised KD (arithmetic, Gemma; on Qwen it is not)", SKD, "skd-math",
+    Claim("Supervised KD is better than SFT", SKD, BOTH, "supervised", "sft"),
+    Claim("On-policy KD is better than supervised KD (arithmetic, Gemma; on Qwen it is not)", SKD, BOTH,
           "on_policy", "supervised"),
-    Claim(AGAIN, SKD, "skd-math-800", "on_policy", "supervised"),
-    Claim("SKD is better than supervised KD", SKD, "skd-math", "skd", "supervised"),
-    Claim("SKD is better than on-policy KD", SKD, "skd-math", "skd", "on_policy"),
-    Claim(AGAIN, SKD, "skd-math-800", "skd", "on_policy"),
-    Claim("Mixing token by token is better than by sequence: SKD over ImitKD", SKD, "skd-math", "skd", "imitkd"),
-    Claim("Supervised KD alone is better than two stages", "SKD, section 5.5", "skd-math", "supervised", "two_stage"),
-    Claim("On-policy KD alone is better than two stages", "SKD, section 5.5", "skd-math", "on_policy", "two_stage"),
+    Claim("SKD is better than supervised KD", SKD, BOTH, "skd", "supervised"),
+    Claim("SKD is better than on-policy KD", SKD, BOTH, "skd", "on_policy"),
+    Claim("Mixing token by token is better than by sequence: SKD over ImitKD", SKD, BOTH, "skd", "imitkd"),
+    Claim("Supervised KD alone is better than two stages", "SKD, section 5.5", BOTH, "supervised", "two_stage"),
+    Claim("On-policy KD alone is better than two stages", "SKD, section 5.5", BOTH, "on_policy", "two_stage"),
     Claim("A student is a better draft after SKD: tokens accepted by speculative decoding", "SKD, appendix K",
-          "skd-math", "skd", START, ("draft_accept_rate",)),
+          BOTH, "skd", START, ("draft_accept_rate",)),
     Claim("Reverse KL to a fixed teacher is better than forward KL", OKD, "okd-math", "fixed_reverse_kl",
           "fixed_forward_kl"),
     Claim("OKD is better than forward KL to a fixed teacher", OKD, "okd-math", "okd", "fixed_forward_kl"),
@@ -66,7 +63,7 @@ MAP = (
 
 
 def difference(claim, runs, key):
-    """The PairedDifference of a claim's two sides over the pairs of its study; None where a method was not run."""
+    """The PairedDifference of a claim's two sides over the pairs of its studies; None where a method was not run."""
     better = select_runs(runs, claim.better, "steps")
     if claim.worse == START:
         worse = [run._replace(final={key: run.header["student_start"].get(key)}) for run in better]
@@ -85,8 +82,11 @@ def verdict(found: PairedDifference, corrected):
 
 def claims_table(root, claims=CLAIMS):
     """The table of results/README.md, and a line on how many tests it holds."""
-    runs = {name: read_records(root / "results" / name) for name in dict.fromkeys(claim.study for claim in claims)
-            if (root / "results" / name / PACKED).exists()}
+    runs = {}
+    for studies in dict.fromkeys(claim.study for claim in claims):
+        folders = [root / "results" / name for name in studies.split(",")]
+        if all((folder / PACKED).exists() for folder in folders):
+            runs[studies] = [run for folder in folders for run in read_records(folder)]
     tests = {(claim, key): found for claim in claims for key in claim.keys if claim.study in runs
              if (found := difference(claim, runs[claim.study], key))}
     corrected = dict(zip(tests, holm([found.p_value for found in tests.values()])))
@@ -105,7 +105,7 @@ def claims_table(root, claims=CLAIMS):
         against = f"{claim.better} minus {claim.worse}"
         if claim.keys[0] != "score":  # then it stands in the first of the two columns, which are headed by scores
             against += f" in {claim.keys[0]}"
-        lines.append([claim.text, claim.source, f"{claim.study}: {against}", *cells])
+        lines.append([claim.text, claim.source, f"{claim.study.replace(',', ', ')}: {against}", *cells])
     header = ["claim", "where", "our test", "greedy", "verdict", "sampled", "verdict"]
     told = (
         f"Each test: a paired t-test over pretrained pairs, mean ± half width of the 95 % interval. A verdict other "

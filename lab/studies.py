@@ -42,6 +42,12 @@ STUDIES = {
         37,
         24,
     ),
+    "start": Study(
+        "Does the order of the methods hold on development pairs from a start of 1,000 steps?",
+        f"train_skd.py {DEVELOPMENT} --variants supervised,on_policy,skd --sweep lr=0.02",
+        8,
+        6,
+    ),
     "okd-module": Study(
         "How fast should OKD's module learn, and how much of its loss should be the student's feedback?",
         f"train_okd.py {DEVELOPMENT} --variants okd --lr 0.02 --sweep alpha=0.25,0.5 --sweep module-lr=0.05,0.25,1",
@@ -64,7 +70,7 @@ STUDIES = {
     "skd-math": Study(
         "Which method of the SKD paper teaches the default task best, on pairs that no setting was chosen by?",
         f"train_skd.py {EIGHT}",
-        27,
+        29,
         18,
     ),
     "okd-math": Study(
@@ -104,7 +110,7 @@ STUDIES = {
         6,
     ),
     "skd-switches": Study(
-        "What do two of the released code's switches change: rejections that are not written back, a second draw judged?",
+        "What do two switches of the released code change: nothing written back, a second draw judged?",
         f"train_skd.py {FIVE} --variants skd --sweep no-write-back=no,yes --sweep judge-fresh=no,yes",
         8,
         6,

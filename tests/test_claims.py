@@ -10,11 +10,11 @@ from lab.archive import PACKED, packed
 from lab.statistics import PairedDifference
 
 
-def study(root, scores, name="skd-math", start=0.5):
+def study(root, scores, name="skd-math", start=0.5, first=101):
     """A study with these scores: {method: one number per pair}."""
     texts = []
     for method, values in scores.items():
-        for pair, value in enumerate(values, 101):
+        for pair, value in enumerate(values, first):
             header, *lines, final = make_lines(method, pair, order=0, pair=pair)
             header["student_start"] |= {"draft_accept_rate": start, "score": start}
             header["teacher"]["score"] = 0.99
@@ -65,6 +65,16 @@ def test_a_claim_against_the_start(tmp_path):
     assert row[2] == "skd-math: skd minus the start in draft_accept_rate"
 
 
+def test_the_pairs_of_two_studies_are_taken_together(tmp_path):
+    """Four pairs of one study and two of another: mean of six differences; without one of the two it was not run."""
+    two = claims.Claim("a over b", "here", "skd-math,more", "a", "b", ("score",))
+    study(tmp_path, {"a": [0.6, 0.5, 0.4, 0.7], "b": [0.5, 0.4, 0.3, 0.6]})
+    assert cells(claims.claims_table(tmp_path, (two,)))[0][3] == "not run"
+    study(tmp_path, {"a": [0.8, 0.9], "b": [0.4, 0.5]}, name="more", first=201)
+    (row,) = cells(claims.claims_table(tmp_path, (two,)))
+    assert row[2] == "skd-math, more: a minus b" and row[3].startswith("+0.200 ±") and row[3].endswith("6 of 6 pairs")
+
+
 def test_what_was_not_run_says_so(tmp_path):
     """Without the study, without the method, or with one pair alone, a claim has no verdict."""
     (tmp_path / "results").mkdir()
@@ -82,7 +92,7 @@ def test_verdicts(mean, corrected, words):
 def test_every_claim_is_about_two_sides():
     """Both are methods of the study's script, and no claim stands twice; a map names studies that there are."""
     for claim in claims.CLAIMS:
-        script = studies.STUDIES[claim.study].command.split(".")[0]
+        (script,) = {studies.STUDIES[name].command.split(".")[0] for name in claim.study.split(",")}
         methods = {"train_skd": train_skd.VARIANTS, "train_okd": train_okd.VARIANTS}[script]
         assert claim.better in methods and claim.worse in (*methods, claims.START), claim
     assert len({(claim.study, claim.better, claim.worse, claim.keys) for claim in claims.CLAIMS}) == len(claims.CLAIMS)
@@ -92,7 +102,8 @@ def test_every_claim_is_about_two_sides():
 def test_a_claim_of_time_is_in_seconds(tmp_path):
     """Whole seconds, in the first of the two columns, and the figure is named."""
     root = study(tmp_path, {"a": [0.1, 0.2, 0.3], "b": [0.1, 0.2, 0.3]})
-    (row,) = cells(claims.claims_table(root, (claims.Claim("a is slower", "here", "skd-math", "a", "b", ("seconds",)),)))
+    slower = claims.Claim("a is slower", "here", "skd-math", "a", "b", ("seconds",))
+    (row,) = cells(claims.claims_table(root, (slower,)))
     assert row[2].endswith("a minus b in seconds") and row[3] == "+5 ± 0, 3 of 3 pairs" and row[4] == "holds"
 
 
