@@ -103,6 +103,16 @@ class Step(NamedTuple):
     result: int
 
 
+class StatedResult(NamedTuple):
+    """A result that a completion states, and the two that it should be."""
+
+    at: int  # index of its first digit in the completion
+    written: int
+    true: int  # of the operation as it is written there, whatever the prompt asks for
+    asked: int | None  # what the prompt's own chain has in this place; None beyond its end
+    right_so_far: bool  # all that stands before it follows the prompt: every earlier step, and the left side of its own
+
+
 def apply_operation(left, operator, operand, modulus):
     """left (operator) operand, modulo `modulus`."""
     return {"+": left + operand, "-": left - operand, "*": left * operand}[operator] % modulus
@@ -139,13 +149,19 @@ def make_story_prompt(rng, count, distractor):
     return " ".join(sentences) + f" How many {thing} does {who} have?\n"
 
 
+def modulus_of(prompt):
+    """What a prompt's results are taken modulo: 10 for digits, 100 for a story."""
+    return 10 if prompt.endswith("=") else 100
+
+
 def math_steps(prompt):
     """The right chain, read from the prompt alone: a list of Step."""
+    modulus = modulus_of(prompt)
     if prompt.endswith("="):
-        modulus, value = 10, int(prompt[0])
+        value = int(prompt[0])
         operations = re.findall(r"([-+*])([0-9])", prompt)
     else:
-        modulus, value = 100, int(STORY_OPENING.match(prompt)[1])  # values never leave 0..99, so nothing wraps
+        value = int(STORY_OPENING.match(prompt)[1])  # values never leave 0..99, so nothing wraps
         operator_of = {before: operator for operator, before, _ in STORY_PHRASES}
         operations = [(operator_of[before], number) for before, number in STORY_STEP.findall(prompt)]
     steps = []
@@ -169,10 +185,19 @@ def respond_math(rng, prompt, hard, entropy):
     return first + "".join(rng.surface(STEP_SEPARATORS, entropy) + step for step in rest)
 
 
+# A written step, with any spaces around its signs; it ends where a separator, or a space without a sign, stands.
+PIECE = re.compile(r"(?:\s*[-+*~=]\s*|[^;,|\s])+")
+STEP_PIECE = re.compile(r"([0-9]+)([-+*~])([0-9]+)=([0-9]+)")
+
+
 def split_chain(completion):
     """The pieces of a written chain, for any separators and any spaces around the signs."""
-    tight = re.sub(r"\s*([-+*~=])\s*", r"\1", completion)
-    return [piece for piece in re.split(r"[;,|\s]+", tight) if piece]
+    return [tight(piece) for piece in PIECE.findall(completion)]
+
+
+def tight(text):
+    """Text without white space."""
+    return "".join(text.split())
 
 
 def first_wrong_step(prompt, completion):
@@ -182,6 +207,32 @@ def first_wrong_step(prompt, completion):
         if number > len(pieces) or pieces[number - 1] not in (write_step(step, False), write_step(step, True)):
             return number
     return len(steps) + 1
+
+
+def stated_results(prompt, completion):
+    """A StatedResult for each piece of a written chain, None for one that is no step: "3+4=7;7-3=5" on "3+4-2=" states
+    the 7 at index 4, and at 10 a 5. That should be 4, as it is written, after a left side that should be 7-2, so that
+    5 is what was asked for.
+
+    A step may be in either mode; one too many is not right so far.
+    """
+    steps, first_wrong = math_steps(prompt), first_wrong_step(prompt, completion)
+    stated = []
+    for number, piece in enumerate(PIECE.finditer(completion), 1):
+        match = STEP_PIECE.fullmatch(tight(piece[0]))
+        if not match:
+            stated.append(None)
+            continue
+        one, sign, other, result = match.groups()
+        left, operator, operand = (other, "-", one) if sign == "~" else (one, sign, other)
+        true = apply_operation(int(left), operator, int(operand), modulus_of(prompt))
+        asked, right_so_far = None, False
+        if number <= len(steps):
+            step = steps[number - 1]
+            written_right = [write_step(step._replace(result=result), hard) for hard in (False, True)]  # its left side
+            asked, right_so_far = step.result, number <= first_wrong and match[0] in written_right
+        stated.append(StatedResult(piece.end() - len(result), int(result), true, asked, right_so_far))
+    return stated
 
 
 def score_math(prompt, completion):
@@ -197,10 +248,10 @@ def mode_math(prompt, completion):
         return None
     modes = set()
     for step, piece in zip(steps, pieces):
-        match = re.fullmatch(r"([0-9]+)([-+*~])([0-9]+)=[0-9]+", piece)
+        match = STEP_PIECE.fullmatch(piece)
         if not match:
             return None
-        left, sign, right = match.groups()
+        left, sign, right, _ = match.groups()
         if sign in "-~":
             modes.add("hard" if sign == "~" else "easy")
         elif left != right and str(step.operand) in (left, right):  # 4+4 tells nothing

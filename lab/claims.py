@@ -1,14 +1,16 @@
-"""What the papers claim, and what our studies say of it: a table that is rendered from committed records.
+"""What the papers claim, and what our studies say of it: tables that are rendered from committed records.
 
 A claim names two methods of a study, of which the first should be better. Its test is the paired difference over
 pretrained pairs, of greedy and of sampled scores; verdicts are corrected for the number of all tests on the page.
+SKD's premise, that a teacher judges badly what a poor student has begun, is no comparison of methods: what
+lab/premise.py has measured of it has a table of its own.
 """
 
 from typing import NamedTuple
 
 from lab.archive import PACKED
-from lab.reading import read_records, select_runs, starting_points
-from lab.statistics import PairedDifference, holm, paired_difference
+from lab.reading import Run, pairs_of, read_records, select_runs, starting_points
+from lab.statistics import PairedDifference, holm, paired_difference, repeated, student_t_interval
 from lab.tables import DECIDED, markdown_table
 
 START = "the start"  # in place of a method: the untouched student that all methods begin with
@@ -130,3 +132,88 @@ def map_table(root, regimes=MAP):
                       *(f"{lead.mean:+.3f} ± {lead.half_width:.3f}" for lead in leads)])
     header = ["regime", "study", "pairs", "teacher", "start", "on_policy", "skd", "skd minus on_policy", "sampled"]
     return markdown_table(lines, header, left=2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SKD's premise.
+
+PREMISE = "premise.json"  # what lab/premise.py measured, in a folder of runs and in results/
+REFERENCES, TEACHER, STUDENT_START = "references", "teacher", "student at the start"  # writers that are no method
+
+
+def premise_table(found):
+    """The table of what lab.premise.measure_folder found, in Markdown: a row per writer, means over pairs."""
+    runs = [Run(row["writer"], row["pair"], row["seed"], "steps", {}, [], [], [], row) for row in found["measured"]]
+    pairs = pairs_of(runs)
+    by_writer = {writer: select_runs(runs, writer, "steps") for writer in dict.fromkeys(run.variant for run in runs)}
+    own = {run.pair: run for run in by_writer[TEACHER]}
+    differences = {}  # of the teacher's accuracy, to that on its own samples
+    for writer, of_writer in by_writer.items():
+        if writer != TEACHER:
+            theirs = [run._replace(final=own[run.pair].final) for run in of_writer]
+            differences[writer] = paired_difference(of_writer, theirs, "teacher_right", "pair")
+    tested = {writer: one.p_value for writer, one in differences.items() if one.p_value is not None}
+    decided = {writer for writer, p_value in zip(tested, holm([*tested.values()])) if p_value < DECIDED}
+
+    def cell(writer, key):
+        values = list(repeated(by_writer[writer], key, "pair").values())
+        mean, half_width = student_t_interval(values) if values else (None, None)
+        missing = f" (n = {len(values)})" if values and len(values) < len(pairs) else ""
+        return _with_half_width("{:.3f}", mean, half_width) + missing
+
+    def difference_cell(writer, _):
+        if writer == TEACHER:
+            return "-"
+        text = _with_half_width("{:+.3f}", differences[writer].mean, differences[writer].half_width)
+        return text + " *" * (writer in decided)
+
+    def total(writer, key):
+        return f"{sum(run.final[key] for run in by_writer[writer]):,}"
+
+    columns = {  # title of a table: (heading, how a cell is made, of which figure)
+        "The teacher on what they wrote": (
+            ("teacher right", cell, "teacher_right"), ("minus on its own samples", difference_cell, None),
+            ("probability", cell, "teacher_probability"), ("entropy", cell, "teacher_entropy"),
+        ),
+        "The teacher on right prefixes, and on wrong ones": (
+            ("right: teacher right", cell, "teacher_right_on_right"),
+            ("entropy there", cell, "result_entropy_on_right"),
+            ("wrong: teacher right", cell, "teacher_right_on_wrong"), ("as asked", cell, "teacher_asked_on_wrong"),
+            ("neither", cell, "teacher_neither_on_wrong"), ("entropy there", cell, "result_entropy_on_wrong"),
+        ),
+        "The writers themselves (counts: all pairs together)": (
+            ("writer right", cell, "writer_right"), ("on right prefixes", cell, "writer_right_on_right"),
+            ("on wrong prefixes", cell, "writer_right_on_wrong"), ("results", total, "places"),
+            ("on wrong prefixes", total, "places_on_wrong"), ("pieces that are no step", total, "unread"),
+        ),
+    }
+    many = len(pairs) > 1
+    notes = [
+        f"Means over {len(pairs)} pretrained pairs ± half width of the 95 % interval (Student-t)." if many else
+        f"One pretrained pair ({pairs[0]}): there is no interval, and other pairs can differ.",
+        f"Each writer answered the same {found['rows']} prompts of the test split; models wrote one sample per prompt, "
+        "at temperature 1. The same fixed teacher judges all of them.",
+        "Teacher right: of the places where a response states a result, the share at which the teacher's likeliest "
+        "token is the true result of the operation as it is written there. Probability: the teacher's of that result. "
+        "Entropy: the teacher's, in nats per token, over all response tokens.",
+        "A prefix is right as long as all that stands before the result follows the prompt, the result's own left side "
+        "included; from the first mistake on it is wrong. Then the prompt asks for another result than the one that "
+        "is true as it is written: as asked, the share at which the teacher says that; neither, any other token.",
+    ]
+    if many:
+        notes.append(f"Asterisk: p < {DECIDED:.2f} in a paired t-test over pairs, after Holm's correction for "
+                     f"{len(tested)} comparisons.")
+    if found["quick"]:
+        notes.insert(0, "Made of a --quick run, a smoke run: these numbers mean nothing.")
+    parts = ["\n".join(f"- {note}" for note in notes)]
+    for title, of_table in columns.items():
+        lines = [[writer, *(make(writer, key) for _, make, key in of_table)] for writer in by_writer]
+        parts += [f"**{title}**", markdown_table(lines, ["who wrote", *(heading for heading, _, _ in of_table)])]
+    return "\n\n".join(parts)
+
+
+def _with_half_width(form, mean, half_width):
+    """'mean ± half width', without what is not known."""
+    if mean is None:
+        return "-"
+    return form.format(mean) + ("" if half_width is None else f" ± {half_width:.3f}")

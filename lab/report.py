@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 from lab.archive import PACKED, packed, unpacked
-from lab.claims import claims_table, map_table
+from lab.claims import PREMISE, claims_table, map_table, premise_table
 from lab.curves import curves_page
 from lab.pages import methods_table, read_page, replace_section
 from lab.reading import ordered_variants, read_runs, record_files
@@ -98,6 +98,18 @@ def study_page(folder, table):
     return replace_section(read_page(page) if page.exists() else bare, "table", table)
 
 
+def premise_page(folder):
+    """The text of README.md beside a premise.json, with its table. Raises ValueError for a file that is damaged."""
+    path = Path(folder) / PREMISE
+    try:
+        table = premise_table(json.loads(path.read_bytes()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not what lab.premise writes ({error!r}): take it from the repository again"
+        ) from None
+    return study_page(folder, table)
+
+
 def pack(folder, order=None, control=None, main_method=None):
     """Make a study of a finished run's folder; returns the text of the table, which then stands in its README.md.
 
@@ -137,6 +149,8 @@ def rendered_pages(root=ROOT):
         folder, made = archive.parent, render_report(archive.parent)
         texts[folder / "README.md"] = study_page(folder, made.pop("table.md"))
         texts |= {folder / name: text for name, text in made.items()}
+    for path in sorted(root.glob(f"results/*/{PREMISE}")):
+        texts[path.with_name("README.md")] = premise_page(path.parent)
     if (root / "results" / HEADLINE / PACKED).exists():
         table = short_table(read_runs(root / "results" / HEADLINE)[0], COMPARISONS["train_skd"][0])
         texts[root / "README.md"] = replace_section(read_page(root / "README.md"), "results", table)

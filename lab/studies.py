@@ -2,7 +2,8 @@
 
     python -m lab.studies                  every study: its question, its command, what it takes, whether it is there
     python -m lab.studies NAME [NAME ..]   runs them in runs/studies/, where an interrupted one goes on, and makes
-                                           results/NAME of each: records, table, curves, summary
+                                           results/NAME of each: records, table, curves, summary; or, where a
+                                           module measures the finished runs, its figures and their table
 
 Settings were found on development pairs (seeds 11 to 15) and confirmed on pairs nobody had looked at (101 to 108 for
 an earlier start of the students, then 201 to 208). All other questions are asked on the last of these.
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 from lab import folders, report
 from lab.archive import PACKED
+from lab.claims import PREMISE
 from lab.records import write_whole
 
 
@@ -30,6 +32,7 @@ class Study(NamedTuple):
     minutes: int  # measured on two CPU cores
     megabytes: int  # that its folder in runs/ came to
     needs: str | None = None  # the real data set that it reads, for --data-dir
+    then: str | None = None  # a module that measures the finished runs; results/ keeps what it found, not the records
 
 
 DEVELOPMENT = "--pairs 5 --pair-seed 11 --seed 11"  # settings are chosen by these pairs
@@ -128,6 +131,13 @@ STUDIES = {
         16,
         12,
     ),
+    "premise": Study(
+        "Is the teacher worse on the student's prefixes, before distillation and after it?",
+        f"train_skd.py {FIVE} --variants supervised,on_policy,skd",
+        11,
+        7,
+        then="lab.premise",
+    ),
 }
 
 
@@ -142,7 +152,12 @@ def about(name, root=folders.ROOT):
     needs = f", needs the files of {study.needs} (--data-dir)" if study.needs else ""
     size = f"; results/{name} has {size_of(made) / 1e6:.1f} MB" if made.is_dir() else f"; no results/{name} yet"
     takes = f"{study.minutes} minutes on two cores, {study.megabytes} MB in runs/studies"
-    return f"{name}: {study.question}\n  python {study.command}\n  {takes}{needs}{size}"
+    return f"{name}: {study.question}\n  {told_commands(study)}\n  {takes}{needs}{size}"
+
+
+def told_commands(study):
+    """What is run, in words."""
+    return f"python {study.command}" + (f", then python -m {study.then} on its folder" if study.then else "")
 
 
 def run_program(words, folder):
@@ -179,15 +194,20 @@ def run_study(name, jobs=None, data_dir=None, root=folders.ROOT):
     words += ["--data-dir", os.path.abspath(data_dir)] if data_dir and study.needs else []
     if run_program([sys.executable, *words], root):
         return False
+    if study.then and run_program([sys.executable, "-m", study.then, str(work)], root):
+        return False
     made.mkdir(parents=True, exist_ok=True)
     (made / PACKED).unlink(missing_ok=True)  # the one that was made before
-    for path in work.glob("*.jsonl"):
+    for path in [work / PREMISE] if study.then else work.glob("*.jsonl"):
         shutil.copy(path, made)
     if not (made / "README.md").exists():
-        command = f"```\npython -m lab.studies {name}     # python {study.command}\n```"
+        command = f"```\npython -m lab.studies {name}     # {told_commands(study)}\n```"
         table = "<!-- table:begin -->\n<!-- table:end -->"
         write_whole(made / "README.md", f"# {name}\n\n{study.question}\n\n{command}\n\n{table}\n")
-    report.pack(made)
+    if study.then:
+        write_whole(made / "README.md", report.premise_page(made))
+    else:
+        report.pack(made)
     return True
 
 

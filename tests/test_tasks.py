@@ -224,6 +224,41 @@ def test_math_details_by_hand():
     assert figures["hard_share"] == pytest.approx(1 / 3)
 
 
+def test_stated_results_by_hand():
+    """3+4=7, 7-2=5, 5*3=5: where a result stands, what is written, true as written, asked for, and right so far."""
+    prompt = "3+4-2*3="
+    for text, expected in {
+        "3+4=7;7-2=5": [(4, 7, 7, 7, True), (10, 5, 5, 5, True)],
+        "4+3=7|2~7=5,5*3=1": [(4, 7, 7, 7, True), (10, 5, 5, 5, True), (16, 1, 5, 5, True)],  # style and separators mix
+        " 3 + 4 = 7; 7-2=6 6*3=8": [(9, 7, 7, 7, True), (16, 6, 5, 5, True), (22, 8, 8, 5, False)],
+        "3+4=6;6-2=4": [(4, 6, 7, 7, True), (10, 4, 4, 5, False)],  # a wrong result before it
+        "3+4=7;7-3=5": [(4, 7, 7, 7, True), (10, 5, 4, 5, False)],  # another operand
+        "3+4=7;7~2=5": [(4, 7, 7, 7, True), (10, 5, 5, 5, False)],  # 2-7 is 5, too, but not what was asked for
+        "3+4=7;7=2;5*3=5": [(4, 7, 7, 7, True), None, (14, 5, 5, 5, False)],  # no step, and wrong for what follows
+        "3+4=7;7-2=": [(4, 7, 7, 7, True), None],
+        "3+4=7;7-2=5;5*3=15;5*3=5": [(4, 7, 7, 7, True), (10, 5, 5, 5, True), (16, 15, 5, 5, True),
+                                     (23, 5, 5, None, False)],  # one digit too many; one step too many
+        "3+4": [None],
+        "": [],
+    }.items():  # fmt: skip
+        found = tasks.stated_results(prompt, text)
+        assert found == [None if one is None else tasks.StatedResult(*one) for one in expected], text
+    taken_from = tasks.stated_results("7-1=", "1~7=6"), tasks.stated_results("7-1=", "7~1=6")  # 7-1, and 1-7
+    assert taken_from == ([tasks.StatedResult(4, 6, 6, 6, True)], [tasks.StatedResult(4, 6, 4, 6, False)])
+
+
+@pytest.mark.parametrize("case", ["math", "stories"])
+def test_stated_results_of_references(case):
+    """Each step of a reference states its result where it stands: written, true, asked for and right so far."""
+    for example in build(case).examples("test")[:30]:
+        steps, stated = tasks.math_steps(example.prompt), tasks.stated_results(example.prompt, example.response)
+        assert [(one.written, one.true, one.asked, one.right_so_far) for one in stated] == [
+            (step.result, step.result, step.result, True) for step in steps
+        ]
+        assert all(example.response[one.at :].startswith(str(one.written)) for one in stated)
+        assert all(example.response[one.at - 1] == "=" for one in stated)
+
+
 @pytest.mark.parametrize("case", ["math", "stories"])
 def test_math_truth_against_plain_arithmetic(case):
     """The last result equals Python's own arithmetic, left to right; story values stay in 0..99 unwrapped."""
