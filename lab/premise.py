@@ -156,7 +156,7 @@ def measure_pair(folder, pair, runs, rows, device):
 
 
 def measure_folder(folder, rows=None, device="cpu", say=lambda line: None):
-    """What everybody wrote in a folder of finished runs, judged by the teacher of each pair -> the dict of premise.json.
+    """What everybody wrote in a folder of finished runs, judged by each pair's teacher -> the dict of premise.json.
 
     `rows` prompts of the test split (default: ROWS, or all where there are fewer); one sample per prompt at temperature
     1. `say` takes a line per pair. Raises ValueError for a folder without finished runs, without their models, or of
