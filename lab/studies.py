@@ -133,8 +133,8 @@ STUDIES = {
     ),
     "premise": Study(
         "Is the teacher worse on the student's prefixes, before distillation and after it?",
-        f"train_skd.py {FIVE} --variants supervised,on_policy,skd",
-        11,
+        f"train_skd.py {EIGHT} --variants supervised,on_policy,skd",
+        16,
         7,
         then="lab.premise",
     ),
