@@ -77,11 +77,11 @@ VARIANTS = {
     "minillm": OnlineVariant("2306.08543", "policy gradient of the sequence's reverse KL on teacher-mixed samples",
                        writer="teacher_mixed", student_divergence="minillm",
                        deviation="no clipping of repeated updates, since each batch is used once; "
-                                 "no loss on a pretraining corpus", read_from="code"),
+                                 "no loss on a pretraining corpus", read_from="code", rate=0.5),
     "okd": OnlineVariant("2409.12512", "the teacher's LoRA learns from student and references", module="flag",
                    deviation="alpha; rank 8", read_from="paper"),
     "okd_no_feedback": OnlineVariant(None, "control: the LoRA learns from the references alone", module="flag",
-                                     alpha=0.0),
+                                     alpha=0.0, rate=2.0),
 }
 # fmt: on
 MAIN = tuple(VARIANTS)  # the comparison of the paper, and the control that it lacks

@@ -135,7 +135,7 @@ STUDIES = {
         "Is the teacher worse on the student's prefixes, before distillation and after it?",
         f"train_skd.py {EIGHT} --variants supervised,on_policy,skd",
         16,
-        7,
+        10,
         then="lab.premise",
     ),
 }
