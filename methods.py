@@ -95,7 +95,7 @@ class Variant:
     method: str | None = None  # a name in METHODS: what is kept from step to step
     method_kwargs: dict = field(default_factory=dict)  # keywords of the method
     teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made from it before training
-    rate: float = 1.0  # learning rate as a multiple of the size's: best of 1/2, 1, 2 where tuned (results/rates, rates-okd)
+    rate: float = 1.0  # learning rate as a multiple of the size's: best of 1/2, 1 and 2 (results/rates, rates-okd)
 
     def __post_init__(self):
         assert self.mix_per in ("batch", "sequence"), (

@@ -61,8 +61,8 @@ STUDIES = {
         "Which learning rate does each method of the OKD paper's comparison want?",
         f"train_okd.py {DEVELOPMENT} --variants fixed_reverse_kl,minillm,okd,okd_no_feedback "
         "--sweep lr=0.01,0.02,0.04",
-        22,
-        15,
+        23,
+        16,
     ),
     "skd-math-800": Study(
         "The first confirmation of SKD's comparison, from a weaker start: does the development pairs' order hold?",
