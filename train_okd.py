@@ -105,7 +105,7 @@ DEFAULTS = {
     "teacher_mix": 0.2,
 }
 FLAG_OF = {name: name for name in DEFAULTS} | {"rank": "module_rank"}
-DRIFT_WARNING = 0.2  # KL(original || adapted) in nats per token: OKD's own settings stay below it
+DRIFT_WARNING = 0.2  # KL(original || adapted) in nats per token: OKD's own settings stay below it, mostly
 
 
 def resolve(row, args=None):

@@ -79,7 +79,7 @@ STUDIES = {
     "okd-math": Study(
         "Does a teacher that learns along teach the default task better than a fixed one?",
         f"train_okd.py {EIGHT}",
-        27,
+        30,
         18,
     ),
     "skd-raw": Study(
