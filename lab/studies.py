@@ -29,7 +29,7 @@ class Study(NamedTuple):
 
     question: str
     command: str  # what follows "python"; --out, --resume and --jobs are added
-    minutes: int  # measured on two CPU cores
+    minutes: int  # on two CPU cores; an estimate until results/NAME is there
     megabytes: int  # that its folder in runs/ came to
     needs: str | None = None  # the real data set that it reads, for --data-dir
     then: str | None = None  # a module that measures the finished runs; results/ keeps what it found, not the records
