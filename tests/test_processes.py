@@ -57,6 +57,8 @@ def test_two_processes_train_as_one(clone, tmp_path, script):
     the losses, gradients and figures of one."""
     for size in (1, 2):
         names, out = ["--variants", CASES[script]], ["--out", str(tmp_path / str(size))]
+        # At minillm's own rate a draw lies so near a border that rounding decides it: then the rows are others.
+        names += ["--lr", "0.02"] if script == "train_okd.py" else []
         running = start(clone, size, script, *names, *out, *(["--micro-batch", "3"] if size == 2 else []))
         output, errors = running.communicate(timeout=600)
         assert running.returncode == 0, errors[:4000]  # torchrun's own words come last

@@ -215,12 +215,17 @@ def rerun(name, method, folder, monkeypatch):
     return recorded, list(map(json.loads, path.read_text().splitlines()))
 
 
+# Their teacher is a third one to be pretrained here; what they chose is bound to their records above.
+ONLY_SETTINGS = ("start", "okd-module", "rates-okd")
+REPEATED = [name for name in MADE if name not in ONLY_SETTINGS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("first", sorted({pair_of(name) for name in MADE}))
+@pytest.mark.parametrize("first", sorted({pair_of(name) for name in REPEATED}))
 def test_records_are_current(first, tmp_path, monkeypatch):
     """The first logged steps of one run of each study that begins with this pair, made again from nothing, are those
     of its record: to rounding on the kind of machine that made it, nearly so elsewhere."""
-    for name in (name for name in MADE if pair_of(name) == first):
+    for name in (name for name in REPEATED if pair_of(name) == first):
         methods = dict.fromkeys(
             run.variant.split()[0] for run in reading.read_records(folders.ROOT / "results" / name)
         )

@@ -1365,7 +1365,7 @@ def test_resume_runs_nothing_again(copied, cached_pairs, monkeypatch):
 
 def without_times(line):
     """A line of a record without what a clock or a calendar says."""
-    clocks = ("seconds", "seconds_by_stage", "date", "commit", "modified", "sha256")
+    clocks = ("seconds", "seconds_by_stage", "pretraining_seconds", "date", "commit", "modified", "sha256")
     return {key: value for key, value in line.items() if key not in clocks and not key.endswith("_ms")}
 
 
