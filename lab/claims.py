@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from lab.archive import PACKED
 from lab.reading import Run, pairs_of, read_records, select_runs, starting_points
-from lab.statistics import PairedDifference, holm, paired_difference, repeated, student_t_interval
-from lab.tables import DECIDED, markdown_table
+from lab.statistics import PairedDifference, holm, paired_difference, repeated
+from lab.tables import DECIDED, difference_text, markdown_table, with_interval
 
 START = "the start"  # in place of a method: the untouched student that all methods begin with
 
@@ -129,7 +129,7 @@ def map_table(root, regimes=MAP):
         scores += [[run.final["score"] for run in chosen] for chosen in methods]
         leads = [paired_difference(methods[1], methods[0], key, "pair") for key in ("score", "score_sampled")]
         lines.append([words, study, str(leads[0].n), *(f"{sum(values) / len(values):.3f}" for values in scores),
-                      *(f"{lead.mean:+.3f} ± {lead.half_width:.3f}" for lead in leads)])
+                      *(difference_text(lead, lead.n) for lead in leads)])
     header = ["regime", "study", "pairs", "teacher", "start", "on_policy", "skd", "skd minus on_policy", "sampled"]
     return markdown_table(lines, header, left=2)
 
@@ -156,16 +156,12 @@ def premise_table(found):
     decided = {writer for writer, p_value in zip(tested, holm([*tested.values()])) if p_value < DECIDED}
 
     def cell(writer, key):
-        values = list(repeated(by_writer[writer], key, "pair").values())
-        mean, half_width = student_t_interval(values) if values else (None, None)
-        missing = f" (n = {len(values)})" if values and len(values) < len(pairs) else ""
-        return _with_half_width("{:.3f}", mean, half_width) + missing
+        return with_interval(list(repeated(by_writer[writer], key, "pair").values()), len(pairs))
 
     def difference_cell(writer, _):
         if writer == TEACHER:
             return "-"
-        text = _with_half_width("{:+.3f}", differences[writer].mean, differences[writer].half_width)
-        return text + " *" * (writer in decided)
+        return difference_text(differences[writer], differences[writer].n) + " *" * (writer in decided)
 
     def total(writer, key):
         return f"{sum(run.final[key] for run in by_writer[writer]):,}"
@@ -210,10 +206,3 @@ def premise_table(found):
         lines = [[writer, *(make(writer, key) for _, make, key in of_table)] for writer in by_writer]
         parts += [f"**{title}**", markdown_table(lines, ["who wrote", *(heading for heading, _, _ in of_table)])]
     return "\n\n".join(parts)
-
-
-def _with_half_width(form, mean, half_width):
-    """'mean ± half width', without what is not known."""
-    if mean is None:
-        return "-"
-    return form.format(mean) + ("" if half_width is None else f" ± {half_width:.3f}")

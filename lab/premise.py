@@ -15,8 +15,6 @@ if __name__ == "__main__":
 
 import json
 import os
-import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -211,11 +209,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # lab/interrupted.py stood in for it
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"lab.premise: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        print("lab.premise: interrupted", file=sys.stderr)
-        sys.exit(130)
+    processes.run_tool("lab.premise", main)

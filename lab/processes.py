@@ -450,6 +450,18 @@ def print_line(line):
         say(line)
 
 
+def run_tool(program, main):
+    """Call main() of a program that keeps nothing to go on from: wrong use, and Ctrl-C, end with one line."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # lab/interrupted.py stood in for it
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        exit_with(program, " ".join(str(error).splitlines()))
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
 def exit_with(program, error):
     """End the program with one line on stderr and status 1."""
     sys.exit(f"{program}: {str(error).strip()}")

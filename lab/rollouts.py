@@ -2,7 +2,6 @@
 replaced."""
 
 import os
-import signal
 import sys
 import tempfile
 
@@ -213,11 +212,4 @@ def main(argv=None):
 
 def run_program():
     """Call main() as a program: wrong use ends with one line and a non-zero status."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # lab/interrupted.py stood in for it
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"sample.py: {error}")
-    except KeyboardInterrupt:
-        print("sample.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+    processes.run_tool("sample.py", main)

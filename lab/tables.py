@@ -115,7 +115,7 @@ def sparkline(values, width=24):
     return "".join(" " if level is None else "▁▂▃▄▅▆▇█"[level] for level in levels)
 
 
-def _with_interval(values, n):
+def with_interval(values, n):
     """'mean ± half width' of a score over pairs, or over the seeds of the only one; their number where it is not n."""
     if not values:
         return "-"
@@ -124,7 +124,7 @@ def _with_interval(values, n):
     return f"{mean:.3f}{interval}" + (f" (n = {len(values)})" if len(values) != n else "")
 
 
-def _difference_text(difference, n=None):
+def difference_text(difference, n=None):
     """'+mean ± half width', then the number of differences where it is not n; without n, then 'k of n positive'."""
     if difference.mean is None:
         return "-"
@@ -207,7 +207,7 @@ def _result_table(runs, variants, control):
             cells = [row.name] + [getattr(row, name) for name in counted] * scored
             for _, key, write in figures:
                 values = row.values(key)
-                cells.append(_with_interval(values, row.n) if scored else _mean_text(values, write))
+                cells.append(with_interval(values, row.n) if scored else _mean_text(values, write))
                 following = [text for _, after, text in extra if after == key]
                 cells += ["-" if row.runs is None else text(row.name, row.runs) for text in following]
             # Rows without a single figure (a fixed teacher among the adapted ones) tell nothing.
@@ -223,10 +223,10 @@ def _extra_columns(runs, variants, control, figures, unit):
     if control in variants:
         def delta(variant, own):
             difference = paired_difference(own, select_runs(runs, control, "steps"), "score", unit)
-            return "-" if variant == control else _difference_text(difference, _size(own, unit))
+            return "-" if variant == control else difference_text(difference, _size(own, unit))
         extra.append((f"Δ score to {control}", "score_sampled", delta))
     if any(run.budget == "compute" for run in runs):
-        extra.append(("score at equal compute", "score_sampled", lambda variant, own: _with_interval(
+        extra.append(("score at equal compute", "score_sampled", lambda variant, own: with_interval(
             list(repeated(select_runs(runs, variant, "compute"), "score", unit).values()), _size(own, unit))))
     if _replaced_text(runs) != "-":
         extra.append(("replaced (first → last)", "draft_accept_rate", lambda variant, own: _replaced_text(own)))
@@ -253,7 +253,7 @@ def _difference_table(runs, variants, main_method):
     tested = {of: one.p_value for of, one in found.items() if unit == "pair" and one.p_value is not None}
     decided = {of for of, p_value in zip(tested, holm([*tested.values()])) if p_value < DECIDED}
     headings = [heading for heading, _, _ in columns]
-    rows = [[variant, *(_difference_text(found[variant, heading]) + " *" * ((variant, heading) in decided)
+    rows = [[variant, *(difference_text(found[variant, heading]) + " *" * ((variant, heading) in decided)
                         for heading in headings)] for variant in others]
     table = markdown_table(rows, [f"{main_method} minus", *headings])
     if not tested:
@@ -452,13 +452,13 @@ def short_table(runs, control="supervised", order=None):
     variants, unit = ordered_variants(runs, order), unit_of(runs)
     lines = []
     for row in _rows(runs, variants, unit):
-        cells = [row.name] + [_with_interval(row.values(key), row.n) for key in ("score", "score_sampled")]
+        cells = [row.name] + [with_interval(row.values(key), row.n) for key in ("score", "score_sampled")]
         for key in ("score", "score_sampled"):
             if row.runs is None or row.name == control or control not in variants:
                 cells.append("-")
             else:
                 difference = paired_difference(row.runs, select_runs(runs, control, "steps"), key, unit)
-                cells.append(_difference_text(difference, row.n))
+                cells.append(difference_text(difference, row.n))
         lines.append(cells)
     return markdown_table(lines, ["method", "greedy", "sampled", f"greedy minus {control}", "sampled minus it"])
 
