@@ -101,8 +101,10 @@ class Parser(argparse.ArgumentParser):
     def words_of(self, flag, value):
         """What to type for a swept value: a flag that takes none, such as --no-write-back, is swept as yes or no."""
         takes_none = any(action.dest == self.dest_of(flag) and action.nargs == 0 for action in self._actions)
-        if not takes_none or value not in ("yes", "no"):
+        if not takes_none:
             return [f"--{flag}={value}"]
+        if value not in ("yes", "no"):
+            self.error(f"--{flag} is swept as yes and no (--sweep {flag}=no,yes), found {value!r}")
         return [f"--{flag}"] if value == "yes" else []
 
     def error(self, message):
