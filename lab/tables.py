@@ -276,8 +276,8 @@ def _difference_table(runs, variants, main_method):
                         for heading in headings)] for variant in others]
     note = ""
     if tested:
-        note = (f"An asterisk marks a decided difference: p < {DECIDED:.2f} in a paired t-test over pairs, after Holm's "
-                f"correction for the {len(tested)} comparisons of this table. Decided: {len(decided)}.")
+        note = (f"An asterisk marks a decided difference: p < {DECIDED:.2f} in a paired t-test over pairs, after "
+                f"Holm's correction for the {len(tested)} comparisons of this table. Decided: {len(decided)}.")
     title, aside = f"{main_method} minus every other method", f", one difference per {unit}"
     return Table([f"{main_method} minus", *headings], rows, title, aside, note)
 
