@@ -12,8 +12,8 @@ from lab.reading import as_number
 
 LEGEND = (
     '<p class="legend"><span class="s">kept</span> written by the student. <del>rejected</del>'
-    '<span class="t">replacement</span> drafted by the student, rejected and written by the teacher. Point at a token, '
-    "tap it or reach it with the tab key: you see what both models hold likely there.</p>"
+    '<span class="t">replacement</span> a student\'s token that was rejected, and what the teacher wrote instead. '
+    "Point at a token, tap it or reach it with the tab key to see what both models hold likely there.</p>"
 )
 BLANK = "\u2423"  # a space that is seen
 
