@@ -258,7 +258,7 @@ def _rollouts(runs, main_method, room):
             left_out.append(variant)
     words = (
         "<p>Rollouts of each method's student on held-out prompts, all by SKD's rule and with the same noise: the "
-        "student drafts a token; where it is not among the teacher's K likeliest tokens, the teacher writes one instead. "
+        "student drafts a token; where it is not among the teacher's K likeliest, the teacher writes one instead. "
         "These prompts are examples, not a measurement: the rates are in the table and in the heat maps.</p>"
     )
     note = f"<p>Left out, for want of room: {shown(', '.join(left_out))}.</p>" if left_out else ""
