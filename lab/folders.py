@@ -42,7 +42,8 @@ def make_run_folder(out, resume, default_name):
             raise ValueError(f"{out} already holds records: add --resume to continue them, or give another --out")
         for path in sorted(folder.iterdir()):
             if re.fullmatch(
-                r"((teacher|student_start)_pair\d+|.+_seed\d+(\.module)?)\.pt|table\.md|curves\.svg|summary\.json",
+                r"((teacher|student_start)_pair\d+|.+_seed\d+(\.module)?)\.pt"
+                r"|table\.md|curves\.svg|summary\.json|report\.html",
                 path.name,
             ):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""What comes out: tables with intervals and SVG curves, made from the records of runs and from nothing else.
+"""What comes out: tables with intervals, SVG curves and a page, made from the records of runs and from nothing else.
 
 From a finished run on no model is needed, so a table can be rendered again years later from the committed records, to
 the same bytes:
@@ -6,6 +6,7 @@ the same bytes:
     records (*.jsonl) -> reading.read_records -> list of Run -> tables.render_table -> table.md
                                                              -> curves.curves_page  -> curves.svg
                                                              -> tables.summary      -> summary.json
+                                                             -> page.report_page    -> report.html
 
     python -m lab.report FOLDER             # render again
     python -m lab.report FOLDER --pack      # make a study of a finished run
@@ -13,7 +14,7 @@ the same bytes:
 
 A finished run has one record file per method, pair and seed. A study, which is committed, has four files: the records
 in one compressed file, curves.svg, summary.json, and README.md, which holds the table between markers and words of its
-own.
+own; it has no report.html.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from pathlib import Path
 from lab.archive import PACKED, packed, unpacked
 from lab.claims import PREMISE, claims_table, map_table, premise_table
 from lab.curves import curves_page
+from lab.page import report_page
 from lab.pages import methods_table, read_page, replace_section
 from lab.reading import ordered_variants, read_runs, record_files
 from lab.records import write_whole
@@ -38,11 +40,12 @@ ROOT = Path(__file__).parents[1]
 COMPARISONS = {"train_skd": ("supervised", "skd"), "train_okd": ("fixed_forward_kl", "okd")}
 
 
+OF_A_RUN = ("table.md", "report.html")  # what a run's folder has and a study's has not
 HEADLINE = "skd-math"  # the study whose short table stands in README.md
 
 
 def render_report(folder, order=None, control=None, main_method=None):
-    """{"table.md": text, "curves.svg": text, "summary.json": text} of the records in folder; writes nothing.
+    """{file: text} of table.md, curves.svg, summary.json and report.html, from the records in folder; writes nothing.
 
     The same records give the same texts. control and main_method default to those of the script that wrote the records.
     Raises ValueError if a record is broken, none is finished, or a name that was given is no method's.
@@ -73,18 +76,20 @@ def render_report(folder, order=None, control=None, main_method=None):
         "table.md": table,
         "curves.svg": curves_page(runs, order, (control, main_method)),
         "summary.json": text + "\n",
+        "report.html": report_page(runs, unfinished, order, control, main_method),
     }
 
 
 def write_report(folder, order=None, control=None, main_method=None):
-    """Write table.md, curves.svg and summary.json of render_report into folder; returns the text of table.md.
+    """Write the files of render_report into folder; returns the text of table.md.
 
-    In a study's folder the table goes into README.md, between the markers of the section "table".
+    In a study's folder the table goes into README.md, between the markers of the section "table", and there is no
+    report.html.
     """
     folder, texts = Path(folder), render_report(folder, order, control, main_method)
     table = texts["table.md"]
     if (folder / PACKED).exists():
-        del texts["table.md"]
+        texts = {name: text for name, text in texts.items() if name not in OF_A_RUN}
         texts["README.md"] = study_page(folder, table)
     for name, text in texts.items():
         write_whole(folder / name, text)
@@ -113,9 +118,9 @@ def premise_page(folder):
 def pack(folder, order=None, control=None, main_method=None):
     """Make a study of a finished run's folder; returns the text of the table, which then stands in its README.md.
 
-    What is removed is what was packed: the records, once the archive was read back, and a table.md that says what they
-    say. All else in the folder stays. Raises ValueError if a run is unfinished, or an archive is there that lacks a
-    record.
+    What is removed is what was packed: the records, once the archive was read back, and a table.md and a report.html
+    that say what they say. All else in the folder stays. Raises ValueError if a run is unfinished, or an archive is
+    there that lacks a record.
     """
     folder = Path(folder)
     archive, texts = folder / PACKED, dict(record_files(folder))
@@ -131,9 +136,11 @@ def pack(folder, order=None, control=None, main_method=None):
         raise ValueError(f"{archive} does not hold {missing[0]}: move one of the two away")
     for path in texts:
         path.unlink()
-    table, old = write_report(folder, order, control, main_method), folder / "table.md"
-    if old.is_file() and old.read_bytes() == table.encode():
-        old.unlink()
+    table, made = write_report(folder, order, control, main_method), render_report(folder, order, control, main_method)
+    for name in OF_A_RUN:
+        old = folder / name
+        if old.is_file() and old.read_bytes() == made[name].encode():
+            old.unlink()
     return table
 
 
@@ -147,8 +154,8 @@ def rendered_pages(root=ROOT):
     texts = {}
     for archive in sorted(root.glob(f"results/*/{PACKED}")):
         folder, made = archive.parent, render_report(archive.parent)
-        texts[folder / "README.md"] = study_page(folder, made.pop("table.md"))
-        texts |= {folder / name: text for name, text in made.items()}
+        texts[folder / "README.md"] = study_page(folder, made["table.md"])
+        texts |= {folder / name: text for name, text in made.items() if name not in OF_A_RUN}
     for path in sorted(root.glob(f"results/*/{PREMISE}")):
         texts[path.with_name("README.md")] = premise_page(path.parent)
     if (root / "results" / HEADLINE / PACKED).exists():
@@ -202,7 +209,8 @@ def _show(text):
 
 def main(argv=None):
     """Render again from the command line; see --help."""
-    parser = argparse.ArgumentParser(description="Render table.md, curves.svg and summary.json from records of runs.")
+    parser = argparse.ArgumentParser(description="Render table.md, curves.svg, summary.json and report.html from "
+                                     "records of runs.")
     parser.add_argument("folder", nargs="?", type=os.path.expanduser, help=f"where the .jsonl records are, or {PACKED}")
     parser.add_argument("--pack", action="store_true", help="make a study of a finished run's folder: its records "
                         f"become {PACKED}, its table.md a part of README.md")

@@ -151,6 +151,25 @@ def _replaced_text(runs):
     return "{:.3f} → {:.3f}".format(*np.mean(ends, axis=0)) if ends else "-"
 
 
+class Table(NamedTuple):
+    """Rows of texts under a header, to be written as Markdown or as HTML."""
+
+    header: list
+    rows: list
+    title: str | None = None
+    aside: str = ""  # what follows the title
+    note: str = ""  # what stands below
+
+
+class Comparison(NamedTuple):
+    """What a report says, before it is written as Markdown or as HTML."""
+
+    notes: list  # of sentences: what a reader must know before reading the tables
+    warnings: list  # of sentences: what looked wrong in the runs
+    tables: list  # of Table, the main one first
+    every_run: Table | None  # None for a smoke run
+
+
 class _Row(NamedTuple):
     """One row of the main tables."""
 
@@ -186,7 +205,7 @@ def _size(runs, unit):
     return len(pairs_of(runs)) if unit == "pair" else len(runs)
 
 
-def _result_table(runs, variants, control):
+def _result_tables(runs, variants, control):
     """The main tables, group by group."""
     unit = unit_of(runs)
     rows = _rows(runs, variants, unit)
@@ -213,8 +232,8 @@ def _result_table(runs, variants, control):
             # Rows without a single figure (a fixed teacher among the adapted ones) tell nothing.
             if not title or any(cell != "-" for cell in cells[1:]):
                 lines.append(cells)
-        tables.append((f"**{title}**\n\n" if title else "") + markdown_table(lines, header))
-    return "\n\n".join(tables)
+        tables.append(Table(header, lines, title))
+    return tables
 
 
 def _extra_columns(runs, variants, control, figures, unit):
@@ -255,11 +274,12 @@ def _difference_table(runs, variants, main_method):
     headings = [heading for heading, _, _ in columns]
     rows = [[variant, *(difference_text(found[variant, heading]) + " *" * ((variant, heading) in decided)
                         for heading in headings)] for variant in others]
-    table = markdown_table(rows, [f"{main_method} minus", *headings])
-    if not tested:
-        return table
-    return (f"{table}\n\nAn asterisk marks a decided difference: p < {DECIDED:.2f} in a paired t-test over pairs, "
-            f"after Holm's correction for the {len(tested)} comparisons of this table. Decided: {len(decided)}.")
+    note = ""
+    if tested:
+        note = (f"An asterisk marks a decided difference: p < {DECIDED:.2f} in a paired t-test over pairs, after "
+                f"Holm's correction for the {len(tested)} comparisons of this table. Decided: {len(decided)}.")
+    title, aside = f"{main_method} minus every other method", f", one difference per {unit}"
+    return Table([f"{main_method} minus", *headings], rows, title, aside, note)
 
 
 def _raw_table(runs, variants):
@@ -275,7 +295,7 @@ def _raw_table(runs, variants):
                 named = [variant, budget, str(run.pair), str(run.seed)]
                 rows.append([*named, *cells, curve.strip() and curve or "-"])
     header = ["method", "equal", "pair", "seed"] + [heading for heading, _, _ in figures] + ["score over steps"]
-    return markdown_table(rows, header)
+    return Table(header, rows, "Every run")
 
 
 def _differences(runs, entry):
@@ -313,7 +333,7 @@ def _notes(runs, variants, control):
     notes.append(f"Score: {metric}, 0..1, of the final checkpoint on held-out examples, the same for all runs; no "
                  "interval covers other examples. NLL and KL in nats per token, KL to the original teacher. One TFLOP "
                  "= 1e12 operations of the two models.")
-    return notes + _about_gaps(runs, variants) + _about_differences(runs) + _about_warnings(runs)
+    return notes + _about_gaps(runs, variants) + _about_differences(runs)
 
 
 def _about_intervals(runs, variants, control):
@@ -407,12 +427,8 @@ def _without_numbers(text):
     return re.sub(r"\d+(\.\d+)?", "", text)
 
 
-def _listed(notes):
-    return "\n".join(f"- {inert(note)}" for note in notes)
-
-
-def render_table(runs, control="supervised", main_method="skd", order=None):
-    """The report as Markdown: notes, one row per method, paired differences of `main_method`, and every run on its own.
+def compare_runs(runs, control="supervised", main_method="skd", order=None):
+    """The report as a Comparison: notes, one row per method, paired differences of `main_method`, every run on its own.
 
     Rows come in the order of `order` (a list of names), else of "order" in the headers (a list of names, or the
     method's own index), else of first appearance; never by score. Columns and tables about a control or a main_method
@@ -422,15 +438,27 @@ def render_table(runs, control="supervised", main_method="skd", order=None):
         raise ValueError("no finished run to report: let train_skd.py or train_okd.py finish first")
     variants = ordered_variants(runs, order)
     runs = with_relative_seconds(sorted_runs(runs, variants), control)
-    tasks = in_headers(runs, "task")
-    title = f"**Task {inert(tasks[0])}**" if tasks else "**Results**"
     if any(run.header.get("quick") for run in runs):
-        return f"{title}\n\n{_quick_report(runs, variants)}\n"
-    parts = [title, _listed(_notes(runs, variants, control)), _result_table(runs, variants, control)]
+        return _quick_report(runs, variants)
+    tables = _result_tables(runs, variants, control)
     if main_method in variants and len(variants) > 1:
-        parts.append(f"**{inert(main_method)} minus every other method**, one difference per {unit_of(runs)}")
-        parts.append(_difference_table(runs, variants, main_method))
-    parts += ["<details><summary>Every run</summary>", _raw_table(runs, variants), "</details>"]
+        tables.append(_difference_table(runs, variants, main_method))
+    notes = _notes(runs, variants, control)
+    return Comparison(notes, _about_warnings(runs), tables, _raw_table(runs, variants))
+
+
+def render_table(runs, control="supervised", main_method="skd", order=None):
+    """compare_runs as Markdown."""
+    notes, warnings, tables, every_run = compare_runs(runs, control, main_method, order)
+    tasks = in_headers(runs, "task")
+    parts = [f"**Task {inert(tasks[0])}**" if tasks else "**Results**"]
+    parts.append("\n".join(f"- {inert(note)}" for note in [*notes, *warnings]))
+    for table in tables:
+        parts += [f"**{inert(table.title)}**{table.aside}"] if table.title else []
+        parts += [markdown_table(table.rows, table.header)] + ([table.note] if table.note else [])
+    if every_run:
+        raw = markdown_table(every_run.rows, every_run.header)
+        parts += [f"<details><summary>{every_run.title}</summary>", raw, "</details>"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -444,7 +472,7 @@ def _quick_report(runs, variants):
         own = [run for run in runs if run.variant == variant]
         seconds = _mean_text(column_of(select_runs(own, variant, "steps"), "seconds"), _cost)
         rows.append([variant, seconds, "yes" if len(own) == 1 else f"{len(own)} runs"])
-    return _listed(notes + _about_warnings(runs)) + "\n\n" + markdown_table(rows, ["method", "seconds", "finished"])
+    return Comparison(notes, _about_warnings(runs), [Table(["method", "seconds", "finished"], rows)], None)
 
 
 def short_table(runs, control="supervised", order=None):

@@ -505,7 +505,7 @@ def test_what_going_on_finds_is_told(cached_pairs, tmp_path, capsys):  # noqa: F
 def test_a_folder_with_files_of_ones_own_is_refused(cached_pairs, tmp_path):  # noqa: F811
     """What a run would write over is named, and nothing is written; other files are in nobody's way."""
     (tmp_path / "notes.txt").write_text("mine")
-    for name in ("teacher_pair1.pt", "sft_pair1_seed1.pt", "table.md", "summary.json", "curves.svg"):
+    for name in ("teacher_pair1.pt", "sft_pair1_seed1.pt", "table.md", "summary.json", "curves.svg", "report.html"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(ValueError, match=f"{name} in .* may be written over: add --resume"):
             train_skd.main([*SMALL, "--variants", "sft", "--out", str(tmp_path)])

@@ -70,6 +70,9 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/svg.py": set(),
     "lab/heatmap.py": {"lab.reading", "lab.svg"},
     "lab/curves.py": {"lab.heatmap", "lab.reading", "lab.statistics", "lab.svg"},
+    "lab/who_wrote.py": {"lab.reading"},
+    "lab/page_style.py": set(),
+    "lab/page.py": {"lab.curves", "lab.page_style", "lab.reading", "lab.tables", "lab.who_wrote"},
     "lab/rollouts.py": {
         "model",
         "sample",
@@ -86,6 +89,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
         "lab.archive",
         "lab.claims",
         "lab.curves",
+        "lab.page",
         "lab.pages",
         "lab.reading",
         "lab.records",

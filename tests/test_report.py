@@ -1125,7 +1125,7 @@ def test_same_records_same_bytes(tmp_path):
         write_records(folder, budgets=("steps", "compute"))
         returned = report.write_report(folder)
         outputs = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".jsonl"}
-        assert sorted(outputs) == ["curves.svg", "summary.json", "table.md"]
+        assert sorted(outputs) == ["curves.svg", "report.html", "summary.json", "table.md"]
         assert outputs["table.md"].decode() == returned == report.render_report(folder)["table.md"]
         texts.append(outputs)
     assert texts[0] == texts[1] == texts[2]

@@ -764,6 +764,7 @@ LINKS = (
     "table.md",
     "curves.svg",
     "summary.json",
+    "report.html",
     "teacher_pair1.pt",
     "student_start_pair1.pt",
     "sft_pair1_seed1.pt",
@@ -887,7 +888,7 @@ def test_a_report_is_written_through_no_link(tmp_path):
     log = records.RunLog(folder, "a_pair1_seed1", {"variant": "a", "pair": 1, "seed": 1, "flags": {}})
     log.write("final", score=0.5)
     log.close()
-    for name in ("table.md", "curves.svg", "summary.json"):
+    for name in ("table.md", "curves.svg", "summary.json", "report.html"):
         (folder / name).symlink_to(victim)
         (folder / f".{name}.{os.getpid()}.tmp").symlink_to(victim)
     assert "| a " in report.write_report(folder)
@@ -895,6 +896,7 @@ def test_a_report_is_written_through_no_link(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [
         "a_pair1_seed1.jsonl",
         "curves.svg",
+        "report.html",
         "summary.json",
         "table.md",
     ]

@@ -912,7 +912,8 @@ def test_what_a_run_leaves(finished):
     for variant in ("fixed_forward_kl", "okd", "okd_no_feedback", "okd_skd"):
         assert {f"{variant}_pair1_seed1.jsonl", f"{variant}_pair1_seed1.pt"} <= names
         assert (f"{variant}_pair1_seed1.module.pt" in names) == (variant != "fixed_forward_kl")
-    assert {"table.md", "curves.svg", "summary.json", "teacher_pair1.pt", "student_start_pair1.pt"} <= names
+    assert {"table.md", "curves.svg", "summary.json", "report.html"} <= names
+    assert {"teacher_pair1.pt", "student_start_pair1.pt"} <= names
     summary = json.loads((finished / "summary.json").read_text())
     for variant, entry in summary["variants"].items():
         (run,) = entry["runs"]

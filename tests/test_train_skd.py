@@ -1259,12 +1259,12 @@ def strings(value):
 
 
 def test_what_a_run_leaves(finished):
-    """Records, final students, the two starting models and three reports; no half-written file."""
+    """Records, final students, the two starting models and four reports; no half-written file."""
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "sft_pair1_seed1.jsonl", "skd_pair1_seed1.jsonl", "sft_pair1_seed1.pt", "skd_pair1_seed1.pt",
         "teacher_pair1.pt", "student_start_pair1.pt",
-        "table.md", "curves.svg", "summary.json",
+        "table.md", "curves.svg", "summary.json", "report.html",
     }  # fmt: skip
 
 
