@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import sys
 
 from tqdm import tqdm
@@ -15,7 +16,18 @@ def shown():
 
 def progress(items, what):
     """`items` to iterate over, under a bar that says `what` is done with them."""
-    return tqdm(items, desc=what, leave=False, dynamic_ncols=True) if shown() else items
+    return tqdm(items, desc=what, leave=False, ncols=columns()) if shown() else items
+
+
+def columns():
+    """How wide a bar may be: as the terminal, at most 100 columns."""
+    return min(100, shutil.get_terminal_size().columns)
+
+
+def note(bar, words):
+    """Words behind a bar, if it is one."""
+    if isinstance(bar, tqdm):
+        bar.set_postfix_str(words)
 
 
 def say(line):
