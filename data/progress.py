@@ -7,6 +7,8 @@ import sys
 
 from tqdm import tqdm
 
+WIDTH = 100  # columns that anything on a screen has at most
+
 
 def shown():
     """Whether bars are: on a terminal, by the first of several processes."""
@@ -20,8 +22,8 @@ def progress(items, what):
 
 
 def columns():
-    """How wide a bar may be: as the terminal, at most 100 columns."""
-    return min(100, shutil.get_terminal_size().columns)
+    """How wide a bar may be: as the terminal, at most WIDTH."""
+    return min(WIDTH, shutil.get_terminal_size().columns)
 
 
 def note(bar, words):

@@ -100,8 +100,8 @@ def above_and_below(runs, variants, control):
     if not tested:
         return f"Single runs show no method to be better or worse than {control}: another pair may say otherwise."
     corrected = dict(zip(tested, holm([one.p_value for one in tested.values()])))
-    # Differences without any spread come from scores of few steps and few runs: no interval can be told from them.
-    clear = {name: one for name, one in tested.items() if corrected[name] < DECIDED and one.half_width > 0}
+    # Few test examples make coarse scores, whose differences soon agree to the digit: no spread is no interval.
+    clear = {name: one for name, one in tested.items() if corrected[name] < DECIDED and one.half_width > 0.0005}
     where = "On this pair greedy" if unit == "seed" else "Greedy"
     how = f"(p < {DECIDED:.2f} after correction for {len(tested)} comparison{'s' * (len(tested) > 1)})"
     if not clear:

@@ -446,8 +446,8 @@ def use_any_terminal():
 
 
 def print_line(line):
-    """Print at once, also into a pipe or a log file, and in at most 100 columns; of processes that share a run, the
-    first one speaks."""
+    """Print at once, also into a pipe or a log file, in at most 100 columns; of processes that share a run the first
+    one speaks."""
     if rank_and_size()[0] == 0:
         say(terminal.wrapped(line))
 

@@ -11,7 +11,8 @@ import sys
 import textwrap
 import unicodedata
 
-WIDTH = 100  # columns
+from data.progress import WIDTH
+
 STYLES = {"teacher": "\033[1;32m", "rejected": "\033[31m", "discarded": "\033[2m"}  # any other style is plain
 PLAIN = "\033[0m"
 LEGEND = "plain: student   {teacher's token<-rejected proposal #its rank with the teacher}"
