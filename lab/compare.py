@@ -203,7 +203,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
         with checkpointer:
             show = functools.partial(held_out.held_out_rollouts, pair, args.accept_top_k)
             show = show if seed == args.seed and budget == "steps" else None  # of a pair's first seed
-            label = getattr(args, "place", "") + short_name(variant, 30)
+            label = getattr(args, "place", "") + short_name(variant, 24)
             shown = {"show": show, "label": label, "tell": now_and_then(say, label)}
             run = make_run(pair, here, seed, log, say, checkpointer, **shown)
             costs, adapted = distill(row, student, pair.teacher, pair.train.prompts, pair.train.responses, run)

@@ -132,11 +132,12 @@ def listed(texts):
 def before_and_after(runs, main_method, color=False):
     """The held-out rollouts of one student at its start and at its end, one under the other; "" where no run kept
     any."""
-    kept = [run for run in sorted(runs, key=lambda run: (run.pair, run.seed)) if len(run.rollouts) > 1]
-    chosen = [run for run in kept if run.variant.split()[0] == main_method][:1] or kept[-1:]
-    if not chosen:
+    kept = [run for run in runs if len(run.rollouts) > 1]
+    if not kept:
         return ""
-    (run,) = chosen
+    names = ordered_variants(kept)
+    chosen = next((name for name in names if name.split()[0] == main_method), names[-1])
+    run = min((run for run in kept if run.variant == chosen), key=lambda run: (run.pair, run.seed))
     first, *_, last = sorted(run.rollouts, key=lambda line: line["step"])
     lines = [
         wrapped(

@@ -85,7 +85,7 @@ class Monitor:
         told = "".join(f"  {named[name]} {figures[name]:.3f}" for name in named if figures.get(name) is not None)
         told += f"  drift {figures['drift']:.4f}" if "drift" in figures else ""
         loss = step.losses["student"].item()
-        progress.note(self.run.bar, f"loss {loss:.4f}{told}")
+        progress.note(self.run.bar, told.strip().split("  ")[0] or f"loss {loss:.4f}")  # a line has room for one figure
         (self.run.tell or self.run.report)(f"  step {step.number + 1:>5}/{self.run.num_steps}  loss {loss:.4f}{told}")
 
 

@@ -120,9 +120,12 @@ def start_beside(path, student, about, device):
     beside = os.path.join(os.path.dirname(path), f"student_start_pair{about.get('pair', 1)}.pt")
     if not os.path.isfile(beside):
         return None
-    start, about_start = load_checkpoint(beside, device)
-    if about_start["tokenizer"] != about["tokenizer"] or start.config != student.config:
-        processes.print_line(f"note: {os.path.basename(beside)} is of another run, and not shown")
+    try:
+        start, about_start = load_checkpoint(beside, device)
+        if about_start.get("tokenizer") != about["tokenizer"] or start.config != student.config:
+            raise ValueError(f"{os.path.basename(beside)} is of another run")
+    except (ValueError, OSError) as error:  # the student can be shown without it
+        processes.print_line(f"note: the student's start is left out: {error}")
         return None
     return None if weights_hash(start) == weights_hash(student) else start
 
