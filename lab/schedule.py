@@ -108,7 +108,7 @@ class Progress:
             name, steps = name_of(task), task[-1]
             done = last_step(self.folder / f"{name}.jsonl")
             total -= steps - done
-            words.append(f"{short_name(name, 40)} {done}/{steps}")
+            words.append(f"{short_name(name, 28)} {done}/{steps}")
         self.bar.n = total
         self.bar.set_postfix_str(fitting(words, WIDTH - 32))
         if self.bar.disable and running and time.monotonic() - self.spoken > EVERY:

@@ -139,10 +139,11 @@ def test_a_smoke_run_shows_rollouts_alone():
 
 def test_whose_rollouts():
     """The main method's first run, swept or not; where it was not run, the last method that kept some."""
-    made = runs({"supervised": [0.5, 0.5], "skd lr=0.01": [0.75, 0.5], "gkd": [0.5, 0.5]})
+    order = ["supervised", "skd", "gkd"]
+    made = runs({"gkd": [0.5, 0.5], "skd lr=0.01": [0.75, 0.5], "supervised": [0.5, 0.5]}, order=order)
     every = with_rollouts(with_rollouts(with_rollouts(made), "skd lr=0.01"), "gkd")
     assert "answered by skd lr=0.01's student" in ending.ending(every, "supervised", "skd")
-    assert "answered by gkd's student" in ending.ending(every, "supervised", "okd")
+    assert "answered by gkd's student" in ending.ending(every, "supervised", "okd"), "the last method in their order"
     assert "Held-out" not in ending.ending(with_rollouts(made, lines=[BEFORE]), "supervised", "skd")
 
 

@@ -1948,7 +1948,7 @@ def test_quick_and_the_picture_as_commands(clone):
     )
     assert "after: " in command(clone, "sample.py", "--checkpoint", str(folder / "skd_pair1_seed1.pt"))
     told = command(clone, "sample.py", "--seed", "1").rstrip()
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    blocks = re.findall(r"^```\w*\n(.*?)^```\n", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     (shown_there,) = [block for block in blocks if "rejected proposal" in block]
     assert told.endswith(shown_there.rstrip()), "README.md shows what python sample.py --seed 1 prints: paste it there"
 
