@@ -16,6 +16,7 @@ from lab.training import batch_order
 from losses import forward_kl, masked_mean
 from model import clip_and_step, learning_rate, load_checkpoint, make_optimizer, weights_hash
 from sample import ACCEPT_RULES, RANKED, check_rule, interleaved_generate, rank
+
 SHORT = {"steps": 200, "batch_size": 64, "lr": 2e-2}  # the training between the two rollouts of the quick pair
 
 
