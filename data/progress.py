@@ -2,9 +2,12 @@
 
 import multiprocessing
 import os
+import shutil
 import sys
 
 from tqdm import tqdm
+
+WIDTH = 100  # columns that anything on a screen has at most
 
 
 def shown():
@@ -15,7 +18,18 @@ def shown():
 
 def progress(items, what):
     """`items` to iterate over, under a bar that says `what` is done with them."""
-    return tqdm(items, desc=what, leave=False, dynamic_ncols=True) if shown() else items
+    return tqdm(items, desc=what, leave=False, ncols=columns()) if shown() else items
+
+
+def columns():
+    """How wide a bar may be: as the terminal, at most WIDTH."""
+    return min(WIDTH, shutil.get_terminal_size().columns)
+
+
+def note(bar, words):
+    """Words behind a bar, if it is one."""
+    if isinstance(bar, tqdm):
+        bar.set_postfix_str(words)
 
 
 def say(line):

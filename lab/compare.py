@@ -23,10 +23,14 @@ import torch
 from data import corpora, tasks
 from data.tasks import make_task
 from lab import arguments, checkpoints, checks, command_line, folders, held_out, pairs, processes, records, report
+from lab.ending import ending
 from lab.evaluate import evaluate, evaluate_quickly
+from lab.reading import read_runs
 from lab.records import run_name
-from lab.schedule import Progress, missing_runs, name_of, of_pair
+from lab.schedule import Progress, missing_runs, name_of, now_and_then, of_pair
+from lab.svg import short_name
 from lab.teacher_cache import check_best
+from lab.terminal import in_color
 from lab.training import Run
 from model import OnlineTeacher, save_checkpoint, save_online_module
 
@@ -114,8 +118,8 @@ def peak_rate(row, args):
     return args.lr or args.default_lr * row.rate
 
 
-def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=None, show=None):
-    """What the flags say of one student's training, as a training.Run."""
+def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=None, **shown):
+    """What the flags say of one student's training, as a training.Run; `shown` are its `show`, `tell` and `label`."""
     same = (
         "steps batch_size weight_decay reduction accept_top_k micro_batch recompute compile precision cache_teacher "
         "log_every"
@@ -129,11 +133,11 @@ def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=
         sampling=arguments.sampling_options(args),
         chunk_loss=args.chunk_loss == "yes",
         validate=functools.partial(validation, pair),
-        show=show,
         pretraining_lr=args.settings.teacher_lr,
         log=log,
         report=report,
         checkpointer=checkpointer,
+        **shown,
     )
 
 
@@ -184,7 +188,6 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     }
     first, machine = processes.rank_and_size()[0] == 0, folders.describe_machine(device)  # the first one writes
     say = processes.print_line if args.jobs == 1 and first else lambda _: None
-    say(f"{name}: {here.steps} steps")
     identity = state_identity(shared, header, here.steps)
     every = args.save_every or max(1, here.steps // 8)
     stem, log = str(Path(folder) / name), records.NoLog()
@@ -200,7 +203,9 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
         with checkpointer:
             show = functools.partial(held_out.held_out_rollouts, pair, args.accept_top_k)
             show = show if seed == args.seed and budget == "steps" else None  # of a pair's first seed
-            run = make_run(pair, here, seed, log, say, checkpointer, show)
+            label = getattr(args, "place", "") + short_name(variant, 24)
+            shown = {"show": show, "label": label, "tell": now_and_then(say, label)}
+            run = make_run(pair, here, seed, log, say, checkpointer, **shown)
             costs, adapted = distill(row, student, pair.teacher, pair.train.prompts, pair.train.responses, run)
         started = time.perf_counter()
         figures = evaluate(
@@ -234,7 +239,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
         log.close()
     scores = f"score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}"
     scores = "done" if shared["quick"] else scores  # a smoke run's numbers would look like an order
-    line = f"{name:<24} {scores}  {costs['seconds']:.0f} s"
+    line = f"{short_name(name, 50):<24} {scores}  {costs['seconds']:.0f} s"
     notes = [f"warning: {text}" for text in warnings]
     if args.jobs > 1:  # nobody has heard of what was said on the way
         notes = [f"warning: {text}" for text in before] + notes
@@ -395,6 +400,28 @@ def prepare_pairs(args, folder):
     return [starts[own.pair_seed] for own in todo]
 
 
+def tell_end(script, folder, flags, seconds):
+    """Write what comes out of a folder's records, and print the short of it."""
+    if not any(records.read_finished(folder, path.stem, flags) for path in folder.glob("*.jsonl")):
+        processes.print_line(
+            f"{seconds:.0f} s in all; no table, since no run has finished; the records lie in {near(folder)}"
+        )
+        return
+    report.write_report(folder)
+    runs, _ = read_runs(folder)
+    if text := ending(runs, *report.COMPARISONS[script], in_color()):
+        print(f"\n{text}")
+    page = next(name for name in ("report.html", "curves.svg") if (folder / name).exists())
+    processes.print_line(f"\n{seconds:.0f} s in all; the page: {near(folder / page)}")
+    processes.print_line("all figures: table.md beside it, with curves.svg, summary.json, records and students")
+
+
+def near(path):
+    """A path as short as it can be typed here."""
+    path, here = Path(path).absolute(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def compare(script, args, names, variants, run_one, check_row):
     """All methods, in a folder that no other process is at work in; see compare_in."""
     with contextlib.ExitStack() as held:
@@ -469,6 +496,8 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     for budget in ("steps", "compute") if args.equal_compute else ("steps",):
         todo = processes.first_decides(lambda budget=budget: missing_runs(folder, args, methods, headers, budget))
         asked += todo
+        for number, task in enumerate(todo, 1):
+            task[0].place = f"[{number}/{len(todo)}] "  # before its name on the screen
         with Progress(folder, todo, args.jobs) as progress:
             failures = processes.run_all(run_one, todo, args.jobs, progress.say, progress.watch)
         failed |= {name_of(task): line for task, line in failures}
@@ -480,12 +509,7 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
                 failed[name] = "its record is gone: run the same command with --resume"
         for name, line in failed.items():
             print(f"{script}.py: run {name} failed: {line}", file=sys.stderr)
-        left = "table.md, curves.svg, summary.json and the students"
-        if any(records.read_finished(folder, path.stem, flags) for path in folder.glob("*.jsonl")):
-            print("\n" + report.write_report(folder))
-        else:
-            left = "no table, since no run has finished; the records"
-        processes.print_line(f"{time.perf_counter() - started:.0f} s in all; {left} lie in {folder}")
+        tell_end(script, folder, flags, time.perf_counter() - started)
     if args.quick:
         processes.print_line("This was --quick, a smoke run: its numbers mean nothing.")
     processes.leave()

@@ -6,7 +6,9 @@ its K likeliest tokens. The noise is the same in every run and at every step, so
 the student has learned.
 """
 
+import ast
 import json
+import re
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +117,18 @@ def printable(data):
     byte of a character that was split as \xe4."""
     text = data.replace(b"\\", rb"\\").decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def token_bytes(text):
+    """The bytes that a printable text stands for."""
+    return b"".join(
+        bytes.fromhex(piece[2:]) if piece[:2] == "\\x" else _unescaped(piece).encode()
+        for piece in re.findall(r"\\(?:x..|u.{4}|U.{8}|.)|[^\\]+", text)
+    )
+
+
+def _unescaped(piece):
+    return ast.literal_eval(f"'{piece}'") if piece[0] == "\\" else piece
 
 
 def _escaped(letter):

@@ -7,6 +7,7 @@ import functools
 
 import torch
 
+from data import progress
 from lab.evaluate import entropy_gap, ratio, topk_overlap
 from losses import by_chunks, entropy, masked_mean
 from sample import SOURCE_NAMES, STUDENT
@@ -79,12 +80,13 @@ class Monitor:
         run.log.write("step", **figures, **step.clock.figures("sampling", "teacher", "student", "update"))
 
     def tell(self, step, figures):
-        """How far the run has come, to the user."""
+        """How far the run has come, to the user: behind the bar of its steps, and as a line."""
         named = {"score": "val score", "val_nll": "val nll"}
         told = "".join(f"  {named[name]} {figures[name]:.3f}" for name in named if figures.get(name) is not None)
         told += f"  drift {figures['drift']:.4f}" if "drift" in figures else ""
         loss = step.losses["student"].item()
-        self.run.report(f"  step {step.number + 1:>5}/{self.run.num_steps}  loss {loss:.4f}{told}")
+        progress.note(self.run.bar, told.strip().split("  ")[0] or f"loss {loss:.4f}")  # a line has room for one figure
+        (self.run.tell or self.run.report)(f"  step {step.number + 1:>5}/{self.run.num_steps}  loss {loss:.4f}{told}")
 
 
 @torch.no_grad()

@@ -16,7 +16,15 @@ import shlex
 
 from lab import page_style, tables, who_wrote
 from lab.curves import curves_page
-from lab.reading import as_number, in_headers, ordered_variants, pairs_of, sorted_runs, starting_points
+from lab.reading import (
+    as_number,
+    in_headers,
+    ordered_variants,
+    pairs_of,
+    rollout_lines,
+    sorted_runs,
+    starting_points,
+)
 from lab.who_wrote import shown
 
 MOST_BYTES = 4_800_000  # of the page: rollouts that have no room are named instead
@@ -238,7 +246,7 @@ def _rollouts(runs, main_method, room):
     """Rollouts of each method's first run that kept them, in at most `room` bytes of HTML; "" where none kept any."""
     found = {}
     for run in runs:  # sorted: the first pair and its first seed come first
-        lines = who_wrote.lines_of(run)
+        lines = rollout_lines(run)
         if lines and run.variant not in found:
             found[run.variant] = (run, lines)
     if not found:

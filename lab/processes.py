@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from data.progress import say
+from lab import terminal
 
 
 def pick_device(name):
@@ -445,9 +446,10 @@ def use_any_terminal():
 
 
 def print_line(line):
-    """Print at once, also into a pipe or a log file; of processes that share a run, the first one speaks."""
+    """Print at once, also into a pipe or a log file, in at most 100 columns; of processes that share a run the first
+    one speaks."""
     if rank_and_size()[0] == 0:
-        say(line)
+        say(terminal.wrapped(line))
 
 
 def run_tool(program, main):

@@ -231,3 +231,32 @@ def starting_points(runs, which):
 def in_headers(runs, key):
     """The different values of a header entry, in order of appearance; runs without it do not count."""
     return list(dict.fromkeys(run.header[key] for run in runs if run.header.get(key) is not None))
+
+
+# Of a rollout, an entry per token.
+LIKELIEST = ("teacher_tokens", "teacher_probs", "student_tokens", "student_probs")
+ROLLOUT_COLUMNS = ("written_by", "rejected", "rank", *LIKELIEST)
+
+
+def rollout_lines(run):
+    """The `rollout` lines of a run that can be drawn, in the order of steps; of a step that stands twice, as after a
+    resumed run, the later line."""
+    found = {line["step"]: line for line in run.rollouts if _is_rollout_line(line)}
+    return [found[step] for step in sorted(found)]
+
+
+def _is_rollout_line(line):
+    """Whether a line holds what docs/metrics.md says: a checksum tells that nothing was changed, not that it fits."""
+    texts, rollouts = line.get("texts"), line.get("rollouts")
+    if not (isinstance(texts, dict) and isinstance(rollouts, list) and isinstance(line.get("step"), int)):
+        return False
+    return all(isinstance(text, str) for text in texts.values()) and all(map(_fits, rollouts))
+
+
+
+def _fits(rollout):
+    columns = [rollout.get(name) for name in ("tokens", *ROLLOUT_COLUMNS)] if isinstance(rollout, dict) else [None]
+    if not all(isinstance(column, list | str) for column in columns):
+        return False
+    nested = [likeliest for column in columns[4:] for likeliest in column]
+    return len({len(column) for column in columns}) == 1 and all(isinstance(item, list) for item in nested)

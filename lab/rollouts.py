@@ -1,5 +1,5 @@
 """The picture of a rollout in the terminal, python sample.py: which tokens the student wrote, and which the teacher
-replaced."""
+replaced, before and after training."""
 
 import os
 import sys
@@ -7,53 +7,47 @@ import tempfile
 
 import torch
 
-from data import tasks
+from data import progress, tasks
 from data.tokenizer import Tokenizer
 from lab import arguments, command_line, pairs, processes
-from model import load_checkpoint, weights_hash
+from lab.terminal import LEGEND, by_student, by_teacher, flow, in_color, readable, said, visible
+from lab.training import batch_order
+from losses import forward_kl, masked_mean
+from model import clip_and_step, learning_rate, load_checkpoint, make_optimizer, weights_hash
 from sample import ACCEPT_RULES, RANKED, check_rule, interleaved_generate, rank
 
-STYLES = {"student": "", "teacher": "\033[1;32m", "rejected": "\033[31m", "discarded": "\033[2m", "end": "\033[0m"}
+SHORT = {"steps": 200, "batch_size": 64, "lr": 2e-2}  # the training between the two rollouts of the quick pair
 
 
-def visible(text):
-    """Text on one line; what a terminal would obey is written out, a new line as \\n: anything may stand in a token.
-
-    A backslash is written twice, so that no two texts look the same.
-    """
-    return "".join(letter if letter.isprintable() and letter != "\\" else repr(letter)[1:-1] for letter in text)
+def readable_by(tokenizer):
+    """ids -> readable text; the bytes of a character that was split are shown as such."""
+    return lambda ids: readable(b"".join(tokenizer.tokens[token] for token in ids))
 
 
-def picture(rollout, row, decode, eos_token=None, color=True):
-    """One row of an interleaved rollout as a line of text: what stayed, was replaced (by whom, which rank), was lost.
+def picture(rollout, row, decode, eos_token=None):
+    """One row of an interleaved rollout, as groups for `flow`: what stayed, was replaced (by whom, which rank), was
+    lost.
 
-    Student tokens are plain; a replaced one reads {teacher's token <- student's proposal, its rank with the teacher};
-    proposals thrown away after it are dim, in <...>. `decode` turns a list of ids into text.
+    Student tokens are plain, proposals thrown away behind a replaced one are in <...>. `decode` turns a list of ids
+    into text.
     """
     assert 0 <= row < len(rollout.tokens), f"row {row} of a rollout of {len(rollout.tokens)}"
-    style = STYLES if color else dict.fromkeys(STYLES, "")
-
-    def text(token):
-        return "[end]" if token == eos_token else visible(decode([token]))
-
-    def paint(name, words):
-        return f"{style[name]}{words}{style['end']}" if style[name] else words
-
-    parts = []
+    groups, stayed = [], []
     for block in rollout.blocks:
         if row not in block.rows:  # it was done by then
             continue
         _, at, proposals, drafted, kept, _ = (column[block.rows == row][0].tolist() for column in block)
-        parts += [text(token) for token in proposals[:kept]]
+        stayed += proposals[:kept]
         if kept < drafted:
             slot = at + kept  # where the replacement stands; the row of logits before it judged the proposal
             rejected = torch.tensor(proposals[kept], device=rollout.tokens.device)
             place = int(rank(rollout.teacher_logits[row, slot - 1], rejected)) + 1
-            by_teacher = paint("teacher", text(int(rollout.tokens[row, slot])))
-            parts.append(f"{{{by_teacher}<-{paint('rejected', text(proposals[kept]))} #{place}}}")
-            lost = "".join(map(text, proposals[kept + 1 : drafted]))
-            parts += [paint("discarded", f"<{lost}>")] if lost else []
-    return "".join(parts)
+            pair = [[int(rollout.tokens[row, slot])], [proposals[kept]], proposals[kept + 1 : drafted]]
+            written, proposed, lost = (said(ids, decode, eos_token) for ids in pair)
+            groups += [*by_student(said(stayed, decode, eos_token)), by_teacher(written, proposed, place)]
+            groups += [[("discarded", f"<{lost}>")]] if lost else []
+            stayed = []
+    return groups + by_student(said(stayed, decode, eos_token))
 
 
 def make_parser():
@@ -63,7 +57,8 @@ def make_parser():
         "--checkpoint",
         type=os.path.expanduser,
         metavar="FILE",
-        help="a student that train_skd.py left (default: pretrain the quick pair)",
+        help="a student that train_skd.py left, shown beside its start if that lies there too (default: the quick "
+        "pair's, at the start and after a short training by SKD)",
     )
     parser.add_argument(
         "--teacher",
@@ -119,6 +114,39 @@ def load_both(student_path, teacher_path, device):
     return student, teacher, tokenizer, about
 
 
+def start_beside(path, student, about, device):
+    """What a checkpoint's student was before its training, from the file that its run left beside it; None where there
+    is none of it, or where it is the student itself."""
+    beside = os.path.join(os.path.dirname(path), f"student_start_pair{about.get('pair', 1)}.pt")
+    if not os.path.isfile(beside):
+        return None
+    try:
+        start, about_start = load_checkpoint(beside, device)
+        if about_start.get("tokenizer") != about["tokenizer"] or start.config != student.config:
+            raise ValueError(f"{os.path.basename(beside)} is of another run")
+    except (ValueError, OSError) as error:  # the student can be shown without it
+        processes.print_line(f"note: the student's start is left out: {error}")
+        return None
+    return None if weights_hash(start) == weights_hash(student) else start
+
+
+def train_shortly(student, pair, options):
+    """Train the pair's student in place by SKD: the loop of README.md."""
+    order = batch_order(
+        len(pair.train.prompts), SHORT["batch_size"], SHORT["steps"], torch.Generator().manual_seed(pairs.QUICK.seed)
+    )
+    optimizer, noise = make_optimizer(student.train(), SHORT["lr"]), torch.Generator().manual_seed(pairs.QUICK.seed)
+    for step, rows in enumerate(progress.progress(order.tolist(), "training")):
+        prompts = [pair.train.prompts[i] for i in rows]
+        rollout = interleaved_generate(student, pair.teacher, prompts, pair.max_new_tokens, generator=noise, **options)
+        per_token = forward_kl(student(rollout.tokens[:, :-1]), rollout.teacher_logits)
+        loss = masked_mean(per_token, rollout.response_mask[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        clip_and_step(student, optimizer, learning_rate(step, SHORT["steps"], SHORT["lr"]))
+    student.eval()
+
+
 def main(argv=None):
     """Show rollouts of SKD in the terminal; see --help."""
     processes.use_any_terminal()
@@ -169,44 +197,53 @@ def main(argv=None):
         student, teacher, tokenizer = pair.new_student().eval(), pair.teacher, pair.tokenizer
         top_k, budget = pairs.default_accept_top_k(data.vocabulary_in_use), pair.max_new_tokens
 
-    rollout = interleaved_generate(
-        student,
-        teacher,
-        [tasks.encode_prompt(tokenizer, prompt) for prompt in prompts],
-        budget,
-        generator=torch.Generator().manual_seed(args.seed),
-        gamma=args.gamma,
-        accept_rule=args.accept_rule,
-        accept_top_k=top_k if args.accept_top_k is None else args.accept_top_k,
-        eos_token=tokenizer.eos_token,
-        **rule,
-    )
-    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(
+    top_k = top_k if args.accept_top_k is None else args.accept_top_k
+    options = {"accept_rule": args.accept_rule, "accept_top_k": top_k, "gamma": args.gamma} | rule
+    options["eos_token"] = tokenizer.eos_token
+    encoded = [tasks.encode_prompt(tokenizer, prompt) for prompt in prompts]
+
+    def write(model):
+        noise = torch.Generator().manual_seed(args.seed)  # the same for all
+        return interleaved_generate(model, teacher, encoded, budget, generator=noise, **options)
+
+    if args.checkpoint:
+        start = start_beside(args.checkpoint, student, about, device)
+        shown = {"before": write(start), "after": write(student)} if start else {"rollout": write(student)}
+        told = f"before: student_start_pair{about.get('pair', 1)}.pt   after: {os.path.basename(args.checkpoint)}"
+    else:
+        shown = {"before": write(student)}
+        train_shortly(student, pair, options)
+        shown["after"] = write(student)
+        told = f"before: the student at the start   after: the same student, {SHORT['steps']} updates of SKD later"
+    processes.print_line(
         f"\n{student.num_parameters():,} student and {teacher.num_parameters():,} teacher parameters"
         f", rule {args.accept_rule}"
-        + (
-            f", K = {args.accept_top_k if args.accept_top_k is not None else top_k}"
-            if args.accept_rule in RANKED
-            else ""
-        )
+        + (f", K = {top_k}" if args.accept_rule in RANKED else "")
         + "".join(f", {knob} = {value:g}" for knob, value in rule.items())
         + f", gamma = {args.gamma or 'auto'}"
     )
-    print("plain: student   {teacher's token<-rejected proposal #its rank with the teacher}   <discarded proposals>\n")
+    if len(shown) > 1:
+        processes.print_line(told)
+    print(f"{LEGEND}   <discarded>\n")
     if any("\\n" in prompt for prompt in args.prompt or ()):
         print("note: a \\ and an n in --prompt are two characters; bash writes a new line as $'..\\n'\n")
+    decode, color = readable_by(tokenizer), in_color()
     for row, prompt in enumerate(prompts):
-        print(f"prompt   {visible(prompt)}")
-        print(f"rollout  {picture(rollout, row, tokenizer.decode, tokenizer.eos_token, color)}")
-        print(f"result   {visible(tokenizer.decode(rollout.responses()[row]))}\n")
-    counts, written = rollout.counts(), int(rollout.response_mask.sum())
-    print(
-        f"{written} tokens written: {counts['accepted']} accepted, {counts['replaced']} replaced"
-        f" (accept rate {counts['accepted'] / counts['judged']:.3f}); {counts['discarded']} proposals discarded;"
-        f" {counts['teacher_calls'] / written:.2f} teacher calls and"
-        f" {counts['student_steps'] / written:.2f} student steps per token"
-    )
+        print(flow("prompt   ", [[("", visible(prompt))]]))
+        for name, rollout in shown.items():
+            print(flow(f"{name:<9}", picture(rollout, row, decode, tokenizer.eos_token), color))
+            text = decode([token for token in rollout.responses()[row] if token != tokenizer.eos_token])
+            print(flow("result   ", by_student(text)))
+        print()
+    for name, rollout in shown.items():
+        counts, written = rollout.counts(), int(rollout.response_mask.sum())
+        processes.print_line(
+            (f"{name}: " if len(shown) > 1 else "")
+            + f"{written} tokens written: {counts['accepted']} accepted, {counts['replaced']} replaced"
+            f" (accept rate {counts['accepted'] / counts['judged']:.3f}); {counts['discarded']} proposals discarded;"
+            f" {counts['teacher_calls'] / written:.2f} teacher calls and"
+            f" {counts['student_steps'] / written:.2f} student steps per token"
+        )
     return 0
 
 

@@ -12,6 +12,11 @@ from tqdm import tqdm
 from data import progress
 from lab import checkpoints, processes, records, report
 from lab.records import run_name
+from lab.svg import short_name
+from lab.terminal import WIDTH, wrapped
+
+EVERY = 60  # seconds between two lines about the same runs
+BAR = "{percentage:3.0f}%|{bar}| {remaining} left{postfix}"
 
 
 def of_pair(args, pair_seed):
@@ -78,7 +83,7 @@ class Progress:
         self.todo = [(name_of(task), task[-1]) for task in todo]  # (name, steps), in the order of their start
         steps = sum(steps for _, steps in self.todo)
         hidden = jobs == 1 or not progress.shown()
-        self.bar = tqdm(total=steps, unit="step", leave=False, disable=hidden, dynamic_ncols=True)
+        self.bar = tqdm(total=steps, unit="step", leave=False, disable=hidden, ncols=progress.columns(), bar_format=BAR)
 
     def __enter__(self):
         return self
@@ -92,7 +97,7 @@ class Progress:
         if self.bar.disable:
             processes.print_line(line)
         else:
-            self.bar.write(line)  # above the bar
+            self.bar.write(wrapped(line))  # above the bar
             sys.stdout.flush()
 
     def watch(self, running, waiting):
@@ -103,12 +108,35 @@ class Progress:
             name, steps = name_of(task), task[-1]
             done = last_step(self.folder / f"{name}.jsonl")
             total -= steps - done
-            words.append(f"{name} {done}/{steps}")
+            words.append(f"{short_name(name, 28)} {done}/{steps}")
         self.bar.n = total
-        self.bar.set_postfix_str(", ".join(words))
-        if self.bar.disable and running and time.monotonic() - self.spoken > 60:
+        self.bar.set_postfix_str(fitting(words, WIDTH - 32))
+        if self.bar.disable and running and time.monotonic() - self.spoken > EVERY:
             self.spoken = time.monotonic()
-            processes.print_line("  " + ", ".join(words))
+            processes.print_line("  " + fitting(words, WIDTH - 2))
+
+
+def fitting(words, most):
+    """As many of the words, joined, as have room in `most` columns, and how many more there are."""
+    for left in range(len(words)):
+        text = ", ".join(words[: len(words) - left] + ([f"{left} more"] if left else []))
+        if len(text) <= most:
+            break
+    return text
+
+
+def now_and_then(say, name):
+    """A function that hands on to `say` how far the run `name` has come, where no bar shows it and not more often than
+    once a minute."""
+    spoken = time.monotonic()
+
+    def tell(line):
+        nonlocal spoken
+        if not progress.shown() and time.monotonic() - spoken > EVERY:
+            spoken = time.monotonic()
+            say(f"  {name}{line}")
+
+    return tell
 
 
 def last_step(path):

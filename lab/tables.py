@@ -475,20 +475,30 @@ def _quick_report(runs, variants):
     return Comparison(notes, _about_warnings(runs), [Table(["method", "seconds", "finished"], rows)], None)
 
 
-def short_table(runs, control="supervised", order=None):
-    """A table of at most 100 columns: both scores of every method, and what they are above the control's."""
+def short_columns(runs, control="supervised", order=None):
+    """{name: texts, one per row} of teacher, start and every method: both scores, what they are above the control's,
+    and the seconds of training."""
     variants, unit = ordered_variants(runs, order), unit_of(runs)
-    lines = []
+    columns = {name: [] for name in ("method", "score", "score_sampled", "above", "above_sampled", "seconds")}
     for row in _rows(runs, variants, unit):
-        cells = [row.name] + [with_interval(row.values(key), row.n) for key in ("score", "score_sampled")]
-        for key in ("score", "score_sampled"):
+        columns["method"].append(row.name)
+        columns["seconds"].append("-" if row.runs is None else _mean_text(column_of(row.runs, "seconds"), _cost))
+        for key, above in (("score", "above"), ("score_sampled", "above_sampled")):
+            columns[key].append(with_interval(row.values(key), row.n))
             if row.runs is None or row.name == control or control not in variants:
-                cells.append("-")
+                columns[above].append("-")
             else:
                 difference = paired_difference(row.runs, select_runs(runs, control, "steps"), key, unit)
-                cells.append(difference_text(difference, row.n))
-        lines.append(cells)
-    return markdown_table(lines, ["method", "greedy", "sampled", f"greedy minus {control}", "sampled minus it"])
+                columns[above].append(difference_text(difference, row.n))
+    return columns
+
+
+def short_table(runs, control="supervised", order=None):
+    """A table of at most 100 columns: both scores of every method, and what they are above the control's."""
+    columns = short_columns(runs, control, order)
+    del columns["seconds"]
+    header = ["method", "greedy", "sampled", f"greedy minus {control}", "sampled minus it"]
+    return markdown_table([*zip(*columns.values())], header)
 
 
 def with_relative_seconds(runs, control):

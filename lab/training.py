@@ -70,7 +70,8 @@ class Run:
     step and eight times on the way. show: (student) -> dict of plain values, such as rollouts on held-out prompts,
     which becomes a line of the record at the start, in the middle and at the end.
     pretraining_lr: the rate that the teacher was pretrained with, which only sftn wants to know.
-    log, report, checkpointer: where records, lines for the user and states go; by default nowhere.
+    log, report, checkpointer: where records, lines for the user and states go; by default nowhere. tell: hears in place
+    of `report` how far the run has come. label: what the bar of its steps is called.
     Raises ValueError with one line for a number that makes no run.
     """
 
@@ -99,6 +100,8 @@ class Run:
         pretraining_lr=None,
         log=None,
         report=lambda line: None,
+        tell=None,
+        label="steps",
         checkpointer=None,
     ):
         self.settings = {name: value for name, value in locals().items() if name != "self"}
@@ -115,6 +118,7 @@ class Run:
         self.cache_teacher, self.log_every = cache_teacher, log_every
         self.validate, self.show, self.pretraining_lr = validate, show, pretraining_lr
         self.log, self.report, self.checkpointer = log or NoLog(), report, checkpointer or Checkpointer()
+        self.tell, self.label, self.bar = tell, label, None
         self.rank, self.num_processes = processes.rank_and_size()
         self.trained, self.reference_source, self.cache = {}, DATASET, None
         self.prepared, self.preparation_seconds, self.adapted = [], 0.0, None
@@ -128,7 +132,8 @@ class Run:
     def inner(self, name, **changes):
         """A `with` block that yields a Run within this one, such as that of a teacher's assistant: quiet, its states
         apart."""
-        quiet = {"log": None, "report": lambda line: None, "validate": None, "show": None, "cache_teacher": None}
+        quiet = {"log": None, "report": lambda line: None, "tell": None, "label": "steps", "cache_teacher": None}
+        quiet |= {"validate": None, "show": None}
         with self.meter.paused(), self.checkpointer.inner(name) as checkpointer:
             run = Run(**self.settings | quiet | changes | {"checkpointer": checkpointer})
             run.device = self.device
@@ -276,7 +281,8 @@ class Run:
         next."""
         if self.done == 0:
             self.monitor.before_first_step()
-        for number, rows in enumerate(progress(self.order[self.done :].tolist(), "steps"), self.done):
+        self.bar = progress(self.order[self.done :].tolist(), self.label)
+        for number, rows in enumerate(self.bar, self.done):
             self.step = Step(self, number, rows)
             yield self.step
             self._end(self.step)

@@ -24,32 +24,6 @@ def shown(text):
     return escape("".join(letters))
 
 
-def lines_of(run):
-    """The `rollout` lines of a run that can be drawn, in the order of steps; of a step that stands twice, as after a
-    resumed run, the later line."""
-    found = {line["step"]: line for line in run.rollouts if _is_whole(line)}
-    return [found[step] for step in sorted(found)]
-
-
-def _is_whole(line):
-    """Whether a line holds what docs/metrics.md says: a checksum tells that nothing was changed, not that it fits."""
-    texts, rollouts = line.get("texts"), line.get("rollouts")
-    if not (isinstance(texts, dict) and isinstance(rollouts, list) and isinstance(line.get("step"), int)):
-        return False
-    return all(isinstance(text, str) for text in texts.values()) and all(map(_fits, rollouts))
-
-
-COLUMNS = ("written_by", "rejected", "rank", "teacher_tokens", "teacher_probs", "student_tokens", "student_probs")
-
-
-def _fits(rollout):
-    columns = [rollout.get(name) for name in ("tokens", *COLUMNS)] if isinstance(rollout, dict) else [None]
-    if not all(isinstance(column, list | str) for column in columns):
-        return False
-    nested = [likeliest for column in columns[4:] for likeliest in column]
-    return len({len(column) for column in columns}) == 1 and all(isinstance(item, list) for item in nested)
-
-
 def teachers_share(line):
     """(tokens that the teacher wrote, all tokens) of a line's rollouts."""
     written_by = [letter for rollout in line["rollouts"] for letter in rollout["written_by"]]

@@ -51,13 +51,13 @@ class Place:
         self.until, self.findings = 0.0, {}  # of the step under way
 
     def python(self, *words, expected=(0,), interrupt_at=None):
-        """Run a Python command -> what it printed. `interrupt_at`: a text in its output that SIGINT answers."""
+        """Run a Python command -> what it printed. `interrupt_at`: (a file, a text in it that SIGINT answers)."""
         path, how = self.folder / "output", {"cwd": ROOT, "stderr": subprocess.STDOUT, "start_new_session": True}
         with open(path, "wb") as file:
             process = subprocess.Popen([sys.executable, *words], stdout=file, **how)
         try:
             while (status := process.poll()) is None and time.monotonic() < self.until:
-                if interrupt_at and interrupt_at in path.read_text(encoding="utf-8", errors="replace"):
+                if interrupt_at and interrupt_at[0].exists() and interrupt_at[1] in interrupt_at[0].read_text("utf-8"):
                     process.send_signal(signal.SIGINT)
                     interrupt_at = None
                 time.sleep(0.05)
@@ -180,7 +180,8 @@ def resume(place):
     """A run that is interrupted and resumed, beside one that is not."""
     whole = "bits math auto 1"
     place.finished(whole) or place.script("train_skd.py", whole, *SAME)
-    place.script("train_skd.py", "resumed", *SAME, interrupt_at="  step ", expected=(130,))
+    begun = place.folder / "resumed" / "supervised_pair1_seed1.jsonl", '"kind": "eval", "step": 10,'
+    place.script("train_skd.py", "resumed", *SAME, interrupt_at=begun, expected=(130,))
     if "resumes after step" not in place.script("train_skd.py", "resumed", *SAME, "--resume")[0]:
         raise Failed("the interrupted run began anew")
     place.compare("after SIGINT and --resume", whole, "resumed", promised=True)

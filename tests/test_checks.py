@@ -1,6 +1,7 @@
 """Laws of lab/checks.py: planted faults are named before they cost a run, and sound runs are left in peace."""
 
 import math
+import re
 import types
 from pathlib import Path
 
@@ -232,12 +233,17 @@ def test_committed_runs_are_left_in_peace():
 
 
 def test_a_warning_reaches_record_line_and_table(cached_pairs, tmp_path, capsys):  # noqa: F811
-    """--accept-top-k as large as the vocabulary: said once the run ends, in its record, and above the table."""
+    """--accept-top-k as large as the vocabulary: said once the run ends, in its record, and above the table, which is
+    not printed; two rollouts are, and where the page lies."""
     argv = [*SMALL, "--variants", "skd", "--accept-top-k", "257", "--out", str(tmp_path / "out")]
     assert train_skd.main(argv) == 0
     final = lines_of(tmp_path / "out" / "skd_pair1_seed1.jsonl")[-1]
     assert any("lower --accept-top-k" in text for text in final["warnings"])
-    assert "  warning: every proposal was accepted" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.count("  warning: every proposal was accepted") == 1 and "greedy" not in out
+    assert out.count("\nbefore   ") == out.count("\nafter    ") == 2 and "after 2 updates:" in out
+    page = re.search(r" s in all; the page:\s+(\S+)", out)[1]
+    assert Path(page).exists() and max(map(len, out.replace(page, "").split("\n"))) <= 100
     assert "- skd seed 1: warning: every proposal was accepted" in (tmp_path / "out" / "table.md").read_text()
 
 

@@ -1,8 +1,8 @@
 """What befalls a program from outside: signals, kills, full disks, read-only folders, two at once.
 Nothing done is lost.
 
-The slow tests run the real commands. Moments are random and seeded: a process is ended when it has printed its n-th
-line, which is never the same place twice, since nobody waits for it.
+The slow tests run the real commands. Moments are random and seeded: a process is ended when it has printed, or written
+into its records, its n-th line, which is never the same place twice, since nobody waits for it.
 """
 
 import contextlib
@@ -17,13 +17,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from test_train_skd import SMALL, cached_pairs, lines_of, without_times  # noqa: F401
-from workers import interrupted
+from workers import interrupted, wait_for
 
 import train_skd
 from lab import compare, folders, pairs, processes, records, rollouts
@@ -58,6 +59,26 @@ def running(clone, script, *argv, limit=None):
 def read_lines(process, number):
     """The first `number` lines, or fewer where it prints fewer."""
     return [line for _, line in zip(range(number), iter(process.stdout.readline, ""))]
+
+
+def killed_after(process, number, out):
+    """Kill it when it has printed and recorded `number` lines together -> the lines that it printed."""
+    printed = []
+    reader = threading.Thread(target=lambda: [printed.append(line) for line in process.stdout])
+    reader.start()
+
+    def recorded():
+        with contextlib.suppress(FileNotFoundError):  # one is being replaced
+            return sum(path.read_bytes().count(b"\n") for path in out.glob("*.jsonl"))
+        return 0
+
+    before = recorded()
+    while process.poll() is None and len(printed) + recorded() - before < number:
+        time.sleep(0.002)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    reader.join()
+    return printed
 
 
 def finished_records(folder, names):
@@ -104,10 +125,10 @@ def same_results(one, other, names):
 @pytest.mark.parametrize("script", RUNS)
 def test_killed_at_random_moments(clone, tmp_path, undisturbed, script):
     """SIGKILL at eight random moments of each script, in one folder and one cache, then left alone: every bit of every
-    run is as if nothing had happened; no file is left over. A life begins with four lines, and every other step is one
+    run is as if nothing had happened; no file is left over. A life begins with four lines, and a run has some twenty
     more. How far a life comes beyond its last line is the machine's affair:
     where all is done before the last kill, it begins anew."""
-    noise, most = torch.Generator().manual_seed(14), 14
+    noise, most = torch.Generator().manual_seed(14), 30
     for path in (clone / "data" / "cache").rglob("*.pt"):  # the pair is made, and killed, anew
         path.unlink()
     out, went_on, killed, finished, cache = tmp_path / "out", 0, 0, 1, clone / "data" / "cache"
@@ -116,7 +137,7 @@ def test_killed_at_random_moments(clone, tmp_path, undisturbed, script):
         lines = int(torch.randint(1, most + 1, (), generator=noise))
         jobs = 1 + int(torch.rand((), generator=noise) < 0.2)
         with running(clone, *command, str(out), "--jobs", str(jobs)) as process:
-            printed = read_lines(process, lines)
+            printed = killed_after(process, lines, out)
         assert not any("damaged" in line for line in printed)
         went_on += sum(" resumes after step " in line for line in printed)
         killed += process.returncode == -signal.SIGKILL
@@ -151,11 +172,7 @@ def test_a_signal_saves_and_tells_how_to_go_on(clone, tmp_path, undisturbed, num
     out = tmp_path / "out"
     command = ["train_skd.py", "--variants", RUNS["train_skd.py"], "--seeds", "2", "--out", str(out), "--jobs", "1"]
     with running(clone, *command) as process:
-        begun = False
-        for line in iter(process.stdout.readline, ""):
-            begun |= line.startswith("skd_pair1_seed1: 16 steps")
-            if begun and line.startswith("  step     6/16"):
-                break
+        wait_for(process, out / "skd_pair1_seed1.jsonl", '"kind": "eval", "step": 6,')
         (os.killpg if everybody else os.kill)(process.pid, number)
         _, errors = process.communicate(timeout=120)
         has_stopped(process, errors, number, out)
@@ -230,10 +247,7 @@ def test_two_programs_share_a_cache(clone, tmp_path, undisturbed):
         == finished_records(tmp_path / "b", ["skd_pair1_seed1"])
     )
     with running(clone, *command, str(tmp_path / "c"), "--steps", "400") as one:
-        read_lines(one, 1)
-        for line in iter(one.stdout.readline, ""):
-            if "skd_pair1_seed1" in line:
-                break
+        wait_for(one, tmp_path / "c" / "skd_pair1_seed1.jsonl", "header")
         with running(clone, *command, str(tmp_path / "c"), "--resume") as other:
             _, errors = other.communicate(timeout=120)
         assert (
@@ -350,6 +364,7 @@ def test_a_read_only_cache(cached_pairs, tmp_path, monkeypatch, capsys):  # noqa
     assert "read-only: models are kept in" in capsys.readouterr().out and sorted(cached_pairs.iterdir()) == before
     assert len(list((tmp_path / "b" / "pairs").glob("*.pt"))) == 2 and not (tmp_path / "a" / "pairs").exists()
     monkeypatch.setattr(pairs, "QUICK", dataclasses.replace(pairs.QUICK, teacher_steps=4, start_steps=4))
+    monkeypatch.setattr(rollouts, "SHORT", {"steps": 2, "batch_size": 2, "lr": 0.05})
     assert rollouts.main(["--rows", "1"]) == 0  # the picture needs a pair, and keeps it nowhere
     assert "read-only: models are kept in" in capsys.readouterr().out and sorted(cached_pairs.iterdir()) == before
 

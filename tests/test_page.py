@@ -220,7 +220,7 @@ def test_the_teacher_is_seen_to_fall_silent():
     assert ["goes on" in text_of(element) for element in shown.all("div", section, class_="rollout")] == [
         False, False, False, True, False, False,
     ]  # fmt: skip
-    four = who_wrote.lines_of(run_with(*lines, line(10, ONE)))
+    four = reading.rollout_lines(run_with(*lines, line(10, ONE)))
     assert [who_wrote.stage(four, i) for i in range(4)] == ["start, step 0", "step 9", "step 10", "end, step 20"]
 
 
@@ -245,10 +245,11 @@ def test_one_run_of_each_method_is_shown():
 def test_lines_that_cannot_be_drawn_are_passed_over():
     """A checksum does not say that a line fits: what lacks a column, or has one that is too short, is not shown."""
     broken = [{"kind": "rollout"}, line(1, ONE, texts=[]), line(1, ONE, texts={"1": 1}), line("1", ONE), line(1, 5)]
-    broken += [line(1, ONE | {name: value}) for name in ("tokens", *who_wrote.COLUMNS) for value in (None, 7, [1])]
+    names = ("tokens", *reading.ROLLOUT_COLUMNS)
+    broken += [line(1, ONE | {name: value}) for name in names for value in (None, 7, [1])]
     broken += [line(1, ONE | {"teacher_probs": [1, 2, 3, 4]}), line(1, rollouts=None)]
     for bad in broken:
-        assert who_wrote.lines_of(run_with(bad)) == []
+        assert reading.rollout_lines(run_with(bad)) == []
     assert "rollouts" not in sections_of(page.report_page([run_with(*broken[:2], score=0.5)]))
     odd = ONE | {"rank": [[], {}, None, "<b>"], "prompt": None, "teacher_probs": [["x", None, float("nan"), 1, 1]] * 4}
     Page(page.report_page([run_with(line(0, odd, accept_top_k="<i>"), line(1), score=0.5)]))

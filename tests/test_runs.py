@@ -208,7 +208,7 @@ def test_every_long_stage_has_a_bar(tmp_path, monkeypatch, capsys):
     assert train_skd.main([*argv, "--cache-teacher", "dense", "--out", str(tmp_path / "out")]) == 0
     stages = ["train.jsonl", "order", "words", "tokenizer", "tokens", "pretraining", "writing", "measuring", "drafting"]
     assert [name for name in bars(terminal.getvalue()) if name in stages] == stages
-    assert {"teacher's answers", "steps"} <= set(bars(terminal.getvalue()))
+    assert {"teacher's answers", " supervised"} <= set(bars(terminal.getvalue())), "a run's bar: [1/1] supervised"
 
 
 def test_progress_is_read_from_the_records(tmp_path, capsys, monkeypatch):

@@ -5,11 +5,18 @@ import importlib
 import itertools
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
 
 from lab import processes
+
+
+def wait_for(process, path, text):
+    """Until a running program has written `text` into the file, or has ended."""
+    while process.poll() is None and not (path.exists() and text in path.read_text(encoding="utf-8")):
+        time.sleep(0.002)
 
 
 def touch(folder, number):
