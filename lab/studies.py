@@ -131,6 +131,48 @@ STUDIES = {
         16,
         12,
     ),
+    "skd-equal-compute": Study(
+        "Who is ahead when cheaper methods go on until they have spent what SKD spends?",
+        f"train_skd.py {FIVE} --variants supervised,on_policy,skd --equal-compute",
+        16,
+        8,
+    ),
+    "skd-translation": Study(
+        "Is the order of the methods the same on another task?",
+        f"train_skd.py {THREE} --task translation --variants sft,supervised,on_policy,skd",
+        10,
+        6,
+    ),
+    "okd-half-teacher": Study(
+        "Does OKD gain from a teacher that was stopped after a quarter of its steps?",
+        f"train_okd.py {THREE} --teacher-steps 500 --variants fixed_forward_kl,okd_no_feedback,okd",
+        6,
+        4,
+    ),
+    "okd-samples": Study(
+        "On whose samples should an online teacher learn and teach: references, the student's, or SKD's?",
+        f"train_okd.py {FIVE} --variants fixed_forward_kl,okd,okd_on_policy,okd_skd",
+        9,
+        6,
+    ),
+    "okd-kinds": Study(
+        "Does it matter what the online module is, or that the whole teacher learns?",
+        f"train_okd.py {THREE} --variants okd,okd_prefix,okd_ptuning,okd_adapter,okd_full,prokt",
+        7,
+        5,
+    ),
+    "catalogue": Study(
+        "A first look at every row with a fixed teacher: one pair, one seed.",
+        "train_skd.py --variants all --pair-seed 201 --seed 201",
+        22,
+        14,
+    ),
+    "catalogue-okd": Study(
+        "A first look at every row with a moving teacher: one pair, one seed.",
+        "train_okd.py --variants all --pair-seed 201 --seed 201",
+        9,
+        7,
+    ),
     "premise": Study(
         "Is the teacher worse on the student's prefixes, before distillation and after it?",
         f"train_skd.py {EIGHT} --variants supervised,on_policy,skd",

@@ -356,7 +356,7 @@ def test_public_names_say_what_they_are(name):
 # The pages. Whether they are complete, and rendered from today's sources, is asked by slow tests: a new row turns no
 # fast test red.
 
-PAGES = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("results/**/README.md")])
+PAGES = sorted([README, *ROOT.glob("lab/*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/**/README.md")])
 RENDER = "type python -m lab.report --pages"
 
 
@@ -481,7 +481,14 @@ def test_commands_on_pages_work(monkeypatch, capsys):
 
 def test_the_readme_is_one_page():
     """What is not needed on the first day stands in docs/ and results/."""
-    assert README.stat().st_size < 25_000 and len(page(README).splitlines()) < 300
+    assert README.stat().st_size <= 20_000 and len(page(README).splitlines()) <= 250
+
+
+def test_every_room_of_the_laboratory_is_named():
+    """lab/README.md says of each module what it does."""
+    named = set(re.findall(r"`(\w+\.py)`", page("lab/README.md")))
+    modules = {path.name for path in ROOT.glob("lab/*.py")} - {"__init__.py"}
+    assert named >= modules, f"lab/README.md lacks {sorted(modules - named)}"
 
 
 def test_ci_runs_the_readmes_test_command():
