@@ -85,25 +85,25 @@ STUDIES = {
     "skd-raw": Study(
         "Does on-policy distillation get stuck from a bad start, and SKD not?",
         f"train_skd.py {FIVE} --variants sft,supervised,on_policy,imitkd,skd --student-start raw",
-        8,
+        10,
         6,
     ),
     "skd-500": Study(
         "The same, from a short SFT of 500 steps.",
         f"train_skd.py {FIVE} --variants sft,supervised,on_policy,imitkd,skd --start-steps 500",
-        8,
+        11,
         6,
     ),
     "skd-half-teacher": Study(
         "The same, from a teacher that was stopped after a quarter of its steps.",
         f"train_skd.py {THREE} --variants sft,supervised,on_policy,skd --teacher-steps 500",
-        6,
+        5,
         4,
     ),
     "skd-certain": Study(
         "The same, on references that are phrased in one way only.",
         f"train_skd.py {THREE} --variants sft,supervised,on_policy,skd --entropy 0",
-        8,
+        9,
         4,
     ),
     "skd-k": Study(
