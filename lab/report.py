@@ -10,7 +10,7 @@ the same bytes:
 
     python -m lab.report FOLDER             # render again
     python -m lab.report FOLDER --pack      # make a study of a finished run
-    python -m lab.report --pages            # render all studies in results/ and the tables in docs/ again
+    python -m lab.report --pages            # render all studies and the picture in results/ and the tables in docs/
 
 A finished run has one record file per method, pair and seed. A study, which is committed, has four files: the records
 in one compressed file, curves.svg, summary.json, and README.md, which holds the table between markers and words of its
@@ -31,6 +31,7 @@ from lab.page import report_page
 from lab.pages import methods_table, read_page, replace_section
 from lab.reading import ordered_variants, read_runs, record_files
 from lab.records import write_whole
+from lab.rollout_picture import rollout_picture
 from lab.tables import inert, render_table, short_table, summary, with_relative_seconds
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,7 @@ COMPARISONS = {"train_skd": ("supervised", "skd"), "train_okd": ("fixed_forward_
 
 
 OF_A_RUN = ("table.md", "report.html")  # what a run's folder has and a study's has not
-HEADLINE = "skd-math"  # the study whose short table stands in README.md
+HEADLINE = "skd-math"  # the study whose short table stands in README.md, with a rollout of its first run
 
 
 def render_report(folder, order=None, control=None, main_method=None):
@@ -147,9 +148,9 @@ def pack(folder, order=None, control=None, main_method=None):
 def rendered_pages(root=ROOT):
     """{path: text} of all files of the project with rendered parts, as they should be today; writes nothing.
 
-    These are the files of every study in results/ and their claims, the short table of one of them in README.md, the
-    tables of methods in docs/methods.md and those of the benchmarks in docs/speed.md. The scripts are started for what
-    they know: this module imports none of them.
+    These are the files of every study in results/ and their claims, of one of them the short table in README.md and the
+    picture of a rollout, the tables of methods in docs/methods.md and those of the benchmarks in docs/speed.md. The
+    scripts are started for what they know: this module imports none of them.
     """
     texts = {}
     for archive in sorted(root.glob(f"results/*/{PACKED}")):
@@ -159,7 +160,9 @@ def rendered_pages(root=ROOT):
     for path in sorted(root.glob(f"results/*/{PREMISE}")):
         texts[path.with_name("README.md")] = premise_page(path.parent)
     if (root / "results" / HEADLINE / PACKED).exists():
-        table = short_table(read_runs(root / "results" / HEADLINE)[0], COMPARISONS["train_skd"][0])
+        (control, main_method), runs = COMPARISONS["train_skd"], read_runs(root / "results" / HEADLINE)[0]
+        table = short_table(runs, control)
+        texts[root / "results" / "rollout.svg"] = rollout_picture(runs, main_method)
         texts[root / "README.md"] = replace_section(read_page(root / "README.md"), "results", table)
         index = root / "results" / "README.md"
         text = replace_section(read_page(index), "claims", claims_table(root))
@@ -215,7 +218,7 @@ def main(argv=None):
     parser.add_argument("--pack", action="store_true", help="make a study of a finished run's folder: its records "
                         f"become {PACKED}, its table.md a part of README.md")
     parser.add_argument("--pages", action="store_true",
-                        help="render all studies in results/ and the tables in docs/ again")
+                        help="render all studies in results/, the picture of a rollout and the tables in docs/ again")
     parser.add_argument("--order", help="names of methods in the order of the rows, joined by commas")
     parser.add_argument("--control", help="method that differences in the first table are taken to")
     parser.add_argument("--main-method", "--focus", help="method that the second table compares with all others")

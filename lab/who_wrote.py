@@ -18,10 +18,14 @@ LEGEND = (
 BLANK = "\u2423"  # a space that is seen
 
 
+def written_out(text):
+    """Text of a record on one line: what cannot be printed is written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def shown(text):
     """Text of a record as HTML that shows it as it is: markup is text, and what cannot be printed is written out."""
-    letters = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return escape("".join(letters))
+    return escape(written_out(text))
 
 
 def teachers_share(line):

@@ -72,6 +72,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/heatmap.py": {"lab.reading", "lab.svg"},
     "lab/curves.py": {"lab.heatmap", "lab.reading", "lab.statistics", "lab.svg"},
     "lab/who_wrote.py": {"lab.reading"},
+    "lab/rollout_picture.py": {"lab.reading", "lab.svg", "lab.terminal", "lab.who_wrote"},
     "lab/page_style.py": set(),
     "lab/page.py": {"lab.curves", "lab.page_style", "lab.reading", "lab.tables", "lab.who_wrote"},
     "lab/rollouts.py": {
@@ -98,6 +99,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
         "lab.pages",
         "lab.reading",
         "lab.records",
+        "lab.rollout_picture",
         "lab.tables",
     },
     "lab/checkpoints.py": {"model", "lab.processes", "lab.records"},
@@ -379,8 +381,11 @@ def commands(start):
 
 @pytest.mark.slow
 def test_pages_are_rendered():
-    """Every study, the tables of methods and those of the benchmarks are what records, rows and figures say today."""
-    stale = [str(path.relative_to(ROOT)) for path, text in report.rendered_pages().items() if page(path) != text]
+    """Every study, the picture of a rollout, the tables of methods and those of the benchmarks are what records, rows
+    and figures say today."""
+    made = report.rendered_pages()
+    assert ROOT / "results" / "rollout.svg" in made
+    stale = [str(path.relative_to(ROOT)) for path, text in made.items() if not path.is_file() or page(path) != text]
     assert not stale, f"{RENDER}: {', '.join(stale)} is not what it renders"
 
 
