@@ -13,7 +13,7 @@ from lab.reading import as_number, rollout_lines
 from lab.terminal import width
 from lab.who_wrote import BLANK, teachers_share, written_out
 
-PROMPTS = 2
+PROMPTS = 1
 WIDTH, MARGIN = 840, 12
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
 LETTER = 7.2  # pixels of an average letter of other text at font size 12, on the wide side

@@ -68,9 +68,10 @@ def test_who_wrote_what():
     assert tokens_of(goes_on) == [*BEFORE, *AFTER, ("kept", "…")]
 
 
-def test_rows_and_words():
+def test_rows_and_words(monkeypatch):
     """Per prompt a row before and a row after, each with its count; above them method, pair, seed, task, K and how much
     is replaced on all test prompts, where both figures are there."""
+    monkeypatch.setattr("lab.rollout_picture.PROMPTS", 2)
     other = {"prompt": "4+", "prompt_cut": True}
     header = {"task": "math", "student_start": {"accept_rate": 0.75}}
     lines = [line(0, ONE, ONE | other, ONE), line(20, KEPT, ONE | other, ONE)]
@@ -200,8 +201,8 @@ def test_what_is_missing_is_named(lines, found):
 
 
 def test_the_committed_picture_is_that_of_its_source():
-    """results/rollout.svg is drawn from the study whose table stands in README.md, and fits on its first screen."""
-    runs = reading.read_records(ROOT / "results" / report.HEADLINE)
+    """results/rollout.svg is drawn from the records of one study, and fits on README.md's first screen."""
+    runs = reading.read_records(ROOT / "results" / report.PICTURED)
     made = rollout_picture(runs, report.COMPARISONS["train_skd"][1])
     there = PICTURE.read_text(encoding="utf-8") if PICTURE.is_file() else ""
     assert there == made, "results/rollout.svg is not what its records render: type python -m lab.report --pages"
