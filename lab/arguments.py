@@ -8,7 +8,6 @@
 Every number has a range (command_line.RANGES), which is checked before anything is run.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -65,9 +64,7 @@ def parse(parser, argv, variants, main_variants, script, ignored_reason):
                         "run the script once per value"
                     )
     check_sweeps(args, sweeps, names, ignored_reason)
-    # A flag that is there already gets no default: what is left None was not typed.
-    parsed = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))
-    typed = {flag: value for flag, value in vars(parsed).items() if value is not None}
+    typed = {flag: value for flag, value in vars(parser.parse_args(argv)).items() if value != parser.get_default(flag)}
     args.notes = check_typed(args, typed, names, variants, ignored_reason)
     if note := processes.device_note(args.device, args.device_type):
         args.notes.append(note)

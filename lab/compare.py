@@ -1,7 +1,7 @@
 """The frame of an experiment, the same for both scripts: from the flags to the table.
 
-    flags (cli.py) -> task, tokenizer, pair -> teacher and untouched student measured -> every method with every seed ->
-    table
+    flags (command_line.py) -> task, tokenizer, pair -> teacher and untouched student measured
+        -> every method with every seed -> table
 
 What a method does is not here: a script hands over its table of variants and a function that trains one student.
 """
@@ -411,8 +411,7 @@ def tell_end(script, folder, flags, seconds):
     runs, _ = read_runs(folder)
     if text := ending(runs, *report.COMPARISONS[script], in_color()):
         print(f"\n{text}")
-    page = next(name for name in ("report.html", "curves.svg") if (folder / name).exists())
-    processes.print_line(f"\n{seconds:.0f} s in all; the page: {near(folder / page)}")
+    processes.print_line(f"\n{seconds:.0f} s in all; the page: {near(folder / 'report.html')}")
     processes.print_line("all figures: table.md beside it, with curves.svg, summary.json, records and students")
 
 

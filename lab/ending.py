@@ -8,9 +8,8 @@ import itertools
 
 from lab.held_out import token_bytes
 from lab.reading import in_headers, ordered_variants, pairs_of, rollout_lines, select_runs
-from lab.statistics import holm, paired_difference, unit_of
 from lab.svg import short_name
-from lab.tables import DECIDED, short_columns
+from lab.tables import DECIDED, main_differences, short_columns
 from lab.terminal import LEGEND, WIDTH, by_student, by_teacher, end_of, flow, readable, said, width, wrapped
 
 MOST_NAMED = 4  # methods in one sentence
@@ -25,7 +24,7 @@ def ending(runs, control, main_method, color=False):
     """
     parts = []
     if not any(run.header.get("quick") for run in runs):
-        parts += [table(runs, control), "\n".join(map(wrapped, findings(runs, control))).replace("\xa0", " ")]
+        parts += [table(runs, control), "\n".join(map(wrapped, findings(runs, main_method))).replace("\xa0", " ")]
     told = before_and_after(runs, main_method, color)
     return "\n\n".join([*parts, *([told] if told else [])])
 
@@ -66,46 +65,37 @@ def fitted(name, room):
 # 2. What it shows, in words.
 
 
-def findings(runs, control):
-    """Three sentences: how often it was repeated, which methods are above the control, and what was not measured."""
+def findings(runs, main_method):
+    """Three sentences: how often it was repeated, what the main method is better or worse than, and what was not
+    measured."""
     variants, n_pairs = ordered_variants(runs), len(pairs_of(runs))
     most = max(len(select_runs(runs, variant, "steps")) for variant in variants)
     if n_pairs > 1:
         repeated = f"{n_pairs} pairs: ± is half the width of the 95 % interval over pairs."
         repeated += f" A claim should rest on at least {ENOUGH}." if n_pairs < ENOUGH else ""
     elif most > 1:
-        repeated = (
-            f"One pair, {most} seeds: ± is half the width of the 95 % interval over runs of this pair, and says "
-            f"nothing about other pairs (--pairs {ENOUGH})."
-        )
+        repeated = f"One pair, {most} seeds: ± is half the width of the 95 % interval over runs of this pair alone."
     else:
-        repeated = f"One pair, one seed: a demonstration, without an interval (--pairs {ENOUGH} gives some)."
+        repeated = "One pair, one seed: a demonstration, without an interval."
     limits = "One task, one test split, models of one size: what holds for others was not measured."
     if max(in_headers(runs, "jobs"), default=1) > 1:
         limits += " Runs shared the machine: seconds do not compare."
-    compared = [above_and_below(runs, variants, control)] if control in variants and len(variants) > 1 else []
-    return [repeated, *compared, limits]
+    if len(variants) == 1:
+        return [repeated, limits]
+    if n_pairs == 1:
+        return [repeated, f"One pair shows no method to be better than another: --pairs {ENOUGH} repeats it.", limits]
+    return [repeated, *([above_and_below(runs, variants, main_method)] if main_method in variants else []), limits]
 
 
-def above_and_below(runs, variants, control):
-    """Which methods' greedy scores are above or below the control's: only those whose paired difference has p < DECIDED
-    after Holm's correction for all of them, so that its interval leaves out 0."""
-    unit = unit_of(runs)
-    found = {
-        name: paired_difference(select_runs(runs, name, "steps"), select_runs(runs, control, "steps"), "score", unit)
-        for name in variants
-        if name != control
-    }
-    tested = {name: one for name, one in found.items() if one.p_value is not None}
-    if not tested:
-        return f"Single runs show no method to be better or worse than {control}: another pair may say otherwise."
-    corrected = dict(zip(tested, holm([one.p_value for one in tested.values()])))
-    # Few test examples make coarse scores, whose differences soon agree to the digit: no spread is no interval.
-    clear = {name: one for name, one in tested.items() if corrected[name] < DECIDED and one.half_width > 0.0005}
-    where = "On this pair greedy" if unit == "seed" else "Greedy"
-    how = f"(p < {DECIDED:.2f} after correction for {len(tested)} comparison{'s' * (len(tested) > 1)})"
+def above_and_below(runs, variants, main_method):
+    """Which methods the main method's greedy score is above or below: only decided differences, as table.md marks
+    them."""
+    heading = "score (greedy)"
+    _, _, found, tested, decided = main_differences(runs, variants, main_method)
+    clear = {name: found[name, heading] for name in variants if (name, heading) in decided}
+    test = f"p < {DECIDED:.2f} after correction for {tested} comparison{'s' * (tested != 1)}"
     if not clear:
-        return f"{where} scores: no method can be told from {control} {how}."
+        return f"Greedy scores: {fitted(main_method, 40)} cannot be told from any other method (none has {test})."
     sides = []
     for word, sign in (("above", 1), ("below", -1)):
         texts = [
@@ -113,10 +103,10 @@ def above_and_below(runs, variants, control):
             for name, one in clear.items()
             if sign * one.mean > 0
         ]
-        sides += [f"{word} {'it' if sides else control}: {listed(texts)}"] if texts else []
-    rest = len(found) - len(clear)
+        sides += [f"{word} {listed(texts)}"] if texts else []
+    rest = len(variants) - 1 - len(clear)
     sides += [f"{rest} other{'s' * (rest > 1)} cannot be told from it"] if rest else []
-    return f"{where} scores {'; '.join(sides)} {how}."
+    return f"Greedy scores: {fitted(main_method, 40)} is {'; '.join(sides)} ({test})."
 
 
 def listed(texts):

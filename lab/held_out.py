@@ -128,7 +128,12 @@ def token_bytes(text):
 
 
 def _unescaped(piece):
-    return ast.literal_eval(f"'{piece}'") if piece[0] == "\\" else piece
+    if piece[0] != "\\":
+        return piece
+    try:
+        return ast.literal_eval(f"'{piece}'")
+    except (SyntaxError, ValueError):  # no escape of ours: it stands for itself
+        return piece
 
 
 def _escaped(letter):

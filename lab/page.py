@@ -89,11 +89,12 @@ def _about(runs, variants):
     seeds = {}
     for run in runs:
         seeds.setdefault(run.pair, set()).add(run.seed)
-    per_pair = sorted({len(own) for own in seeds.values()})
+    counts = [len(own) for own in seeds.values()]
+    per_pair = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
     facts = {
         "methods": f"{len(variants)}: {', '.join(variants)}",
         "pairs": f"{len(seeds)} ({_numbers(seeds)})",
-        "seeds per pair": f"{' to '.join(map(str, per_pair))} ({_numbers(set().union(*seeds.values()))})",
+        "seeds per pair": f"{per_pair} ({_numbers(set().union(*seeds.values()))})",
         "score": f"{', '.join(in_headers(runs, 'metric')) or 'the metric of the task'}, 0 to 1",
         "device": ", ".join(in_headers(runs, "device_name") or in_headers(runs, "device")),
     }
@@ -138,7 +139,10 @@ def command(runs):
     words += ["--seeds", str(most), "--seed", str(pairs[0] + first)]
     words += [word for flag, values in swept.items() for word in ("--sweep", f"{flag}={','.join(values)}")]
     words += ["--equal-compute"] if any(run.budget == "compute" for run in runs) else []
-    for name, value in (header.get("flags") or {}).items():
+    flags = header.get("flags") or {}
+    settings = flags.get("settings") or {}
+    for name, value in flags.items():
+        value = settings.get(name) if value is None else value  # a default may be another one today
         flag = "device" if name == "device_type" else name.replace("_", "-")
         if name in NO_FLAGS or flag in swept or value is None or value is False or value in ("", {}, []):
             continue

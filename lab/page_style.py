@@ -89,8 +89,8 @@ small { font-size: .75em; }
 }
 """
 
-# A click on a heading sorts by its column, largest first; a second click turns the order round, and a third brings back
-# the order of the methods. What is no number, as "-", stays at the end.
+# A click on a heading sorts by its column, numbers from the largest, words from the first; a second click turns the
+# order round, and a third brings back the order of the methods. What is no number, as "-", stays at the end.
 SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], rows = [...body.rows], headings = [...table.tHead.rows[0].cells];

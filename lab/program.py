@@ -10,7 +10,7 @@ import torch
 
 from lab import processes
 
-GO_ON = "progress is saved; to continue: the same command with --resume (and the same --out)"
+GO_ON = "saved; to continue: the same command with --resume (and its --out)"
 GRACE = 20  # seconds that one of several processes gets to save after a signal; torchrun itself has patience for 30
 
 

@@ -105,6 +105,8 @@ def _read_text(path, text):
         elif kind is None or run is None:
             found = "has no kind" if kind is None else f"is a {kind} line outside of a run"
             raise ValueError(f"{where} {found}: a run goes from a header line to a final line")
+        elif kind in ("step", "eval") and not _is_whole(entry.get("step")):
+            raise ValueError(f"{where} has the step {entry.get('step')!r}, and a {kind} line needs a whole number")
         elif kind == "step":
             run.steps.append(entry)
         elif kind == "eval":
@@ -148,6 +150,8 @@ def _start_run(header, where):
     variant, budget = header.get("variant"), header.get("budget", "steps")
     pair, seed = header.get("pair"), header.get("seed")
     named = isinstance(variant, str) and variant.strip()
+    if not isinstance(order := header.get("order"), (list, int, type(None))):
+        raise ValueError(f"{where} is a header with order {repr(order)[:60]}: it must be a list or a number")
     if not named or not _is_whole(pair) or not _is_whole(seed) or budget not in ("steps", "compute"):
         raise ValueError(f"{where} is a header with variant {variant!r}, pair {pair!r}, seed {seed!r} and budget "
                          f"{budget!r}: a name, two whole numbers and 'steps' or 'compute' are needed")
@@ -250,13 +254,20 @@ def _is_rollout_line(line):
     texts, rollouts = line.get("texts"), line.get("rollouts")
     if not (isinstance(texts, dict) and isinstance(rollouts, list) and isinstance(line.get("step"), int)):
         return False
-    return all(isinstance(text, str) for text in texts.values()) and all(map(_fits, rollouts))
+    known = all(isinstance(text, str) for text in texts.values()) and isinstance(line.get("accept_top_k"), int)
+    return known and all(_fits(rollout, texts) for rollout in rollouts)
 
 
 
-def _fits(rollout):
+def _fits(rollout, texts):
     columns = [rollout.get(name) for name in ("tokens", *ROLLOUT_COLUMNS)] if isinstance(rollout, dict) else [None]
     if not all(isinstance(column, list | str) for column in columns):
         return False
-    nested = [likeliest for column in columns[4:] for likeliest in column]
-    return len({len(column) for column in columns}) == 1 and all(isinstance(item, list) for item in nested)
+    tokens, written_by, rejected, _, *likeliest = columns
+    if len({len(column) for column in columns}) != 1 or not isinstance(rollout.get("prompt"), str):
+        return False
+    if not all(isinstance(item, list) for column in likeliest for item in column):
+        return False
+    replaced = [token is not None for token in rejected]
+    named = [*tokens, *(token for token in rejected if token is not None)]
+    return replaced == [letter == "t" for letter in written_by] and all(str(token) in texts for token in named)

@@ -128,7 +128,7 @@ STUDIES = {
         "Who should write, and which divergence should be learned?",
         f"train_skd.py {FIVE} --variants supervised,on_policy,skd,fresh_teacher "
         "--sweep loss=forward_kl,reverse_kl,generalized_jsd",
-        16,
+        30,
         12,
     ),
     "skd-equal-compute": Study(

@@ -77,6 +77,7 @@ OPTIONAL_FIGURES = ("task_steps_right", "task_steps_right_sampled", "kl_adapted_
                     "memory_mb")
 GROUPS = ((None, SCORES), (None, DISTANCES_AND_COSTS), ("The adapted teacher", ADAPTED_TEACHER),
           ("Easy and hard tokens, exposure bias", EASY_AND_HARD))
+NO_SPREAD = 0.0005  # half width of an interval that rounds to 0.000
 DECIDED = 0.05  # p-value, corrected for the number of comparisons, below which a difference is called decided
 MOST_WARNINGS = 10  # in the notes above a table
 MOST_NAMED = 4  # files, flags, or values of a flag, in one note
@@ -252,32 +253,48 @@ def _extra_columns(runs, variants, control, figures, unit):
     return extra
 
 
-def _difference_table(runs, variants, main_method):
+class Differences(NamedTuple):
+    """The main method minus every other one, and which of these differences are decided."""
+
+    unit: str  # what a difference is one of: "pair" or "seed"
+    headings: list  # of the scores that were compared
+    found: dict  # (method, heading) -> PairedDifference
+    tested: int  # comparisons that Holm's correction counts
+    decided: set  # of (method, heading): p < DECIDED after the correction
+
+
+def main_differences(runs, variants, main_method):
     """The main_method minus every other method, paired, at every budget that was run.
 
-    With several pairs an asterisk marks what is decided, and a note below says after how many comparisons; seeds of one
-    pair decide nothing.
+    Seeds of one pair decide nothing. Nor do differences without a spread: few test examples make coarse scores, whose
+    differences soon agree to the digit.
     """
     unit = unit_of(runs)
     columns = [("score (greedy)", "score", "steps"), ("score (sampled)", "score_sampled", "steps"),
                ("greedy at equal compute", "score", "compute"),
                ("sampled at equal compute", "score_sampled", "compute")]
     columns = [column for column in columns if any(run.budget == column[2] for run in runs)]
-    others = [variant for variant in variants if variant != main_method]
     found = {}
-    for variant in others:
-        for heading, key, budget in columns:
+    for variant in variants:
+        for heading, key, budget in columns if variant != main_method else ():
             both = select_runs(runs, main_method, budget), select_runs(runs, variant, budget)
             found[variant, heading] = paired_difference(*both, key, unit)
     tested = {of: one.p_value for of, one in found.items() if unit == "pair" and one.p_value is not None}
-    decided = {of for of, p_value in zip(tested, holm([*tested.values()])) if p_value < DECIDED}
-    headings = [heading for heading, _, _ in columns]
+    corrected = dict(zip(tested, holm([*tested.values()])))
+    decided = {of for of, p_value in corrected.items() if p_value < DECIDED and found[of].half_width > NO_SPREAD}
+    return Differences(unit, [heading for heading, _, _ in columns], found, len(tested), decided)
+
+
+def _difference_table(runs, variants, main_method):
+    """main_differences as a table: an asterisk marks what is decided, and a note below says after how many
+    comparisons."""
+    unit, headings, found, tested, decided = main_differences(runs, variants, main_method)
     rows = [[variant, *(difference_text(found[variant, heading]) + " *" * ((variant, heading) in decided)
-                        for heading in headings)] for variant in others]
+                        for heading in headings)] for variant in variants if variant != main_method]
     note = ""
     if tested:
         note = (f"An asterisk marks a decided difference: p < {DECIDED:.2f} in a paired t-test over pairs, after "
-                f"Holm's correction for the {len(tested)} comparisons of this table. Decided: {len(decided)}.")
+                f"Holm's correction for the {tested} comparisons of this table. Decided: {len(decided)}.")
     title, aside = f"{main_method} minus every other method", f", one difference per {unit}"
     return Table([f"{main_method} minus", *headings], rows, title, aside, note)
 

@@ -3,7 +3,6 @@
 And the notation of a rollout: who wrote which of its tokens, and what was rejected.
 """
 
-import codecs
 import itertools
 import os
 import re
@@ -38,7 +37,7 @@ def wrapped(text):
         if width(line) <= WIDTH:
             return [line]
         indent = line[: len(line) - len(line.lstrip())] + "  "
-        room = WIDTH - (width(line) - len(line))  # textwrap counts letters, and wide ones take two columns
+        room = WIDTH - max(0, width(line) - len(line))  # textwrap counts letters, and wide ones take two columns
         return textwrap.wrap(
             line, max(room, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )
@@ -63,17 +62,12 @@ def visible(text):
     return "".join(letter if letter.isprintable() and letter != "\\" else repr(letter)[1:-1] for letter in text)
 
 
-def _stray(error):
-    """Bytes that are no UTF-8, as <e2>."""
-    return "".join(f"<{byte:02x}>" for byte in error.object[error.start : error.end]), error.end
-
-
-codecs.register_error("stray", _stray)
-
-
 def readable(data):
-    """Bytes as visible text; those of a character that was split are shown as <e2>."""
-    return visible(data.decode("utf-8", "stray"))
+    r"""Bytes as visible text; those of a character that was split are shown as \xe2."""
+    letters = data.decode("utf-8", "surrogateescape")  # which makes of such a byte a letter of its own
+    return "".join(
+        f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else visible(letter) for letter in letters
+    )
 
 
 def flow(label, groups, color=False):

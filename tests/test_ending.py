@@ -12,7 +12,7 @@ from test_report import make_run
 
 from data import progress
 from data.tokenizer import Tokenizer
-from lab import ending, held_out, reading, rollouts, schedule, terminal
+from lab import ending, held_out, reading, rollouts, schedule, tables, terminal
 from lab.terminal import flow, readable, width, wrapped
 from sample import interleaved_generate
 
@@ -47,11 +47,11 @@ Held-out prompts, answered by skd's student with the teacher (K = 3), before and
 plain: student   {teacher's token<-rejected proposal #its rank with the teacher}
 
 prompt   4+2=
-before   5<e2>{\\n<-5 #5} wordж{[end]<-<e2> #9}
+before   5\\xe2{\\n<-5 #5} wordж{[end]<-\\xe2 #9}
 after    55[end]
 
 prompt   4+2=
-before   5<e2>{\\n<-5 #5} wordж{[end]<-<e2> #9}
+before   5\\xe2{\\n<-5 #5} wordж{[end]<-\\xe2 #9}
 after    55[end]"""
 
 
@@ -70,65 +70,67 @@ sft                            0.250            0.125                   -0.250  
 supervised                     0.500            0.250                        -       11
 skd                            0.750            0.375                   +0.250       12
 
-One pair, one seed: a demonstration, without an interval (--pairs 5 gives some).
-Single runs show no method to be better or worse than supervised: another pair may say otherwise.
+One pair, one seed: a demonstration, without an interval.
+One pair shows no method to be better than another: --pairs 5 repeats it.
 One task, one test split, models of one size: what holds for others was not measured.
 
 """ + ROLLOUTS
 
 
-SEVERAL = {  # differences to the control: +.2 +- .025, -.1 +- .025, +.1 +- .47
-    "up": [0.31, 0.5, 0.69], "supervised": [0.1, 0.3, 0.5], "down": [0.01, 0.2, 0.39], "both": [0.4, 0.3, 0.5],
+SEVERAL = {  # skd minus these: +.2 +- .025, -.1 +- .025, +.1 +- .47
+    "low": [0.1, 0.3, 0.5], "high": [0.41, 0.605, 0.785], "skd": [0.31, 0.5, 0.69], "both": [0.1, 0.6, 0.5],
 }  # fmt: skip
 
 
 def test_what_several_pairs_show():
-    """Above or below is who has an interval that leaves out zero, by how much and how exactly; the others are counted.
-    Fewer than five pairs are said to be few."""
-    told = ending.findings(runs(SEVERAL, jobs=2), "supervised")
+    """Above or below is what table.md marks as decided, by how much and how exactly; the others are counted. Fewer than
+    five pairs are said to be few."""
+    told = ending.findings(runs(SEVERAL, jobs=2), "skd")
     assert [text.replace("\xa0", " ") for text in told] == [
         "3 pairs: ± is half the width of the 95 % interval over pairs. A claim should rest on at least 5.",
-        "Greedy scores above supervised: up by 0.200 ± 0.025; below it: down by 0.100 ± 0.025; 1 other cannot be told "
-        "from it (p < 0.05 after correction for 3 comparisons).",
+        "Greedy scores: skd is above low by 0.200 ± 0.025; below high by 0.100 ± 0.012; 1 other cannot be told from it "
+        "(p < 0.05 after correction for 6 comparisons).",
         "One task, one test split, models of one size: what holds for others was not measured. Runs shared the "
         "machine: seconds do not compare.",
     ]  # fmt: skip
+    page = tables.render_table(runs(SEVERAL), main_method="skd")
+    marked = [line.split("|") for line in page.split("\n") if line.startswith(("| low ", "| high ", "| both "))]
+    greedy = {cells[1].strip(): "*" in cells[2] for cells in marked if "positive" in cells[2]}
+    assert greedy == {"low": True, "high": True, "both": False}, "the page marks what the screen says"
     five = {name: [*values, 0.45 + values[0], 0.4 + values[0]] for name, values in SEVERAL.items()}
-    assert ending.findings(runs(five), "supervised")[0] == (
-        "5 pairs: ± is half the width of the 95 % interval over pairs."
-    )
+    assert ending.findings(runs(five), "skd")[0] == "5 pairs: ± is half the width of the 95 % interval over pairs."
 
 
-def test_seeds_of_one_pair_speak_of_it_alone():
-    told = ending.findings(runs({name: [values] for name, values in SEVERAL.items()}), "supervised")
-    assert told[0] == (
-        "One pair, 3 seeds: ± is half the width of the 95 % interval over runs of this pair, and says nothing about "
-        "other pairs (--pairs 5)."
-    )
-    assert told[1].startswith("On this pair greedy scores above supervised: up by 0.200")
+def test_one_pair_shows_nothing_of_others():
+    """However many its seeds are."""
+    told = ending.findings(runs({name: [values] for name, values in SEVERAL.items()}), "skd")
+    assert told[:2] == [
+        "One pair, 3 seeds: ± is half the width of the 95 % interval over runs of this pair alone.",
+        "One pair shows no method to be better than another: --pairs 5 repeats it.",
+    ]
 
 
 @pytest.mark.parametrize("others", [
     {"a": [0.9, 0.2, 0.6]},  # an interval that covers zero
-    {"a": [0.2, 0.4, 0.6]},  # the same difference three times: no spread, so no interval
-    {"a": [0.9]},  # one run
-    {"a": [0.17, 0.38, 0.595], **{f"b{i}": [0.9, 0.1 * i, 0.6] for i in range(9)}},  # one of ten by chance
+    {"a": [0.0, 0.2, 0.4]},  # the same difference three times: no spread, so no interval
+    {"a": [0.03, 0.22, 0.405], **{f"b{i}": [0.9, 0.1 * i, 0.6] for i in range(9)}},  # one of ten by chance
 ])  # fmt: skip
 def test_nothing_is_claimed_where_nothing_is_decided(others):
-    """Whatever a mean may be."""
-    told = ending.findings(runs({"supervised": [0.1, 0.3, 0.5], **others}), "supervised")[1]
-    assert " by 0." not in told and "above supervised" not in told
-    assert "no method can be told from supervised" in told or told.startswith("Single runs show no method")
+    """Whatever a mean may be; on the page neither."""
+    made = runs({"skd": [0.1, 0.3, 0.5], **others})
+    told = ending.findings(made, "skd")[1]
+    assert " by 0." not in told and "skd cannot be told from any other method (none has p < 0.05 after" in told
+    assert " * |" not in tables.render_table(made, main_method="skd")
     if len(others) > 1:  # alone it would be told
-        alone = runs({"supervised": [0.1, 0.3, 0.5], "a": others["a"]})
-        assert "above supervised: a by 0.082" in ending.findings(alone, "supervised")[1]
+        alone = runs({"skd": [0.1, 0.3, 0.5], "a": others["a"]})
+        assert "skd is above a by 0.082" in ending.findings(alone, "skd")[1]
 
 
 def test_without_a_control_nothing_is_compared():
     told = ending.ending(runs({"gkd": [0.5], "skd": [0.75]}), "supervised", "skd")
-    assert "supervised" not in told and "minus" not in told and len(told.split("\n\n")[1].splitlines()) == 2
+    assert "supervised" not in told and "minus" not in told
     alone = ending.ending(runs({"supervised": [0.5]}), "supervised", "skd")
-    assert "Single runs" not in alone, "there is nothing that it could be compared with"
+    assert "One pair shows" not in alone, "there is nothing that it could be compared with"
 
 
 def test_a_smoke_run_shows_rollouts_alone():
@@ -225,10 +227,10 @@ def test_stray_bytes_are_shown():
     """What was split and is whole again is a letter; what is no letter is told byte by byte, never as a question mark
     in a box; what a terminal would obey is written out."""
     assert readable("aж字\\\n\x1b".encode()) == "aж字\\\\\\n\\x1b"
-    assert readable(b"a\xe2b\xff") == "a<e2>b<ff>" and readable("字".encode()[:2]) == "<e5><ad>"
+    assert readable(b"a\xe2b\xff") == "a\\xe2b\\xff" and readable("字".encode()[:2]) == "\\xe5\\xad"
     tokenizer = Tokenizer([bytes([value]) for value in range(256)])
     decode = rollouts.readable_by(tokenizer)
-    assert decode([*"ж".encode(), 0xE2]) == "ж<e2>"
+    assert decode([*"ж".encode(), 0xE2]) == "ж\\xe2"
     eos = tokenizer.eos_token
     assert terminal.said([*"ж".encode(), eos, 65, eos, eos], decode, eos) == "ж[end]A[end][end]"
 

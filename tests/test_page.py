@@ -160,7 +160,8 @@ def test_the_heading_says_what_was_run(tmp_path):
     ],
 )  # fmt: skip
 def test_the_command_is_taken_and_means_the_same(script, asked, swept):
-    """What the page says was run, typed again, comes to the flags, methods, pairs, seeds and sweeps of the records."""
+    """What the page says was run, typed again, comes to the flags, methods, pairs, seeds and sweeps of the records, and
+    so it does when the defaults of the pair are others by then."""
     asked = [*asked.split(), "--device", "cpu", "--pairs", "2", "--pair-seed", "5", "--seed", "7", "--seeds", "3"]
     args, names = script.parse_flags(asked)
     header = {"script": script.__name__, "flags": json.loads(json.dumps(arguments.result_flags(args)))}
@@ -170,7 +171,10 @@ def test_the_command_is_taken_and_means_the_same(script, asked, swept):
     words = page.command(runs).split()
     assert words[:2] == ["python", f"{script.__name__}.py"]
     again, named = script.parse_flags(words[2:])
-    assert json.loads(json.dumps(arguments.result_flags(again))) == header["flags"] and named == names
+    settings = header["flags"]["settings"]
+    wanted = {name: settings.get(name) if value is None else value for name, value in header["flags"].items()}
+    assert json.loads(json.dumps(arguments.result_flags(again))) == wanted and named == names
+    assert "--start-steps" in words and "--teacher-steps" in words
     assert [label for label, _ in again.swept] == [label for label, _ in args.swept] == swept
     for name in ("pairs", "pair_seed", "seed", "seeds", "equal_compute"):
         assert getattr(again, name) == getattr(args, name), name
@@ -315,7 +319,7 @@ def everywhere(text):
     header |= {"order": [text], "flags": {text: text, "rule": {text: 1}}}
     rollout = ONE | {"prompt": text, "rank": [text] * 4}
     evals = [{"step": step, "score": 0.5} for step in (0, 1)]
-    return [run_with(line(0, rollout, texts={key: text for key in TEXTS}, accept_top_k=text), variant=name, of=seed,
+    return [run_with(line(0, rollout, texts={key: text for key in TEXTS}), variant=name, of=seed,
                      header=header, evals=evals, score=0.5, warnings=[text], seconds_by_stage=STAGES)
             for name in (text, f"{text} a={text}") for seed in (1, 2)]  # fmt: skip
 

@@ -136,7 +136,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
         "lab.svg",
         "lab.terminal",
     },
-    "lab/ending.py": {"lab.held_out", "lab.reading", "lab.statistics", "lab.svg", "lab.tables", "lab.terminal"},
+    "lab/ending.py": {"lab.held_out", "lab.reading", "lab.svg", "lab.tables", "lab.terminal"},
     "lab/studies.py": {"lab.archive", "lab.claims", "lab.folders", "lab.records", "lab.report"},
     "lab/premise.py": {
         "lab.interrupted",

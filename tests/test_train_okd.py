@@ -1180,7 +1180,6 @@ TYPED = [
     ("okd", "--cache-teacher dense", "--cache-teacher dense is ignored by all of okd"),
     ("okd_full", "--module-rank 3", "without a rank"), ("metadistil", "--alpha .3", "has a meta-gradient"),
     ("ikd", "--recompute", "--recompute is ignored by all of ikd"),
-    ("okd_full", "--module-lr 1", "--module-lr 1.0 is ignored by all of okd_full"),  # the flag's default, typed
 ]  # fmt: skip
 
 
