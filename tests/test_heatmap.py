@@ -173,9 +173,8 @@ def test_the_page_shows_the_maps_behind_the_curves(methods):
     runs = [replacing(f"m{i}", 1, rows)._replace(evals=evals) for i in range(methods)]
     page = curves.curves_page([make_run("sft", evals=evals), *runs])
     root = ElementTree.fromstring(page)
-    groups = [
-        (*map(float, group.get("transform")[len("translate(") : -1].split()), group) for group in root.findall(SVG + "g")
-    ]
+    groups = root.findall(SVG + "g")
+    groups = [(*map(float, group.get("transform")[len("translate(") : -1].split()), group) for group in groups]
     panels = [(x, y) for x, y, group in groups if group.find(f"{SVG}path[@class='line']") is not None]
     maps = [(x, y) for x, y, group in groups if group.find(f"{SVG}path[@class='cells']") is not None]
     (scale,) = [y for _, y, group in groups if group.find(f"{SVG}path[@class='scale']") is not None]

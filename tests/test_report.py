@@ -1001,9 +1001,9 @@ def test_a_drift_from_nothing_needs_no_log_axis():
     """Drift begins at 0, or at what rounding leaves of it: a linear axis shows it, unless the rest spans two decades
     above the floor. The average of two runs is not moved by the floor."""
     for start in (0.0, 1e-8):
-        assert "(log)" not in plot({"a": [(range(4), [start, 0.14, 0.06, 0.02])]}, nats=True)
+        assert "(log)" not in plot({"a": [(range(4), [start, 0.14, 0.06, 0.01])]}, nats=True)
         assert "(log)" in plot({"a": [(range(4), [start, 0.14, 0.06, 0.001])]}, nats=True)
-    drawn = plot({"a": [(range(3), [0.0, 0.02, 1.0])] , "b": [(range(3), [1.0, 1.0, 1e-3])]}, nats=True)
+    drawn = plot({"a": [(range(3), [0.0, 0.02, 1.0])], "b": [(range(3), [1.0, 1.0, 1e-3])]}, nats=True)
     two = plot({"a": [(range(3), [0.0, 0.02, 1.0]), (range(3), [0.02, 0.0, 1.0])],
                 "b": [(range(3), [1.0, 1.0, 1e-3])]}, nats=True)
     assert heights_of(drawn)[1] < heights_of(two)[0] == heights_of(two)[1] < heights_of(drawn)[0]
@@ -1015,6 +1015,9 @@ def test_steps_have_no_halves(high):
     ticks = svg.nice_ticks(0, high, 4, whole=True)
     assert 2 <= len(ticks) <= 5 and all(tick == int(tick) for tick in ticks) and ticks[0] == 0
     assert all("." not in text for text in svg.tick_texts(ticks))
+    root = ElementTree.fromstring(plot({"a": [([0, high], [100, 200])]}))
+    texts = [e.text for e in root.iter(SVG + "text") if e.get("text-anchor") == "middle" and not e.get("transform")]
+    assert texts == [*svg.tick_texts(ticks), "step"]
 
 
 @pytest.mark.parametrize("ticks, texts", [
