@@ -1,7 +1,8 @@
 """Where the teacher replaces tokens: share of replaced tokens over training steps and position in the response, as heat
 maps in SVG, one per method.
 
-    step lines of runs -> replaced_shares: (steps, parts of the response), a mean over runs -> heat_maps: elements
+    step lines of runs -> replaced_shares: (steps, parts of the response), a mean over runs
+                       -> heat_maps: one per method -> map_panels, map_scale: elements
 
 What the teacher does not replace it accepts, so a map of the tokens that are accepted would say the same.
 """
@@ -15,6 +16,7 @@ from lab.reading import as_number
 from lab.svg import FAINT, INK
 
 MOST_MAPS = 4  # on one page
+LEFT = 52.0  # where plots and scale begin
 MOST_COLUMNS = 40  # of a map; neighbouring steps of a longer run share a column
 # From a light to a dark colour; lightness falls evenly, so it orders the shares for every kind of colour vision and in
 # grey print. The lightest is darker than the page, for an empty cell and a share of zero say different things.
@@ -59,30 +61,35 @@ def replaced_shares(runs):
     return (np.array([min(0, groups[0][0]), *middles, groups[-1][-1]]), shares) if np.isfinite(shares).any() else None
 
 
-def heat_maps(runs, variants, width):
-    """(SVG elements, height) of a heat map for each method that replaces tokens, and their one scale of colours;
-    ([], 0) if none does.
-
-    The maps stand in the order of their mean share, from most to least. There are at most MOST_MAPS, and the title says
-    if methods are left out.
-    """
+def heat_maps(runs, variants):
+    """A HeatMap for each method that replaces tokens, from the one with the largest mean share to the one with the
+    least; [] if none does."""
     found = [(name, replaced_shares([run for run in runs if run.variant == name])) for name in variants]
     maps = [HeatMap(name, *table) for name, table in found if table is not None]
+    return sorted(maps, key=lambda heat: -np.nanmean(heat.shares))
+
+
+def map_panels(maps, width, height):
+    """A list of SVG elements, in a box of width x height, for each of the first MOST_MAPS maps."""
+    drawn = maps[:MOST_MAPS]
+    begin = min((heat.edges[0] for heat in drawn), default=0)
+    end = max([begin + 1, *(heat.edges[-1] for heat in drawn)])
+    return [_panel(heat, (begin, end), _ticks(maps)[-1], width, height) for heat in drawn]
+
+
+def map_scale(maps):
+    """(SVG elements, height) of the one scale of colours for all maps, and what it means; ([], 0) without maps."""
     if not maps:
         return [], 0.0
-    drawn = sorted(maps, key=lambda heat: -np.nanmean(heat.shares))[:MOST_MAPS]
-    title = "Where the teacher replaces tokens: share by step and position in the response"
-    if len(drawn) < len(maps):
-        title += f"; {len(drawn)} of {len(maps)} methods, those that replace most"
-    parts = [svg.text(24, 16, title, size=13, extra='font-weight="600"')]
-    ticks = scale_ticks(max(float(np.nanmax(heat.shares)) for heat in drawn))
-    begin, end = min(heat.edges[0] for heat in drawn), max(heat.edges[-1] for heat in drawn)
-    columns, height = min(2, len(drawn)), 244.0
-    for i, heat in enumerate(drawn):
-        place = (i % columns * width / columns, 30.0 + i // columns * (height + 10.0))
-        parts += svg.moved(*place, _panel(heat, (begin, max(end, begin + 1)), ticks[-1], width / columns, height))
-    below = 30.0 + (i // columns + 1) * (height + 10.0)
-    return parts + svg.moved(0, below, _scale(ticks)), below + 44.0
+    lines = ["Share of tokens replaced by the teacher, mean over runs.",
+             "Position 0: first token; 100: the response budget is used up. White: no token there."]
+    if len(maps) > MOST_MAPS:
+        lines[0] += f" {MOST_MAPS} of {len(maps)} methods, those that replace most."
+    return _scale(_ticks(maps), lines), 52.0
+
+
+def _ticks(maps):
+    return scale_ticks(max(float(np.nanmax(heat.shares)) for heat in maps[:MOST_MAPS]))
 
 
 def scale_ticks(most):
@@ -102,8 +109,9 @@ def colour(level):
 def _panel(heat, steps, most, width, height):
     """The SVG elements of one map in a box of width x height; `steps` are the ends of its x axis, `most` that of its
     colours."""
-    left, right, top, bottom = 58.0, width - 22.0, 30.0, height - 40.0
-    parts = [svg.text(left, 16, svg.short_name(heat.name, 48), size=13, extra='font-weight="600" class="map"')]
+    left, right, top, bottom = LEFT, width - 22.0, 30.0, height - 40.0
+    title = f"Where the teacher replaces tokens: {svg.short_name(heat.name)}"
+    parts = [svg.text(left, 16, title, size=13, extra='font-weight="600" class="map"')]
 
     def to_x(step):
         return left + (right - left) * (step - steps[0]) / (steps[1] - steps[0])
@@ -127,7 +135,7 @@ def _panel(heat, steps, most, width, height):
         y = to_y(percent / 100)
         parts.append(f'<path d="M{left - 4:.1f} {y:.1f}h4" stroke="{INK}"/>')
         parts.append(svg.text(left - 7, y + 4, percent, anchor="end"))
-    ticks = svg.nice_ticks(*steps)
+    ticks = svg.nice_ticks(*steps, 4, whole=True)
     for tick, text in zip(ticks, svg.tick_texts(ticks)):
         parts.append(f'<path d="M{to_x(tick):.1f} {bottom:.1f}v4" stroke="{INK}"/>')
         parts.append(svg.text(to_x(tick), bottom + 16, text, anchor="middle"))
@@ -137,9 +145,9 @@ def _panel(heat, steps, most, width, height):
     return [*parts, svg.text(14, middle, "position, % of the budget", anchor="middle", extra=turned)]
 
 
-def _scale(ticks):
-    """The SVG elements of the scale of colours, and what it means."""
-    left, length = 58.0, 240.0
+def _scale(ticks, lines):
+    """The SVG elements of the scale of colours, and the lines beside it."""
+    left, length = LEFT, 240.0
     one = length / LEVELS
     parts = [f'<path class="scale" d="M{left + i * one:.1f} 4h{one:.1f}v12h-{one:.1f}Z" fill="{colour(i)}" '
              'shape-rendering="crispEdges"/>' for i in range(LEVELS)]
@@ -147,6 +155,4 @@ def _scale(ticks):
         x = left + length * tick / ticks[-1]
         parts.append(f'<path d="M{x:.1f} 16v4" stroke="{INK}"/>')
         parts.append(svg.text(x, 32, text, anchor="middle", extra='class="scale"'))
-    lines = ("Share of tokens replaced by the teacher, mean over runs; the others were accepted.",
-             "Position 0: first token; 100: the response budget is used up. White: no token there.")
     return parts + [svg.text(left + length + 32, 12 + 16 * i, line) for i, line in enumerate(lines)]

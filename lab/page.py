@@ -52,7 +52,7 @@ def report_page(runs, unfinished=(), order=None, control="supervised", main_meth
     warnings = [*found.warnings, *(f"Not counted, unfinished: {text}." for text in unfinished)]
     sections = {
         "results": ("Results", _results(found)),
-        "curves": ("Curves", _picture(curves_page(runs, order, (control, main_method)))),
+        "curves": ("Curves", _picture(curves_page(runs, order, control, main_method))),
         "rollouts": ("Who wrote what", ""),  # what has room beside the others
         "time": ("Where the time went", _time(runs, variants)),
         "warnings": (f"Warnings ({len(warnings)})", _list(warnings)),

@@ -76,7 +76,7 @@ def render_report(folder, order=None, control=None, main_method=None):
     text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
     return {
         "table.md": table,
-        "curves.svg": curves_page(runs, order, (control, main_method)),
+        "curves.svg": curves_page(runs, order, control, main_method),
         "summary.json": text + "\n",
         "report.html": report_page(runs, unfinished, order, control, main_method),
     }

@@ -18,7 +18,10 @@ def replacing(name, of, rows):
 
 
 def drawn(runs, variants):
-    return svg.document(960, 600, "", heatmap.heat_maps(runs, variants, 960.0)[0])
+    """All maps, one below the other, and their scale."""
+    maps = heatmap.heat_maps(runs, variants)
+    panels = [svg.moved(0, 250.0 * i, panel) for i, panel in enumerate(heatmap.map_panels(maps, 960.0, 244.0))]
+    return svg.document(960, 1100, "", [*sum(panels, []), *svg.moved(0, 1000.0, heatmap.map_scale(maps)[0])])
 
 
 def cells_of(page):
@@ -48,7 +51,7 @@ def test_a_cell_is_the_mean_of_the_records():
     wanted = [[0.3, 0.1, 0.2, NAN], [0.5, NAN, 0.75, 0.0], [NAN] * 4]
     np.testing.assert_allclose(shares, wanted)
     (cells,) = cells_of(drawn(runs, ["skd"]))
-    left, right, bottom, top = 58, 938, 204, 30  # of the plot
+    left, right, bottom, top = 52, 938, 204, 30  # of the plot
     xs = [round(left + (right - left) * edge / 31) for edge in (0, 6, 21, 31)]
     ys = [round(bottom - (bottom - top) * i / 4) for i in range(5)]
     # The scale ends at .8, the first round number from .75 on, and has 20 colours: .04 each.
@@ -112,7 +115,7 @@ def test_colours_are_told_apart_by_lightness_alone():
 
 
 def names_of(page):
-    return [text for text, _, _ in texts_of(page, "map")]
+    return [text.removeprefix("Where the teacher replaces tokens: ") for text, _, _ in texts_of(page, "map")]
 
 
 def test_one_scale_holds_for_all_maps():
@@ -126,16 +129,17 @@ def test_one_scale_holds_for_all_maps():
 
 
 def test_none_one_and_more_than_four_methods():
-    """Methods without the figure have no map; of six with it the four that replace most, most first, and the title
-    says so; ties stay in the order of the methods."""
+    """Methods without the figure have no map; of six with it the four that replace most, most first, and a line says
+    so; ties stay in the order of the methods."""
     silent = [make_run("sft"), replacing("on_policy", 1, {1: None}), replacing("odd", 1, {1: [None, None], 21: []})]
-    assert heatmap.heat_maps(silent, ["sft", "on_policy", "odd"], 960.0) == ([], 0.0)
+    assert heatmap.heat_maps(silent, ["sft", "on_policy", "odd"]) == []
+    assert heatmap.map_panels([], 960.0, 244.0) == [] and heatmap.map_scale([]) == ([], 0.0)
     one = [*silent, replacing("skd", 1, {1: [0.1]})]
     assert names_of(drawn(one, ["sft", "on_policy", "odd", "skd"])) == ["skd"]
     shares = {"a": 0.1, "b": 0.5, "c": 0.0, "d": 0.2, "e": 0.2, "f": 0.9}
     many = [replacing(name, 1, {1: [share]}) for name, share in shares.items()]
     page = drawn(many, list(shares))
-    assert names_of(page) == ["f", "b", "d", "e"] and "; 4 of 6 methods, those that replace most<" in page
+    assert names_of(page) == ["f", "b", "d", "e"] and "4 of 6 methods, those that replace most.<" in page
     assert names_of(drawn(many[:4], list(shares))) == ["b", "d", "a", "c"]
     assert "methods" not in drawn(many[:4], list(shares))
 
@@ -146,29 +150,39 @@ def test_names_are_text_and_values_are_checked():
     odd = {1: [0.5, "x", NAN, 1e300], 2: "abcd", 3: [0.5], 4: {"a": 1}, 5: [-3.0, True, None, 0.5], None: [1.0] * 4}
     runs = [replacing("<a & 'b' \"c\"\x01>", 1, odd), replacing("x" * 300, 1, {7: [0.1]})]
     page = drawn(runs, [run.variant for run in runs])
-    assert names_of(page)[1] == "<a & 'b' \"c\">" and len(names_of(page)[0]) <= 49 and "nan" not in page
+    assert names_of(page)[1] == "<a & 'b' \"c\">" and len(names_of(page)[0]) <= 20 and "nan" not in page
     assert [len(cells) for cells in cells_of(page)] == [1, 3]
     for element, dx, dy in [mark for css in ("map", "scale", None) for mark in marks_of(page, css)]:
         if element.tag == SVG + "text":
-            assert 0 < dx + float(element.get("x")) < 960 and 0 < dy + float(element.get("y")) < 600
+            assert 0 < dx + float(element.get("x")) < 960 and 0 < dy + float(element.get("y")) < 1100
 
 
-def test_the_page_shows_the_maps_below_the_curves():
-    """Below the legend, and inside of the page; without replaced tokens the page says and holds nothing of them."""
-    evals = [{"step": step, "score": step / 100, "score_sampled": 0.1} for step in (0, 50)]
+def test_a_map_has_ticks_at_whole_steps():
+    """A run of two steps has no half ones."""
+    page = drawn([replacing("skd", 1, {1: [0.1], 2: [0.2]})], ["skd"])
+    texts = [element.text for element, _, _ in marks_of(page, None) if element.tag == SVG + "text"]
+    assert {"0", "1", "2"} <= set(texts) and not {"0.5", "1.5"} & set(texts)
+
+
+@pytest.mark.parametrize("methods", [1, 2, 3])
+def test_the_page_shows_the_maps_behind_the_curves(methods):
+    """The maps go on where the panels end, beside the last one if there is room, with their scale below; without
+    replaced tokens the page says and holds nothing of them."""
+    evals = [{"step": step, "score": step / 100, "score_sampled": 0.1, "val_nll": 1.0} for step in (0, 50)]
     rows = {step: [0.1, None] for step in (1, 21, 50)}
-    runs = [make_run("sft", evals=evals), replacing("skd", 1, rows)._replace(evals=evals)]
-    page = curves.curves_page(runs)
+    runs = [replacing(f"m{i}", 1, rows)._replace(evals=evals) for i in range(methods)]
+    page = curves.curves_page([make_run("sft", evals=evals), *runs])
     root = ElementTree.fromstring(page)
-    (maps,) = [element for element in root if element.find(f"{SVG}g/{SVG}path[@class='cells']") is not None]
-    legend = max(dy + float(element.get("y")) for element, _, dy in marks_of(page, "legend"))
-    top = float(maps.get("transform")[:-1].split()[1])
-    height = float(root.get("height"))
-    inner = [group for group in maps.iter(SVG + "g") if group is not maps]
-    places = [top + float(group.get("transform")[:-1].split()[1]) + float(element.get("y"))
-              for group in inner for element in group.iter(SVG + "text")]
-    assert legend + 10 < top < min(places) < max(places) < height
-    assert len(cells_of(page)) == 1 and "Where the teacher replaces" in page
+    groups = root.findall(SVG + "g")
+    groups = [(*map(float, group.get("transform")[len("translate(") : -1].split()), group) for group in groups]
+    panels = [(x, y) for x, y, group in groups if group.find(f"{SVG}path[@class='line']") is not None]
+    maps = [(x, y) for x, y, group in groups if group.find(f"{SVG}path[@class='cells']") is not None]
+    (scale,) = [y for _, y, group in groups if group.find(f"{SVG}path[@class='scale']") is not None]
+    assert len(panels) == 3 and len(maps) == methods
+    assert maps[0] == (panels[1][0], panels[2][1]), "beside the third panel"
+    places = panels + maps
+    assert places == sorted(places, key=lambda place: place[::-1]) and len(set(places)) == len(places)
+    assert scale > max(y for _, y in places) and scale + 40 < float(root.get("height"))
     without = [run._replace(steps=[]) for run in runs]
     assert curves.curves_page(without) == curves.curves_page([run._replace(steps=[{"step": 1}]) for run in runs])
     assert "teacher replaces" not in curves.curves_page(without)

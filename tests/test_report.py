@@ -659,7 +659,7 @@ def test_swept_values_stand_at_the_ends_of_the_lines():
 def test_a_score_of_nothing_stands_on_the_axis():
     """Where every value is 0 the axis begins there: no share lies below it."""
     zeros = np.zeros(3)
-    low, high, ticks = curves._y_range([(np.arange(3), zeros, zeros, zeros)], log_y=False)
+    low, high, ticks = curves._y_range([zeros])
     assert low == 0.0 < high and min(ticks) == 0.0
 
 
@@ -845,6 +845,13 @@ def lines_of(svg):
     return [e.get("d") for e in ElementTree.fromstring(svg).iter(SVG + "path") if e.get("class") == "line"]
 
 
+def plot(series, nats=False, leading=()):
+    """One panel with all the series, as the text of an SVG file."""
+    look, height = curves.Look({name: i for i, name in enumerate(series)}, list(leading)), 100.0 + 13 * len(series)
+    panel = curves._panel(series, look, "a < b & c", "y & z", 650.0, height, nats)
+    return svg.document(660.0, height + 10, "a < b & c", svg.moved(4, 6, panel))
+
+
 def wavy(n_series, n_seeds, spread=0.02, points=50):
     generator = np.random.default_rng(0)
     steps = list(range(0, 20 * points, 20))
@@ -865,13 +872,14 @@ HARD_CASES = {
 
 
 @pytest.mark.parametrize("case", HARD_CASES)
-@pytest.mark.parametrize("log_y", [False, True])
-def test_hard_cases_are_valid_and_inside(case, log_y):
-    """Any series gives valid XML on a drawn white ground, without nan, and every text inside of the picture."""
+@pytest.mark.parametrize("nats", [False, True])
+def test_hard_cases_are_valid_and_inside(case, nats):
+    """Any series gives valid XML on a drawn white ground, without nan, and every text inside of the picture; what has
+    a value has its name at its line's end."""
     series = HARD_CASES[case]
-    svg = curves.svg_curves(series, "a < b & c", "x < y", "y & z", log_y=log_y)
-    root = ElementTree.fromstring(svg)
-    assert "nan" not in svg.replace("nats", "") and "inf" not in svg
+    drawn = plot(series, nats)
+    root = ElementTree.fromstring(drawn)
+    assert "nan" not in drawn and "inf" not in drawn
     ground = next(root.iter(SVG + "rect"))
     assert (ground.get("fill"), ground.get("width"), ground.get("height")) == ("#FFFFFF", root.get("width"),
                                                                                root.get("height"))
@@ -880,21 +888,21 @@ def test_hard_cases_are_valid_and_inside(case, log_y):
         for element in group.iter(SVG + "text"):
             assert 0 <= dx + float(element.get("x")) < float(root.get("width"))
             assert 10 <= dy + float(element.get("y")) < float(root.get("height"))
-    printable = ["".join(c for c in name if c.isprintable()) for name in series]
-    assert [text for text, _, _ in texts_of(svg, "legend")] == printable
+    printable = ["".join(c for c in name if c.isprintable()) for name in series] if case != "no value" else []
+    assert [text for text, _, _ in texts_of(drawn, "label")] == printable
 
 
 @pytest.mark.parametrize("case", HARD_CASES)
 def test_labels_never_overlap(case):
     """Labels at line ends are at least a line of text apart, however near the lines end."""
-    places = sorted(y for _, _, y in texts_of(curves.svg_curves(HARD_CASES[case], "", "", ""), "label"))
+    places = sorted(y for _, _, y in texts_of(plot(HARD_CASES[case]), "label"))
     assert all(b - a >= 12 for a, b in zip(places, places[1:]))
 
 
 def test_labels_stand_in_the_order_of_the_lines():
     """Nudging keeps the order: the label of the highest line is the highest, and without need nothing moves."""
     series = wavy(8, 1, spread=0.001)
-    labels = {name: y for name, _, y in texts_of(curves.svg_curves(series, "", "", ""), "label")}
+    labels = {name: y for name, _, y in texts_of(plot(series), "label")}
     by_value = sorted(series, key=lambda name: -series[name][0][1][-1])
     assert sorted(labels, key=labels.get) == by_value
     assert curves._spread([10.0, 90.0, 50.0], 13, 0, 100) == [10.0, 90.0, 50.0]
@@ -906,44 +914,123 @@ def test_spread_is_as_near_as_can_be():
     assert curves._spread([100.0, 100.0, 0.0], 10, 0, 100) == [90.0, 100.0, 0.0]
 
 
-def test_twenty_series_look_different():
-    """No two of 20 legend entries share both colour and dash pattern."""
-    root = ElementTree.fromstring(curves.svg_curves(HARD_CASES["20 series"], "", "", ""))
-    styles = [(e.get("stroke"), e.get("stroke-dasharray"))
-              for e in root.iter(SVG + "path") if e.get("stroke-width") == "2.4"]
-    assert len(styles) == len(set(styles)) == 20
+def test_twenty_six_lines_look_different():
+    """No two lines share both colour and dash pattern, and the first two share their colours with none: they are those
+    of the main method and the control."""
+    root = ElementTree.fromstring(plot(wavy(26, 1)))
+    styles = [(e.get("stroke"), e.get("stroke-dasharray")) for e in root.iter(SVG + "path") if e.get("class") == "line"]
+    assert len(styles) == len(set(styles)) == 26 and curves.GREY not in dict(styles)
+    assert not {styles[0][0], styles[1][0]} & {color for color, _ in styles[2:]}
 
 
 def test_line_is_the_mean_and_band_the_range():
     """Seeds (0, 2) and (1, 3) on one grid: mean (.5, 2.5), from (0, 2) to (1, 3); a seed's gap does not move others."""
-    xs, means, lows, highs = curves._mean_and_band([([0, 10], [0, 2]), ([10, 0], [3, 1])], log_y=False)
+    xs, means, lows, highs = curves._mean_and_band([([0, 10], [0, 2]), ([10, 0], [3, 1])])
     assert (xs.tolist(), means.tolist(), lows.tolist(), highs.tolist()) == ([0, 10], [0.5, 2.5], [0, 2], [1, 3])
-    _, means, _, _ = curves._mean_and_band([([0, 1, 2], [1, None, 3])], log_y=False)
+    _, means, _, _ = curves._mean_and_band([([0, 1, 2], [1, None, 3])])
     assert np.isnan(means).tolist() == [False, True, False]
-    _, means, _, _ = curves._mean_and_band([([0, 2], [0, 2]), ([1], [5])], log_y=False)
+    _, means, _, _ = curves._mean_and_band([([0, 2], [0, 2]), ([1], [5])])
     assert means.tolist() == [0, 3, 2]  # the first seed's line is at 1 when the second has its only point
-    _, means, _, _ = curves._mean_and_band([([0, 1], [0.0, 4.0])], log_y=True)
-    assert np.isnan(means).tolist() == [True, False]
+
+
+def bands_of(page):
+    return [e.get("fill") for e in ElementTree.fromstring(page).iter(SVG + "path") if e.get("class") == "band"]
+
+
+def test_bands_never_lie_over_each_other_in_crowds():
+    """Up to four lines have bands; of more lines only the main method and the control, which are thick and on top."""
+    assert len(bands_of(plot(wavy(4, 2)))) == 4 and bands_of(plot(wavy(4, 1))) == [] == bands_of(plot(wavy(5, 2)))
+    page = plot(wavy(5, 2), leading=["method_0", "method_1"])
+    assert bands_of(page) == list(curves.PALETTE[:2])
+    lines = [e for e in ElementTree.fromstring(page).iter(SVG + "path") if e.get("class") == "line"]
+    assert [e.get("stroke") for e in lines][-2:] == list(curves.PALETTE[:2])
+    assert [e.get("stroke-width") for e in lines] == ["1.6"] * 3 + ["2.6"] * 2
+    apart = {"method_4": [([0, 20], [9.0, 0.5]), ([0, 20], [-8.0, 0.5])]}  # their mean lies among the others
+    highest = [max(float(text) for text, _ in axis_texts(plot(wavy(n, 2) | apart))) for n in (3, 5)]
+    assert highest[0] > 5 and highest[1] < 1, "a band that is not drawn takes no room"
 
 
 def test_gaps_break_the_line_and_lone_points_are_dots():
-    svg = curves.svg_curves({"a": [([0, 1, 2, 3, 4, 5, 6], [1, 2, None, 3, None, 4, 5])]}, "", "", "")
-    assert lines_of(svg)[0].count("M") == 2
-    assert len(list(ElementTree.fromstring(svg).iter(SVG + "circle"))) == 1
+    drawn = plot({"a": [([0, 1, 2, 3, 4, 5, 6], [1, 2, None, 3, None, 4, 5])]})
+    assert lines_of(drawn)[0].count("M") == 2
+    assert len(list(ElementTree.fromstring(drawn).iter(SVG + "circle"))) == 1
 
 
 def test_long_curves_are_thinned_with_their_ends():
-    svg = curves.svg_curves({"a": [(range(5000), np.arange(5000) / 5000)]}, "", "", "")
-    assert lines_of(svg)[0].count("L") + 1 == curves.MAX_POINTS
-    grid = curves._mean_and_band([(range(5000), range(5000))], log_y=False)[0]
+    drawn = plot({"a": [(range(5000), np.arange(5000) / 5000)]})
+    assert lines_of(drawn)[0].count("L") + 1 == curves.MAX_POINTS
+    grid = curves._mean_and_band([(range(5000), range(5000))])[0]
     assert (grid[0], grid[-1]) == (0, 4999)
 
 
+def heights_of(drawn):
+    """[y of each point] of the first line."""
+    return [float(point.split()[1]) for point in lines_of(drawn)[0][1:].split("L")]
+
+
+def axis_texts(drawn):
+    """[(text, y)] of the ticks of a plot's y axis."""
+    return [(e.text, float(e.get("y")) - 4) for e in ElementTree.fromstring(drawn).iter(SVG + "text")
+            if e.get("text-anchor") == "end"]
+
+
 def test_log_axis_makes_exponential_decay_straight():
-    """Equal factors are equal distances on a log axis."""
-    d = lines_of(curves.svg_curves({"a": [(range(9), [2.0**-i for i in range(9)])]}, "", "", "", log_y=True))[0]
-    ys = [float(point.split()[1]) for point in d[1:].split("L")]
+    """Equal factors are equal distances on a log axis, which says what it is; a linear one does not."""
+    drawn = plot({"a": [(range(9), [2.0**-i for i in range(9)])]}, nats=True)
+    ys = heights_of(drawn)
     assert np.allclose(np.diff(ys), np.diff(ys).mean(), atol=0.11)  # coordinates have one decimal
+    assert ">y &amp; z (log)<" in drawn
+    for series, nats in (([2.0**-i for i in range(9)], False), ([3.0, 2.0, 1.0], True)):
+        assert ">y &amp; z<" in plot({"a": [(range(len(series)), series)]}, nats)
+
+
+def test_no_axis_of_nats_shows_what_is_noise():
+    """A log axis ends at the floor, whose tick says that less may lie there, and what is below is drawn at it; where
+    all is below, a linear axis does not zoom into it. An axis of no nats has no floor."""
+    drawn = plot({"a": [(range(6), [1e-9, 0.0, -1e-9, 1e-4, 1e-2, 1.0])]}, nats=True)
+    ys, ticks = heights_of(drawn), axis_texts(drawn)
+    assert ticks[0][0] == "≤ 0.0001" and [text for text, _ in ticks[1:]] == ["0.001", "0.01", "0.1", "1"]
+    assert ys == pytest.approx([ticks[0][1]] * 4 + [ticks[2][1], ticks[4][1]], abs=0.11)
+    assert min(y for _, y in ticks) < ticks[0][1] == max(y for _, y in ticks)
+    for series in ([0.0, 1e-8, -2e-9], [3e-7, 5e-7, 4e-7], [0.0, 0.0, 0.0]):
+        drawn = plot({"a": [(range(3), series)]}, nats=True)
+        texts = [text for text, _ in axis_texts(drawn)]
+        assert texts[0] == "0.00000" and texts[-1] == "0.00010" and "(log)" not in drawn
+        assert max(heights_of(drawn)) - min(heights_of(drawn)) < 1
+    assert "e-07" in plot({"a": [(range(3), [3e-7, 5e-7, 4e-7])]})
+
+
+def test_a_drift_from_nothing_needs_no_log_axis():
+    """Drift begins at 0, or at what rounding leaves of it: a linear axis shows it, unless the rest spans two decades
+    above the floor. The average of two runs is not moved by the floor."""
+    for start in (0.0, 1e-8):
+        assert "(log)" not in plot({"a": [(range(4), [start, 0.14, 0.06, 0.01])]}, nats=True)
+        assert "(log)" in plot({"a": [(range(4), [start, 0.14, 0.06, 0.001])]}, nats=True)
+    drawn = plot({"a": [(range(3), [0.0, 0.02, 1.0])], "b": [(range(3), [1.0, 1.0, 1e-3])]}, nats=True)
+    two = plot({"a": [(range(3), [0.0, 0.02, 1.0]), (range(3), [0.02, 0.0, 1.0])],
+                "b": [(range(3), [1.0, 1.0, 1e-3])]}, nats=True)
+    assert heights_of(drawn)[1] < heights_of(two)[0] == heights_of(two)[1] < heights_of(drawn)[0]
+
+
+@pytest.mark.parametrize("high", [1, 2, 3, 4, 6, 8, 25, 100, 400, 800, 30_000, 250_000])
+def test_steps_have_no_halves(high):
+    """Ticks of steps are whole numbers, and few enough that their texts do not touch."""
+    ticks = svg.nice_ticks(0, high, 4, whole=True)
+    assert 2 <= len(ticks) <= 5 and all(tick == int(tick) for tick in ticks) and ticks[0] == 0
+    assert all("." not in text for text in svg.tick_texts(ticks))
+    root = ElementTree.fromstring(plot({"a": [([0, high], [100, 200])]}))
+    texts = [e.text for e in root.iter(SVG + "text") if e.get("text-anchor") == "middle" and not e.get("transform")]
+    assert texts == [*svg.tick_texts(ticks), "step"]
+
+
+@pytest.mark.parametrize("ticks, texts", [
+    ([0, 0.025, 0.05], ["0.000", "0.025", "0.050"]), ([0, 2e-5, 4e-5], ["0.00000", "0.00002", "0.00004"]),
+    ([0, 500_000, 1e6], ["0", "500,000", "1,000,000"]), ([1e-8, 2e-8, 3e-8], ["1e-08", "2e-08", "3e-08"]),
+    ([0.05, 0.1, 0.2, 0.5, 1, 2], ["0.05", "0.1", "0.2", "0.5", "1", "2"]), ([1e-4, 1, 1e4], ["0.0001", "1", "10,000"]),
+])
+def test_texts_of_ticks_are_numbers_that_people_write(ticks, texts):
+    """As many decimals as are needed and none more; powers of ten only where all else is too long."""
+    assert svg.tick_texts(ticks) == texts
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0, 0.013), (-3, 17), (0.4, 0.41), (1e-9, 3e-9), (100, 123456)])
@@ -959,74 +1046,116 @@ def test_ticks_are_round_and_inside(low, high):
 
 
 def test_page_has_the_panels_that_have_data(tmp_path):
-    """Five panels and one legend for records with everything; without the interleaved methods no replacement panel."""
+    """Five panels for records with everything; without the interleaved methods no replacement panel."""
     write_records(tmp_path)
     runs = reading.read_records(tmp_path)
     page = curves.curves_page(runs)
     titles = [title for title, *_ in curves.PANELS]
     assert [title for title in titles if f">{title}<" in page] == titles[:5]  # no teacher moves here
-    assert [name for name, _, _ in texts_of(page, "legend")] == VARIANTS
     assert len(lines_of(page)) == 4 * len(VARIANTS) + 2
     page = curves.curves_page([run for run in runs if run.variant == "sft"])
     assert [title for title in titles if f">{title}<" in page] == titles[:4]
     assert "no curves" in curves.curves_page(make_runs({"a": {1: 0.5}}))
 
 
+def test_no_legend_repeats_the_names_at_the_lines(tmp_path):
+    """Every line has its name at its end; a legend holds only the names that are cut there."""
+    write_records(tmp_path, ["sft", "supervised", "skd"], 2)
+    runs = reading.read_records(tmp_path)
+    page = curves.curves_page(runs, None, "supervised", "skd")
+    assert texts_of(page, "legend") == []
+    labels = [{e.text for e in group.iter(SVG + "text") if e.get("class") == "label"}
+              for group in ElementTree.fromstring(page).iter(SVG + "g")]
+    assert labels == [{"sft", "supervised", "skd", "teacher"}] * 2 + [{"sft", "supervised", "skd"}] * 2 + [{"skd"}]
+    long = "skd accept-top-k=25 gamma=5"
+    page = curves.curves_page([run._replace(variant=long) if run.variant == "skd" else run for run in runs])
+    assert [text for text, _, _ in texts_of(page, "legend")] == [long]
+    assert svg.short_name(long) in {text for text, _, _ in texts_of(page, "label")}
+
+
 def test_page_draws_equal_steps_and_makes_room(tmp_path):
-    """Runs of equal compute do not change the page while there are others; 20 methods find room for their labels."""
+    """Runs of equal compute do not change the page while there are others; as many methods as are named find room for
+    their labels, with the teacher's where there is a score."""
     write_records(tmp_path, ["sft", "skd"], 2, ("steps", "compute"))
     runs = reading.read_records(tmp_path)
     only_steps, only_compute = ([run for run in runs if run.budget == budget] for budget in ("steps", "compute"))
     assert curves.curves_page(runs) == curves.curves_page(only_steps) != curves.curves_page(only_compute)
-    page = curves.curves_page([only_steps[0]._replace(variant=f"method_{i}") for i in range(20)])
+    page = curves.curves_page([only_steps[0]._replace(variant=f"method_{i}") for i in range(curves.MOST_NAMED)])
     groups = list(ElementTree.fromstring(page).iter(SVG + "g"))
-    assert len(groups) == 4 + 1  # panels and the legend
-    for group in groups[:4]:
+    assert len(groups) == 4
+    for group, names in zip(groups, (9, 9, 8, 8)):
         places = sorted(float(e.get("y")) for e in group.iter(SVG + "text") if e.get("class") == "label")
-        assert len(places) == 20 and min(np.diff(places)) >= 12
-    assert "outermost" not in page
+        assert len(places) == names and min(np.diff(places)) >= 12
+    assert texts_of(page, "note") == []
 
 
-def test_of_many_methods_the_outermost_are_named(tmp_path):
-    """30 methods: all have a line in every panel; six at either end of each panel, and those that are asked for, a
-    colour and a name; the legend has these, and no two of them look alike.
-    Where few have a figure, all of those are named."""
-    write_records(tmp_path, ["sft", "skd"], 1)
-    blank = [run for run in reading.read_records(tmp_path) if run.variant == "skd"][0]
-    runs = []
-    for i in range(30):
-        shift = {"score": i / 100, "val_nll": 1 + (i * 7 % 30) / 100, "kl_teacher": 1 + i / 100,  # 7: another order
-                 "score_sampled": None}
-        steps = [
-            entry if i < 3 else {k: v for k, v in entry.items() if k != "replacement_rate"} for entry in blank.steps
-        ]
-        evals = [entry | shift for entry in blank.evals]
-        runs.append(blank._replace(variant=f"m{i:02}", evals=evals, steps=steps))
-    root = ElementTree.fromstring(curves.curves_page(runs, always=("m15", "m17")))
-    panels = [[e for e in group.iter() if e.get("class") in ("line", "label")] for group in root.iter(SVG + "g")][:4]
-    labels = [{e.text for e in panel if e.get("class") == "label"} for panel in panels]
-    ends = {*range(6), *range(24, 30)}
-    assert labels[0] == labels[2] == {f"m{i:02}" for i in {*ends, 15, 17}}
-    assert labels[1] == {f"m{i:02}" for i in range(30) if i * 7 % 30 in ends or i in (15, 17)}
-    assert labels[3] == {"m00", "m01", "m02"}
-    strokes = [[e.get("stroke") for e in panel if e.get("class") == "line"] for panel in panels]
-    assert [len(lines) for lines in strokes] == [30, 30, 30, 3]
-    assert [lines.count(curves.GREY) for lines in strokes] == [
-        len(lines) - len(names) for lines, names in zip(strokes, labels)
-    ]
-    legend = [
-        (e.get("stroke"), e.get("stroke-dasharray")) for e in root.iter(SVG + "path") if e.get("stroke-width") == "2.4"
-    ]
-    assert len(set(legend)) == len(legend) == len(set.union(*labels))
-    assert "of 30 methods the outermost are named" in next(root.iter(SVG + "text")).text
+def said_on(page):
+    return " ".join(text for text, _, _ in texts_of(page, "note"))
+
+
+def test_of_many_methods_eight_are_named(tmp_path):
+    """30 methods: all have a line in every panel; a colour and a name have the main method, the control, and of the
+    others the three best and the three worst by the final greedy score, whatever a panel shows, and a line says so.
+    Among the few that have a figure, those are chosen; up to eight are all named. No two names look alike."""
+    write_records(tmp_path, ["skd"], 1)
+    (blank,) = reading.read_records(tmp_path)
+
+    def page_of(replacing):
+        runs = []
+        for i in range(30):
+            shift = {"score": i / 100, "val_nll": 1 + (i * 7 % 30) / 100}  # 7: another order
+            steps = blank.steps if i in replacing else []
+            runs.append(blank._replace(variant=f"m{i:02}", steps=steps, evals=[e | shift for e in blank.evals],
+                                       final=blank.final | {"score": (i * 11 % 30) / 100 if i != 20 else None}))
+        return curves.curves_page(runs, None, "m15", "m17")
+
+    root = ElementTree.fromstring(page_of([0, 1, 2]))
+    panels = [[e for e in group.iter() if e.get("class") in ("line", "label")] for group in root.iter(SVG + "g")][:5]
+    labels = [{e.text for e in panel if e.get("class") == "label"} - {"teacher"} for panel in panels]
+    ranked = sorted((i for i in range(30) if i not in (15, 17, 20)), key=lambda i: i * 11 % 30)
+    assert labels[:4] == [{f"m{i:02}" for i in (15, 17, *ranked[:3], *ranked[-3:])}] * 4
+    assert labels[4] == {"m00", "m01", "m02"}
+    strokes = [[(e.get("stroke"), e.get("stroke-dasharray")) for e in panel if e.get("class") == "line"]
+               for panel in panels]
+    assert [len(lines) for lines in strokes] == [30, 30, 30, 30, 3]
+    assert [lines.count((curves.GREY, None)) for lines in strokes] == [22, 22, 22, 22, 0]
+    assert {stroke for lines in strokes[:4] for stroke in lines} == {(c, None) for c in (*curves.PALETTE, curves.GREY)}
+    assert [lines[-2:] for lines in strokes[:4]] == [[(curves.PALETTE[1], None), (curves.PALETTE[0], None)]] * 4
+    page = page_of([*range(18, 30)])
+    names = [{e.text for e in group.iter() if e.get("class") == "label"}
+             for group in ElementTree.fromstring(page).iter(SVG + "g")]
+    few = [i for i in ranked if i >= 18]
+    assert names[4] == {f"m{i:02}" for i in (*few[:3], *few[-3:])}
+    assert said_on(page) == ("Named, of 30 methods: m17, m15, and the 3 best and 3 worst others by final greedy "
+                              "score; the rest is faint.")
+
+
+def test_of_swept_values_the_best_stands_for_the_method(tmp_path):
+    """Main method and control are found among swept values, too, also in the records of the other script, and have the
+    same two colours."""
+    write_records(tmp_path, ["skd"], 2)
+    blank = reading.read_records(tmp_path)
+    scores = {"sft": 0.9, "fixed_forward_kl lr=1": 0.1, "fixed_forward_kl lr=2": 0.3, "okd lr=1": 0.5, "okd lr=2": 0.4}
+    runs = [run._replace(variant=name, final=run.final | {"score": score, "okd": 1})
+            for name, score in scores.items() for run in blank]
+    page = curves.curves_page(runs, None, "fixed_forward_kl", "okd")
+    assert said_on(page) == "A panel with more than 4 names has bands of okd lr=1 and fixed_forward_kl lr=2 only."
+    assert bands_of(page) == list(curves.PALETTE[:2]) * 5 and "of swept" not in page
+    assert "bands of okd lr=2 and sft only" in said_on(curves.curves_page(runs, None, "sft", "okd lr=2"))
+    more = [run._replace(variant=f"m{i}") for i in range(9) for run in blank]
+    page = curves.curves_page(runs + more, None, "fixed_forward_kl", "okd")
+    assert "14 methods: okd lr=1, fixed_forward_kl lr=2 (of swept values the best), and the 3 best" in said_on(page)
+    assert "bands" not in said_on(curves.curves_page([run for run in runs if run.seed == 1]))
 
 
 def test_a_method_has_one_colour_in_all_panels(tmp_path):
-    """skd is the first of two in the replacement panel and the last of eight elsewhere, in one colour."""
-    root = ElementTree.fromstring(curves.curves_page(reading.read_records(write_records(tmp_path))))
+    """skd is one of two in the replacement panel and of eight elsewhere, in one colour, that of the main method."""
+    runs = reading.read_records(write_records(tmp_path))
+    root = ElementTree.fromstring(curves.curves_page(runs, None, "supervised", "skd"))
     panels = [[e.get("stroke") for e in group.iter(SVG + "path") if e.get("class") == "line"]
               for group in root.iter(SVG + "g")]
-    assert panels[4] == panels[0][-2:]
+    assert panels[4] == [panels[0][5], curves.PALETTE[0]]  # two_stage is the last but main method and control
+    assert panels[0][-2:] == [curves.PALETTE[1], curves.PALETTE[0]] and len(set(panels[0])) == 8
 
 
 def marks_of(svg, css_class):
@@ -1071,22 +1200,39 @@ def test_each_pair_is_a_point(tmp_path):
     assert "Score of each pair" in page and "Score of each pair" not in single and not marks_of(single, "point")
 
 
-def test_the_panel_of_pairs_takes_what_is_there():
-    """Forty methods, pairs and figures that are missing, an interval beyond 0..1: valid, inside of the picture, a gap
-    in the line of a pair that a method lacks."""
+@pytest.mark.parametrize("many", [9, 40])
+def test_the_panel_of_pairs_takes_what_is_there(many):
+    """Forty methods, pairs and figures that are missing, an interval beyond 0..1: valid, inside of the picture. A pair
+    is joined by a line, with a gap where a method lacks it; among many rows there are no such lines."""
     scores = {f"m{i}": {(pair, 1): 0.02 * i + 0.05 * pair for pair in range(1, 4) if (i, pair) != (7, 2)}
-              for i in range(40)}
+              for i in range(many)}
     page = curves.curves_page(make_runs(scores) + [make_run("none", (1, 1))])
     root = ElementTree.fromstring(page)
     width, height = float(root.get("width")), float(root.get("height"))
     points = marks_of(page, "point")
-    assert len(points) == 3 * 40 - 1 and [e.text for e, _, _ in marks_of(page, "row")] == [*scores, "none"]
+    assert len(points) == 3 * many - 1 and [e.text for e, _, _ in marks_of(page, "row")] == [*scores, "none"]
     assert all(0 < float(e.get("cx")) + dx < width and 0 < float(e.get("cy")) + dy < height for e, dx, dy in points)
-    assert [e.get("d").count("M") for e, _, _ in marks_of(page, "pair")] == [1, 2, 1]
+    gaps = [e.get("d").count("M") for e, _, _ in marks_of(page, "pair")]
+    assert gaps == ([1, 2, 1] if many == 9 else []) and ("joined by a faint line" in page) == (many == 9)
     for element, dx, _ in marks_of(page, "interval"):
         low, _, high = numbers_of(element.get("d"))
         assert 0 < low + dx <= high + dx < width
     assert "nan" not in page and "no curves" in page
+
+
+def test_no_two_rows_of_pairs_share_a_colour(tmp_path):
+    """A row has the colour of its method's line, or grey: a colour that comes again, in another dash pattern, would
+    say that two rows are one."""
+    write_records(tmp_path, ["skd"], pairs=2, seeds=1)
+    blank = reading.read_records(tmp_path)
+    runs = [run._replace(variant=f"m{i:02}", steps=run.steps if i in (8, 9, 10) else [],
+                         final=run.final | {"score": i / 20}) for i in range(20) for run in blank]
+    page = curves.curves_page(runs, None, "m09", "m10")
+    colors = {}
+    for element, _, _ in marks_of(page, "mean"):
+        colors.setdefault(element.get("stroke"), set()).add(numbers_of(element.get("d"))[1])
+    assert {c: len(rows) for c, rows in colors.items()} == {
+        curves.INK: 1, curves.UNNAMED: 12, **dict.fromkeys(curves.PALETTE, 1)} | {curves.INK: 2}
 
 
 def test_scores_have_one_axis_from_zero(tmp_path):
@@ -1097,10 +1243,11 @@ def test_scores_have_one_axis_from_zero(tmp_path):
     panels = [[e for e in group.iter(SVG + "text") if e.get("class") is None]
               for group in ElementTree.fromstring(page).iter(SVG + "g")]
     labels = [[e.text for e in panel] for panel in panels]
-    ticks = [[(e.text, e.get("y")) for e in panel if e.text != "teacher"][1:] for panel in panels[:2]]
+    ticks = [[(e.text, e.get("y")) for e in panel][1:] for panel in panels[:2]]
     assert ticks[0] == ticks[1]
     for panel in labels[:2]:
-        assert "0.0" in panel and "1.0" in panel and "teacher" in panel and "1.2" not in panel
+        assert "0.0" in panel and "1.0" in panel and "1.2" not in panel
+    assert [text for text, _, _ in texts_of(page, "label")].count("teacher") == 2
     assert all("0" in panel and "100" in panel for panel in labels[:5])
     lines = [float(numbers_of(e.get("d"))[1]) for e, _, _ in marks_of(page, "teacher")]
     top, bottom = (next(float(e.get("y")) - 4 for e in panels[0] if e.text == text) for text in ("1.0", "0.0"))
