@@ -63,9 +63,9 @@ def replaced_shares(runs):
 
 def heat_maps(runs, variants):
     """A HeatMap for each method that replaces tokens, from the one with the largest mean share to the one with the
-    least; [] if none does."""
+    least; [] if none does. A method that always replaces every token has none: there is nothing to see."""
     found = [(name, replaced_shares([run for run in runs if run.variant == name])) for name in variants]
-    maps = [HeatMap(name, *table) for name, table in found if table is not None]
+    maps = [HeatMap(name, *table) for name, table in found if table is not None and np.nanmin(table[1]) < 1]
     return sorted(maps, key=lambda heat: -np.nanmean(heat.shares))
 
 
@@ -110,7 +110,7 @@ def _panel(heat, steps, most, width, height):
     """The SVG elements of one map in a box of width x height; `steps` are the ends of its x axis, `most` that of its
     colours."""
     left, right, top, bottom = LEFT, width - 22.0, 30.0, height - 40.0
-    title = f"Where the teacher replaces tokens: {svg.short_name(heat.name)}"
+    title = f"Replaced by the teacher: {svg.short_name(heat.name)}"
     parts = [svg.text(left, 16, title, size=13, extra='font-weight="600" class="map"')]
 
     def to_x(step):

@@ -115,7 +115,7 @@ def test_colours_are_told_apart_by_lightness_alone():
 
 
 def names_of(page):
-    return [text.removeprefix("Where the teacher replaces tokens: ") for text, _, _ in texts_of(page, "map")]
+    return [text.removeprefix("Replaced by the teacher: ") for text, _, _ in texts_of(page, "map")]
 
 
 def test_one_scale_holds_for_all_maps():
