@@ -511,7 +511,7 @@ def check_row(name, args, examples):
     softened = args.temperature != 1 or args.student_temperature != 1 or args.student_top_p is not None
     if row.student_divergence == "minillm" and softened:
         raise ValueError(
-            f"{name} weighs samples by who would have written them, at temperature 1: leave out --temperature,"
+            f"{name} computes its importance weights at temperature 1: leave out --temperature,"
             " --student-temperature and --student-top-p, or leave it out of --variants"
         )
     if row.meta_gradient and row.student_kd == 0:

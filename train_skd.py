@@ -142,7 +142,7 @@ def check_row(name, args, examples):
     warped = args.student_temperature != 1 or args.student_top_p is not None
     if row.loss == "policy_gradient" and warped:
         raise ValueError(
-            f"{name} weighs its samples as the student's own, without an importance ratio: "
+            f"{name} takes its samples as drawn from the student itself, without an importance ratio: "
             "leave out --student-temperature and --student-top-p, or leave it out of --variants"
         )
     if row.loss_kwargs.get("accept_top_k") == 0:
