@@ -70,17 +70,17 @@ VARIANTS = {
     "fixed_reverse_kl": OnlineVariant("2306.08543", "reverse KL to the fixed teacher on the references",
                                       student_divergence="reverse_kl", read_from="code"),
     "imitkd": OnlineVariant("2009.07253", "a draw per sequence: reference or student sample", writer="mixed",
-                      student_share=(0.5, 0.5), mix_per="sequence", student_divergence="forward_kl",
-                      read_from="abstract, code"),
+                            student_share=(0.5, 0.5), mix_per="sequence", student_divergence="forward_kl",
+                            deviation="constant chance .5, no annealing", read_from="abstract, code"),
     "gkd": OnlineVariant("2306.13649", "a draw per batch: references or student samples; JSD", writer="mixed",
-                   student_share=(0.5, 0.5), student_divergence="generalized_jsd", read_from="code", rate=2.0),
-    "minillm": OnlineVariant("2306.08543", "policy gradient of the sequence's reverse KL on teacher-mixed samples",
-                       writer="teacher_mixed", student_divergence="minillm",
-                       deviation="no clipping of repeated updates, since each batch is used once; "
-                                 "no loss on a pretraining corpus", read_from="code", rate=0.5),
-    "okd": OnlineVariant("2409.12512", "the teacher's LoRA learns from student and references", module="flag",
-                   deviation="alpha; rank 8", read_from="paper"),
-    "okd_no_feedback": OnlineVariant(None, "control: the LoRA learns from the references alone", module="flag",
+                         student_share=(0.5, 0.5), student_divergence="generalized_jsd", read_from="code", rate=2.0),
+    "minillm": OnlineVariant("2306.08543", "policy gradient of the sequence's reverse KL, on teacher-mixed samples",
+                             writer="teacher_mixed", student_divergence="minillm",
+                             deviation="no clipping, since each batch is used once; no loss on a pretraining corpus",
+                             read_from="code", rate=0.5),
+    "okd": OnlineVariant("2409.12512", "a module beside the teacher (LoRA) learns from student and references",
+                         module="flag", deviation="alpha .5, not stated in the paper; rank 8", read_from="paper"),
+    "okd_no_feedback": OnlineVariant(None, "control: the module learns from the references alone", module="flag",
                                      alpha=0.0, rate=2.0),
 }
 # fmt: on
@@ -511,7 +511,7 @@ def check_row(name, args, examples):
     softened = args.temperature != 1 or args.student_temperature != 1 or args.student_top_p is not None
     if row.student_divergence == "minillm" and softened:
         raise ValueError(
-            f"{name} weighs samples by who would have written them, at temperature 1: leave out --temperature,"
+            f"{name} computes its importance weights at temperature 1: leave out --temperature,"
             " --student-temperature and --student-top-p, or leave it out of --variants"
         )
     if row.meta_gradient and row.student_kd == 0:
@@ -561,7 +561,7 @@ def run_one(args, folder, shared, variant, seed, budget="steps", steps=None):
 
 def parse_flags(argv=None):
     """Command line -> (args with everything resolved that needs no data, names of the methods)."""
-    description = "Distil a student from a teacher that moves: OKD, its controls and its relatives."
+    description = "Distil a student from a teacher that learns along: OKD, its controls and its relatives."
     parser = command_line.make_parser("train_okd", description, VARIANTS, MAIN)
     group = parser.add_argument_group(
         "teacher module and losses (a method's fixed setting overrides a flag, which is then refused or noted)"
@@ -573,13 +573,13 @@ def parse_flags(argv=None):
 
     add("alpha", float, "weight of the student's feedback in the teacher's loss")
     add("module", None, "kind of the online module", choices=tuple(ONLINE_MODULES))
-    add("rank", int, "its inner width, or number of prefix or virtual tokens")
-    add("module_scale", float, "factor on what it adds (OKD's s)")
+    add("rank", int, "inner width of the module, or number of prefix or virtual tokens")
+    add("module_scale", float, "factor on what the module adds (OKD's s)")
     add("module_lr", float, "module learning rate / student learning rate")
     add("module_start", float, "fraction of steps the module stays frozen")
-    forward = "forward: KL(teacher || student)"
-    add("student_divergence", None, f"which the student minimises; {forward}", choices=tuple(DIVERGENCES))
-    add("teacher_divergence", None, f"which the teacher minimises; {forward}", choices=tuple(TEACHER_DIVERGENCES))
+    forward = "forward_kl is KL(teacher || student)"
+    add("student_divergence", None, f"what the student minimises; {forward}", choices=tuple(DIVERGENCES))
+    add("teacher_divergence", None, f"what the teacher minimises; {forward}", choices=tuple(TEACHER_DIVERGENCES))
     add("student_kd", float, "weight of the student's divergence; the rest is cross-entropy (Fig. 9)")
     add("temperature", float, "of both divergences; cross-entropy stays at 1")
     add("update", None, "alternating: the teacher moves first", choices=("simultaneous", "alternating"))

@@ -60,19 +60,19 @@ VARIANTS = {
                    read_from="common knowledge", rate=2.0),
     "supervised": Variant("dataset", "forward_kl", "1910.01108", "word-level KD on the references", read_from="code"),
     "seqkd": Variant("teacher", "cross_entropy", "1606.07947",
-                     "cross-entropy on the teacher's greedy answers, written once",
-                     "greedy answers in place of beam search", answers=0.0, read_from="code"),
+                     "cross-entropy on the teacher's greedy answers, written once", "greedy answers, no beam search",
+                     answers=0.0, read_from="code"),
     "on_policy": Variant("student", "forward_kl", "2306.13649", "KD on the student's own samples", read_from="code"),
     "imitkd": Variant("mixed", "forward_kl", "2009.07253", "a draw per sequence: reference or student sample",
-                      "constant chance .5; the paper's annealing was not seen", student_share=(0.5, 0.5),
-                      mix_per="sequence", read_from="abstract, code"),
+                      "constant chance .5, no annealing", student_share=(0.5, 0.5), mix_per="sequence",
+                      read_from="abstract, code"),
     "gkd": Variant("mixed", "generalized_jsd", "2306.13649", "a draw per batch: references or student samples; JSD",
                    loss_kwargs={"beta": 0.5}, student_share=(0.5, 0.5), read_from="code", rate=2.0),
     "two_stage": Variant("mixed", "forward_kl", "2410.11325",
                          "references in the first half, student samples in the second",
                          student_share=(0.0, 1.0), read_from="code"),
     "skd": Variant("interleaved", "forward_kl", "2410.11325",
-                   "the student proposes, the teacher replaces what it ranks poorly", read_from="paper, code"),
+                   "the student drafts, the teacher replaces tokens outside its K likeliest", read_from="paper, code"),
 }
 # fmt: on
 MAIN = tuple(VARIANTS)  # the comparison of the paper (its section 5)
@@ -142,7 +142,7 @@ def check_row(name, args, examples):
     warped = args.student_temperature != 1 or args.student_top_p is not None
     if row.loss == "policy_gradient" and warped:
         raise ValueError(
-            f"{name} weighs its samples as the student's own, without an importance ratio: "
+            f"{name} takes its samples as drawn from the student itself, without an importance ratio: "
             "leave out --student-temperature and --student-top-p, or leave it out of --variants"
         )
     if row.loss_kwargs.get("accept_top_k") == 0:

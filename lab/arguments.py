@@ -133,7 +133,7 @@ def ignored_sampling_reason(flag, writer, own, args):
     raw = said["accept_on"] == "raw"  # else the teacher's temperature and nucleus decide what is accepted, too
     reached = [name for name, row in WRITERS.items() if flag in row.flags]
     table = (
-        (STUDENT_DRAWS, writer not in reached, "lets no student write"),
+        (STUDENT_DRAWS, writer not in reached, "trains on no student samples"),
         ((flag,), reached and writer not in reached, f"does not write {' or '.join(reached)}"),
         (own.keys() - {"accept_top_k"}, True, "fixes it itself"),  # a row's accept_top_k is in units of the flag
         (("rule",), "accept_rule" in own, "fixes the accept rule itself"),
@@ -143,11 +143,11 @@ def ignored_sampling_reason(flag, writer, own, args):
         (TEACHER_DRAWS, (rule == "all" or args.no_write_back) and raw, "writes no replacement"),
         (("no_write_back", "judge_fresh"), rule == "all", "rejects nothing"),
         (("judge_fresh",), rule == "none", "accepts nothing"),
-        (STUDENT_DRAWS, both and rule == "none" and not args.no_write_back, "keeps nothing of the student's"),
+        (STUDENT_DRAWS, both and rule == "none" and not args.no_write_back, "keeps no drafted token"),
         (
             ("accept_on",),
             args.teacher_top_p is None and args.teacher_temperature == 1,
-            "has no --teacher-top-p to warp by",
+            "sets neither --teacher-top-p nor --teacher-temperature",
         ),
         (("student_top_p", "judge_fresh"), args.student_temperature == 0, "draws at temperature 0"),
         (("teacher_top_p", "replace"), args.teacher_temperature == 0, "draws at temperature 0"),

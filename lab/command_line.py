@@ -131,7 +131,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     """The flags that mean the same in train_skd.py and train_okd.py, with the same defaults."""
     group = parser.add_argument_group("what to run")
     group.add_argument(
-        "--variants", default="main", help=f"comma-separated methods, main ({', '.join(main_variants)}) or all"
+        "--variants", default="main", help=f"comma-separated methods, main (default: {', '.join(main_variants)}) or all"
     )
     group.add_argument("--list-variants", action="store_true", help="print the table of methods as JSON and exit")
     group.add_argument(
@@ -177,7 +177,9 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     )
     for key in ("prompt", "response"):
         group.add_argument(f"--{key}-key", metavar="KEY", help=f"key or heading of the {key} in your own data")
-    group.add_argument("--size", default="tiny", choices=tuple(sizes), help="preset: models, steps, learning rates")
+    group.add_argument(
+        "--size", default="tiny", choices=tuple(sizes), help="preset: models, steps, learning rates (default: tiny)"
+    )
     group.add_argument(
         "--pair-seed",
         type=int,
@@ -185,7 +187,10 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         help="seed of the first pair: first weights, order, the student's sample of prompts (default: 1)",
     )
     group.add_argument(
-        "--student-start", default="sft", choices=("sft", "raw"), help="start from a short SFT, or untuned"
+        "--student-start",
+        default="sft",
+        choices=("sft", "raw"),
+        help="sft: pretrained on prompts and answers; raw: on the task's texts only (default: sft)",
     )
     group.add_argument("--student-prompts", type=int, help="prompts the student may use (default: 400; 0: all)")
     group.add_argument("--teacher-prompts", type=int, help="prompts that the teacher learns from (default: all)")
@@ -193,15 +198,15 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         "--teacher-steps", type=int, help="teacher's pretraining steps: its quality (default: by --size)"
     )
     group.add_argument("--start-steps", type=int, help="student's pretraining steps (default: by --size)")
-    group.add_argument("--vocab-size", type=int, help="upper bound for the tokenizer (default: by --size)")
+    group.add_argument("--vocab-size", type=int, help="tokens that the tokenizer learns at most (default: by --size)")
     group.add_argument(
-        "--block-size", type=int, help="longest sequence; longer examples are left out (default: none is)"
+        "--block-size", type=int, help="longest sequence; longer examples are left out (default: room for all)"
     )
     group.add_argument(
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="longest response, with its end; longer references are not learned (default: room for all of them; for"
+        help="longest response, end token included; longer references are left out (default: room for all; in real and"
         " own data at most about twice what 99 %% of them need)",
     )
     for knob, kind, meaning in (
@@ -215,14 +220,16 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--metric", choices=tuple(METRICS), help="score of a real data set (default: its own; own data: by its answers)"
     )
-    group.add_argument("--measure", type=int, metavar="N", help="measure on a sample of N test examples (default: all)")
+    group.add_argument(
+        "--measure", type=int, metavar="N", help="evaluate on a sample of N test examples (default: all)"
+    )
     group = parser.add_argument_group("distillation")
     group.add_argument("--steps", type=int, help="student updates (default: by --size)")
-    group.add_argument("--batch-size", type=int, default=64, help="prompts per update")
+    group.add_argument("--batch-size", type=int, default=64, help="prompts per update (default: 64)")
     group.add_argument(
         "--lr",
         type=float,
-        help="peak learning rate, cosine with 5%% warm-up (default: that of --size, times the method's own rate)",
+        help="peak learning rate; cosine, 5 %% warm-up (default: that of --size times the method's own factor)",
     )
     group.add_argument(
         "--gamma",
@@ -233,8 +240,8 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     group.add_argument(
         "--accept-top-k",
         type=int,
-        help="SKD's K: the teacher rank within which a proposal stays (default: scales with the vocabulary"
-        " in use, 25 at 256,000 ids, 3 at 19)",
+        help="SKD's K: a drafted token stays if it is among the teacher's K likeliest (default: by the vocabulary in"
+        " use, 25 at 256,000 ids, 3 at 19)",
     )
     group.add_argument(
         "--reduction",
@@ -244,13 +251,16 @@ def add_shared_flags(parser, variants, main_variants, sizes):
     )
     group = parser.add_argument_group("memory and speed (results are the same, to rounding)")
     group.add_argument(
-        "--micro-batch", type=int, metavar="N", help="rows per forward and backward pass (default: the whole batch)"
+        "--micro-batch",
+        type=int,
+        metavar="N",
+        help="sequences per forward and backward pass (default: the whole batch)",
     )
     group.add_argument(
         "--chunk-loss",
         default="auto",
         choices=("auto", "yes", "no"),
-        help="never hold the logits of a whole batch (auto: yes from a vocabulary of 16,384 tokens on)",
+        help="never hold the logits of a whole batch (default: auto, yes from a vocabulary of 16,384 on)",
     )
     group.add_argument(
         "--recompute", action="store_true", help="activation checkpointing: less memory, a third more arithmetic"
@@ -259,15 +269,14 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         "--cache-teacher",
         type=cache_kind,
         metavar="dense|K",
-        help="what a fixed teacher says about the references is worked out once and kept on disk, "
-             "whole or as its K best"
-        " tokens and all others as one class (the loss then is one of K + 1 classes)",
+        help="compute a fixed teacher's logits on the references once and keep them on disk: all of them, or the K"
+        " likeliest tokens and one class for the rest (which changes the loss)",
     )
     group.add_argument(
         "--precision",
         default="auto",
         choices=("auto", "fp32", "tf32", "bf16"),
-        help="of matrix products; losses are float32 (auto: tf32 on CUDA, fp32 elsewhere)",
+        help="of matrix products; losses are float32 (default: auto, tf32 on CUDA, fp32 elsewhere)",
     )
     group.add_argument(
         "--compile", action="store_true", help="torch.compile the training passes (needs a C++ compiler)"
@@ -276,7 +285,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
 
 def add_device_flag(parser):
     """--device, of a parser or a group of one."""
-    kinds, told = ("auto", "cpu", "cuda", "mps"), "auto takes cuda, else cpu; mps only if asked for"
+    kinds, told = ("auto", "cpu", "cuda", "mps"), "auto (the default) takes cuda, else cpu; mps only if asked for"
     parser.add_argument("--device", default="auto", choices=kinds, help=told)
 
 
@@ -308,7 +317,9 @@ EVALUATION_FLAGS = ("accept_top_k", "gamma")  # every final student is measured 
 def make_parser(script, description, variants, main_variants):
     """The parser of a script with all flags that both scripts share; the script adds its own."""
     examples = f"examples:\n  python {script}.py --quick\n  python {script}.py --pairs 5 --out runs/mine"
-    parser = Parser(FIRST_FLAGS, prog=f"{script}.py", description=f"{description}\n\n{examples}")
+    # The list of flags follows: a usage that names each of them first would fill a screen.
+    usage, about = f"python {script}.py [--flag value ..]", f"{description}\n\n{examples}"
+    parser = Parser(FIRST_FLAGS, prog=f"{script}.py", usage=usage, description=about)
     add_shared_flags(parser, variants, main_variants, pairs.SIZES)
     group = parser.add_argument_group("sampling (methods whose tokens a model writes)")
     group.add_argument(
@@ -317,7 +328,10 @@ def make_parser(script, description, variants, main_variants):
     knobs = {name: [knob for knob in knobs_of(name) if knob != "accept_top_k"] for name in ACCEPT_RULES}
     listed = "; ".join(f"{name}: {', '.join(own)}" for name, own in knobs.items() if own)
     group.add_argument(
-        "--rule", default="", metavar="KNOB=X,..", help=f"the rule's own knobs, e.g. accept_min_prob=0.1 ({listed})"
+        "--rule",
+        default="",
+        metavar="KNOB=X,..",
+        help=f"settings of the accept rule, e.g. accept_min_prob=0.1 ({listed})",
     )
     group.add_argument(
         "--replace",
@@ -325,17 +339,28 @@ def make_parser(script, description, variants, main_variants):
         choices=tuple(REPLACE_RULES),
         help="what takes the place of a rejected token (default: sample)",
     )
-    group.add_argument("--student-temperature", type=float, default=1.0, help="of every token that the student writes")
-    group.add_argument("--student-top-p", type=float, help="nucleus of the student's draws")
-    group.add_argument("--teacher-temperature", type=float, default=1.0, help="of the teacher's replacements")
-    group.add_argument("--teacher-top-p", type=float, help="nucleus of the teacher's replacements")
     group.add_argument(
-        "--no-write-back", action="store_true", help="control: mark rejections, keep the student's tokens"
+        "--student-temperature", type=float, default=1.0, help="of the student's samples; 0 is greedy (default: 1)"
+    )
+    group.add_argument("--student-top-p", type=float, help="nucleus sampling by the student (default: off)")
+    group.add_argument(
+        "--teacher-temperature", type=float, default=1.0, help="of the teacher's replacements; 0 is greedy (default: 1)"
+    )
+    group.add_argument("--teacher-top-p", type=float, help="nucleus sampling of replacements (default: off)")
+    group.add_argument(
+        "--no-write-back", action="store_true", help="control: log rejections, keep the student's tokens"
     )
     group.add_argument(
-        "--accept-on", default="raw", choices=("raw", "warped"), help="warped: the released code's membership test"
+        "--accept-on",
+        default="raw",
+        choices=("raw", "warped"),
+        help="warped: accept after the teacher's temperature and top-p, as the released code does (default: raw)",
     )
-    group.add_argument("--judge-fresh", action="store_true", help="judge a second draw, as the released code does")
+    group.add_argument(
+        "--judge-fresh",
+        action="store_true",
+        help="verify a second draw of the student, not the draft, as the released code does",
+    )
     group = parser.add_argument_group("comparison")
     main_method = report.COMPARISONS[script][1]
     group.add_argument("--equal-compute", action="store_true", help=f"also train with {main_method}'s FLOP budget")
@@ -347,12 +372,12 @@ def make_parser(script, description, variants, main_variants):
         help="run each method once per value of a flag, e.g. --sweep lr=1e-3,5e-3 or "
         "no-write-back=no,yes; several: every combination",
     )
-    group.add_argument("--weight-decay", type=float, default=0.1, help="on the student's matrices")
-    group.add_argument("--log-every", type=int, default=20, help="steps between logged lines")
+    group.add_argument("--weight-decay", type=float, default=0.1, help="on the student's matrices (default: 0.1)")
+    group.add_argument("--log-every", type=int, default=20, help="steps between logged lines (default: 20)")
     group.add_argument(
         "--save-every",
         type=int,
         metavar="N",
-        help="steps between saved states, which --resume continues from (default: an eighth)",
+        help="steps between saved states, which --resume continues from (default: an eighth of a run)",
     )
     return parser

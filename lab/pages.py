@@ -30,69 +30,68 @@ def read_page(path):
 
 WRITERS = {  # a row's writer, as the table of methods says it
     "dataset": "references",
-    "teacher": "teacher, before training",
+    "teacher": "teacher (once)",
     "student": "student",
     "mixed": "references or student",
-    "interleaved": "student, corrected by the teacher",
+    "interleaved": "interleaved",
     "switching": "student, then teacher",
-    "teacher_mixed": "a mixture of both",
+    "teacher_mixed": "mixture of both models",
 }
 
 
-def _learning(row):
-    """What a row's teacher minimises, at which rate and in which order, as the table of methods says it."""
+def _keywords(values, own=None):
+    """ " (beta 0.5)" of {"beta": 0.5}, nothing of a dict without values; the key `own` is left out before its value."""
+    told = [f"{value}" if key == own else f"{key} {value}" for key, value in values.items() if value is not None]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _loss(row):
+    """What a row's student minimises, what is kept beside it, and the row's learning rate where it has one."""
+    loss = row.get("loss") or row.get("student_divergence") or "--student-divergence"
+    loss = f"`{loss}`" + _keywords(row.get("loss_kwargs", {}))
+    weight = row.get("kd_weight", row.get("student_kd"))
+    if weight == 0:
+        loss = "`cross_entropy`"
+    elif weight and weight < 1:
+        loss = f"{weight:g} {loss} + {1 - weight:.2g} cross-entropy"
+    if row.get("temperature") not in (None, 1):
+        loss += f", T = {row['temperature']:g}"
+    if row.get("method"):
+        loss += f", with `{row['method']}`" + _keywords(row.get("method_kwargs", {}), row["method"])
+    return loss if row["rate"] == 1 else f"{loss}; rate x {row['rate']:g}"
+
+
+def _teacher(row):
+    """A row's module and what of the teacher's side it fixes; what is not named here, a flag decides."""
     if row["module"] is None:
-        return "-"
-
-    def said(name):
-        flag, value = f"`--{name.replace('_', '-')}`", row[name]
-        return flag if value is None else f"`{value}`" if isinstance(value, str) else f"{value:g}"
-
-    parts = ["a meta-gradient"] if row["meta_gradient"] else [f"alpha {said('alpha')}"]
-    if not row["meta_gradient"] and row["alpha"] != 0:
-        parts.append(said("teacher_divergence"))
-    parts.append(f"rate {said('module_lr')}")
+        return "fixed"
+    parts = ["`--module`" if row["module"] == "flag" else row["module"]]
+    if row["meta_gradient"]:
+        parts.append("meta-gradient")
+    if row["alpha"] is not None:
+        parts.append(f"alpha {row['alpha']:g}")
+    if row["teacher_divergence"]:
+        parts.append(f"`{row['teacher_divergence']}`")
+    if row["module_lr"] is not None:
+        parts.append(f"module rate {row['module_lr']:g}")
     if row["anchor"] is not None:
         parts.append(f"anchor {row['anchor']:g}" + (" to 0" if row["anchor_decay"] else ""))
-    return ", ".join([*parts, *([row["update"]] if row["update"] else [])])
+    if row["update"]:
+        parts.append(row["update"])
+    return ", ".join(parts)
 
 
-def methods_table(script, variants):
+def methods_table(variants):
     """The table of a script's methods in docs/methods.md, from what its --list-variants prints: {name: row}."""
     with_module = any("module" in row for row in variants.values())
-    module_titles = ["teacher's module", "how it learns"] if with_module else []
-    sources = ["paper", "read from", "not the paper's"]
-    titles = ["method", "what it changes", "who writes", "loss", "rate", *module_titles, *sources]
-    lines = [f"| {' | '.join(titles)} | command |", "| --- " * (len(titles) + 1) + "|"]
+    titles = ["method", "what it changes", "who writes", "loss", *(["teacher's module"] if with_module else [])]
+    titles += ["paper (what was read)", "how it differs from the paper"]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for name, row in variants.items():
         writer = WRITERS.get(row["writer"], row["writer"])
         if row.get("answers") is not None and row["writer"] == "mixed":
-            writer = "teacher, before training, or student"
-        loss = row.get("loss") or row.get("student_divergence") or "--student-divergence"
-        given = [row.get("loss_kwargs", {}), row.get("method_kwargs", {})]
-        loss_kwargs, method_kwargs = (", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
-                        for values in given)
-        loss = f"`{loss}`" + (f" ({loss_kwargs})" if loss_kwargs else "")
-        weight = row.get("kd_weight", row.get("student_kd"))
-        loss = f"{weight:g} {loss} + {1 - weight:.2g} cross-entropy" if weight and weight < 1 else loss
-        loss = "`cross_entropy`" if weight == 0 else loss
-        loss += f", T = {row['temperature']:g}" if row.get("temperature") not in (None, 1) else ""
-        loss += (
-            f", keeps `{row['method']}`" + (f" ({method_kwargs})" if method_kwargs else "")
-            if row.get("method")
-            else ""
-        )
-        module = {None: "fixed", "flag": "lora (`--module`)"}.get(row.get("module"), row.get("module"))
-        cells = [
-            f"`{name}`",
-            row["note"],
-            writer,
-            loss,
-            f"{row['rate']:g}",
-            *([module, _learning(row)] if with_module else []),
-            row["paper"] or "-",
-            row["read_from"],
-            row["deviation"] or "-",
-        ]
-        lines.append(f"| {' | '.join(cells)} | `python {script}.py --variants {name}` |")
+            writer = "teacher (once) or student"
+        cells = [f"`{name}`", row["note"], writer, _loss(row), *([_teacher(row)] if with_module else [])]
+        cells += [f"{row['paper']} ({row['read_from']})" if row["paper"] else row["read_from"], row["deviation"] or "-"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

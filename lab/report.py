@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 # What a comparison of each script is about: (control, main_method). The control is the method that differences are
 # taken to in the first table, the main_method is the method that the second table holds against all others.
 COMPARISONS = {"train_skd": ("supervised", "skd"), "train_okd": ("fixed_forward_kl", "okd")}
+SHOWN_OF_BENCH = ("--only", "sampling,steps,losses,peers", "--show")  # in docs/speed.md
 
 
 OF_A_RUN = ("table.md", "report.html")  # what a run's folder has and a study's has not
@@ -172,9 +173,9 @@ def rendered_pages(root=ROOT):
     sections = {"methods.md": {}, "speed.md": {}}
     for script in COMPARISONS:
         rows = json.loads(_printed(root, f"{script}.py", "--list-variants"))
-        sections["methods.md"][f"methods-{script.removeprefix('train_')}"] = methods_table(script, rows)
+        sections["methods.md"][f"methods-{script.removeprefix('train_')}"] = methods_table(rows)
     for record in sorted(root.glob("results/bench/*.json")):
-        sections["speed.md"][f"bench-{record.stem}"] = _printed(root, "tests/bench.py", "--show", str(record))
+        sections["speed.md"][f"bench-{record.stem}"] = _printed(root, "tests/bench.py", *SHOWN_OF_BENCH, str(record))
     for name, bodies in sections.items():
         text = read_page(root / "docs" / name)
         for section, body in bodies.items():

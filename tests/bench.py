@@ -435,8 +435,8 @@ def table(rows):
     return tables.markdown_table([[text(row.get(name)) for name in names] for row in rows], names, left=len(words))
 
 
-def render(record):
-    """All tables of a record as markdown, the machine first;
+def render(record, names=tuple(SECTIONS)):
+    """The tables of these sections of a record as markdown, the machine first;
     a number that is the same in all rows stands above them."""
     about = record["machine"]
     place = (
@@ -450,7 +450,7 @@ def render(record):
     parts = [f"{place}; torch {about['torch']}; {commit}; {about['date']}; medians of {record['rounds']} rounds."]
     for name, section in SECTIONS.items():
         rows = record.get(name)
-        if not rows:
+        if not rows or name not in names:
             continue
         same = [
             key for key, value in rows[0].items() if type(value) is int and all(row.get(key) == value for row in rows)
@@ -480,15 +480,15 @@ def main(argv=None):
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU (default: 1)")
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"), help="where (default: cpu)")
     args = parser.parse_args(argv)
-    if args.show:
-        try:
-            return print(render(json.loads(Path(args.show).read_text(encoding="utf-8"))))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            parser.error(f"--show {args.show}: not a file that --json wrote ({error})")
     names = args.only.split(",")
     for name in names:
         if name not in SECTIONS:
             parser.error(f"unknown section {name!r}: choose from {', '.join(SECTIONS)}")
+    if args.show:
+        try:
+            return print(render(json.loads(Path(args.show).read_text(encoding="utf-8")), names))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            parser.error(f"--show {args.show}: not a file that --json wrote ({error})")
     if args.rounds < 1 or args.threads < 1:
         parser.error("--rounds and --threads must be at least 1")
     try:

@@ -81,6 +81,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     bench.main(["--show", str(tmp_path / "bench.json")])
     shown = capsys.readouterr().out
     assert shown.strip() == bench.render(record) and "Everywhere: batch 4, length 9, vocabulary 25." in shown
+    bench.main(["--only", "steps", "--show", str(tmp_path / "bench.json")])
+    assert "| " not in capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1
     for argv in (["--only", "everything"], ["--rounds", "0"], ["--json", str(tmp_path / "no" / "bench.json")],

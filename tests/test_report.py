@@ -1511,19 +1511,24 @@ def test_a_row_says_what_it_is(script, capsys):
     """The table of methods has a line per row, in their order;
     what each teacher does, by row or by flag, stands in it."""
     assert script.main(["--list-variants"]) == 0
-    table = pages.methods_table(script.__name__, json.loads(capsys.readouterr().out))
+    table = pages.methods_table(json.loads(capsys.readouterr().out))
     lines = {line.split("`")[1]: line for line in table.splitlines()[2:]}
     assert list(lines) == list(script.VARIANTS)
     if script is train_okd:
-        assert "| fixed | - |" in lines["gkd"]
-        assert "| alpha `--alpha`, `--teacher-divergence`, rate `--module-lr` |" in lines["okd"]
-        assert "| alpha 0, rate `--module-lr` |" in lines["okd_no_feedback"]
-        assert "| alpha 1, `forward_kl`, rate 1, anchor 1 to 0, alternating |" in lines["promptkd"]
-        assert "| a meta-gradient, rate `--module-lr`, alternating |" in lines["ikd"]
+        assert "| `generalized_jsd`; rate x 2 | fixed |" in lines["gkd"]
+        assert "| `--student-divergence` | `--module` |" in lines["okd"]
+        assert "| `--module`, alpha 0 |" in lines["okd_no_feedback"]
+        assert "| ptuning, alpha 1, `forward_kl`, module rate 1, anchor 1 to 0, alternating |" in lines["promptkd"]
+        assert "| `--module`, meta-gradient, alternating |" in lines["ikd"]
+    else:
+        assert "| 0.5 `forward_kl` + 0.5 cross-entropy, T = 2 |" in lines["hinton"]
+        assert "| `forward_kl`, with `feature` (hidden_mse, weight 1.0) |" in lines["fitnet"]
+        assert "| teacher (once) or student | `skew_by_writer` |" in lines["distillm2"]
     for name, row in script.VARIANTS.items():
         assert row.note, name
         assert row.paper is None or re.fullmatch(r"\d{4}\.\d{4,5}|10\.\d{4}/\S+", row.paper), name
-        assert f"| {row.paper or '-'} | {row.read_from} | {row.deviation or '-'} |" in lines[name]
+        read = f"{row.paper} ({row.read_from})" if row.paper else row.read_from
+        assert f"| {read} | {row.deviation or '-'} |" in lines[name]
 
 
 @pytest.mark.slow
@@ -1548,7 +1553,7 @@ def project(tmp_path):
     (tmp_path / "results" / "skd-a").mkdir()
     (tmp_path / "results" / "notes").mkdir()
     (tmp_path / "results" / "bench" / "cpu.json").write_text("fast")
-    (tmp_path / "tests" / "bench.py").write_text("import sys; print(open(sys.argv[2]).read(), '‖')")
+    (tmp_path / "tests" / "bench.py").write_text("import sys; print(open(sys.argv[-1]).read(), '‖')")
     row = {"note": "é", "writer": "student", "loss": "kl", "rate": 0.5, "paper": None, "read_from": "ours",
            "deviation": None}
     for script in ("skd", "okd"):
@@ -1568,7 +1573,7 @@ def test_pages_are_rendered_by_one_command(project):
     assert report.write_pages(project) == []
     text = (project / "docs" / "methods.md").read_text(encoding="utf-8")
     assert text.startswith("top\n") and text.endswith("bottom\n")
-    assert "| `skd` | é | student | `kl` | 0.5 | - | ours | - | `python train_skd.py" in text
+    assert "| `skd` | é | student | `kl`; rate x 0.5 | ours | - |" in text
     assert "fast ‖" in (project / "docs" / "speed.md").read_text(encoding="utf-8")
     page = (study / "README.md").read_text()
     (study / "README.md").write_text(page.replace("Task math", "Task maths").replace("# skd-a", "# Why"))

@@ -1705,7 +1705,7 @@ def test_a_new_writer_is_one_function_and_one_row(monkeypatch):
         arguments.ignored_sampling_reason("teacher_mix", "student", {}, args)
         == "does not write teacher_mixed or greedy"
     )
-    assert arguments.ignored_sampling_reason("student_top_p", "greedy", {}, args) == "lets no student write"
+    assert arguments.ignored_sampling_reason("student_top_p", "greedy", {}, args) == "trains on no student samples"
     assert arguments.ignored_sampling_reason("gamma", "greedy", {}, args) == "does not write interleaved"
 
 

@@ -1086,7 +1086,7 @@ def test_wrong_sweeps_are_refused(text, word):
      ("okd_ptuning", "module-scale=1,2", "without a scale"),
      ("okd_no_feedback", "teacher-divergence=forward_kl,reverse_kl", "is run at alpha 0"),
      ("sft", "temperature=1,2", "takes no divergence"), ("okd", "gamma=1,2", "does not write interleaved"),
-     ("okd", "student-temperature=.5,1", "no student write"),
+     ("okd", "student-temperature=.5,1", "trains on no student samples"),
      ("okd_skd,okd_on_policy", "teacher-top-p=.5,.9", "okd_on_policy, which does not write interleaved"),
      ("okd", "cache-teacher=dense,5", "cache")],
 )  # fmt: skip

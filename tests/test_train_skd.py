@@ -973,7 +973,7 @@ def test_flags_that_do_not_reach_a_row_change_no_bit_of_it(pair, variant, settin
 
 
 TYPED = [
-    ("sft", "--student-temperature 0.5", "lets no student write.*on_policy"),
+    ("sft", "--student-temperature 0.5", "trains on no student samples.*on_policy"),
     ("supervised,sft", "--teacher-top-p .5", "skd"),
     ("on_policy", "--rule accept_min_prob=.5 --accept-rule minprob", "skd"),
     ("supervised", "--no-write-back", "--no-write-back is ignored by all of supervised"),
@@ -992,14 +992,14 @@ def test_a_flag_that_reaches_no_chosen_row_is_refused(nothing_trained, capsys, n
 
 
 def test_a_flag_that_reaches_some_rows_is_noted():
-    """One line per flag, of at most five names; none where it reaches all, is what it is anyway,
-    or belongs to the evaluation."""
+    """One line per flag, of at most five names; none where it reaches all, or belongs to the evaluation."""
 
     def notes_of(*argv):
         return parse_flags([*argv, "--device", "cpu"])[0].notes  # auto may have one more to tell
 
-    notes = notes_of("--student-temperature", "0.5", "--lr", "1e-3", "--gamma", "2", "--accept-on", "raw")
-    assert notes == ["note: --student-temperature 0.5 is ignored by sft, supervised, seqkd (lets no student write)"]
+    notes = notes_of("--student-temperature", "0.5", "--lr", "1e-3", "--gamma", "2")
+    ignored = "is ignored by sft, supervised, seqkd (trains on no student samples)"
+    assert notes == [f"note: --student-temperature 0.5 {ignored}"]
     (note,) = notes_of("--variants", "all", "--judge-fresh")
     assert re.fullmatch(r"note: --judge-fresh is ignored by (\w+, ){4}\w+ and \d+ more", note)
     (note,) = notes_of("--data-dir", "X")
@@ -1011,7 +1011,7 @@ def test_notes_are_said_at_the_start(cached_pairs, tmp_path, capsys):
     """Before the task is named, and not in the table."""
     argv = [*SMALL, "--variants", "sft,on_policy", "--student-temperature", "0.5", "--out", str(tmp_path / "out")]
     assert main(argv) == 0
-    note = "note: --student-temperature 0.5 is ignored by sft (lets no student write)"
+    note = "note: --student-temperature 0.5 is ignored by sft (trains on no student samples)"
     assert (
         capsys.readouterr().out.startswith(note + "\n") and "note:" not in (tmp_path / "out" / "table.md").read_text()
     )
