@@ -947,7 +947,7 @@ def test_bands_never_lie_over_each_other_in_crowds():
     assert [e.get("stroke-width") for e in lines] == ["1.6"] * 3 + ["2.6"] * 2
     apart = {"method_4": [([0, 20], [9.0, 0.5]), ([0, 20], [-8.0, 0.5])]}  # their mean lies among the others
     highest = [max(float(text) for text, _ in axis_texts(plot(wavy(n, 2) | apart))) for n in (3, 5)]
-    assert highest[0] > 5 and highest[1] < 1, "a band that is not drawn takes no room"
+    assert highest[0] >= 5 and highest[1] < 1, "a band that is not drawn takes no room"
 
 
 def test_gaps_break_the_line_and_lone_points_are_dots():
