@@ -109,7 +109,7 @@ STUDIES = {
     "skd-k": Study(
         "How does SKD depend on K, from the teacher's best token alone to every token in use?",
         f"train_skd.py {FIVE} --variants skd --sweep accept-top-k=1,2,3,5,10,19",
-        10,
+        17,
         6,
     ),
     "skd-switches": Study(
