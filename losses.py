@@ -303,8 +303,7 @@ DIVERGENCES = {
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 2. Matches: two models at a position, like a divergence, and with their defaults zero where both agree. But they are
-# zero
-# elsewhere as well (each is blind to something), or their gradient is not the derivative of the value.
+# zero elsewhere as well (each is blind to something), or their gradient is not the derivative of the value.
 
 
 def taid_target(student_logits, teacher_logits, share):

@@ -78,7 +78,7 @@ class Variant:
     run, shape being "linear" or "cosine".
     """
 
-    writer: str  # dataset | teacher | student | mixed | interleaved | switching
+    writer: str  # a name in sample.WRITERS
     loss: str  # "cross_entropy", or a name in one of the tables of losses.py
     paper: str | None  # arXiv id
     note: str  # what it changes
@@ -182,7 +182,8 @@ def sampling_now(row, run, progress):
 
 
 class Method(nn.Module):
-    """Nothing is kept: the row's loss is (1 - kd_weight) cross-entropy + kd_weight T^2 loss(teacher^T, student^T)."""
+    """Nothing is kept: the row's loss is (1 - kd_weight) cross-entropy + kd_weight T^2 loss of both models' logits
+    divided by T."""
 
     student_passes = teacher_passes = 0  # per step, beyond the three of training and the one of the teacher's answer
     products = 0  # per token, of large layers that are neither model's: weights times passes

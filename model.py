@@ -465,9 +465,9 @@ class OnlineTeacher(nn.Module):
     """A frozen base and a small trainable module (OKD, arXiv 2409.12512, section V); called like a GPT.
 
     `online(tokens)` is the adapted teacher, `online.base(tokens)` the original one, always; with `enabled = False` both
-    are the same. The base is frozen here and shared, not copied: it never moves. Attached, a module leaves every logit
-    bit-equal, except "ptuning". `rank` is the module's size: LoRA's and an adapter's inner width, the number of prefix
-    or virtual tokens. Raises ValueError for an unknown kind or a rank below 1.
+    are the same. The base is frozen here and shared, not copied: it never moves. Before its training a module leaves
+    every logit bit-equal, except "ptuning". `rank` is the module's size: LoRA's and an adapter's inner width, the
+    number of prefix or virtual tokens. Raises ValueError for an unknown kind or a rank below 1.
     """
 
     def __init__(self, base, kind="lora", rank=8, scale=1.0, generator=None):

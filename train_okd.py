@@ -17,8 +17,8 @@ each runs the same code with the roles swapped: `kd_loss`. Taken alone, the teac
 alpha * student + (1 - alpha) * data: at alpha 0 the student has no influence on it (okd_no_feedback, the control that
 the paper lacks); at alpha 1 nothing but the student has one, and any agreement gives loss 0: collapse (okd_collapse).
 
-Without the plumbing, this is the method (student, base, batches of reference Rollouts, steps, rate and module_rate
-given):
+Without the plumbing, this is the method (student, base, batches of reference Rollouts, seed, steps, alpha, rate and
+module_rate given):
 
     teacher = OnlineTeacher(base, "lora", 8, 1.0, torch.Generator().manual_seed(1_000_003 * seed + 2))
     optimizers = make_optimizer(student, rate), make_optimizer(teacher, module_rate, weight_decay=0.0)
@@ -130,7 +130,7 @@ def kd_loss(
     own_logits, other_logits, mask, reference_loss, kd_weight, divergence, temperature=1.0, reduction="token",
     total=None,
 ):  # fmt: skip
-    """kd_weight * T^2 D(other || own) + (1 - kd_weight) * reference_loss: what either model minimises, a scalar.
+    """kd_weight * T^2 divergence(own, other) + (1 - kd_weight) * reference_loss: what either model minimises, a scalar.
 
     own_logits, other_logits (B, T, V); mask (B, T); the other side is a constant: divergences detach their second
     argument. `divergence` is a function of logits, `reference_loss` the model's own cross-entropy (unused at weight 1).
