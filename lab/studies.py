@@ -121,7 +121,7 @@ STUDIES = {
     "skd-rules": Study(
         "Does it matter which tokens the teacher replaces?",
         f"train_skd.py {FIVE} --variants skd --sweep accept-rule=topk,argmax,random,none,all",
-        8,
+        13,
         6,
     ),
     "writers": Study(
