@@ -144,6 +144,22 @@ def test_none_one_and_more_than_four_methods():
     assert "methods" not in drawn(many[:4], list(shares))
 
 
+def test_a_teacher_that_writes_every_token_has_no_map():
+    """It would be of one colour, and the scale of the others would end at 1."""
+    runs = [replacing("teacher", 1, {1: [1.0, 1.0], 21: [1.0, None]}), replacing("skd", 1, {1: [0.1, 0.2]})]
+    page = drawn(runs, ["teacher", "skd"])
+    assert names_of(page) == ["skd"] and texts_of(page, "scale")[-1][0] == "0.20"
+    assert heatmap.heat_maps(runs[:1], ["teacher"]) == []
+    assert len(heatmap.heat_maps([replacing("nearly", 1, {1: [1.0, 0.99]})], ["nearly"])) == 1
+
+
+def test_a_title_stays_on_its_map():
+    """The longest name that stays as it is, in bold letters of 8 pixels."""
+    page = drawn([replacing("w" * 20, 1, {1: [0.1]})], ["w" * 20])
+    (title,) = [text for text, _, _ in texts_of(page, "map")]
+    assert title.endswith(" " + "w" * 20) and heatmap.LEFT + 8 * len(title) < curves.PANEL
+
+
 def test_names_are_text_and_values_are_checked():
     """Markup in a name is text, and a long one is cut; what cannot be a share is an empty cell or an end of the scale;
     all texts stand inside of the picture."""
@@ -185,5 +201,5 @@ def test_the_page_shows_the_maps_behind_the_curves(methods):
     assert scale > max(y for _, y in places) and scale + 40 < float(root.get("height"))
     without = [run._replace(steps=[]) for run in runs]
     assert curves.curves_page(without) == curves.curves_page([run._replace(steps=[{"step": 1}]) for run in runs])
-    assert "teacher replaces" not in curves.curves_page(without)
+    assert "Replaced by the teacher" in page and "Replaced by" not in curves.curves_page(without)
     assert "no curves" not in curves.curves_page([run._replace(evals=[]) for run in runs])
