@@ -115,7 +115,7 @@ STUDIES = {
     "skd-switches": Study(
         "What do two switches of the released code change: nothing written back, a second draw judged?",
         f"train_skd.py {FIVE} --variants skd --sweep no-write-back=no,yes --sweep judge-fresh=no,yes",
-        8,
+        10,
         6,
     ),
     "skd-rules": Study(
