@@ -113,7 +113,7 @@ STUDIES = {
         6,
     ),
     "skd-switches": Study(
-        "What do two switches of the released code change: nothing written back, a second draw judged?",
+        "What changes if nothing is written back, and if a second draw is judged, as in the released code?",
         f"train_skd.py {FIVE} --variants skd --sweep no-write-back=no,yes --sweep judge-fresh=no,yes",
         10,
         6,
