@@ -224,7 +224,8 @@ def test_committed_runs_are_left_in_peace():
         for run in reading.read_records(folder):
             seen.add(run.variant)
             row = run.header["row"]
-            rule = row.get("sampling", {}).get("accept_rule", "topk")
+            swept = dict(text.split("=", 1) for text in run.variant.split()[1:])
+            rule = row.get("sampling", {}).get("accept_rule", swept.get("accept-rule", "topk"))
             if checks.about_run(row["writer"], rule, run.steps, FINAL | run.final):
                 warned.add(run.variant)
             teacher, start = FINAL | run.header["teacher"], run.header["student_start"]

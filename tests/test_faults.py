@@ -594,9 +594,9 @@ def test_a_method_that_cannot_work_is_left_out_of_all(cached_pairs, tmp_path, mo
     argv = [*SMALL, "--student-temperature", "0.5", "--out", str(tmp_path / "out"), "--variants"]
     assert train_skd.main([*argv, "main"]) == 0
     said = capsys.readouterr().out
-    assert said.count("note: left out: opd weighs its samples") == 1
+    assert said.count("note: left out: opd takes its samples") == 1
     assert {path.stem for path in (tmp_path / "out").glob("*.jsonl")} == {"sft_pair1_seed1", "speckd_pair1_seed1"}
-    with pytest.raises(ValueError, match="opd weighs its samples as the student's own"):
+    with pytest.raises(ValueError, match="opd takes its samples as drawn from the student itself"):
         train_skd.main([*argv, "sft,opd"])
 
 

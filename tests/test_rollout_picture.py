@@ -113,7 +113,7 @@ def test_the_first_run_is_drawn():
 def test_no_text_is_obeyed(markup):
     """Markup in a token, a prompt, or a name is text, and what cannot be printed is written out."""
     texts = {"1": markup, "2": "\x1b[31m", "3": "\u202e", "4": "a & b", "5": "\ud800"}
-    before = line(0, ONE | {"prompt": markup + "\x00", "rank": [markup] * 4}, texts=texts, accept_top_k=markup)
+    before = line(0, ONE | {"prompt": markup + "\x00", "rank": [markup] * 4}, texts=texts)
     run = run_with(before, line(1, KEPT), variant=f"{markup}\x07", header={"task": f"{markup}\ud800"})
     page = rollout_picture([run], run.variant)
     root = ElementTree.fromstring(page.encode("utf-8"))
