@@ -124,7 +124,7 @@ def test_the_picture_of_a_rollout(tmp_path, capsys):
             argv = ["--checkpoint", left, "--device", device, "--prompt", "5*3=", "--gamma", "3"]
             assert rollouts.main(argv) == 0
         told[device] = capsys.readouterr().out
-    assert told["cuda"] == told["cpu"] and "rollout" in told["cpu"]
+    assert told["cuda"] == told["cpu"] and "\nafter " in told["cpu"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -424,11 +424,11 @@ def test_a_run_shares_the_gpu_with_no_other(tmp_path, monkeypatch, no_curve):
     before; its kernels are loaded."""
     found, seen, make = [], set(), compare.make_run
 
-    def made(pair, *arguments):
+    def made(pair, *arguments, **shown):
         live, both = device.live, (pair.teacher, pair.new_student())
         found.append((live, sum(weight.nbytes for model in both for weight in model.parameters())))
         assert {"native_layer_norm_backward", "_fused_adamw_"} <= seen, "kernels are loaded before a run's clock begins"
-        return make(pair, *arguments)
+        return make(pair, *arguments, **shown)
 
     monkeypatch.setattr(compare, "make_run", made)
     with gpu() as device:
