@@ -187,7 +187,8 @@ def _every_run(table):
     body = _table(table)
     if len(body.encode()) > MOST_BYTES_OF_RUNS:
         return f"<p>{len(table.rows)} runs are too many for this page: table.md shows them.</p>"
-    return f"<details><summary>{len(table.rows)} runs, each on its own</summary>\n{body}\n</details>"
+    several = "s" if len(table.rows) > 1 else ""
+    return f"<details><summary>{len(table.rows)} run{several}, each on its own</summary>\n{body}\n</details>"
 
 
 def _list(texts):

@@ -38,7 +38,7 @@ thead button::after { content: "\\a0\\2195"; color: var(--link); }
 th[aria-sort=descending] button::after { content: "\\a0\\2193"; }
 th[aria-sort=ascending] button::after { content: "\\a0\\2191"; }
 .picture { background: #fff; color-scheme: light; }
-.picture svg { display: block; width: 100%; min-width: 860px; height: auto; }
+.picture svg { display: block; }
 .bar { margin: 6px 0; font-size: .9em; }
 .stack { display: flex; height: 22px; min-width: 8px; }
 .stack span { min-width: 0; overflow: hidden; white-space: nowrap; font-size: 12px; line-height: 20px;
@@ -83,7 +83,7 @@ small { font-size: .75em; }
   th, td { padding: 1px 3px; }
   thead th, tbody th { min-width: 0; }
   th:first-child { position: static; }
-  .picture svg { min-width: 0; max-height: 96vh; }
+  .picture svg { max-width: 100%; max-height: 96vh; height: auto; }
   .t, .stack span, .keys span { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .bar, .rollout, tr { break-inside: avoid; }
 }

@@ -146,7 +146,7 @@ STUDIES = {
     "okd-half-teacher": Study(
         "Does OKD gain from a teacher that was stopped after a quarter of its steps?",
         f"train_okd.py {THREE} --teacher-steps 500 --variants fixed_forward_kl,okd_no_feedback,okd",
-        6,
+        5,
         4,
     ),
     "okd-samples": Study(
