@@ -20,7 +20,8 @@ Two rules that every function follows:
   ValueError on a CPU, while on a GPU, where looking would cost a wait, the training loop finds the nan.
 
 The number in each docstring is the value for TEACHER (.6, .3, .1) against STUDENT (.2, .5, .3): check one by hand.
-The teacher is detached inside, gradients reach the student only. Formulas and gradients: arXiv 2306.13649 (GKD),
+The second argument is detached inside: gradients reach the first model only, the student (in OKD, where the call is
+turned round to train the teacher, the teacher). Formulas and gradients: arXiv 2306.13649 (GKD),
 2402.03898 (DistiLLM, skew divergences), 1503.02531 (Hinton's mixture).
 
 Four tables, by what a loss must know; `per_token_loss` finds a name in any of them:

@@ -280,7 +280,7 @@ def distill(row, student, teacher, prompts, responses=None, run=None):
         rollout = losses.write(step)  # who writes: the data set, or a model
         teacher_first(step, rollout)  # nothing in OKD; in other rows the teacher moves here, before the student
         for part in run.parts(rollout):
-            teacher_logits = part.teacher(teacher)  # one forward of each model, before either moves
+            teacher_logits = part.teacher(teacher)  # one forward of each model for both losses
             student_logits = part.forward(student)  # (B, T, V), row t predicts token t+1
             part.backward(losses.student(part, student_logits, constant(teacher_logits)))  # Eq. 17
             part.backward(losses.teacher(part, teacher_logits, constant(student_logits)), of=teacher)  # Eq. 16
