@@ -242,7 +242,9 @@ def place():
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and path.name != "pretend.py":
+        # A virtual environment may lie in the project, too.
+        own = path.is_relative_to(ROOT) and "site-packages" not in path.parts
+        if own and path.name != "pretend.py":
             return f"{path.relative_to(ROOT)}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
