@@ -89,14 +89,19 @@ def write_report(folder, order=None, control=None, main_method=None):
     In a study's folder the table goes into README.md, between the markers of the section "table", and there is no
     report.html.
     """
-    folder, texts = Path(folder), render_report(folder, order, control, main_method)
-    table = texts["table.md"]
+    made = render_report(folder, order, control, main_method)
+    _write(Path(folder), made)
+    return made["table.md"]
+
+
+def _write(folder, made):
+    """Write what render_report made of a folder into it; a study has its table in README.md."""
+    texts = made
     if (folder / PACKED).exists():
-        texts = {name: text for name, text in texts.items() if name not in OF_A_RUN}
-        texts["README.md"] = study_page(folder, table)
+        texts = {name: text for name, text in made.items() if name not in OF_A_RUN}
+        texts["README.md"] = study_page(folder, made["table.md"])
     for name, text in texts.items():
         write_whole(folder / name, text)
-    return table
 
 
 def study_page(folder, table):
@@ -139,12 +144,13 @@ def pack(folder, order=None, control=None, main_method=None):
         raise ValueError(f"{archive} does not hold {missing[0]}: move one of the two away")
     for path in texts:
         path.unlink()
-    table, made = write_report(folder, order, control, main_method), render_report(folder, order, control, main_method)
+    made = render_report(folder, order, control, main_method)
+    _write(folder, made)
     for name in OF_A_RUN:
         old = folder / name
         if old.is_file() and old.read_bytes() == made[name].encode():
             old.unlink()
-    return table
+    return made["table.md"]
 
 
 def rendered_pages(root=ROOT):
