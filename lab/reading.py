@@ -258,7 +258,6 @@ def _is_rollout_line(line):
     return known and all(_fits(rollout, texts) for rollout in rollouts)
 
 
-
 def _fits(rollout, texts):
     columns = [rollout.get(name) for name in ("tokens", *ROLLOUT_COLUMNS)] if isinstance(rollout, dict) else [None]
     if not all(isinstance(column, list | str) for column in columns):

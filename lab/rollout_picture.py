@@ -58,7 +58,7 @@ def rollout_picture(runs, method):
     for number in range(n_prompts):
         asked = before["rollouts"][number]
         cut = "… " if asked.get("prompt_cut") else ""
-        prompt = _cut(cut + written_out(asked.get("prompt", "")), MOST_OF_PROMPT)
+        prompt = _cut(cut + written_out(asked["prompt"]), MOST_OF_PROMPT)
         parts.append(svg.text(MARGIN, top + 12, "held-out prompt", 12, extra='class="faint"'))
         parts.append(svg.text(left, top + 12, prompt, 13, extra=f'class="prompt" {_held(prompt, 13)}'))
         top += 18
@@ -100,13 +100,13 @@ def _heading(run, name, line):
 
 def _top_k(line):
     """SKD's K as text."""
-    return _cut(str(line.get("accept_top_k", "?")), 6)
+    return _cut(str(line["accept_top_k"]), 6)
 
 
 def _units(line, rollout):
     """(width, height, elements at the origin) of each token; a replaced one is one with the proposal before it."""
     def text(token):
-        return _cut(written_out(line["texts"].get(str(token), "?")), MOST_OF_TOKEN).replace(" ", BLANK)
+        return _cut(written_out(line["texts"][str(token)]), MOST_OF_TOKEN).replace(" ", BLANK)
 
     columns = (rollout[name] for name in ("tokens", "written_by", "rejected", "rank"))
     for token, writer, rejected, rank in zip(*columns):

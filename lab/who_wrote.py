@@ -48,7 +48,7 @@ def rollouts_html(lines):
         rows = [(i, line["rollouts"][number]) for i, line in enumerate(lines) if number < len(line["rollouts"])]
         prompt = rows[0][1]
         cut = "… " if prompt.get("prompt_cut") else ""
-        parts.append(f'<p class="prompt">prompt <code>{cut}{shown(prompt.get("prompt", ""))}</code></p>')
+        parts.append(f'<p class="prompt">prompt <code>{cut}{shown(prompt["prompt"])}</code></p>')
         for i, rollout in rows:
             replaced, n_tokens = rollout["written_by"].count("t"), len(rollout["tokens"])
             count = f"the teacher wrote {replaced} of {n_tokens}"
@@ -69,7 +69,7 @@ def _token(line, rollout, at):
     """One position: the rejected proposal if there is one, the token that stands, and the details of both."""
     token, rejected = rollout["tokens"][at], rollout["rejected"][at]
     writer = "t" if rollout["written_by"][at] == "t" else "s"
-    rank = f"the teacher's rank {shown(rollout['rank'][at])}, K = {shown(line.get('accept_top_k', '?'))}"
+    rank = f"the teacher's rank {shown(rollout['rank'][at])}, K = {shown(line['accept_top_k'])}"
     struck, what = "", f"kept: {rank}"
     if rejected is not None:
         struck = f"<del>{_text(line, rejected)}</del>"
