@@ -90,9 +90,8 @@ def findings(runs, main_method):
 def above_and_below(runs, variants, main_method):
     """Which methods the main method's greedy score is above or below: only decided differences, as table.md marks
     them."""
-    heading = "score (greedy)"
-    _, _, found, tested, decided = main_differences(runs, variants, main_method)
-    clear = {name: found[name, heading] for name in variants if (name, heading) in decided}
+    _, (greedy, *_), found, tested, decided = main_differences(runs, variants, main_method)
+    clear = {name: found[name, greedy] for name in variants if (name, greedy) in decided}
     test = f"p < {DECIDED:.2f} after correction for {tested} comparison{'s' * (tested != 1)}"
     if not clear:
         return f"Greedy scores: {fitted(main_method, 40)} cannot be told from any other method (none has {test})."

@@ -275,8 +275,8 @@ def main_differences(runs, variants, main_method):
                ("sampled at equal compute", "score_sampled", "compute")]
     columns = [column for column in columns if any(run.budget == column[2] for run in runs)]
     found = {}
-    for variant in variants:
-        for heading, key, budget in columns if variant != main_method else ():
+    for variant in [variant for variant in variants if variant != main_method]:
+        for heading, key, budget in columns:
             both = select_runs(runs, main_method, budget), select_runs(runs, variant, budget)
             found[variant, heading] = paired_difference(*both, key, unit)
     tested = {of: one.p_value for of, one in found.items() if unit == "pair" and one.p_value is not None}
