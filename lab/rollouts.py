@@ -147,6 +147,31 @@ def train_shortly(student, pair, options):
     student.eval()
 
 
+def print_rollouts(shown, prompts, tokenizer):
+    """Per prompt: who wrote what in each of the rollouts, {what it is called: Rollout}, and the text that came out."""
+    decode, color = readable_by(tokenizer), in_color()
+    for row, prompt in enumerate(prompts):
+        print(flow("prompt   ", [[("", visible(prompt))]]))
+        for name, rollout in shown.items():
+            print(flow(f"{name:<9}", picture(rollout, row, decode, tokenizer.eos_token), color))
+            text = decode([token for token in rollout.responses()[row] if token != tokenizer.eos_token])
+            print(flow("result   ", by_student(text)))
+        print()
+
+
+def print_counts(shown):
+    """A line per rollout: how many tokens were accepted, replaced and discarded, and what each cost."""
+    for name, rollout in shown.items():
+        counts, written = rollout.counts(), int(rollout.response_mask.sum())
+        processes.print_line(
+            (f"{name}: " if len(shown) > 1 else "")
+            + f"{written} tokens written: {counts['accepted']} accepted, {counts['replaced']} replaced"
+            f" (accept rate {counts['accepted'] / counts['judged']:.3f}); {counts['discarded']} proposals discarded;"
+            f" {counts['teacher_calls'] / written:.2f} teacher calls and"
+            f" {counts['student_steps'] / written:.2f} student steps per token"
+        )
+
+
 def main(argv=None):
     """Show rollouts of SKD in the terminal; see --help."""
     processes.use_any_terminal()
@@ -227,23 +252,8 @@ def main(argv=None):
     print(f"{LEGEND}   <discarded>\n")
     if any("\\n" in prompt for prompt in args.prompt or ()):
         print("note: a \\ and an n in --prompt are two characters; bash writes a new line as $'..\\n'\n")
-    decode, color = readable_by(tokenizer), in_color()
-    for row, prompt in enumerate(prompts):
-        print(flow("prompt   ", [[("", visible(prompt))]]))
-        for name, rollout in shown.items():
-            print(flow(f"{name:<9}", picture(rollout, row, decode, tokenizer.eos_token), color))
-            text = decode([token for token in rollout.responses()[row] if token != tokenizer.eos_token])
-            print(flow("result   ", by_student(text)))
-        print()
-    for name, rollout in shown.items():
-        counts, written = rollout.counts(), int(rollout.response_mask.sum())
-        processes.print_line(
-            (f"{name}: " if len(shown) > 1 else "")
-            + f"{written} tokens written: {counts['accepted']} accepted, {counts['replaced']} replaced"
-            f" (accept rate {counts['accepted'] / counts['judged']:.3f}); {counts['discarded']} proposals discarded;"
-            f" {counts['teacher_calls'] / written:.2f} teacher calls and"
-            f" {counts['student_steps'] / written:.2f} student steps per token"
-        )
+    print_rollouts(shown, prompts, tokenizer)
+    print_counts(shown)
     return 0
 
 
