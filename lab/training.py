@@ -147,6 +147,8 @@ class Run:
         not learned."""
         if hasattr(self, "student"):
             raise ValueError("a Run is one student's training, and this one has begun: make another")
+        if not any(weight.requires_grad for weight in student.parameters()):
+            raise ValueError("the student has no weight that learns: give another model than the frozen teacher")
         if not prompts or responses is not None and len(responses) != len(prompts):
             found = "" if responses is None else f" and {len(responses)} responses"
             found = f"{len(prompts)} prompts{found}"

@@ -1,6 +1,7 @@
 """Laws of the two loops: they fit a slide, a plain loop ends at the same weights, and they run from a notebook."""
 
 import ast
+import copy
 import dataclasses
 import inspect
 import re
@@ -215,6 +216,16 @@ def test_a_run_is_of_one_student(first, second):
     with pytest.raises(ValueError, match="make another") as error:
         train_skd.distill(train_skd.VARIANTS[second], student, teacher, prompts, responses, once)
     assert "\n" not in str(error.value) and equal(before, weights_of(student))
+
+
+@pytest.mark.parametrize("script, name", [(train_skd, "skd"), (train_skd, "supervised"), (train_okd, "okd")])
+def test_a_frozen_student_is_refused(script, name):
+    """Such as the teacher itself, or a copy of it that was made when it was frozen: one line, not autograd's error."""
+    _, teacher, prompts, responses = models()
+    for student in (teacher.requires_grad_(False), copy.deepcopy(teacher)):
+        with pytest.raises(ValueError, match="no weight that learns") as error:
+            script.distill(script.VARIANTS[name], student, teacher, prompts, responses, run(steps=2))
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("keep, given", [(0, 0), (0, None), (11, 10), (11, 0), (10, 11)])
