@@ -1,0 +1,173 @@
+"""What the course consists of: the table of exercises, and the inputs that their laws are tried on.
+
+Inputs come from Python's own random numbers, seeded by the salt, the exercise and the law: another salt makes other
+inputs of the same kind, and one salt makes the same ones on every machine and with every torch.
+"""
+
+import json
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+VISIBLE = "visible"  # the salt that students use
+STORED = HERE / "stored.json"  # in a handout: what the references return for the visible inputs
+
+
+class Exercise(NamedTuple):
+    """One row of the course."""
+
+    number: int
+    name: str
+    kind: str  # "build", "fault" or "experiment"
+    points: int
+    minutes: int  # a guess of the median
+    functions: tuple  # that the student writes in answers.py
+    seconds: int = 30  # the time limit of its grading, on an idle machine a tenth of it
+
+
+BUILD = (
+    Exercise(1, "masked mean", "build", 4, 20, ("masked_mean",)),
+    Exercise(2, "forward and reverse KL", "build", 5, 30, ("kl", "forward_kl", "reverse_kl")),
+)
+EXERCISES = BUILD
+
+
+def exercise(number):
+    """The row of a number; ValueError for one that there is none of."""
+    found = {row.number: row for row in EXERCISES}
+    if number not in found:
+        raise ValueError(f"no exercise {number}: the course has 1 to {max(found)}")
+    return found[number]
+
+
+class Broken(Exception):
+    """A law that does not hold; the text says for which input, never what would be right."""
+
+
+class Law(NamedTuple):
+    """One thing that must hold. `check` takes the student's code and Made, and raises Broken."""
+
+    name: str
+    says: str
+    essential: bool  # without it the exercise is worth nothing: it is the definition itself
+    check: object
+
+
+def described(value):
+    """A value as the short text of a message: a tensor by its shape, anything else in full, cut at 60 characters."""
+    if isinstance(value, torch.Tensor) and value.dim():
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    text = repr(value.item() if isinstance(value, torch.Tensor) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class Made:
+    """Inputs of one law, and what the reference returns for them."""
+
+    def __init__(self, salt, law, oracle):
+        self.random = random.Random(f"{salt}/{law}")
+        self.oracle = oracle
+
+    def normal(self, *shape, spread=1.0):
+        """A float32 tensor of N(0, spread^2)."""
+        numbers = [self.random.gauss(0.0, spread) for _ in range(torch.Size(shape).numel())]
+        return torch.tensor(numbers).view(shape)
+
+    def logits(self, *shape, spread=2.0):
+        """Logits of a model that is neither sure nor ignorant."""
+        return self.normal(*shape, spread=spread)
+
+    def uniform(self, *shape):
+        """A float32 tensor of numbers in (0, 1)."""
+        numbers = [self.random.uniform(0.001, 0.999) for _ in range(torch.Size(shape).numel())]
+        return torch.tensor(numbers).view(shape)
+
+    def tokens(self, vocab_size, *shape):
+        """A long tensor of ids below vocab_size."""
+        numbers = [self.random.randrange(vocab_size) for _ in range(torch.Size(shape).numel())]
+        return torch.tensor(numbers).view(shape)
+
+    def mask(self, B, T):
+        """(B, T) bool: runs of True, no two of one length, none empty, none at the start; one of them ends at T."""
+        lengths = self.random.sample(range(1, T - 1), B)
+        starts = [self.random.randint(1, T - 1 - length) for length in lengths]
+        starts[-1] = T - lengths[-1]
+        slots = torch.arange(T)
+        start, length = torch.tensor(starts)[:, None], torch.tensor(lengths)[:, None]
+        return (slots >= start) & (slots < start + length)
+
+    def expected(self, function, *arguments, **keywords):
+        """What the reference's function of that name returns, with its gradients cut off."""
+        return self.oracle(function, *arguments, **keywords)
+
+
+def check(holds, about):
+    """Broken(about) unless it holds."""
+    if not holds:
+        raise Broken(about)
+
+
+def same(found, expected, about, tolerance=1e-5):
+    """Broken unless `found` is a tensor, or numbers, of the shape and values of `expected`. Says neither."""
+    expected = torch.as_tensor(expected)
+    if not isinstance(found, torch.Tensor):
+        try:
+            found = torch.tensor(found)
+        except (TypeError, ValueError, RuntimeError):
+            raise Broken(f"{about}: found {described(found)}, a tensor is wanted") from None
+    found = found.detach()
+    check(found.shape == expected.shape, f"{about}: found the shape {tuple(found.shape)}, which is another one")
+    if expected.is_floating_point():
+        found, expected = found.double(), expected.double()
+        check(bool(found.isfinite().all()), f"{about}: found nan or infinity")
+        limit = tolerance * (1 + expected.abs())
+        check(bool(((found - expected).abs() <= limit).all()), about)
+    else:
+        check(bool((found == expected).all()), about)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where the right values come from.
+
+
+def plain(value):
+    """A result as JSON can hold it: tensors as lists, tuples as lists."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().tolist()
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def as_values(value):
+    """The inverse of `plain` where it matters: lists of numbers become tensors, others stay lists."""
+    if isinstance(value, list):
+        try:
+            return torch.tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            return [as_values(item) for item in value]
+    return value
+
+
+class Reference:
+    """An oracle that asks the reference solutions."""
+
+    def __init__(self, solutions):
+        self.solutions, self.returned = solutions, []
+
+    def __call__(self, function, *arguments, **keywords):
+        value = plain(getattr(self.solutions, function)(*arguments, **keywords))
+        self.returned.append(value)
+        return as_values(value)
+
+
+class Stored:
+    """An oracle that reads what the references returned in the same order when the handout was made."""
+
+    def __init__(self, law):
+        self.law, self.left = law, list(json.loads(STORED.read_text(encoding="utf-8"))[law])
+
+    def __call__(self, function, *arguments, **keywords):
+        return as_values(self.left.pop(0))
