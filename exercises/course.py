@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from model import GPT, GPTConfig
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 VISIBLE = "visible"  # the salt that students use
@@ -26,12 +28,27 @@ class Exercise(NamedTuple):
     points: int
     minutes: int  # a guess of the median
     functions: tuple  # that the student writes in answers.py
-    seconds: int = 30  # the time limit of its grading, on an idle machine a tenth of it
+    seconds: int = 60  # the time limit of its grading, on an idle machine a twentieth of it
 
 
 BUILD = (
     Exercise(1, "masked mean", "build", 4, 20, ("masked_mean",)),
     Exercise(2, "forward and reverse KL", "build", 5, 30, ("kl", "forward_kl", "reverse_kl")),
+    Exercise(3, "generalized JSD", "build", 5, 30, ("generalized_jsd",)),
+    Exercise(4, "temperature, top-k and top-p", "build", 5, 40, ("warp",)),
+    Exercise(5, "one draw from one number", "build", 4, 20, ("inverse_cdf",)),
+    Exercise(6, "rank and acceptance", "build", 4, 20, ("rank", "accepted_by_topk")),
+    Exercise(7, "interleaved sampling", "build", 8, 60, ("interleaved",)),
+    Exercise(8, "one block", "build", 8, 60, ("countable", "verify", "commit")),
+    Exercise(9, "in blocks, with caches", "build", 12, 150, ("interleaved_in_blocks",)),
+    Exercise(10, "lossless speculative decoding", "build", 6, 45, ("speculative_stays", "residual")),
+    Exercise(11, "the on-policy step", "build", 8, 60, ("on_policy_step",)),
+    Exercise(12, "the SKD step", "build", 6, 30, ("skd_step",)),
+    Exercise(13, "sparse targets with a tail", "build", 5, 40, ("with_tail", "sparse_forward_kl")),
+    Exercise(14, "LoRA on q and v", "build", 5, 30, ("lora_qkv",)),
+    Exercise(15, "OKD's two losses", "build", 7, 45, ("okd_losses",)),
+    Exercise(16, "block length by acceptance", "build", 3, 20, ("best_gamma",)),
+    Exercise(17, "paired Student-t interval", "build", 5, 40, ("student_t_interval", "paired_interval")),
 )
 EXERCISES = BUILD
 
@@ -100,9 +117,27 @@ class Made:
         start, length = torch.tensor(starts)[:, None], torch.tensor(lengths)[:, None]
         return (slots >= start) & (slots < start + length)
 
+    def gpt(self, vocab_size=11, width=8, block_size=24, n_layer=1):
+        """A GPT whose rows are far from uniform, so that two of them disagree clearly."""
+        model = GPT(GPTConfig(vocab_size, block_size, n_layer, 2, width)).eval()
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.dim() > 1:
+                    weight.copy_(self.normal(*weight.shape, spread=0.5))
+        return model
+
+    def noise(self):
+        """noise(*key): a number in (0, 1) that belongs to the key, in whatever order it is asked for."""
+        name = self.random.random()
+        return lambda *key: random.Random(f"{name}/{key}").uniform(0.001, 0.999)
+
     def expected(self, function, *arguments, **keywords):
-        """What the reference's function of that name returns, with its gradients cut off."""
-        return self.oracle(function, *arguments, **keywords)
+        """What the reference's function of that name returns."""
+        return self.outcome(lambda code: getattr(code, function)(*arguments, **keywords))
+
+    def outcome(self, run):
+        """run(code) with the references in the place of the student's code."""
+        return self.oracle(run)
 
 
 def check(holds, about):
@@ -157,8 +192,8 @@ class Reference:
     def __init__(self, solutions):
         self.solutions, self.returned = solutions, []
 
-    def __call__(self, function, *arguments, **keywords):
-        value = plain(getattr(self.solutions, function)(*arguments, **keywords))
+    def __call__(self, run):
+        value = plain(run(self.solutions))
         self.returned.append(value)
         return as_values(value)
 
@@ -167,7 +202,7 @@ class Stored:
     """An oracle that reads what the references returned in the same order when the handout was made."""
 
     def __init__(self, law):
-        self.law, self.left = law, list(json.loads(STORED.read_text(encoding="utf-8"))[law])
+        self.left = list(json.loads(STORED.read_text(encoding="utf-8"))[law])
 
-    def __call__(self, function, *arguments, **keywords):
+    def __call__(self, run):
         return as_values(self.left.pop(0))

@@ -50,8 +50,67 @@ CORE = (
     Core(2, "losses.py", "kl", "return answers.kl(first_logprobs, second_logprobs)"),
     Core(2, "losses.py", "forward_kl", "return answers.forward_kl(student_logits, teacher_logits)"),
     Core(2, "losses.py", "reverse_kl", "return answers.reverse_kl(student_logits, teacher_logits)"),
+    Core(3, "losses.py", "generalized_jsd", "return answers.generalized_jsd(student_logits, teacher_logits, beta)"),
+    Core(4, "sample.py", "warp", "return answers.warp(model_logits, temperature, top_k, top_p)"),
+    Core(5, "sample.py", "inverse_cdf", "return answers.inverse_cdf(probs, uniform)"),
+    Core(6, "sample.py", "rank", "return answers.rank(model_logits, tokens)"),
+    Core(6, "sample.py", "_accept_topk", "return answers.accepted_by_topk(teacher_logits, proposed, accept_top_k)"),
+    Core(7, "sample.py", "interleaved_reference",
+         "noise = Noise(generator, torch.tensor([row_key]))\n"
+         "response, sources = answers.interleaved(\n"
+         "    student, teacher, prompt, max_new_tokens, lambda at, role: noise(torch.tensor([at]), role).item(),\n"
+         "    accept_top_k, eos_token)\n"
+         "return response, [SOURCE_NAMES.index(source) for source in sources]"),
+    Core(8, "sample.py", "countable", "return answers.countable(proposed, positions, end, eos_token)"),
+    Core(8, "sample.py", "verify",
+         "verdict = answers.verify(stays, counts)\n"
+         "return Verdict(*verdict, (torch.arange(len(stays)), verdict[0].clamp(max=stays.size(1) - 1)))"),
+    Core(8, "sample.py", "commit",
+         "arguments = proposed, verdict.judged, verdict.rejected, replacement, start, eos_token\n"
+         "return Commit(*answers.commit(*arguments))"),
+    Core(9, "sample.py", "interleaved_plain", ""),
+    Core(9, "sample.py", "_in_blocks", ""),
+    Core(9, "sample.py", "interleaved_generate",
+         "keys = _row_keys(row_keys, len(prompts), _device(student))\n"
+         "numbers = Noise(generator, keys)\n\n\n"
+         "def number(row, at, role):\n"
+         "    return numbers(torch.full((len(prompts), 1), at), role)[row].item()\n\n\n"
+         "responses, sources = answers.interleaved_in_blocks(\n"
+         "    student, teacher, prompts, max_new_tokens, number, gamma or 4, accept_top_k, eos_token)\n"
+         "rollout = rollout_from_ids(prompts, responses, [STUDENT] * len(prompts), None, eos_token)\n"
+         "for row, names in enumerate(sources):\n"
+         "    for at, name in enumerate(names, len(prompts[row])):\n"
+         "        rollout.source[row, at] = SOURCE_NAMES.index(name)\n"
+         "with torch.no_grad():\n"
+         "    rollout.teacher_logits = teacher(rollout.tokens[:, :-1])\n"
+         "return rollout"),
+    Core(10, "sample.py", "SpeculativeRules.stays",
+         "draft_logits, T = torch.stack(block.rows, 1), self.temperature\n"
+         "return answers.speculative_stays(draft_logits / T, target_rows / T, block.proposed, uniform['accept'])"),
+    Core(10, "sample.py", "SpeculativeRules.redraw",
+         "draft_row, T = torch.stack(block.rows, 1)[at], self.temperature\n"
+         "probs = answers.residual(draft_row / T, target_rows[at] / T)\n"
+         "return inverse_cdf(probs, uniform['teacher'][at][..., None])[..., 0]"),
+    Core(12, "train_skd.py", "distill", ""),
+    Core(12, "lab/rollouts.py", "train_shortly", ""),
+    Core(13, "losses.py", "with_tail", "return answers.with_tail(model_logits, ids)"),
+    Core(14, "model.py", "LoRA.project",
+         "if name != 'qkv':\n"
+         "    return linear(x)\n"
+         "query, value = ((down[layer], up[layer]) for down, up in (\n"
+         "    (self.down_query, self.up_query), (self.down_value, self.up_value)))\n"
+         "return answers.lora_qkv(linear, x, *query, *value, self.scale)"),
+    Core(15, "train_okd.py", "kd_loss", ""),
+    Core(15, "train_okd.py", "distill", ""),
+    Core(16, "sample.py", "best_gamma", "return answers.best_gamma(accepted, judged, call_cost)"),
+    Core(17, "lab/statistics.py", "student_t_interval", "return answers.student_t_interval(values)"),
+    Core(17, "lab/statistics.py", "paired_difference", ""),
 )  # fmt: skip
 
+# Text that shows the loop which an exercise asks for: (exercise, file, where it begins, where what stays goes on).
+SHOWN = (
+    (15, "train_okd.py", "Without the plumbing, this is the method", "Every divergence detaches its second argument"),
+)
 FOLDERS = ("", "data/", "lab/")  # of the modules that a handout holds
 KEPT = (  # of exercises/
     "README.md", "reading.md", "course.py", "laws.py", "adapters.py", "worker.py", "grade.py", "handout.py",
@@ -95,7 +154,7 @@ def with_bodies(source, bodies):
             lines[start - 1 : end] = []
             continue
         indent = " " * (node.col_offset + 4)
-        lines[start - 1 : end] = [indent + line for line in text.splitlines()]
+        lines[start - 1 : end] = [(indent + line).rstrip() for line in text.splitlines()]
     return "\n".join(lines) + "\n"
 
 
@@ -126,6 +185,10 @@ def stubs(solutions, solved=0):
 
 def in_handout(file, source, solved):
     """A file of the core as a handout holds it."""
+    for number, name, start, end in SHOWN:
+        if name == file and number > solved:
+            before, _, rest = source.partition(start)
+            source = before + end + rest.partition(end)[2]
     bodies = {}
     for item in CORE:
         if item.file == file and item.number > solved:
@@ -206,5 +269,49 @@ def changed_files(folder):
     return notes
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# What is rendered: python exercises/handout.py
+
+
+def page_of(row):
+    """The name of an exercise's page."""
+    return next(path.name for path in sorted(HERE.glob(f"{row.number:02}_*.md")))
+
+
+def table_of_exercises():
+    """The table of README.md."""
+    lines = ["| | exercise | kind | points | minutes |", "| ---: | --- | --- | ---: | ---: |"]
+    for row in course.EXERCISES:
+        name = f"[{row.name}]({page_of(row)})"
+        lines.append(f"| {row.number} | {name} | {row.kind} | {row.points} | {row.minutes} |")
+    points, minutes = (sum(getattr(row, name) for row in course.EXERCISES) for name in ("points", "minutes"))
+    return [*lines, f"| | all | | {points} | {minutes} |"]
+
+
+def table_of_wrong_solutions():
+    """The table of teacher.md: what is handed in wrong on purpose, and the law that rejects it."""
+    import wrong
+
+    lines = ["| | mistake | rejected at |", "| ---: | --- | --- |"]
+    return lines + [f"| {row.number} | {row.mistake} | {row.law.replace('_', ' ')} |" for row in wrong.WRONG]
+
+
+def with_table(text, lines):
+    """A page with its table, between two comments, replaced."""
+    start, end = "<!-- table: python exercises/handout.py -->\n", "<!-- end -->"
+    before, _, rest = text.partition(start)
+    return before + start + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
+
+
+def rendered():
+    """File of exercises/ -> what it must hold, as far as it is made of other files."""
+    files = {"answers.py": stubs((HERE / "solutions.py").read_text(encoding="utf-8"))}
+    for name, table in (("README.md", table_of_exercises), ("teacher.md", table_of_wrong_solutions)):
+        if (HERE / name).is_file():
+            files[name] = with_table((HERE / name).read_text(encoding="utf-8"), table())
+    return files
+
+
 if __name__ == "__main__":
-    (HERE / "answers.py").write_text(stubs((HERE / "solutions.py").read_text(encoding="utf-8")), encoding="utf-8")
+    for name, text in rendered().items():
+        (HERE / name).write_text(text, encoding="utf-8")
