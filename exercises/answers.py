@@ -221,7 +221,7 @@ def skd_step(student, teacher, prompts, max_new_tokens, optimizer, rate, generat
 
 
 def with_tail(model_logits, ids):
-    """Log-probabilities of the tokens `ids` and, last, of all others together: (..., V), (..., k) long -> (..., k + 1)."""
+    """Log-probs of the tokens `ids` and, last, of all others together: (..., V), (..., k) long -> (..., k + 1)."""
     raise NotImplementedError("exercise 13, with_tail")
 
 
@@ -240,8 +240,8 @@ def sparse_forward_kl(student_logits, teacher_logits, top_k):
 def lora_qkv(linear, x, down_query, up_query, down_value, up_value, scale):
     """A fused projection with LoRA beside its queries and values: x (B, T, C) -> (B, T, 3 C), queries, keys, values.
 
-    linear: the frozen torch.nn.Linear(C, 3 C). down_... (C, r), up_... (r, C) are trained: scale * x down up is added to
-    the queries, and likewise to the values. The keys stay as they are.
+    linear: the frozen torch.nn.Linear(C, 3 C). down_... (C, r), up_... (r, C) are trained: scale * x down up is added
+    to the queries, and likewise to the values. The keys stay as they are.
     """
     raise NotImplementedError("exercise 14, lora_qkv")
 
@@ -293,3 +293,91 @@ def paired_interval(scores_a, scores_b):
     lacks are left out, the seeds of a pair are averaged, and the interval is over the pairs.
     """
     raise NotImplementedError("exercise 17, paired_interval")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exercises 18 to 26: tests that find a silent fault. Import the project inside the function.
+
+
+def test_mask_from_ids():
+    """response_mask covers every token of the responses, whatever their ids are, and nothing else."""
+    raise NotImplementedError("exercise 18, test_mask_from_ids")
+
+
+def test_mean_over_v():
+    """A divergence is a sum over the vocabulary, in nats: its size does not fall as V grows."""
+    raise NotImplementedError("exercise 19, test_mean_over_v")
+
+
+def test_direction():
+    """forward_kl is KL(teacher || student)."""
+    raise NotImplementedError("exercise 20, test_direction")
+
+
+def test_second_draw():
+    """Every token that interleaved_generate keeps is among the teacher's accept_top_k."""
+    raise NotImplementedError("exercise 21, test_second_draw")
+
+
+def test_teacher_off_by_one():
+    """Row t of a rollout's teacher_logits is what the teacher says of token t + 1."""
+    raise NotImplementedError("exercise 22, test_teacher_off_by_one")
+
+
+def test_zero_gradient():
+    """The expected gradient of policy_gradient is that of reverse KL: sum it over all tokens, weighted by student."""
+    raise NotImplementedError("exercise 23, test_zero_gradient")
+
+
+def test_wrong_top_k():
+    """top_k_kl looks at the teacher's best tokens: what the student makes of the teacher's best one is seen."""
+    raise NotImplementedError("exercise 24, test_wrong_top_k")
+
+
+def test_end_token_masked():
+    """The end token is a token of the response: a student that never learns it never stops."""
+    raise NotImplementedError("exercise 25, test_end_token_masked")
+
+
+def test_reseeded():
+    """A second call with the same generator draws other numbers: a training step does not repeat the one before."""
+    raise NotImplementedError("exercise 26, test_reseeded")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exercises 27 to 33: experiments. "folder" is seen from this file; the pages name commands, figures and words.
+
+
+def explain_modes():
+    """What reverse KL makes of two ways to write a step -> dict of prediction, folder, figures, found and why."""
+    raise NotImplementedError("exercise 27, explain_modes")
+
+
+def explain_accept_top_k():
+    """How much the teacher replaces for K from 1 to all tokens in use -> dict as above."""
+    raise NotImplementedError("exercise 28, explain_accept_top_k")
+
+
+def explain_deterministic_targets():
+    """What is left of soft targets where every step has one way to be written -> dict as above."""
+    raise NotImplementedError("exercise 29, explain_deterministic_targets")
+
+
+def explain_exposure_bias():
+    """How far a supervised student is from its teacher on references and on its own text -> dict as above."""
+    raise NotImplementedError("exercise 30, explain_exposure_bias")
+
+
+def explain_moving_teacher():
+    """The student's distance to the original teacher, to the adapted one, and between these -> dict as above."""
+    raise NotImplementedError("exercise 31, explain_moving_teacher")
+
+
+def explain_collapse():
+    """What happens where the teacher learns from the student alone -> dict as above."""
+    raise NotImplementedError("exercise 32, explain_collapse")
+
+
+def explain_feedback():
+    """Whether OKD gains on its control without feedback, paired by pretrained pair -> dict as above."""
+    raise NotImplementedError("exercise 33, explain_feedback")

@@ -50,7 +50,27 @@ BUILD = (
     Exercise(16, "block length by acceptance", "build", 3, 20, ("best_gamma",)),
     Exercise(17, "paired Student-t interval", "build", 5, 40, ("student_t_interval", "paired_interval")),
 )
-EXERCISES = BUILD
+FAULTS = (
+    Exercise(18, "mask from token ids", "fault", 3, 30, ("test_mask_from_ids",)),
+    Exercise(19, "the mean over V", "fault", 3, 20, ("test_mean_over_v",)),
+    Exercise(20, "the direction swapped", "fault", 3, 20, ("test_direction",)),
+    Exercise(21, "a second draw judged", "fault", 4, 45, ("test_second_draw",)),
+    Exercise(22, "the teacher off by one", "fault", 4, 40, ("test_teacher_off_by_one",)),
+    Exercise(23, "no gradient on average", "fault", 5, 60, ("test_zero_gradient",)),
+    Exercise(24, "top-k of the wrong model", "fault", 3, 30, ("test_wrong_top_k",)),
+    Exercise(25, "the end token masked", "fault", 3, 20, ("test_end_token_masked",)),
+    Exercise(26, "a draw seeded again", "fault", 3, 30, ("test_reseeded",)),
+)
+EXPERIMENTS = (
+    Exercise(27, "seeking and covering modes", "experiment", 4, 30, ("explain_modes",)),
+    Exercise(28, "K from 1 to V", "experiment", 4, 30, ("explain_accept_top_k",)),
+    Exercise(29, "targets without a choice", "experiment", 4, 40, ("explain_deterministic_targets",)),
+    Exercise(30, "exposure bias", "experiment", 4, 30, ("explain_exposure_bias",)),
+    Exercise(31, "measured against a moving teacher", "experiment", 4, 30, ("explain_moving_teacher",)),
+    Exercise(32, "collapse at alpha 1", "experiment", 4, 30, ("explain_collapse",)),
+    Exercise(33, "does feedback help?", "experiment", 5, 45, ("explain_feedback",)),
+)
+EXERCISES = BUILD + FAULTS + EXPERIMENTS
 
 
 def exercise(number):

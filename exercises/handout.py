@@ -19,6 +19,8 @@ HERE = Path(__file__).parent.resolve()
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
+import torch  # noqa: E402
+
 import course  # noqa: E402
 
 HEADER = '''\
@@ -113,7 +115,8 @@ SHOWN = (
 )
 FOLDERS = ("", "data/", "lab/")  # of the modules that a handout holds
 KEPT = (  # of exercises/
-    "README.md", "reading.md", "course.py", "laws.py", "adapters.py", "worker.py", "grade.py", "handout.py",
+    "README.md", "reading.md", "course.py", "laws.py", "faults.py", "experiments.py", "adapters.py", "worker.py",
+    "grade.py", "handout.py",
 )  # fmt: skip
 MANIFEST = "manifest.json"  # in a handout: the sha256 of the files that students leave alone
 
@@ -169,7 +172,7 @@ def stubs(solutions, solved=0):
     bodies = {}
     for name in known:
         number = exercise_of(name)
-        if number is None:
+        if number is None:  # a helper
             if not solved:
                 bodies[name] = None
         elif number > solved:
@@ -202,6 +205,7 @@ def stored_results(solved):
     import laws
     import solutions
 
+    torch.set_num_threads(1)  # small models: more threads only wait for each other
     stored = {}
     for row in course.BUILD:
         for law in laws.laws_of(row.number):
@@ -222,7 +226,7 @@ def write_handout(folder, solved=0):
     for place in FOLDERS:
         for path in sorted(ROOT.glob(f"{place}*.py")):
             copy(path, folder / place / path.name, lambda text, name=place + path.name: in_handout(name, text, solved))
-    for name in ("requirements.txt", "LICENSE"):
+    for name in ("requirements.txt", "LICENSE", "docs/metrics.md", "docs/data.md"):
         copy(ROOT / name, folder / name)
     for path in [HERE / name for name in KEPT] + sorted(HERE.glob("[0-9][0-9]_*.md")):
         copy(path, folder / "exercises" / path.name)

@@ -434,3 +434,205 @@ def paired_interval(scores_a, scores_b):
     for pair, seed in sorted(scores_a.keys() & scores_b.keys()):
         by_pair.setdefault(pair, []).append(scores_a[pair, seed] - scores_b[pair, seed])
     return student_t_interval([sum(values) / len(values) for values in by_pair.values()])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exercises 18 to 26: tests that find a silent fault. Import the project inside the function.
+
+
+def test_mask_from_ids():
+    """response_mask covers every token of the responses, whatever their ids are, and nothing else."""
+    from sample import DATASET, rollout_from_ids
+
+    rollout = rollout_from_ids([[5, 6], [7]], [[3, 0, 4], [0, 0]], [DATASET, DATASET], None)
+    assert rollout.response_mask.tolist() == [[False, False, True, True, True], [False, True, True, False, False]]
+
+
+def test_mean_over_v():
+    """A divergence is a sum over the vocabulary, in nats: its size does not fall as V grows."""
+    from losses import forward_kl
+
+    student, teacher = torch.tensor([[[0.2, 0.5, 0.3]]]).log(), torch.tensor([[[0.6, 0.3, 0.1]]]).log()
+    assert abs(forward_kl(student, teacher).item() - 0.396058) < 1e-5
+
+
+def test_direction():
+    """forward_kl is KL(teacher || student)."""
+    from losses import forward_kl
+
+    student, teacher = torch.tensor([[[0.2, 0.5, 0.3]]]).log(), torch.tensor([[[0.6, 0.3, 0.1]]]).log()
+    expected = (teacher.exp() * (teacher - student)).sum(-1)
+    assert torch.allclose(forward_kl(student, teacher), expected)
+
+
+def test_second_draw():
+    """Every token that interleaved_generate keeps is among the teacher's accept_top_k."""
+    from model import GPT, GPTConfig
+    from sample import STUDENT, interleaved_generate
+
+    student, teacher = (
+        GPT(GPTConfig(11, 24, 1, 2, 8), torch.Generator().manual_seed(seed)).requires_grad_(False) for seed in (1, 2)
+    )
+    rollout = interleaved_generate(
+        student, teacher, [[1, 2], [3]] * 8, 12, generator=torch.Generator().manual_seed(0), accept_top_k=4
+    )
+    written, judged_by = rollout.tokens[:, 1:], rollout.teacher_logits
+    larger = (judged_by > judged_by.gather(-1, written[..., None])).sum(-1)
+    assert (larger[rollout.source[:, 1:] == STUDENT] < 4).all()
+
+
+def test_teacher_off_by_one():
+    """Row t of a rollout's teacher_logits is what the teacher says of token t + 1."""
+    from model import GPT, GPTConfig
+    from sample import interleaved_generate
+
+    student, teacher = (
+        GPT(GPTConfig(11, 24, 1, 2, 8), torch.Generator().manual_seed(seed)).requires_grad_(False) for seed in (1, 2)
+    )
+    rollout = interleaved_generate(
+        student, teacher, [[1, 2], [3, 4, 5]], 8, generator=torch.Generator().manual_seed(0), accept_top_k=4
+    )
+    inside = rollout.response_mask[:, 1:]
+    expected = teacher(rollout.tokens[:, :-1])
+    assert torch.allclose(rollout.teacher_logits[inside], expected[inside], atol=1e-4)
+
+
+def test_zero_gradient():
+    """The expected gradient of policy_gradient is that of reverse KL: sum it over all tokens, weighted by student."""
+    from losses import Tokens, policy_gradient, reverse_kl
+
+    student = torch.tensor([0.2, 0.5, 0.3]).log().requires_grad_()
+    teacher = torch.tensor([0.6, 0.3, 0.1]).log()
+    rows = 1, 3, 3  # the same position three times, each with another token
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    per_token = policy_gradient(
+        student.expand(rows), teacher.expand(rows), Tokens(torch.tensor([[0, 1, 2]]), mask, mask)
+    )
+    (found,) = torch.autograd.grad((student.detach().softmax(-1) * per_token[0]).sum(), student)
+    (expected,) = torch.autograd.grad(reverse_kl(student[None, None], teacher[None, None]).sum(), student)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_wrong_top_k():
+    """top_k_kl looks at the teacher's best tokens: what the student makes of the teacher's best one is seen."""
+    from losses import top_k_kl
+
+    student, teacher = torch.tensor([[[5.0, 0.0, -5.0, -5.0]]]), torch.tensor([[[0.0, 0.0, 9.0, -3.0]]])
+    best = [[row.softmax(-1)[0, 0, 2] for row in (teacher, student)]]
+    wanted = sum(t * (t / s).log() for t, s in [best[0], [1 - best[0][0], 1 - best[0][1]]])
+    assert abs(top_k_kl(student, teacher, top_k=1).item() - wanted.item()) < 1e-3
+
+
+def test_end_token_masked():
+    """The end token is a token of the response: a student that never learns it never stops."""
+    from sample import DATASET, rollout_from_ids
+
+    rollout = rollout_from_ids([[5, 6], [7]], [[3, 4, 2], [8, 9]], [DATASET, DATASET], None, eos_token=2)
+    assert rollout.finished.tolist() == [True, False]
+    assert rollout.response_mask.sum(1).tolist() == [3, 2]
+
+
+def test_reseeded():
+    """A second call with the same generator draws other numbers: a training step does not repeat the one before."""
+    from model import GPT, GPTConfig
+    from sample import generate
+
+    model = GPT(GPTConfig(11, 24, 1, 2, 8), torch.Generator().manual_seed(1)).requires_grad_(False)
+    noise = torch.Generator().manual_seed(0)
+    first, second = (generate(model, [[1, 2]] * 4, 12, generator=noise).responses() for _ in range(2))
+    assert first != second
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exercises 27 to 33: experiments. "folder" is seen from this file; the pages name commands, figures and words.
+
+
+def explain_modes():
+    """What reverse KL makes of two ways to write a step -> dict of prediction, folder, figures, found and why."""
+    return {
+        "prediction": "reverse is surer",
+        "folder": "../results/okd-math",
+        "figures": {"forward": 0.1652, "reverse": 0.1199},
+        "found": "reverse is surer",
+        "why": "Reverse KL pays for mass where the teacher has little, and nothing for a way that is left out, so "
+        "its student settles on one of the two ways to write a step. Forward KL makes the student keep "
+        "both, which costs entropy.",
+    }
+
+
+def explain_accept_top_k():
+    """How much the teacher replaces for K from 1 to all tokens in use -> dict as above."""
+    return {
+        "prediction": "falls to 0",
+        "folder": "records/28",
+        "figures": {"replaced at 1": 0.2387, "replaced at 3": 0.1115, "replaced at 19": 0.0026},
+        "found": "stays above 0",
+        "why": "With K = 1 every token that is not the teacher's argmax is replaced, with 3 far fewer. Nineteen "
+        "tokens are in use, but the vocabulary has 257: a student that still proposes one of the others is "
+        "replaced even at K = 19, until it has learned that they do not occur.",
+    }
+
+
+def explain_deterministic_targets():
+    """What is left of soft targets where every step has one way to be written -> dict as above."""
+    return {
+        "prediction": "lower with one way",
+        "folder": "records/29",
+        "figures": {"two ways": 0.4386, "one way": 0.3302},
+        "found": "lower with one way",
+        "why": "With one way to write a step the teacher's distribution on the references is nearly one-hot "
+        "wherever it is right, so its soft targets say little more than the token itself. In this rehearsal the "
+        "teacher is badly trained, and its entropy is far from 0 with one way, too.",
+    }
+
+
+def explain_exposure_bias():
+    """How far a supervised student is from its teacher on references and on its own text -> dict as above."""
+    return {
+        "prediction": "farther on its own text",
+        "folder": "../results/skd-math",
+        "figures": {"on references": 0.16, "on its own text": 0.2353, "on its own text, on-policy": 0.087},
+        "found": "farther on its own text",
+        "why": "The supervised student was trained on right prefixes alone. On its own text it meets its own "
+        "mistakes, where nothing taught it what the teacher would say; the on-policy student was trained "
+        "exactly there, and is closer.",
+    }
+
+
+def explain_moving_teacher():
+    """The student's distance to the original teacher, to the adapted one, and between these -> dict as above."""
+    return {
+        "prediction": "looks closer to the adapted one",
+        "folder": "../results/okd-math",
+        "figures": {"to the original": 0.1311, "to the adapted": 0.1168, "drift": 0.0241},
+        "found": "looks closer to the adapted one",
+        "why": "The adapted teacher has moved towards the student, so the distance between them fell from both "
+        "sides. Part of that gain is the teacher's walk and not the student's learning, which only the "
+        "original teacher can show.",
+    }
+
+
+def explain_collapse():
+    """What happens where the teacher learns from the student alone -> dict as above."""
+    return {
+        "prediction": "alpha 1 drifts farther",
+        "folder": "records/32",
+        "figures": {"drift at alpha .5": 0.1404, "drift at alpha 1": 2.1212, "student to adapted at alpha 1": 0.0563},
+        "found": "alpha 1 drifts farther",
+        "why": "At alpha 1 nothing ties the teacher to the data: any agreement gives loss 0. The distance between "
+        "student and adapted teacher then looks fine, and only the drift from the original teacher, or the "
+        "adapted teacher's own score, tells that both went astray.",
+    }
+
+
+def explain_feedback():
+    """Whether OKD gains on its control without feedback, paired by pretrained pair -> dict as above."""
+    return {
+        "prediction": "better",
+        "folder": "../results/okd-math",
+        "figures": {"difference": 0.0352, "half_width": 0.0924},
+        "found": "open",
+        "why": "Over eight pairs the mean is above 0 and the interval holds it. The difference varies between "
+        "pairs by three times its mean; for a half width of that mean some seven times as many pairs would "
+        "be needed. So nothing is decided.",
+    }

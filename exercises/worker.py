@@ -20,6 +20,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 import torch  # noqa: E402
 
 import course  # noqa: E402
+import experiments  # noqa: E402
+import faults  # noqa: E402
 import handout  # noqa: E402
 import laws  # noqa: E402
 
@@ -79,12 +81,17 @@ def try_law(law, code, made, answers):
 
 
 def oracle_of(solutions, law):
-    return course.Reference(solutions) if solutions else course.Stored(law)
+    if solutions:
+        return course.Reference(solutions)
+    stored = course.STORED.is_file() and law in json.loads(course.STORED.read_text(encoding="utf-8"))
+    return course.Stored(law) if stored else None
 
 
 def laws_of(row, answers):
     """The laws of any exercise."""
-    return laws.laws_of(row.number)
+    if row.kind == "build":
+        return laws.laws_of(row.number)
+    return (faults if row.kind == "fault" else experiments).laws_of(row, answers)
 
 
 def main(number, answers, salt, findings):

@@ -472,7 +472,7 @@ def on_policy_step(student, teacher, prompts, max_new_tokens, optimizer, rate, g
     loss = sum(terms) / count
     loss.backward()
     clip_and_step(student, optimizer, rate)
-    return float(loss)
+    return float(loss.detach())
 '''),
     (12, "its own losses", '''
 def skd_step(student, teacher, prompts, max_new_tokens, optimizer, rate, generator, eos_token, accept_top_k):
@@ -546,4 +546,59 @@ def paired_interval(scores_a, scores_b):
                     - sum(scores_b[one, seed] for seed in seeds) / len(seeds))
     return student_t_interval(gaps)
 '''),
+)  # fmt: skip
+
+
+# Tests that find no fault, for exercises 18 to 26: (number or None for each, mistake, law, body of the function).
+WRONG_TESTS = (
+    (None, "asserts nothing", "fails_on_the_fault", "pass"),
+    (None, "fails always", "passes_on_the_code", "assert False"),
+    (None, "cannot be run", "passes_on_the_code", "from losses import nothing"),
+    (18, "no id of 0 in the text", "fails_on_the_fault", """
+from sample import DATASET, rollout_from_ids
+mask = rollout_from_ids([[5, 6], [7]], [[3, 1, 4], [2, 2]], [DATASET, DATASET], None).response_mask
+assert mask.tolist() == [[False, False, True, True, True], [False, True, True, False, False]]"""),
+    (18, "a 0 inside, none at the end", "finds_it_written_otherwise", """
+from sample import DATASET, rollout_from_ids
+assert rollout_from_ids([[5]], [[3, 0, 4]], [DATASET], None).response_mask.sum() == 3"""),
+    (19, "equal models only", "fails_on_the_fault", """
+from losses import forward_kl
+assert forward_kl(torch.zeros(1, 2, 5), torch.zeros(1, 2, 5)).abs().max() < 1e-6"""),
+    (20, "both directions positive", "fails_on_the_fault", """
+from losses import forward_kl
+assert forward_kl(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]])) > 0"""),
+    (20, "reads the source", "asks_what_it_does", """
+import inspect, losses
+assert "return kl(teacher_logprobs, student_logprobs)" in inspect.getsource(losses.forward_kl)"""),
+    (21, "accepts every token", "fails_on_the_fault", """
+from model import GPT, GPTConfig
+from sample import interleaved_generate
+models = [GPT(GPTConfig(11, 24, 1, 2, 8), torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+rollout = interleaved_generate(*models, [[1]], 9, generator=torch.Generator().manual_seed(0), accept_top_k=11)
+assert rollout.counts()["replaced"] == 0"""),
+    (22, "the shape alone", "fails_on_the_fault", """
+from model import GPT, GPTConfig
+from sample import interleaved_generate
+models = [GPT(GPTConfig(11, 24, 1, 2, 8), torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+rollout = interleaved_generate(*models, [[1]], 9, generator=torch.Generator().manual_seed(0), accept_top_k=3)
+assert rollout.teacher_logits.shape == (1, 9, 11)"""),
+    (23, "that there is a gradient", "fails_on_the_fault", """
+from losses import Tokens, policy_gradient
+student = torch.tensor([[[0.2, 0.5, 0.3]]]).log().requires_grad_()
+yes = torch.ones(1, 1, dtype=torch.bool)
+policy_gradient(student, torch.zeros(1, 1, 3), Tokens(torch.tensor([[1]]), yes, yes)).sum().backward()
+assert student.grad.abs().sum() > 0"""),
+    (24, "models that agree on the best token", "fails_on_the_fault", """
+from losses import top_k_kl
+logits = torch.tensor([[[5.0, 1.0, 0.0]]])
+assert top_k_kl(logits, logits + 1, top_k=1).abs().max() < 1e-5"""),
+    (25, "a response that was cut off", "fails_on_the_fault", """
+from sample import DATASET, rollout_from_ids
+assert rollout_from_ids([[5]], [[3, 4]], [DATASET], None, eos_token=2).response_mask.sum() == 2"""),
+    (26, "equal seeds only", "fails_on_the_fault", """
+from model import GPT, GPTConfig
+from sample import generate
+model = GPT(GPTConfig(11, 24, 1, 2, 8))
+first, second = (generate(model, [[1]], 9, generator=torch.Generator().manual_seed(1)).responses() for _ in range(2))
+assert first == second"""),
 )  # fmt: skip

@@ -18,6 +18,7 @@ import torch
 
 import losses
 import sample
+import train_okd
 import train_skd
 from lab import reading, statistics
 from lab.training import Run, batch_order
@@ -28,6 +29,8 @@ FOLDER = ROOT / "exercises"
 sys.path.append(str(FOLDER))
 
 import course  # noqa: E402
+import experiments  # noqa: E402
+import faults  # noqa: E402
 import grade  # noqa: E402
 import handout  # noqa: E402
 import laws  # noqa: E402
@@ -52,6 +55,13 @@ def with_functions(text):
     module = module_of(SOURCE)
     exec(compile(text, "handed_in.py", "exec"), module.__dict__)
     return module
+
+
+DEAR = {7, 9, 11, 12}  # exercises whose laws take a tenth of a second or more
+
+
+def slow_if_dear(numbers):
+    return [pytest.param(number, marks=[pytest.mark.slow] if number in DEAR else []) for number in numbers]
 
 
 def findings(number, code, salt=FRESH):
@@ -149,7 +159,11 @@ def test_interleaved_sampling_is_equal_to_the_core(made):
 
     responses, sources = solutions.interleaved_in_blocks(*models, prompts, 9, number, 4, 3, end)
     assert responses == rollout.responses()
-    assert ["teacher" in row for row in sources] == (rollout.source == sample.TEACHER).any(1).tolist()
+    labels = [[sample.SOURCE_NAMES.index(name) for name in row] for row in sources]
+    assert labels == [
+        row[start:stop]
+        for row, start, stop in zip(rollout.source.tolist(), rollout.prompt_len.tolist(), rollout.lengths.tolist())
+    ]
     ours = solutions.interleaved(*models, prompts[0], 9, functools.partial(number, 0), 3, end)
     found, labels = sample.interleaved_reference(
         *models, prompts[0], 9, generator=seeded[2], accept_top_k=3, eos_token=end, row_key=0
@@ -220,15 +234,24 @@ def test_every_exercise_has_its_page(row):
 
 @pytest.mark.parametrize("number", [row.number for row in course.BUILD])
 def test_references_keep_every_law(number):
-    """Full points on inputs that nobody has seen, twice."""
-    assert [broken(number, solutions, salt) for salt in (FRESH, "another")] == [[], []]
+    """Full points on inputs that nobody has seen."""
+    assert broken(number, solutions) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [row.number for row in course.BUILD])
+def test_no_salt_is_unlucky(number):
+    """Laws hold for the references whatever the inputs, ten times; and their stub never gets a point."""
+    assert {salt: broken(number, solutions, str(salt)) for salt in range(10)} == {salt: [] for salt in range(10)}
 
 
 def test_stubs_are_worth_nothing():
     """Every stub says that it is not written yet, at its first law."""
     stubs = module_of(handout.stubs(SOURCE))
     for row in course.BUILD:
-        passed, message = next(iter(findings(row.number, stubs).values()))
+        law = laws.laws_of(row.number)[0]
+        made = course.Made(FRESH, law.name, course.Reference(solutions))
+        passed, message = worker.try_law(law, stubs, made, Path("handed_in.py"))
         assert passed is None and message.startswith(f"not written yet: exercise {row.number}, ")
 
 
@@ -246,10 +269,8 @@ def wrong_source(row):
     return "".join([*lines[: node.lineno - 1], inside.replace(row.old, row.new), *lines[node.end_lineno :]])
 
 
-DEAR = {9, 11, 12}  # exercises whose laws take a tenth of a second: of their wrong solutions the first one is fast
-
-
 def wrong_rows():
+    """Of the wrong solutions of a dear exercise the first one is fast."""
     seen = set()
     for row in wrong.WRONG:
         slow = row.number in DEAR and row.number in seen
@@ -263,7 +284,11 @@ def test_a_wrong_solution_is_rejected_at_its_law(row):
     assert broken(row.number, module_of(wrong_source(row)))[:1] == [row.law]
 
 
-@pytest.mark.parametrize("row", wrong.RIGHT, ids=lambda row: f"{row[0]}: {row[1]}")
+RIGHT = [pytest.param(row, id=f"{row[0]}: {row[1]}", marks=[pytest.mark.slow] if row[0] in DEAR - {9} else [])
+         for row in wrong.RIGHT]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", RIGHT)
 def test_a_right_solution_written_otherwise_passes(row):
     """Other operations, loops, float64: a law asks what a function does, not how."""
     number, _, text = row
@@ -277,7 +302,7 @@ def test_every_exercise_has_three_wrong_solutions_and_a_right_one():
         assert any(number == row.number for number, *_ in wrong.RIGHT), row.name
 
 
-@pytest.mark.parametrize("number", [row.number for row in course.BUILD])
+@pytest.mark.parametrize("number", slow_if_dear(row.number for row in course.BUILD))
 def test_a_table_of_the_visible_values_scores_zero(number):
     """Answers that return what the references returned for the visible inputs break a definition on fresh ones."""
     row, returned = course.exercise(number), []
@@ -288,6 +313,103 @@ def test_a_table_of_the_visible_values_scores_zero(number):
     found = findings(number, table)
     essential = [name for name in found if name.startswith("definition")]
     assert essential and not all(found[name][0] for name in essential)
+
+
+def broken_by_test(row, folder, text):
+    """The first law of a fault's exercise that a file with a student's test breaks, None where it keeps all."""
+    path = folder / "answers.py"
+    path.write_text(text, encoding="utf-8")
+    for law in faults.laws_of(row, path):
+        passed, message = worker.try_law(law, None, None, path)
+        if not passed:
+            return law.name[len("law_18_") :] if passed is False else message
+    return None
+
+
+TESTED = [pytest.param(row, id=row.name, marks=[pytest.mark.slow] * (row.number != 19)) for row in course.FAULTS]
+
+
+@pytest.mark.parametrize("row", TESTED)
+def test_a_test_that_finds_nothing_is_rejected(row, tmp_path):
+    """The reference's test finds the fault; others are rejected at their law; a stub is skipped."""
+    function = row.functions[0]
+    assert broken_by_test(row, tmp_path, SOURCE) is None
+    assert broken_by_test(row, tmp_path, handout.stubs(SOURCE)) == f"not written yet: exercise {row.number}, {function}"
+    own = [(mistake, law, body) for number, mistake, law, body in wrong.WRONG_TESTS if number in (None, row.number)]
+    assert len(own) >= 4
+    for mistake, law, body in own:
+        text = handout.with_bodies(SOURCE, {function: body.strip()})
+        assert (mistake, broken_by_test(row, tmp_path, text)) == (mistake, law)
+
+
+def test_faults_are_small_changes_of_our_own_code():
+    """Each text that a fault replaces stands exactly once in its file."""
+    assert [fault.number for fault in faults.FAULTS] == [row.number for row in course.FAULTS]
+    for fault in faults.FAULTS:
+        for old, new in ((fault.old, fault.new), fault.other, fault.right):
+            assert old != new and faults.changed(fault.file, old, new)
+
+
+WRONG_ANSWERS = (  # what is changed in the reference's answer, and the law that rejects it
+    ({"figures": {}}, "figures"),
+    ({"figures": 1.01}, "figures"),  # all figures times this, plus a little
+    ({"folder": "no-such-folder"}, "record"),
+    ({"folder": "../results/rates"}, "record"),
+    ({"prediction": "who knows"}, "prediction"),
+    ({"found": "the other"}, "found"),
+    ({"why": "Because."}, "why"),
+)
+
+
+SMALL = [pytest.param(row, id=row.name, marks=[pytest.mark.slow] * (row.number not in (28, 32)))
+         for row in course.EXPERIMENTS]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", SMALL)
+def test_an_experiment_is_read_off_its_records(row, runs_kept):
+    """The reference's answer keeps all laws; a wrong figure, setting, word, or no explanation breaks its own."""
+    experiment, (function,) = next(one for one in experiments.EXPERIMENTS if one.number == row.number), row.functions
+    right = getattr(solutions, function)()
+    assert right["prediction"] in experiment.choices
+
+    def first_broken(answer):
+        code = types.SimpleNamespace(**{function: lambda: answer})
+        for law in experiments.laws_of(row, FOLDER / "solutions.py"):
+            passed, _ = worker.try_law(law, code, None, FOLDER / "solutions.py")
+            if not passed:
+                return law.name[len("law_27_") :]
+        return None
+
+    assert first_broken(right) is None
+    for change, law in WRONG_ANSWERS:
+        if change.get("figures"):
+            change = {"figures": {name: number * 1.01 + 0.01 for name, number in right["figures"].items()}}
+        if change.get("found"):
+            change = {"found": next(choice for choice in experiment.choices if choice != right["found"])}
+        assert (change, first_broken(right | change)) == (change, law)
+    assert first_broken({"figures": {}}) == "record"
+
+
+@pytest.fixture(scope="module")
+def runs_kept():
+    """Records are read once per folder in this module: unpacking those of a study takes half a second."""
+    read = experiments.read_records
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments, "read_records", functools.cache(read))
+        yield
+
+
+def test_pages_of_experiments_name_commands_that_work():
+    """The command of each experiment stands on its page, and its script takes it; so do figures and words."""
+    for experiment in experiments.EXPERIMENTS:
+        text = (FOLDER / handout.page_of(course.exercise(experiment.number))).read_text(encoding="utf-8")
+        for name in (*experiment.commands, *experiment.figures, *experiment.choices):
+            assert f"`{name}`" in text, name
+        for command in experiment.commands:
+            words = command.split()
+            script = {"train_skd": train_skd, "train_okd": train_okd}[experiment.script]
+            assert words[:2] == ["python", f"{experiment.script}.py"]
+            script.parse_flags([*words[2:], "--device", "cpu"])
 
 
 def recorder(row, returned):
@@ -312,6 +434,14 @@ def replay(name, returned):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 3. grade.py.
+
+
+@pytest.mark.slow
+def test_the_references_have_full_points(tmp_path):
+    """grade.py --solutions, with all its processes; the stubs have none."""
+    status, output = graded("--solutions", "--salt", FRESH, "--seconds", 600)
+    most = sum(row.points for row in course.EXERCISES)
+    assert status == 0 and f"{most} of {most}" in output, output
 
 
 def graded(*argv):
@@ -418,6 +548,23 @@ def test_a_handout_holds_no_solution(handed_out):
     assert told == []
 
 
+def test_a_handout_gives_what_was_solved():
+    """--solved N: references and core up to N whole, the rest without; with all of part 1 the core is as it was."""
+    given = handout.functions_in(ast.parse(handout.stubs(SOURCE, 8)))
+    whole = handout.functions_in(ast.parse(SOURCE))
+    for row in course.EXERCISES:
+        for name in row.functions:
+            assert (ast.dump(given[name]) == ast.dump(whole[name])) == (row.number <= 8), name
+    for file in {item.file for item in handout.CORE}:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert handout.in_handout(file, text, len(course.BUILD)) == text
+        found, wanted = (handout.functions_in(ast.parse(one)) for one in (handout.in_handout(file, text, 8), text))
+        for item in handout.CORE:
+            if item.file == file:
+                same = ast.dump(found[item.function]) == ast.dump(wanted[item.function])
+                assert same == (item.number <= 8), item.function
+
+
 def run_in(folder, *argv):
     """(exit status, output) of a copy's own grade.py."""
     command = [sys.executable, str(folder / "exercises" / "grade.py"), *map(str, argv)]
@@ -435,6 +582,7 @@ def test_a_handout_turns_green_one_exercise_at_a_time(handed_out):
     status, output = run_in(handed_out, 1, 2)
     answers.write_text(text, encoding="utf-8")
     assert status == 1 and re.search(r"0 of 4 +not written yet", output) and "5 of 5" in output, output
+    assert "0 of 3  not written yet" in run_in(handed_out, 18)[1]
     assert "as it was handed out" not in output
     path = handed_out / "exercises" / "laws.py"
     path.write_text(path.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
