@@ -98,6 +98,8 @@ def grade(row, answers, salt, limit):
     points = round(row.points * held / len(laws), 2) if essential else 0.0
     broken = [f"{name}: {message}" for name, _, passed, message in laws if not passed]
     message = next((text for text in [*said, *broken] if text), "")
+    if broken and len(laws) > len(broken):
+        message += f" ({len(laws) - len(broken)} of {len(laws)} laws hold)"
     return Result(row, points, "failed" if message else "passed", message, laws)
 
 
