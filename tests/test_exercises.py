@@ -244,8 +244,8 @@ def test_references_keep_every_law(number):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [row.number for row in course.BUILD])
 def test_no_salt_is_unlucky(number):
-    """Laws hold for the references whatever the inputs, five times."""
-    assert {salt: broken(number, solutions, str(salt)) for salt in range(5)} == {salt: [] for salt in range(5)}
+    """Laws hold for the references whatever the inputs."""
+    assert {salt: broken(number, solutions, str(salt)) for salt in range(3)} == {salt: [] for salt in range(3)}
 
 
 def test_stubs_are_worth_nothing():
@@ -494,10 +494,10 @@ def test_one_exercise_end_to_end(tmp_path):
 
 ENDS = {
     "a loop that never ends": ("while True:\n        pass", "stopped after"),
-    "the process ends": ("import os\n    os._exit(0)", "not tried"),
+    "the process ends": ("import os\nos._exit(0)", "not tried"),
     "exit": ("raise SystemExit(0)", "SystemExit"),
-    "the core's own": ("import losses\n    return losses.masked_mean(per_token, mask, reduction)", "core's own"),
-    "the references": ("import solutions\n    return solutions.masked_mean(per_token, mask)", "solutions"),
+    "the core's own": ("import losses\nreturn losses.masked_mean(per_token, mask, reduction)", "core's own"),
+    "the references": ("import solutions\nreturn solutions.masked_mean(per_token, mask)", "solutions"),
 }
 
 
