@@ -24,7 +24,8 @@ from typing import NamedTuple
 from xml.sax.saxutils import quoteattr
 
 HERE = Path(__file__).parent.resolve()
-sys.path[:0] = [str(HERE.parent), str(HERE)]
+sys.path.insert(0, str(HERE.parent))
+sys.path.append(str(HERE))  # last: tests have a module adapters, too
 
 import course  # noqa: E402
 import handout  # noqa: E402

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 HERE = Path(__file__).parent.resolve()
 ROOT = HERE.parent
-sys.path[:0] = [str(ROOT), str(HERE)]
+sys.path.insert(0, str(ROOT))
+sys.path.append(str(HERE))  # last: tests have a module adapters, too
 
 import torch  # noqa: E402
 

@@ -15,7 +15,8 @@ import traceback
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
+sys.path.insert(0, str(HERE.parent))
+sys.path.append(str(HERE))  # last: tests have a module adapters, too
 
 import torch  # noqa: E402
 
