@@ -207,6 +207,20 @@ def test_imports_go_one_way(name):
     assert found <= allowed, f"{name} must not know {', '.join(sorted(found - allowed))}"
 
 
+def test_nothing_leans_on_the_exercises():
+    """The coursework may know everything; no module of the project knows it, and its files are a page long."""
+    exercises = {path.stem for path in ROOT.glob("exercises/*.py")} | {"exercises"}
+    for name in PROGRAM:
+        assert not {module.split(".")[0] for module in modules_imported(tree_of(name))} & exercises, name
+    roots = {
+        module.split(".")[0]
+        for path in ROOT.glob("exercises/*.py")
+        for module in modules_imported(ast.parse(path.read_text(encoding="utf-8")))
+        if not is_own(module)
+    }
+    assert roots <= exercises | THIRD_PARTY | set(sys.stdlib_module_names)
+
+
 @pytest.mark.parametrize("name", PROGRAM)
 def test_third_parties_are_the_four(name):
     """At run time: torch, tiktoken (and regex, which it depends on), numpy, tqdm, and the standard library."""
@@ -222,12 +236,13 @@ def test_requirements():
 
 
 PATH_FLAGS = {"--out", "--data-dir", "--checkpoint", "--teacher", "--svg", "--json", "--show", "folder", "checkpoint"}
+PATH_FLAGS |= {"--folder", "--junit", "--handout"}  # of exercises/grade.py
 
 
 def test_home_is_meant_wherever_a_path_is_typed():
     """~ means home in every flag that takes a path: a shell leaves it in --out=~/runs, Windows everywhere."""
     found = set()
-    files = [path for folder in (".", "lab", "tests") for path in ROOT.glob(f"{folder}/*.py")]
+    files = [path for folder in (".", "lab", "tests", "exercises") for path in ROOT.glob(f"{folder}/*.py")]
     texts = {path: path.read_text(encoding="utf-8") for path in files}
     for path in [path for path in files if ".add_argument(" in texts[path]]:
         for node in ast.walk(ast.parse(texts[path])):
@@ -255,7 +270,8 @@ def test_no_file_is_longer_than_a_sitting():
 
 def test_no_line_is_wider_than_a_screen():
     """Every line of every Python file, tests too, has at most WIDTH characters."""
-    files = sorted(path for folder in ("", "data/", "lab/", "tests/") for path in ROOT.glob(f"{folder}*.py"))
+    files = sorted(path for folder in ("", "data/", "lab/", "tests/", "exercises/")
+                   for path in ROOT.glob(f"{folder}*.py"))
     wide = [
         f"{path.relative_to(ROOT).as_posix()}:{number} has {len(line)} characters, at most {WIDTH} are allowed"
         for path in files
@@ -358,7 +374,11 @@ def test_public_names_say_what_they_are(name):
 # The pages. Whether they are complete, and rendered from today's sources, is asked by slow tests: a new row turns no
 # fast test red.
 
-PAGES = sorted([README, *ROOT.glob("lab/*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/**/README.md")])
+PAGES = sorted(
+    [README]
+    + [path for folder in ("lab", "docs", "exercises") for path in ROOT.glob(f"{folder}/*.md")]
+    + [*ROOT.glob("results/**/README.md")]
+)
 RENDER = "type python -m lab.report --pages"
 
 
@@ -455,7 +475,7 @@ def test_links_lead_somewhere(path):
         if not target.exists() or part and part not in map(anchor, re.findall(r"^#+ (.*)", page(target), re.M)):
             missing.append(link)
     named = re.findall(r"(?<![\w./-])((?:data|docs|lab|results|tests|exercises|\.ci)/[\w./-]*\*?|[\w-]+\.py)", text)
-    own = {file.name for folder in (".", "data", "lab", "tests") for file in ROOT.glob(f"{folder}/*.py")}
+    own = {file.name for folder in (".", "data", "lab", "tests", "exercises") for file in ROOT.glob(f"{folder}/*.py")}
     for name in {name.rstrip(".") for name in named}:
         made_later = name.startswith("data/cache")
         if not (made_later or list(ROOT.glob(name.rstrip("/"))) or name in own):
