@@ -12,9 +12,8 @@ the same bytes:
     python -m lab.report FOLDER --pack      # make a study of a finished run
     python -m lab.report --pages            # render all studies and the picture in results/ and the tables in docs/
 
-A finished run has one record file per method, pair and seed. A study, which is committed, has four files: the records
-in one compressed file, curves.svg, summary.json, and README.md, which holds the table between markers and words of its
-own; it has no report.html.
+A finished run has one record file per method, pair and seed. A study, which is committed, has three files: the records
+in one compressed file, curves.svg, and README.md, which holds the table between markers and words of its own.
 """
 
 import argparse
@@ -42,7 +41,7 @@ COMPARISONS = {"train_skd": ("supervised", "skd"), "train_okd": ("fixed_forward_
 SHOWN_OF_BENCH = ("--only", "sampling,steps,losses,peers", "--show")  # in docs/speed.md
 
 
-OF_A_RUN = ("table.md", "report.html")  # what a run's folder has and a study's has not
+OF_A_RUN = ("table.md", "summary.json", "report.html")  # what a run's folder has and a study's has not
 HEADLINE = "skd-math"  # the study whose short table stands in README.md
 PICTURED = "skd-raw"  # the study of the rollout there: from an untuned start the teacher has most to replace
 
@@ -86,8 +85,8 @@ def render_report(folder, order=None, control=None, main_method=None):
 def write_report(folder, order=None, control=None, main_method=None):
     """Write the files of render_report into folder; returns the text of table.md.
 
-    In a study's folder the table goes into README.md, between the markers of the section "table", and there is no
-    report.html.
+    In a study's folder the table goes into README.md, between the markers of the section "table", and of the others
+    there is curves.svg alone.
     """
     made = render_report(folder, order, control, main_method)
     _write(Path(folder), made)
@@ -126,9 +125,9 @@ def premise_page(folder):
 def pack(folder, order=None, control=None, main_method=None):
     """Make a study of a finished run's folder; returns the text of the table, which then stands in its README.md.
 
-    What is removed is what was packed: the records, once the archive was read back, and a table.md and a report.html
-    that say what they say. All else in the folder stays. Raises ValueError if a run is unfinished, or an archive is
-    there that lacks a record.
+    What is removed is what was packed: the records, once the archive was read back, and a table.md, a summary.json and
+    a report.html that say what they say. All else in the folder stays. Raises ValueError if a run is unfinished, or an
+    archive is there that lacks a record.
     """
     folder = Path(folder)
     archive, texts = folder / PACKED, dict(record_files(folder))

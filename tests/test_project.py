@@ -563,9 +563,9 @@ def test_committed_records_name_no_folder(folder):
             assert not re.match(r"/|~|[A-Za-z]:\\|\.\./", text) and "://" not in text, (run.variant, run.seed, text)
 
 
-def test_a_study_has_four_files():
-    """README.md, curves.svg, summary.json and the records, and nothing else; there are no loose records."""
+def test_a_study_has_three_files():
+    """README.md, curves.svg and the records, and nothing else; there are no loose records."""
     for folder in STUDIES:
         names = {path.name for path in folder.iterdir()}
-        assert names == {"README.md", "curves.svg", "summary.json", PACKED}, folder.name
+        assert names == {"README.md", "curves.svg", PACKED}, folder.name
     assert not list(ROOT.glob("results/**/*.jsonl"))

@@ -1334,7 +1334,7 @@ def contents(folder):
 
 
 def test_a_packed_run_is_the_same_study(tmp_path):
-    """Four files, the same runs and the same figures; packed twice, the same bytes; what is not the report's stays."""
+    """Three files, the same runs and the same figures; packed twice, the same bytes; what is not the report's stays."""
     made = {}
     for name in ("a", "b"):
         folder = tmp_path / name
@@ -1344,9 +1344,9 @@ def test_a_packed_run_is_the_same_study(tmp_path):
         table, before, old = report.write_report(folder), reading.read_records(folder), contents(folder)
         report.main([str(folder), "--pack"])
         made[name] = contents(folder)
-        assert sorted(made[name]) == ["README.md", "curves.svg", "records.jsonl.xz", "skd_seed1.pt", "summary.json"]
+        assert sorted(made[name]) == ["README.md", "curves.svg", "records.jsonl.xz", "skd_seed1.pt"]
         assert reading.read_records(folder) == before
-        assert all(made[name][file] == old[file] for file in ("curves.svg", "summary.json", "skd_seed1.pt"))
+        assert all(made[name][file] == old[file] for file in ("curves.svg", "skd_seed1.pt"))
         page = f"# {name}\n\n<!-- table:begin -->\n\n{table.strip()}\n\n<!-- table:end -->\n"
         assert made[name]["README.md"].decode() == page
     assert made["a"]["records.jsonl.xz"] == made["b"]["records.jsonl.xz"]

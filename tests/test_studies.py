@@ -43,16 +43,16 @@ def runner(tmp_path, monkeypatch):
     return calls
 
 
-def test_a_study_leaves_four_files(runner, tmp_path, capsys):
+def test_a_study_leaves_three_files(runner, tmp_path, capsys):
     """Its question, command and time are told first; made again, it says the same."""
     assert studies.main(["one"]) == 0
     told = capsys.readouterr().out
     assert all(text in told for text in ("Does it work?", "python train_skd.py --pairs 3", "1 minutes"))
     made = tmp_path / "results" / "one"
     before = {path.name: path.read_bytes() for path in made.iterdir()}
-    assert set(before) == {"README.md", "curves.svg", "summary.json", PACKED}
+    assert set(before) == {"README.md", "curves.svg", PACKED}
     assert b"Does it work?" in before["README.md"] and b"| skd" in before["README.md"]
-    assert [point["pair"] for point in json.loads(before["summary.json"])["pairs"]] == [1, 2, 3]
+    assert {run.pair for run in reading.read_records(made)} == {1, 2, 3}
     assert studies.main(["one"]) == 0
     assert {path.name: path.read_bytes() for path in made.iterdir()} == before
     (words, _) = runner
