@@ -52,7 +52,7 @@ def parse(parser, argv, variants, main_variants, script, ignored_reason):
             (label, parse_once(parser, words, variants, main_variants, script)[0]) for label, words in args.swept
         ]
         # log_every: what is logged, not what is trained. What was typed before what it comes to.
-        fixed = sorted(NEUTRAL_FLAGS | {"quick", "size", "log_every", *TASK_FLAGS, *PAIR_FLAGS}) + [
+        fixed = sorted(NEUTRAL_FLAGS | {"quick", "size", "log_every", "student_width", *TASK_FLAGS, *PAIR_FLAGS}) + [
             "settings",
             "task_options",
         ]
@@ -180,6 +180,11 @@ def parse_once(parser, argv, variants, main_variants, script):
     args.steps, args.default_lr = args.steps or default_steps, default_lr
     given = {name: getattr(args, name) for name in PAIR_FLAGS}
     size |= {name: value for name, value in given.items() if value is not None}
+    if args.student_width is not None:
+        layers, heads, _ = size["student_shape"]
+        if args.student_width % heads:
+            raise ValueError(f"--student-width must divide into {heads} heads, found {args.student_width}")
+        size["student_shape"] = (layers, heads, args.student_width)
     args.settings = pairs.PairSettings(**size, seed=args.pair_seed)
     pretraining = max(args.settings.teacher_steps, args.settings.start_steps) * args.settings.batch_size
     prompts = max(args.steps * args.batch_size, pretraining)

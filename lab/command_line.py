@@ -34,7 +34,7 @@ RANGES = {
     **dict.fromkeys(("student_top_p", "teacher_top_p"), (1e-6, 1)),
     **dict.fromkeys(("alpha", "student_kd", "module_start"), (0, 1)),
     **dict.fromkeys(("module_scale", "module_lr", "anchor"), (0, 1000)),  # a rate of 0: the teacher stands still
-    "module_rank": (1, 4096),
+    **dict.fromkeys(("module_rank", "student_width"), (1, 4096)),
     "temperature": (1e-3, 1000),
     "teacher_mix": (1e-6, 1 - 1e-6),
 }
@@ -198,6 +198,7 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         "--teacher-steps", type=int, help="teacher's pretraining steps: its quality (default: by --size)"
     )
     group.add_argument("--start-steps", type=int, help="student's pretraining steps (default: by --size)")
+    group.add_argument("--student-width", type=int, help="width of the student's layers (default: by --size)")
     group.add_argument("--vocab-size", type=int, help="tokens that the tokenizer learns at most (default: by --size)")
     group.add_argument(
         "--block-size", type=int, help="longest sequence; longer examples are left out (default: room for all)"

@@ -149,6 +149,8 @@ def test_flags_reach_what_they_decide():
         args = parse_flags(["--device", "cpu", f"--{flag.replace('_', '-')}", str(value)])[0]
         assert args.settings == dataclasses.replace(PairSettings(), **{"seed" if flag == "pair_seed" else flag: value})
     assert parse_flags(["--device", "cpu", "--student-prompts", "0"])[0].settings.student_prompts is None
+    narrow = parse_flags(["--device", "cpu", "--student-width", "16"])[0].settings
+    assert narrow == dataclasses.replace(PairSettings(), student_shape=(2, 2, 16))
     quick = parse_flags(["--device", "cpu", "--quick", "--teacher-steps", "7"])[0]
     assert quick.settings == dataclasses.replace(pairs.QUICK, teacher_steps=7) and quick.steps < usual.steps
     task = compare.load_task(

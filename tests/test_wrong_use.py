@@ -85,6 +85,8 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     ("skd", ["--steps", ""], "--steps"),
     ("skd", ["--teacher-steps", "1000000000"], "--teacher-steps"),
     ("skd", ["--start-steps", "0"], "--start-steps"),
+    ("skd", ["--student-width", "0"], "--student-width"),
+    ("skd", ["--student-width", "31"], "--student-width must divide into 2 heads, found 31"),
     ("skd", ["--batch-size", "1000000000"], "batch size"),
     ("skd", ["--batch-size", "-4"], "--batch-size"),
     ("skd", ["--batch-size", "64.0"], "--batch-size"),
@@ -246,6 +248,7 @@ COMMANDS = [  # program, its words (see `places` for those in braces), a word th
     # losses.py
     ("skd", ["--sweep", "size=tiny,small"], "would change --size"),
     ("okd", ["--sweep", "teacher-steps=5,6"], "would change --teacher-steps"),
+    ("okd", ["--sweep", "student-width=16,32"], "would change --student-width"),
     ("skd", ["--accept-rule", "minprob", "--rule", "accept_min_prob=0.1,accept_min_prob=0.2"], "--rule"),
     ("skd", ["--rule", ","], "--rule"),
     ("sample", ["--checkpoint", ""], "--checkpoint"),
