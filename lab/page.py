@@ -41,8 +41,9 @@ STAGES = {  # key of seconds_by_stage -> what the page calls it
 NO_FLAGS = ("settings", "default_lr", "task_options", "help_all")  # in a header's "flags", and nobody types them
 
 
-def report_page(runs, unfinished=(), order=None, control="supervised", main_method="skd"):
-    """The text of report.html; `unfinished`: a line about each run that is not counted.
+def report_page(runs, unfinished=(), order=None, control="supervised", main_method="skd", picture=None):
+    """The text of report.html; `unfinished`: a line about each run that is not counted; `picture`: curves.svg, if it
+    is there already.
 
     The other arguments are those of tables.compare_runs. Raises ValueError if there is no run.
     """
@@ -52,7 +53,7 @@ def report_page(runs, unfinished=(), order=None, control="supervised", main_meth
     warnings = [*found.warnings, *(f"Not counted, unfinished: {text}." for text in unfinished)]
     sections = {
         "results": ("Results", _results(found)),
-        "curves": ("Curves", _picture(curves_page(runs, order, control, main_method))),
+        "curves": ("Curves", _picture(picture or curves_page(runs, order, control, main_method))),
         "rollouts": ("Who wrote what", ""),  # what has room beside the others
         "time": ("Where the time went", _time(runs, variants)),
         "warnings": (f"Warnings ({len(warnings)})", _list(warnings)),

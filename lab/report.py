@@ -74,11 +74,12 @@ def render_report(folder, order=None, control=None, main_method=None):
         table += f"\nNot counted, unfinished: {inert('; '.join(unfinished))}.\n"
     figures = summary(with_relative_seconds(runs, control), order)
     text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
+    picture = curves_page(runs, order, control, main_method)
     return {
         "table.md": table,
-        "curves.svg": curves_page(runs, order, control, main_method),
+        "curves.svg": picture,
         "summary.json": text + "\n",
-        "report.html": report_page(runs, unfinished, order, control, main_method),
+        "report.html": report_page(runs, unfinished, order, control, main_method, picture),
     }
 
 
