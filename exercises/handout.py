@@ -227,7 +227,7 @@ def write_handout(folder, solved=0):
     for place in FOLDERS:
         for path in sorted(ROOT.glob(f"{place}*.py")):
             copy(path, folder / place / path.name, lambda text, name=place + path.name: in_handout(name, text, solved))
-    for name in ("requirements.txt", "LICENSE", "docs/metrics.md", "docs/data.md"):
+    for name in ("requirements.txt", "LICENSE", "docs/metrics.md", "docs/data.md", "docs/methods.md", "docs/papers.md"):
         copy(ROOT / name, folder / name)
     for path in [HERE / name for name in KEPT] + sorted(HERE.glob("[0-9][0-9]_*.md")):
         copy(path, folder / "exercises" / path.name)

@@ -131,7 +131,7 @@ def interleaved(student, teacher, prompt, max_new_tokens, noise, accept_top_k, e
     position len(prompt)). -> (response, sources): a list of ids, and one of "student" or "teacher" for each.
 
     A token is drawn as in exercise 5, at temperature 1. The response ends with eos_token, which is kept, or after
-    max_new_tokens. Both models read the whole sequence, replacements included.
+    max_new_tokens; with eos_token None, only there. Both models read the whole sequence, replacements included.
     """
     from sample import draw
 
