@@ -152,13 +152,13 @@ STUDIES = {
     "okd-samples": Study(
         "On whose samples should an online teacher learn and teach: references, the student's, or SKD's?",
         f"train_okd.py {FIVE} --variants fixed_forward_kl,okd,okd_on_policy,okd_skd",
-        9,
+        19,
         6,
     ),
     "okd-kinds": Study(
         "Does it matter what the online module is, or that the whole teacher learns?",
         f"train_okd.py {THREE} --variants okd,okd_prefix,okd_ptuning,okd_adapter,okd_full,prokt",
-        7,
+        9,
         5,
     ),
     "okd-narrow": Study(
