@@ -3,7 +3,7 @@
 A student's function returns a dict:
 
     {"prediction": one of the choices, made before the run,
-     "folder": the folder of the run's records, seen from answers.py,
+     "folder": the folder of the run's records, seen from answers.py, or a list of folders,
      "figures": {name: number} read off these records,
      "found": one of the choices, what the records show,
      "why": an explanation in sentences of your own}
@@ -164,18 +164,21 @@ TOLERANCE = 0.002  # of a figure that was read off a table
 
 def runs_of(experiment, answer, answers):
     """The records that an answer names, with the setting that the page names."""
-    folder = (Path(answers).parent / str(answer["folder"])).resolve()
-    runs = []
-    for place in [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]:
-        try:
-            runs += read_records(place)
-        except ValueError as error:
-            raise Broken(f"the records of {answer['folder']} cannot be read: {error}") from None
+    named, runs = answer["folder"], []
+    for folder in named if isinstance(named, list) else [named]:
+        folder = (Path(answers).parent / str(folder)).resolve()
+        for place in [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]:
+            try:
+                runs += read_records(place)
+            except ValueError as error:
+                raise Broken(f"the records of {answer['folder']} cannot be read: {error}") from None
     check(runs, f"no finished record lies in {answer['folder']}, seen from answers.py")
     runs = [run for run in runs if run.variant in experiment.variants]
     found = {run.variant for run in runs}
     missing = [name for name in experiment.variants if name not in found]
     check(not missing, f"the records of {answer['folder']} lack {', '.join(missing)}")
+    quick = any(run.header.get("quick") for run in runs)
+    check(not quick, "a record is of a --quick run, whose figures mean nothing: run the page's command")
     for key, wanted in (("script", experiment.script), ("task", "math")):
         others = {run.header.get(key) for run in runs} - {wanted}
         check(not others, f"the records' {key} is {', '.join(map(str, others))}, the page says {wanted}")

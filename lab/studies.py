@@ -143,6 +143,13 @@ STUDIES = {
         10,
         6,
     ),
+    "skd-scan": Study(
+        "Is the order of the methods the same on SCAN, commands and the actions that they ask for?",
+        f"train_skd.py {THREE} --task scan --measure 1000 --variants sft,supervised,on_policy,skd",
+        13,
+        6,
+        needs="scan",
+    ),
     "okd-half-teacher": Study(
         "Does OKD gain from a teacher that was stopped after a quarter of its steps?",
         f"train_okd.py {THREE} --teacher-steps 500 --variants fixed_forward_kl,okd_no_feedback,okd",
