@@ -140,7 +140,7 @@ STUDIES = {
     "skd-translation": Study(
         "Is the order of the methods the same on another task?",
         f"train_skd.py {THREE} --task translation --variants sft,supervised,on_policy,skd",
-        10,
+        13,
         6,
     ),
     "skd-scan": Study(
