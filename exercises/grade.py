@@ -270,7 +270,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with errors in one line instead of a screen of usage."""
 
     def error(self, message):
-        self.exit(2, f"grade.py: {' '.join(message.split())} (see --help)\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see python exercises/{self.prog} --help)\n")
 
 
 def rows_of(words):
@@ -286,7 +286,7 @@ def rows_of(words):
 
 
 def parse(argv):
-    parser = Parser(description="Grade the exercises: points, and the first broken law of each.")
+    parser = Parser(prog="grade.py", description="Grade the exercises: points, and the first broken law of each.")
     parser.add_argument("numbers", nargs="*", metavar="N", help="exercises to grade, as 2 7 or 5-9 (default: all)")
     parser.add_argument(
         "--folder", type=os.path.expanduser, metavar="DIR", help="where answers.py lies (default: exercises/)"

@@ -10,6 +10,7 @@ the same pairs. The same command goes on after an interruption. It runs stranger
 
 import hashlib
 import itertools
+import os
 import re
 import signal
 import subprocess
@@ -130,9 +131,9 @@ def table(rows):
 def main(argv=None):
     """Train what is missing, print the table. Returns 0 only where every file could be run."""
     parser = grade.Parser(prog="leaderboard.py", description="Re-run students' rows: score per teacher pass.")
-    parser.add_argument("folder", type=Path, help="where the students' files lie, one row in each")
+    parser.add_argument("folder", type=os.path.expanduser, help="where the students' files lie, one row in each")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="of the records; a later call reads them"
+        "--out", type=os.path.expanduser, required=True, metavar="DIR", help="of the records; a later call reads them"
     )
     parser.add_argument("--pairs", type=int, default=5, help="pretrained pairs (default: %(default)s)")
     parser.add_argument("--pair-seed", type=int, default=601, help="seed of the first one (default: %(default)s)")
@@ -141,12 +142,12 @@ def main(argv=None):
     parser.add_argument("--device", default="cpu", help="as of train_skd.py (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke run: the figures mean nothing")
     args = parser.parse_args(argv)
-    files = sorted(path.resolve() for path in args.folder.glob("*.py"))
-    if not files or args.pairs < 1 or not args.seconds > 0:
-        raise ValueError(
-            f"{args.folder} must hold .py files, --pairs and --seconds be above 0: found {len(files)} files"
-        )
-    args.out, rows, failed = args.out.resolve(), {}, 0
+    files = sorted(path.resolve() for path in Path(args.folder).glob("*.py"))
+    if not files:
+        raise ValueError(f"no .py file lies in {args.folder}: name the folder of the students' files")
+    if args.pairs < 1 or not 0 < args.seconds < 1e7:
+        raise ValueError("--pairs must be at least 1, and --seconds lie between 0 and ten millions")
+    args.out, rows, failed = Path(args.out).resolve(), {}, 0
     for path, name in [*((None, name) for name in BESIDE), *((path, path.stem) for path in files)]:
         if re.fullmatch(r"[A-Za-z]\w*", name) and name not in rows:
             found, error = runs_of(path, name, args)
