@@ -20,6 +20,8 @@ from pathlib import Path
 HERE = Path(__file__).parent.resolve()
 sys.path.insert(0, str(HERE.parent))
 sys.path.append(str(HERE))  # last: tests have a module adapters, too
+if __name__ == "__main__":
+    import lab.interrupted  # noqa: F401  Ctrl-C while torch is imported ends with one line
 
 import grade  # noqa: E402
 import losses  # noqa: E402
