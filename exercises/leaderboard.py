@@ -125,13 +125,13 @@ def table(rows):
         "| ---: | --- | ---: | ---: | ---: | ---: |",
         *(line for _, line in sorted(lines)),
         "",
-        "±: 95 % interval over pairs. Rank: 1 + the rows that are better by a paired difference whose interval does not",
-        f"reach 0, corrected for {comparisons} comparisons (Holm). Rows of one rank, or without, are not told apart.",
+        "±: 95 % interval over pairs. Rank: 1 + the rows that are better by a paired difference whose interval",
+        f"does not reach 0, corrected for {comparisons} comparisons (Holm). Rows of one rank, or of none, are not told",
+        "apart.",
     ]
 
 
-def main(argv=None):
-    """Train what is missing, print the table. Returns 0 only where every file could be run."""
+def parse(argv):
     parser = grade.Parser(prog="leaderboard.py", description="Re-run students' rows: score per teacher pass.")
     parser.add_argument("folder", type=os.path.expanduser, help="where the students' files lie, one row in each")
     parser.add_argument(
@@ -144,11 +144,17 @@ def main(argv=None):
     parser.add_argument("--device", default="cpu", help="as of train_skd.py (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke run: the figures mean nothing")
     args = parser.parse_args(argv)
+    if args.pairs < 1 or not 0 < args.seconds < 1e7:
+        raise ValueError("--pairs must be at least 1, and --seconds lie between 0 and ten millions")
+    return args
+
+
+def main(argv=None):
+    """Train what is missing, print the table. Returns 0 only where every file could be run."""
+    args = parse(argv)
     files = sorted(path.resolve() for path in Path(args.folder).glob("*.py"))
     if not files:
         raise ValueError(f"no .py file lies in {args.folder}: name the folder of the students' files")
-    if args.pairs < 1 or not 0 < args.seconds < 1e7:
-        raise ValueError("--pairs must be at least 1, and --seconds lie between 0 and ten millions")
     args.out, rows, failed = Path(args.out).resolve(), {}, 0
     for path, name in [*((None, name) for name in BESIDE), *((path, path.stem) for path in files)]:
         if re.fullmatch(r"[A-Za-z]\w*", name) and name not in rows:
