@@ -33,6 +33,8 @@ from lab import processes, program, reading, statistics  # noqa: E402
 BESIDE = ("skd", "on_policy")  # the project's own rows, which every student is compared with
 PER_PASS = "score_per_1000_passes"  # of the teacher while the student learned
 COLUMNS = ("score", "score_sampled", "teacher_forwards", PER_PASS)
+KNOWN = losses.DIVERGENCES | losses.MATCHING_LOSSES | losses.TOKEN_LOSSES | losses.SEQUENCE_LOSSES
+KNOWN |= sample.WRITERS | methods.METHODS | {"cross_entropy": losses.cross_entropy}
 
 
 def train(path, name, flags):
@@ -46,9 +48,10 @@ def train(path, name, flags):
             raise ValueError(f"{name}.py must hold one Variant, and not be called as a row is: found {len(rows)}")
         tables = {"loss": losses.MATCHING_LOSSES, "writer": sample.WRITERS, "method": methods.METHODS}
         for own, table in [(getattr(rows[0], column), table) for column, table in tables.items()]:
-            if own in code and own in (*losses.loss_names(), *sample.WRITERS, *methods.METHODS):
+            if own in code and KNOWN.get(own, code[own]) is not code[own]:
                 raise ValueError(f"{name}.py writes {own} anew, which the project has: give it another name")
-            table |= {own: code[own]} if own in code else {}
+            if own in code and own not in KNOWN:
+                table[own] = code[own]
         train_skd.VARIANTS[name] = rows[0]
     return train_skd.main(["--variants", name, *flags])
 
@@ -64,8 +67,9 @@ def run(command, seconds, log):
             return f"stopped after {seconds:g} s: the same command with more --seconds goes on"
         finally:
             grade.stop(process)
-    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["it ended without a word"]
-    return grade.clean(last[0]) if status else ""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    told = [line for line in lines if " failed: " in line] or lines[-1:] or ["it ended without a word"]
+    return grade.clean(told[0]) if status else ""
 
 
 def runs_of(path, name, args):

@@ -757,7 +757,8 @@ def test_commands_on_pages_are_known():
         argv = shlex.split(words.partition("; done")[0].partition("`")[0])
         assert grade.parse(argv)
     assert len(commands) > 5
-    boards = [line.split("#")[0].split("exercises/leaderboard.py")[1] for line in lines if "exercises/leaderboard" in line]
+    words = [line.split("#")[0].partition("exercises/leaderboard.py ")[2] for line in lines]
+    boards = [one for one in words if one]
     assert len(boards) == 2 and all(leaderboard.parse(shlex.split(words)).folder == "submissions" for words in boards)
 
 
@@ -957,6 +958,8 @@ def test_a_leaderboards_processes_end(tmp_path):
     log = tmp_path / "log"
     assert leaderboard.run([sys.executable, "-c", "pass"], 60, log) == ""
     assert leaderboard.run([sys.executable, "-c", "print('a'); raise SystemExit('why')"], 60, log) == "why"
+    failed = "print('run a failed: nan'); print('no table'); raise SystemExit(1)"
+    assert leaderboard.run([sys.executable, "-c", failed], 60, log) == "run a failed: nan"
     assert "stopped after 0.2 s" in leaderboard.run([sys.executable, "-c", "import time; time.sleep(60)"], 0.2, log)
 
 
@@ -984,10 +987,13 @@ def test_a_students_row_stands_beside_the_projects(tmp_path, monkeypatch):
     assert train_skd.VARIANTS["anna"].loss == "both_ways"
     torch.testing.assert_close(losses.per_token_loss("both_ways", *logits, None), both)
     assert leaderboard.train("", "skd", []) == ["--variants", "skd"]
+    path.write_text(ROW.replace('"both_ways"', '"reverse_kl"'), encoding="utf-8")  # the project's, by its own name
+    assert leaderboard.train(str(path), "emil", []) and train_skd.VARIANTS["emil"].loss == "reverse_kl"
     for text, name, said in (
         (ROW + "OTHER = ROW\n", "berta", "must hold one Variant"),
         (ROW, "skd", "not be called as a row is"),
         (ROW.replace("both_ways", "skew_forward_kl"), "carl", "another name"),
+        (ROW.replace("def both_ways", "def student"), "dora", "student anew"),
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=said):
