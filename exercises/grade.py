@@ -14,6 +14,7 @@ cannot be written, in one line; 130: interrupted.
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
@@ -344,6 +345,11 @@ def answers_of(args):
     return answers
 
 
+def finished(jobs):
+    """The results of the jobs that are done."""
+    return [job.result() for job in jobs if job.done() and not job.cancelled()]
+
+
 def main(argv=None):
     """Grade, print, write. Returns 0 only with full points."""
     args = parse(argv)
@@ -360,16 +366,18 @@ def main(argv=None):
         jobs = [pool.submit(grade, row, answers, args.salt, args.seconds or row.seconds, workers) for row in rows]
         silent = list(jobs)  # they are printed in the order of the course, and written as they come
         try:
-            for job in concurrent.futures.as_completed(jobs):
-                results.append(job.result())
+            for _ in concurrent.futures.as_completed(jobs):
+                results = finished(jobs)
                 write_results(args, results, rows, notes)
                 while silent and silent[0].done():
                     print_result(silent.pop(0).result())
         except BaseException:  # also where a result cannot be written: nothing is left running
             pool.shutdown(wait=False, cancel_futures=True)
-            for job in silent:
-                if job.done() and not job.cancelled():
-                    print_result(job.result())
+            with contextlib.suppress(OSError):  # which may be what went wrong
+                write_results(args, finished(jobs), rows, notes)
+            with contextlib.suppress(OSError):
+                for result in finished(silent):
+                    print_result(result)
             workers.end()
             raise
     total, most = sum(result.points for result in results), sum(row.points for row in rows)

@@ -635,22 +635,44 @@ def test_an_exercise_that_cannot_be_graded_costs_itself_alone(tmp_path, monkeypa
     assert status == 1 and "could not be graded" in first["message"] and (first["points"], second["points"]) == (0, 4)
 
 
-def test_an_interruption_loses_nothing(tmp_path, monkeypatch):
-    """Ctrl-C in the middle: what was graded is written, and no worker is left running."""
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk is full")])
+def test_an_interruption_loses_nothing(error, tmp_path, monkeypatch):
+    """Ctrl-C in the middle, or a result that cannot be written: what was graded is written and printed, and no worker is
+    left running."""
     pretended(monkeypatch, {1: [True], 5: [True], 6: [True]})
-    ended, printed = [], grade.print_result
+    ended, printed, write, raised = [], [], grade.write_results, []
     monkeypatch.setattr(grade.Workers, "end", lambda workers: ended.append(workers))
-    monkeypatch.setattr(grade, "print_result", lambda result: printed(result) or interrupt_at(5, result))
+    monkeypatch.setattr(grade, "print_result", printed.append)
 
-    def interrupt_at(number, result):
-        if result.row.number == number:
-            raise KeyboardInterrupt
+    def write_results(args, results, rows, notes):
+        if len(results) == 3 and not raised:
+            raised.append(error)
+            raise error
+        write(args, results, rows, notes)
 
-    with pytest.raises(KeyboardInterrupt), contextlib.redirect_stdout(io.StringIO()) as output:
+    monkeypatch.setattr(grade, "write_results", write_results)
+    with pytest.raises(type(error)):
         grade.main(["1", "5", "6", "--json", str(tmp_path / "a"), "--jobs", "1"])
     found = json.loads((tmp_path / "a").read_text(encoding="utf-8"))
-    assert [entry["number"] for entry in found["exercises"]][:2] == [1, 5] and found["max_total"] == 12
-    assert ended and output.getvalue().count("4 of 4") >= 2
+    assert [entry["number"] for entry in found["exercises"]] == [1, 5, 6] == [one.row.number for one in printed]
+    assert found["complete"] and len(ended) == 1
+
+
+def test_a_result_is_written_before_the_first_is_there(tmp_path, monkeypatch):
+    """An exercise that takes its time keeps none of the others' results: they are written as they come."""
+    pretended(monkeypatch, {1: [True], 5: [True]})
+    quick, path, seen = grade.run_worker, tmp_path / "a", []
+
+    def run_worker(row, *others):
+        patience = time.time() + 20
+        while row.number == 1 and time.time() < patience and seen[-1:] != [[5]]:
+            time.sleep(0.01)
+            found = json.loads(path.read_text(encoding="utf-8"))
+            seen.append([entry["number"] for entry in found["exercises"]])
+        return quick(row, *others)
+
+    monkeypatch.setattr(grade, "run_worker", run_worker)
+    assert graded(1, 5, "--json", path)[0] == 0 and seen[-1] == [5]
 
 
 @pytest.mark.slow
