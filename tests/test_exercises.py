@@ -637,8 +637,8 @@ def test_an_exercise_that_cannot_be_graded_costs_itself_alone(tmp_path, monkeypa
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk is full")])
 def test_an_interruption_loses_nothing(error, tmp_path, monkeypatch):
-    """Ctrl-C in the middle, or a result that cannot be written: what was graded is written and printed, and no worker is
-    left running."""
+    """Ctrl-C in the middle, or a result that cannot be written: what was graded is written and printed, and no worker
+    is left running."""
     pretended(monkeypatch, {1: [True], 5: [True], 6: [True]})
     ended, printed, write, raised = [], [], grade.write_results, []
     monkeypatch.setattr(grade.Workers, "end", lambda workers: ended.append(workers))
