@@ -251,16 +251,28 @@ def copy(source, target, change=None):
 
 
 def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """sha256 of a text file; Windows, and git on it, may write its line ends otherwise."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
+def manifest():
+    """{file: sha256} of what was handed out, empty in the whole repository; with a manifest that is gone or cannot be
+    read, that file itself, which then counts as changed."""
+    path = HERE / MANIFEST
+    if not path.is_file() and (HERE / "solutions.py").is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {MANIFEST: None}
 
 
 def changed_files(folder):
     """Notes about test files that were changed in this copy, or that lie beside the answers, where nobody uses them."""
-    notes, manifest = [], HERE / MANIFEST
-    if manifest.is_file():
-        for name, expected in json.loads(manifest.read_text(encoding="utf-8")).items():
-            if not (HERE / name).is_file() or digest(HERE / name) != expected:
-                notes.append(f"{name} is not as it was handed out: these points are not those a teacher will find.")
+    notes = []
+    for name, expected in manifest().items():
+        if not (HERE / name).is_file() or digest(HERE / name) != expected:
+            notes.append(f"{name} is not as it was handed out: these points are not those a teacher will find.")
     if folder != HERE:
         for name in KEPT:
             path = folder / name
