@@ -70,7 +70,8 @@ EXPERIMENTS = (
     Exercise(32, "collapse at alpha 1", "experiment", 4, 30, ("explain_collapse",)),
     Exercise(33, "does feedback help?", "experiment", 5, 45, ("explain_feedback",)),
 )
-EXERCISES = BUILD + FAULTS + EXPERIMENTS
+# In a first handout the later pages are missing, and with them their exercises.
+EXERCISES = tuple(row for row in BUILD + FAULTS + EXPERIMENTS if any(HERE.glob(f"{row.number:02}_*.md")))
 
 
 def exercise(number):

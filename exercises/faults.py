@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ class Fault(NamedTuple):
     file: str
     old: str
     new: str  # the fault
-    other: tuple  # (old, new): the same fault, made elsewhere or written otherwise
+    others: tuple  # each (old, new): the same fault, made elsewhere or written otherwise
     right: tuple  # (old, new): code that does what it should, written otherwise
 
 
@@ -37,31 +38,33 @@ SEED = "torch.randint(2**62, (), generator=generator).item()  # a CPU generator:
 
 FAULTS = (
     Fault(18, "sample.py", IN_MASK, "(self.tokens != 0)",
-          (IN_MASK, "(self.tokens.ne(0).flip(1).cumsum(1).flip(1) > 0)"),
+          ((IN_MASK, "(self.tokens.ne(0).flip(1).cumsum(1).flip(1) > 0)"),),
           (IN_MASK, "(slots - self.lengths[:, None] < 0)")),
     Fault(19, "losses.py", IN_KL, IN_KL.replace(".sum(-1)", ".mean(-1)"),
-          (IN_KL, f"return {TORCHS_KL}.mean(-1)"), (IN_KL, f"return {TORCHS_KL}.sum(-1)")),
+          ((IN_KL, f"return {TORCHS_KL}.mean(-1)"),), (IN_KL, f"return {TORCHS_KL}.sum(-1)")),
     Fault(20, "losses.py", FORWARD, "    return kl(student_logprobs, teacher_logprobs)\n",
-          (FORWARD,
-           f"    return {TORCHS_KL}.sum(-1)\n".replace("first_", "student_").replace("second_", "teacher_")),
+          ((FORWARD,
+            f"    return {TORCHS_KL}.sum(-1)\n".replace("first_", "student_").replace("second_", "teacher_")),
+           (IN_KL, "return (second_logprobs.exp() * (second_logprobs - first_logprobs)).sum(-1)")),  # both directions
           (FORWARD,
            f"    return {TORCHS_KL}.sum(-1)\n".replace("first_", "teacher_").replace("second_", "student_"))),
     Fault(21, "sample.py", "replacement=replacement, fresh=judge_fresh)", "replacement=replacement, fresh=True)",
-          ("judge_fresh=False, keep_features=False, **rule,", "judge_fresh=True, keep_features=False, **rule,"),
+          (("judge_fresh=False, keep_features=False, **rule,", "judge_fresh=True, keep_features=False, **rule,"),),
           (IN_RANK, "(~(model_logits <= model_logits.gather(-1, tokens[..., None])))")),
     Fault(22, "sample.py", "kept_rows[rows, positions - 1] = output  #", "kept_rows[rows, positions] = output  #",
-          (KEPT, "kept_rows.roll(1, 1)[:, : T - 1]},"), (KEPT, "kept_rows.narrow(1, 0, T - 1)},")),
+          ((KEPT, "kept_rows.roll(1, 1)[:, : T - 1]},"),), (KEPT, "kept_rows.narrow(1, 0, T - 1)},")),
     Fault(23, "losses.py", POLICY, "    return student_chosen - teacher_chosen.detach()\n",
-          (POLICY, "    return -(0 * advantage + 1) * student_chosen\n"),
+          ((POLICY, "    return -(0 * advantage + 1) * student_chosen\n"),
+           (POLICY, "    return advantage * student_chosen\n")),  # away from the teacher
           (POLICY, "    return -(student_chosen * advantage.detach())\n")),
     Fault(24, "losses.py", "ids = teacher_logits.topk(min(top_k,", "ids = student_logits.topk(min(top_k,",
-          ("ids = teacher_logits.topk(min(top_k,", "ids = student_logits.detach().log_softmax(-1).topk(min(top_k,"),
+          (("ids = teacher_logits.topk(min(top_k,", "ids = student_logits.detach().log_softmax(-1).topk(min(top_k,"),),
           ("ids = teacher_logits.topk(min(top_k,", "ids = teacher_logits.log_softmax(-1).topk(min(top_k,")),
     Fault(25, "sample.py", IN_MASK, "(slots < (self.lengths - self.finished.long())[:, None])",
-          (IN_MASK, f"{IN_MASK} & ~((slots == self.lengths[:, None] - 1) & self.finished[:, None])"),
+          ((IN_MASK, f"{IN_MASK} & ~((slots == self.lengths[:, None] - 1) & self.finished[:, None])"),),
           (IN_MASK, "(slots <= self.lengths[:, None] - 1)")),
     Fault(26, "sample.py", SEED, "generator.initial_seed()",
-          (SEED, "torch.randint(2**62, (), generator=torch.Generator().manual_seed(generator.initial_seed())).item()"),
+          ((SEED, "torch.randint(2**62, (), generator=torch.Generator().manual_seed(generator.initial_seed())).item()"),),
           (SEED, "int(torch.randint(2**62, (1,), generator=generator)[0])")),
 )  # fmt: skip
 
@@ -135,24 +138,29 @@ def laws_of(row, answers):
         def check(code, made):
             error = outcome(answers, function, fault.file, changed(fault.file, *change) if change else None)
             if error is not None:
-                said = str(error).splitlines()
-                raise Broken(f"{where}, where it raised {type(error).__name__}: {said[0][:120] if said else ''}")
+                lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                         if Path(frame.filename) == answers]  # fmt: skip
+                said = (str(error).splitlines() or ["without a message: give your asserts one"])[0][:120]
+                at = f" in line {lines[-1]} of {answers.name}" if lines else ""
+                raise Broken(f"{where}, where it raised {type(error).__name__}{at}: {said}")
 
         return check
 
-    def fails(where, *change):
+    def fails(where, changes):
         def check(code, made):
-            if outcome(answers, function, fault.file, changed(fault.file, *change)) is None:
-                raise Broken(f"{where}, where it passed")
+            for change in changes:
+                if outcome(answers, function, fault.file, changed(fault.file, *change)) is None:
+                    raise Broken(f"{where}, where it passed")
 
         return check
 
     texts = (
-        ("passes_on_the_code", "Your test passes on the code as it is.", True, passes("the code")),
-        ("fails_on_the_fault", "Your test fails on the fault.", True, fails("the fault", fault.old, fault.new)),
-        ("finds_it_written_otherwise", "Your test fails on the same fault made in another way.", False,
-         fails("the fault in other words", *fault.other)),
-        ("asks_what_it_does", "Your test passes on right code that is written otherwise.", False,
+        ("passes_on_the_code", "Your test must pass on the code as it is.", True, passes("the code")),
+        ("fails_on_the_fault", "Your test must fail on the fault.", True,
+         fails("the fault", [(fault.old, fault.new)])),
+        ("finds_it_written_otherwise", "Your test must fail on the same fault made in another way.", False,
+         fails("the fault made in another way", fault.others)),
+        ("asks_what_it_does", "Your test must pass on right code that is written otherwise.", False,
          passes("right code in other words", *fault.right)),
     )  # fmt: skip
     return [Law(f"law_{row.number:02}_{name}", says, essential, check) for name, says, essential, check in texts]

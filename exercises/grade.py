@@ -168,10 +168,13 @@ def result_of(row, findings, end):
     held = sum(passed for *_, passed, _ in laws)
     essential = bool(laws) and all(tried.get(name, {}).get("passed") for name, _, needed in about if needed)
     points = round(row.points * held / len(laws), 2) if essential else 0.0
-    broken = [f"{name}: {message}" for name, _, passed, message in laws if not passed]
+    needed = {name for name, _, needed in about if needed}
+    broken = [(name not in needed, f"{name}: {message}") for name, _, passed, message in laws if not passed]
+    broken = [text for _, text in sorted(broken, key=lambda one: one[0])]  # what is needed comes first
     message = clean(next((text for text in [*said, *broken] if text), ""))
     if broken and len(laws) > len(broken):
-        message += f" ({len(laws) - len(broken)} of {len(laws)} laws hold)"
+        why = "" if essential else "; without this one there are no points"
+        message += f" ({len(laws) - len(broken)} of {len(laws)} laws hold{why})"
     return Result(row, points, "failed" if message else "passed", message, laws)
 
 
@@ -316,6 +319,10 @@ def parse(argv):
     parser.add_argument(
         "--solved", type=int, default=0, metavar="N", help="with --handout: include the references of exercises 1 to N"
     )
+    if not (HERE / "solutions.py").is_file():  # a handout: what only a teacher can do is not told
+        for action in parser._actions:
+            if action.dest in ("solutions", "handout", "solved", "salt"):
+                action.help = argparse.SUPPRESS
     args = parser.parse_args(argv)
     if args.solved and not args.handout:
         raise ValueError("--solved goes with --handout DIR")

@@ -167,8 +167,15 @@ def exercise_of(function):
     return next((row.number for row in course.EXERCISES if function in row.functions), None)
 
 
-def stubs(solutions, solved=0):
-    """answers.py as text, made of solutions.py: exercises up to `solved` as they are, the others without a body."""
+LATER = f"\n\n# {117 * '-'}\n# Exercises 18 to 26"  # where in solutions.py the second part begins
+
+
+def stubs(solutions, solved=0, part=2):
+    """answers.py as text, made of solutions.py: exercises up to `solved` as they are, the others without a body; part
+    1: without those of the second handout."""
+    if part == 1:
+        assert LATER in solutions, "solutions.py has no heading for exercise 18"
+        solutions = solutions.partition(LATER)[0]
     known = functions_in(ast.parse(solutions))
     bodies = {}
     for name in known:
@@ -229,12 +236,14 @@ def write_handout(folder, solved=0):
             copy(path, folder / place / path.name, lambda text, name=place + path.name: in_handout(name, text, solved))
     for name in ("requirements.txt", "LICENSE", "docs/metrics.md", "docs/data.md", "docs/methods.md", "docs/papers.md"):
         copy(ROOT / name, folder / name)
-    for path in [HERE / name for name in KEPT] + sorted(HERE.glob("[0-9][0-9]_*.md")):
-        copy(path, folder / "exercises" / path.name)
-    to = folder / "exercises"
+    to, part = folder / "exercises", 2 if solved == len(course.BUILD) else 1
+    rows = course.EXERCISES if part == 2 else course.BUILD
+    for path in [HERE / name for name in KEPT] + [HERE / page_of(row) for row in rows]:
+        copy(path, to / path.name)
+    copy(HERE / "README.md", to / "README.md", lambda text: with_table(text, table_of_exercises(rows)))
     (to / course.STORED.name).write_text(json.dumps(stored_results(solved)), encoding="utf-8")
     solutions = (HERE / "solutions.py").read_text(encoding="utf-8")
-    (to / "answers.py").write_text(stubs(solutions, solved), encoding="utf-8")
+    (to / "answers.py").write_text(stubs(solutions, solved, part), encoding="utf-8")
     names = [name for name in KEPT if name.endswith(".py") and name != "adapters.py"] + [course.STORED.name]
     (to / MANIFEST).write_text(json.dumps({name: digest(to / name) for name in names}, indent=1), encoding="utf-8")
     given = f", exercises 1 to {solved} solved" if solved else ""
@@ -295,13 +304,13 @@ def page_of(row):
     return next(path.name for path in sorted(HERE.glob(f"{row.number:02}_*.md")))
 
 
-def table_of_exercises():
+def table_of_exercises(rows=course.EXERCISES):
     """The table of README.md."""
     lines = ["| | exercise | kind | points | minutes |", "| ---: | --- | --- | ---: | ---: |"]
-    for row in course.EXERCISES:
+    for row in rows:
         name = f"[{row.name}]({page_of(row)})"
         lines.append(f"| {row.number} | {name} | {row.kind} | {row.points} | {row.minutes} |")
-    points, minutes = (sum(getattr(row, name) for row in course.EXERCISES) for name in ("points", "minutes"))
+    points, minutes = (sum(getattr(row, name) for row in rows) for name in ("points", "minutes"))
     return [*lines, f"| | all | | {points} | {minutes} |"]
 
 

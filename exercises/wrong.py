@@ -567,9 +567,14 @@ assert forward_kl(torch.zeros(1, 2, 5), torch.zeros(1, 2, 5)).abs().max() < 1e-6
     (20, "both directions positive", "fails_on_the_fault", """
 from losses import forward_kl
 assert forward_kl(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]])) > 0"""),
+    (20, "compares the two directions", "finds_it_written_otherwise", """
+from losses import forward_kl, reverse_kl
+models = torch.tensor([[[0.2, 0.5, 0.3]]]).log(), torch.tensor([[[0.6, 0.3, 0.1]]]).log()
+assert (forward_kl(*models) - reverse_kl(*models)).abs() > 0.01"""),
     (20, "reads the source", "asks_what_it_does", """
 import inspect, losses
-assert "return kl(teacher_logprobs, student_logprobs)" in inspect.getsource(losses.forward_kl)"""),
+assert "return kl(teacher_logprobs, student_logprobs)" in inspect.getsource(losses.forward_kl)
+assert "(first_logprobs.exp() *" in inspect.getsource(losses.kl)"""),
     (21, "accepts every token", "fails_on_the_fault", """
 from model import GPT, GPTConfig
 from sample import interleaved_generate
@@ -582,6 +587,14 @@ from sample import interleaved_generate
 models = [GPT(GPTConfig(11, 24, 1, 2, 8), torch.Generator().manual_seed(seed)) for seed in (1, 2)]
 rollout = interleaved_generate(*models, [[1]], 9, generator=torch.Generator().manual_seed(0), accept_top_k=3)
 assert rollout.teacher_logits.shape == (1, 9, 11)"""),
+    (23, "that the teacher matters", "finds_it_written_otherwise", """
+from losses import Tokens, policy_gradient
+def gradient(teacher):
+    student = torch.tensor([[[0.2, 0.5, 0.3]]]).log().requires_grad_()
+    yes = torch.ones(1, 1, dtype=torch.bool)
+    policy_gradient(student, teacher, Tokens(torch.tensor([[1]]), yes, yes)).sum().backward()
+    return student.grad
+assert not torch.equal(gradient(torch.zeros(1, 1, 3)), gradient(torch.tensor([[[1.0, 0.0, 0.0]]])))"""),
     (23, "that there is a gradient", "fails_on_the_fault", """
 from losses import Tokens, policy_gradient
 student = torch.tensor([[[0.2, 0.5, 0.3]]]).log().requires_grad_()
