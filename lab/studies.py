@@ -134,7 +134,7 @@ STUDIES = {
     "skd-equal-compute": Study(
         "Who is ahead when cheaper methods go on until they have spent what SKD spends?",
         f"train_skd.py {FIVE} --variants supervised,on_policy,skd --equal-compute",
-        16,
+        13,
         8,
     ),
     "skd-translation": Study(
