@@ -64,7 +64,8 @@ FAULTS = (
           ((IN_MASK, f"{IN_MASK} & ~((slots == self.lengths[:, None] - 1) & self.finished[:, None])"),),
           (IN_MASK, "(slots <= self.lengths[:, None] - 1)")),
     Fault(26, "sample.py", SEED, "generator.initial_seed()",
-          ((SEED, "torch.randint(2**62, (), generator=torch.Generator().manual_seed(generator.initial_seed())).item()"),),
+          ((SEED,
+            "torch.randint(2**62, (), generator=torch.Generator().manual_seed(generator.initial_seed())).item()"),),
           (SEED, "int(torch.randint(2**62, (1,), generator=generator)[0])")),
 )  # fmt: skip
 
