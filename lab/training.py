@@ -198,11 +198,11 @@ class Run:
                 "a function of student and adapted teacher"
             )
 
-    def use_answers(self, teacher, temperature):
+    def use_answers(self, teacher, temperature, top_p=None):
         """The teacher's answers at this temperature (0: greedy), written once, take the place of the references."""
         call = (teacher, self.prompts, self.max_new_tokens, self.eos_token)
         self.references = self.checkpointer.found(
-            "answers", lambda: sample_responses(*call, seed=self.seed, temperature=temperature)[0]
+            "answers", lambda: sample_responses(*call, seed=self.seed, temperature=temperature, top_p=top_p)[0]
         )
         self.reference_source = TEACHER
 

@@ -393,7 +393,7 @@ FLAGS_OF_THE_SAMPLER = [
 ]  # fmt: skip
 
 
-WITH_BOTH = [name for name, row in VARIANTS.items() if row.writer in ("interleaved", "switching")]
+WITH_BOTH = [name for name, row in VARIANTS.items() if row.writer in ("interleaved", "switching", "trust_region")]
 
 
 @pytest.mark.usefixtures("unmeasured")
