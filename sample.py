@@ -1099,9 +1099,9 @@ def write_tokens(
 
     student_share and mix_per are mixed's, teacher_mix is teacher_mixed's, `interleaved` holds interleaved_generate's
     options, `switching` the knobs of Switching, `trust_region` that of TrustRegion. What a model writes now ends after
-    the share `prefix` of max_new_tokens, rounded up. Where the references are the teacher's answers, `reference_source`
-    says TEACHER; a writer that needs none takes None for each, or for all. The student's temperature and top_p are the
-    same for every writer, and no gradient flows through a draw.
+    the share `prefix` of max_new_tokens, rounded up. Where the references are the teacher's answers,
+    `reference_source` says TEACHER; a writer that needs none takes None for each, or for all. The student's temperature
+    and top_p are the same for every writer, and no gradient flows through a draw.
 
     Several processes write one batch together: `rows` are the places in it that these prompts have, `batch_size` is its
     size. Noise and draws belong to the places, so the batch is the same, however many processes share it. Raises
