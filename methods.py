@@ -92,7 +92,8 @@ class Variant:
     mix_per: str = "batch"  # mixed: one draw per "batch" or per "sequence"
     answers: float | None = None  # the teacher's answers at this temperature take the place of the references
     answers_top_p: float | None = None  # their nucleus
-    sampling: dict = field(default_factory=dict)  # goes before the sampling flags; accept_top_k is in units of the flag
+    # goes before the sampling flags; accept_top_k and trust_region are in units of the flag
+    sampling: dict = field(default_factory=dict)
     method: str | None = None  # a name in METHODS: what is kept from step to step
     method_kwargs: dict = field(default_factory=dict)  # keywords of the method
     teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made from it before training
@@ -102,8 +103,8 @@ class Variant:
         assert self.mix_per in ("batch", "sequence"), (
             f"who writes is drawn per batch or per sequence, not per {self.mix_per}"
         )
-        knobs = self.sampling.keys() - {"prefix"}
-        assert not knobs or self.writer in ("interleaved", "switching", "trust_region"), (
+        knobs = self.sampling.keys() - {"prefix", self.writer}
+        assert not knobs or self.writer in ("interleaved", "switching"), (
             f"{self.writer} has no use for {self.sampling}"
         )
         assert "prefix" not in self.sampling or WRITERS[self.writer].student_writes, (
@@ -176,8 +177,10 @@ def sampling_now(row, run, progress):
     own = {knob: scheduled(value, progress) for knob, value in row.sampling.items()}
     if "prefix" in own:
         options["prefix"] = own.pop("prefix")
-    if row.writer in ("switching", "trust_region"):
-        return options | {row.writer: own}
+    if "trust_region" in own:
+        options["trust_region"] *= own.pop("trust_region")
+    if row.writer == "switching":
+        return options | {"switching": own}
     if "accept_top_k" in own:
         own["accept_top_k"] *= run.accept_top_k
     if "accept_rule" not in own:  # else the knobs of the flag's rule are none of this one's

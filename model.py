@@ -588,7 +588,7 @@ class TrustRegion(Together):
     See teacher_share. epsilon 0 is the student, inf the teacher, each to the bit.
     """
 
-    def __init__(self, student, teacher, epsilon=0.02):
+    def __init__(self, student, teacher, epsilon):
         super().__init__(student, teacher)
         if not epsilon >= 0:
             raise ValueError(f"a trust region takes an epsilon of at least 0 nats, found {epsilon}")

@@ -47,6 +47,7 @@ SOURCE_NAMES = ("prompt", "student", "teacher", "dataset")
 COUNTERS = ("proposed", "judged", "accepted", "replaced", "discarded", "teacher_calls", "student_steps")
 SMALLEST_DIVISOR = 1e-30  # of a temperature: logits of 1e8 divided by it are still numbers in float32
 FED = ("student_tokens", "teacher_tokens", "generated_tokens", "teacher_forwards")  # Rollout.fed
+TRUST_REGION = 0.02  # nats per token: TRB's KL to the student, one of its paper's settings
 BROKEN = "a model's logits are nan or infinite: its weights are broken, or its training diverged (lower --lr)"
 
 
@@ -977,7 +978,7 @@ class Request(NamedTuple):
     teacher_mix: float
     interleaved: dict | None
     switching: dict | None
-    trust_region: dict | None
+    trust_region: float
     reference_source: int
     rows: list
     batch_size: int
@@ -1057,12 +1058,12 @@ def _write_switching(request):
 
 
 def _write_trust_region(request):
-    """Every token as near to the teacher as `trust_region`, epsilon nats around the student, allows (TRB).
+    """Every token as near to the teacher as a KL of `trust_region` nats to the student allows (TRB).
 
-    At epsilon 0 that is the student, and the teacher is not asked.
+    It draws as `student` does: at 0 nats it is that very batch, and the teacher is not asked.
     """
-    both = TrustRegion(request.student, request.teacher, **(request.trust_region or {}))
-    return request.generate(both if both.epsilon > 0 else request.student, request.prompts, request.rows)
+    both = TrustRegion(request.student, request.teacher, request.trust_region)
+    return _write_student(request._replace(student=both) if both.epsilon > 0 else request)
 
 
 class Writer(NamedTuple):
@@ -1086,20 +1087,20 @@ WRITERS = {  # writer: its function, whether a student writes, whether it needs 
     "interleaved": Writer(_write_interleaved, True, False, (*STUDENT_DRAWS, *TEACHER_DRAWS, *ACCEPTANCE)),
     "teacher_mixed": Writer(_write_teacher_mixed, True, False, (*STUDENT_DRAWS, "teacher_mix")),
     "switching": Writer(_write_switching, True, False, STUDENT_DRAWS),
-    "trust_region": Writer(_write_trust_region, True, False, STUDENT_DRAWS),
+    "trust_region": Writer(_write_trust_region, True, False, (*STUDENT_DRAWS, "trust_region")),
 }
 
 
 def write_tokens(
     writer, student, teacher, prompts, references, max_new_tokens, *, generator, eos_token, student_share=0.0,
-    mix_per="batch", temperature=1.0, top_p=None, teacher_mix=0.2, interleaved=None, switching=None, trust_region=None,
-    prefix=1.0, reference_source=DATASET, rows=None, batch_size=None,
+    mix_per="batch", temperature=1.0, top_p=None, teacher_mix=0.2, interleaved=None, switching=None,
+    trust_region=TRUST_REGION, prefix=1.0, reference_source=DATASET, rows=None, batch_size=None,
 ):  # fmt: skip
     """One batch of training tokens -> Rollout, written by `writer`, a row of WRITERS, whose function explains it.
 
     student_share and mix_per are mixed's, teacher_mix is teacher_mixed's, `interleaved` holds interleaved_generate's
-    options, `switching` the knobs of Switching, `trust_region` that of TrustRegion. What a model writes now ends after
-    the share `prefix` of max_new_tokens, rounded up. Where the references are the teacher's answers,
+    options, `switching` the knobs of Switching, trust_region is the epsilon of TrustRegion. What a model writes now ends
+    after the share `prefix` of max_new_tokens, rounded up. Where the references are the teacher's answers,
     `reference_source` says TEACHER; a writer that needs none takes None for each, or for all. The student's temperature
     and top_p are the same for every writer, and no gradient flows through a draw.
 

@@ -36,7 +36,7 @@ from lab.records import NoLog
 from lab.teacher_cache import TeacherCache
 from losses import HiddenStates, Tokens, by_chunks, masked_mean, weight_of, with_tail, without_nan_outside
 from model import clip_and_step, learning_rate, make_optimizer
-from sample import DATASET, TEACHER, WRITERS, rollout_from_ids, write_tokens
+from sample import DATASET, TEACHER, TRUST_REGION, WRITERS, rollout_from_ids, write_tokens
 
 
 def batch_order(num_examples, batch_size, num_steps, generator):
@@ -113,7 +113,8 @@ class Run:
         self.num_steps, self.batch_size, self.lr, self.weight_decay = steps, batch_size, lr, weight_decay
         self.reduction, self.seed, self.max_new_tokens, self.eos_token = reduction, seed, max_new_tokens, eos_token
         interleaved = {"accept_top_k": accept_top_k} | (sampling or {}).get("interleaved", {})
-        self.accept_top_k, self.sampling = accept_top_k, (sampling or {}) | {"interleaved": interleaved}
+        sampling = {"trust_region": TRUST_REGION} | (sampling or {})
+        self.accept_top_k, self.sampling = accept_top_k, sampling | {"interleaved": interleaved}
         self.micro_batch, self.chunked, self.recompute, self.compile = micro_batch, chunk_loss, recompute, compile
         self.cache_teacher, self.log_every = cache_teacher, log_every
         self.validate, self.show, self.pretraining_lr = validate, show, pretraining_lr

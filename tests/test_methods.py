@@ -1655,7 +1655,7 @@ SAME_AT_AN_END = [
     ("taid", {"method_kwargs": {"start": 1.0}}, "supervised"),
     ("skd_k_steps", {"sampling": {"accept_top_k": ("linear", 1.0, 1.0)}}, "skd"),
     ("speckd", {"loss_kwargs": {"accept_top_k": 257}}, "supervised"),
-    ("trb", {"sampling": {"epsilon": 0.0}}, "fdistill_rkl"),
+    ("trb", {"sampling": {"trust_region": 0.0}}, "fdistill_rkl"),
     ("prefix_opd", {"sampling": {"prefix": 1.0}}, "fdistill_rkl"),
     ("ssd", {"answers": 0.0, "answers_top_p": None, "teacher": "pair"}, "seqkd"),
     ("dkd", {"loss_kwargs": {"alpha": 0.0, "beta": 1e-5}, "kd_weight": 0.5}, "half of sft"),

@@ -932,14 +932,14 @@ def test_sweeps_whose_product_holds_a_run_twice_are_refused(sweeps):
 OTHERWISE = {
     "student_temperature": 0.5, "student_top_p": 0.6, "accept_rule": "minprob", "accept_top_k": 2, "replace": "argmax",
     "teacher_temperature": 0.2, "teacher_top_p": 0.3, "no_write_back": True, "accept_on": "warped", "judge_fresh": True,
-    "gamma": 2,
+    "gamma": 2, "trust_region": 0.5,
 }  # fmt: skip
 SETTINGS = [{}, {"replace": "argmax"}, {"replace": "sample_topk"}, {"no_write_back": True}, {"accept_rule": "all"},
             {"accept_rule": "none"}, {"student_temperature": 0.0, "teacher_temperature": 0.0}, {"teacher_top_p": 0.5}]
 KINDS = [(name, settings) for name in ("skd", "fresh_teacher", "skd_k_along") for settings in SETTINGS]
 KINDS += [
     (name, settings)
-    for name in ("sft", "seqkd", "on_policy", "imitkd", "speckd", "adaswitch", "ca_opd", "skd_k_steps")
+    for name in ("sft", "seqkd", "on_policy", "imitkd", "speckd", "adaswitch", "ca_opd", "skd_k_steps", "trb", "ssd")
     for settings in ({}, {"accept_rule": "none"})
 ]
 
@@ -979,6 +979,7 @@ TYPED = [
     ("supervised,sft", "--teacher-top-p .5", "skd"),
     ("on_policy", "--rule accept_min_prob=.5 --accept-rule minprob", "skd"),
     ("supervised", "--no-write-back", "--no-write-back is ignored by all of supervised"),
+    ("on_policy,ssd", "--trust-region 0.5", "--trust-region 0.5 is ignored by all of on_policy, ssd .*trb"),
     ("skd", "--replace argmax --teacher-temperature 2", "argmax.*leave it out$"), ("kdiga", "--recompute", "as it is"),
     ("kdiga", "--compile", "as it is"),
     ("skd,sft", "--cache-teacher dense", "--cache-teacher dense is ignored by all of skd, sft"),

@@ -23,6 +23,7 @@ from test_train_skd import options_of
 from tiny import Watched, flags, matrix, same_weights, tiny_pair, unmeasured, weights_of  # noqa: F401
 
 import sample
+from lab.training import Run
 from methods import TEACHERS, Variant, scheduled
 from model import TrustRegion, teacher_share
 from sample import STUDENT
@@ -127,10 +128,10 @@ def test_a_region_of_nothing_is_refused(epsilon):
 # Whole responses.
 
 
-def written(student, teacher, prompts, budget, seed=0, rows=None, eos_token=None, **knobs):
+def written(student, teacher, prompts, budget, epsilon, seed=0, eos_token=None, **places):
     return sample.write_tokens(
         "trust_region", student, teacher, prompts, None, budget, generator=generator(seed), eos_token=eos_token,
-        trust_region=knobs, rows=rows,
+        trust_region=epsilon, **places,
     )  # fmt: skip
 
 
@@ -170,7 +171,9 @@ def test_responses_follow_the_product_of_the_writers(eos_token):
 
 def loop(student, teacher, prompt, budget, key, eos_token, epsilon, seed=0):
     """A response, one token at a time, without a cache."""
-    noise, response = sample.Noise(generator(seed), torch.tensor([key])), []
+    draws, response = generator(seed), []
+    torch.rand(1, generator=draws)  # which `student` makes as well: who of the mixed writes
+    noise = sample.Noise(draws, torch.tensor([key]))
     while len(response) < budget and eos_token not in response and len(prompt) + len(response) < 24:
         rows = [full_rows(model, prompt + response, [0])[0] for model in (student, teacher)]
         uniform = noise(torch.tensor([len(prompt) + len(response)]), "student")
@@ -187,7 +190,7 @@ def test_a_batch_is_what_a_loop_writes(epsilon):
     rollout = written(student, teacher, prompts, 11, eos_token=0, epsilon=epsilon)
     for key, prompt in enumerate(prompts):
         assert rollout.responses()[key] == loop(student, teacher, prompt, 11, key, 0, epsilon)
-        alone = written(student, teacher, [prompt], 11, rows=[key], eos_token=0, epsilon=epsilon)
+        alone = written(student, teacher, [prompt], 11, epsilon, eos_token=0, rows=[key], batch_size=8)
         assert alone.responses()[0] == rollout.responses()[key]
     assert len(set(rollout.lengths.tolist())) > 2  # rows left the batch one after the other
     assert {source for row in sources_of(rollout) for source in row} == {STUDENT}
@@ -200,16 +203,13 @@ def test_the_ends_of_the_region(temperature, top_p):
     student, teacher = make_pair(12)
     prompts, draws = random_prompts(12, 8), {"temperature": temperature, "top_p": top_p}
 
-    def write(epsilon):
+    def write(epsilon, writer="trust_region", student=student):
         return sample.write_tokens(
-            "trust_region", student, teacher, prompts, None, 12, generator=generator(3), eos_token=0,
-            trust_region={"epsilon": epsilon}, **draws,
+            writer, student, teacher, prompts, None, 12, generator=generator(3), eos_token=0,
+            trust_region=epsilon, **draws,
         )  # fmt: skip
 
-    own, other = (
-        sample.generate(model, prompts, 12, generator=generator(3), eos_token=0, **draws)
-        for model in (student, teacher)
-    )
+    own, other = (write(None, "student", model) for model in (student, teacher))
     least, most, between = write(0.0), write(math.inf), write(0.3)
     assert torch.equal(least.tokens, own.tokens) and torch.equal(least.finished, own.finished)
     assert torch.equal(least.fed, own.fed) and int(least.fed[1]) == 0
@@ -218,17 +218,17 @@ def test_the_ends_of_the_region(temperature, top_p):
 
 
 def test_no_length_and_no_epsilon_leaves_a_trace_in_the_draws():
-    """Whoever writes, the run's generator goes on alike: epsilon decides a step's tokens, not the next steps' noise."""
+    """Whoever writes, the run's generator goes on alike: neither decides the noise of the next steps."""
     student, teacher = make_pair(6)
     after = []
-    for epsilon in (0.0, 0.02):
+    for epsilon, prefix in ((0.0, 1.0), (0.02, 1.0), (0.02, 0.2)):
         draws = generator(1)
         sample.write_tokens(
             "trust_region", student, teacher, [[1], [2, 3]], None, 5, generator=draws, eos_token=0,
-            trust_region={"epsilon": epsilon},
+            trust_region=epsilon, prefix=prefix,
         )  # fmt: skip
         after.append(torch.rand(3, generator=draws).tolist())
-    assert after[0] == after[1]
+    assert after[0] == after[1] == after[2]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_a_prefix_of_nothing_is_refused(prefix):
 def test_a_row_may_not_say_what_its_writer_does_not_hear():
     """A trust region for a student, a prefix of references: refused where the row is written."""
     with pytest.raises(AssertionError, match="student has no use for"):
-        Variant("student", "reverse_kl", None, "", sampling={"epsilon": 1.0})
+        Variant("student", "reverse_kl", None, "", sampling={"trust_region": 1.0})
     with pytest.raises(AssertionError, match="dataset writes nothing now"):
         Variant("dataset", "reverse_kl", None, "", sampling={"prefix": 0.5})
 
@@ -282,18 +282,20 @@ def test_a_schedule_may_end_early():
 
 
 def test_what_the_new_rows_ask_of_the_sampler():
-    """trb's epsilon falls from .02 to 0 over an eighth of the run, its control's stays; prefix_opd's share grows from
-    a quarter to all."""
-    args = flags()
+    """trb's region falls from the flag's to 0 over an eighth of the run, its control's stays; prefix_opd's share grows
+    from a quarter to all."""
 
-    def over(name, *places):
+    def over(name, *places, args=flags()):
         return [options_of(name, args, place) for place in places]
 
-    regions = [options["trust_region"] for options in over("trb", 0.0, 0.0625, 0.125, 0.9)]
-    assert regions == [{"epsilon": pytest.approx(epsilon)} for epsilon in (0.02, 0.01, 0.0, 0.0)]
-    assert regions[2]["epsilon"] == 0.0  # to the bit: from here on the teacher is not asked
-    assert [options["trust_region"] for options in over("trb_fixed", 0.0, 0.9)] == [{"epsilon": 0.02}] * 2
+    for argv, nats in ((), 0.02), (("--variants", "trb", "--trust-region", "0.5"), 0.5):
+        args = flags(*argv)
+        regions = [options["trust_region"] for options in over("trb", 0.0, 0.0625, 0.125, 0.9, args=args)]
+        assert regions == pytest.approx([nats, nats / 2, 0.0, 0.0])
+        assert regions[2] == 0.0  # to the bit: from here on the teacher is not asked
+        assert [options["trust_region"] for options in over("trb_fixed", 0.0, 0.9, args=args)] == [nats] * 2
     assert [options["prefix"] for options in over("prefix_opd", 0.0, 0.5, 1.0)] == [0.25, 0.625, 1.0]
+    assert Run(steps=1).sampling["trust_region"] == sample.TRUST_REGION  # a notebook's
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -301,7 +303,7 @@ def test_what_the_new_rows_ask_of_the_sampler():
 def test_behind_its_schedule_a_row_is_on_policy(name):
     """With a schedule that has ended, weights and costs are those of reverse KL on student samples, bit for bit; with
     one that goes on they are not."""
-    pair, end = tiny_pair(), {"trb": {"epsilon": ("linear", 0.0, 0.0, 0.5)}, "prefix_opd": {"prefix": 1.0}}[name]
+    pair, end = tiny_pair(), {"trb": {"trust_region": ("linear", 0.0, 0.0, 0.5)}, "prefix_opd": {"prefix": 1.0}}[name]
     plain, ended, going_on = (
         Watched(row, pair, flags())
         for row in (VARIANTS["fdistill_rkl"], dataclasses.replace(VARIANTS[name], sampling=end), VARIANTS[name])
