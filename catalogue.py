@@ -135,7 +135,7 @@ FIXED_TEACHER = {  # of train_skd.py
                           "student samples end early, at a length that grows to the whole budget",
                           "reconstruction: from a quarter of the budget on, linear in the steps",
                           sampling={"prefix": ("linear", 0.25, 1.0)}, read_from="abstract, summary"),
-    "ssd": Variant("teacher", "cross_entropy", "2604.01193",
+    "ssd": Variant("dataset", "cross_entropy", "2604.01193",
                    "control without a teacher: cross-entropy on samples of the student's own start, at T = 1.6",
                    "nucleus .8 as its code, without its top-k of 20; nothing is filtered", answers=1.6,
                    answers_top_p=0.8, teacher="start", read_from="abstract, summary"),

@@ -61,7 +61,7 @@ from losses import (
     to_logits,
 )
 from model import GPT, GPTConfig, clip_and_step, learning_rate, make_optimizer
-from sample import DATASET, WRITERS, Noise, Rollout, inverse_cdf, rollout_from_ids, to_device
+from sample import DATASET, STUDENT, TEACHER, WRITERS, Noise, Rollout, inverse_cdf, rollout_from_ids, to_device
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. Rows.
@@ -339,7 +339,8 @@ def prepare(row, student, teacher, run, distill):
     if (
         row.answers is not None
     ):  # greedy ones stand in for the beam search of Kim & Rush: both aim at the likeliest response
-        run.use_answers(teacher, row.answers, row.answers_top_p)
+        wrote = STUDENT if row.teacher == "start" else TEACHER
+        run.use_answers(teacher, row.answers, row.answers_top_p, wrote)
     if run.cache_teacher is not None and can_cache_teacher(row):
         run.use_cache(teacher)
     run.require_references(row.writer)

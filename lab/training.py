@@ -199,13 +199,14 @@ class Run:
                 "a function of student and adapted teacher"
             )
 
-    def use_answers(self, teacher, temperature, top_p=None):
-        """The teacher's answers at this temperature (0: greedy), written once, take the place of the references."""
+    def use_answers(self, teacher, temperature, top_p=None, source=TEACHER):
+        """The teacher's answers at this temperature (0: greedy), written once, take the place of the references; `source`
+        says who it is."""
         call = (teacher, self.prompts, self.max_new_tokens, self.eos_token)
         self.references = self.checkpointer.found(
             "answers", lambda: sample_responses(*call, seed=self.seed, temperature=temperature, top_p=top_p)[0]
         )
-        self.reference_source = TEACHER
+        self.reference_source = source
 
     def use_cache(self, teacher):
         """Read the fixed teacher's logits on the references from disk (--cache-teacher), made by the first process if
@@ -259,7 +260,7 @@ class Run:
         self.costs = Costs(student, teacher)
         for spent in self.prepared:
             self.costs.count_preparation(**spent)
-        if self.reference_source == TEACHER:
+        if self.reference_source != DATASET:
             self.costs.count_offline_teacher(self.prompts, self.references)
         if self.cache:
             self.costs.count_cache(self.prompts, self.references)

@@ -316,8 +316,8 @@ def test_behind_its_schedule_a_row_is_on_policy(name):
 
 @pytest.mark.usefixtures("unmeasured")
 def test_ssd_learns_from_the_student_as_it_was():
-    """The samples are the start's, at the row's temperature and nucleus, written once; the frozen start pays for them,
-    and no other model is asked for anything."""
+    """The samples are the start's, at the row's temperature and nucleus, written once, and say so; the frozen start pays
+    for them, and no other model is asked for anything."""
     pair, args = tiny_pair(), flags(steps=3)
     run = Watched(VARIANTS["ssd"], pair, args)
     row, start, prompts = VARIANTS["ssd"], pair.new_student(), pair.train.prompts
@@ -326,6 +326,7 @@ def test_ssd_learns_from_the_student_as_it_was():
         eos_token=pair.tokenizer.eos_token,
     ).responses()  # fmt: skip
     assert [*run.method.run.references] == wanted
+    assert {source for rollout in run.rollouts for row in sources_of(rollout) for source in row} == {STUDENT}
     read = sum(map(len, prompts)) + sum(map(len, wanted))
     trained = sum((rollout.lengths - 1).sum().item() for rollout in run.rollouts)
     weights = start.num_parameters() - start.position_embedding.weight.numel()
