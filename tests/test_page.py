@@ -452,7 +452,7 @@ def test_a_real_study_fills_the_page():
     runs = [run for run in reading.read_records(ROOT / "results" / "skd-math-800") if run.pair < 103]
     shown = Page(page.report_page(runs))
     found = [section.attributes["id"] for section in shown.all("section")]
-    assert found == ["results", "curves", "rollouts", "time", "runs"]
+    assert found == ["results", "curves", "overlap", "rollouts", "time", "runs"]
     first = [run for run in runs if run.pair == 101]
     lines = [line for run in first for line in run.rollouts]
     n_tokens = sum(len(rollout["tokens"]) for line in lines for rollout in line["rollouts"])
