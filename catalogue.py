@@ -125,8 +125,9 @@ FIXED_TEACHER = {  # of train_skd.py
     # who writes, in the papers of 2026
     "trb": Variant("trust_region", "reverse_kl", "2605.31159",
                    "a mixture writes at first: as near to the teacher as a shrinking KL around the student allows",
-                   "full reverse KL, in the paper over the student's 16 likeliest tokens; one response per prompt; of"
-                   " its settings .02 nats (--trust-region), which fall to 0 over an eighth of the steps",
+                   "full reverse KL, in the paper over the student's 16 likeliest tokens; one response per prompt; the"
+                   " teacher reads the samples again for the loss; of its settings .02 nats (--trust-region), which"
+                   " fall to 0 over an eighth of the steps",
                    sampling={"trust_region": ("linear", 1.0, 0.0, 0.125)}, read_from="paper"),
     "trb_fixed": Variant("trust_region", "reverse_kl", "2605.31159",
                          "control: trb whose mixture writes to the end",

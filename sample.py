@@ -1099,8 +1099,8 @@ def write_tokens(
     """One batch of training tokens -> Rollout, written by `writer`, a row of WRITERS, whose function explains it.
 
     student_share and mix_per are mixed's, teacher_mix is teacher_mixed's, `interleaved` holds interleaved_generate's
-    options, `switching` the knobs of Switching, trust_region is the epsilon of TrustRegion. What a model writes now ends
-    after the share `prefix` of max_new_tokens, rounded up. Where the references are the teacher's answers,
+    options, `switching` the knobs of Switching; trust_region is the epsilon of TrustRegion. What a model writes now
+    ends after the share `prefix` of max_new_tokens, rounded up. Where the references are the teacher's answers,
     `reference_source` says TEACHER; a writer that needs none takes None for each, or for all. The student's temperature
     and top_p are the same for every writer, and no gradient flows through a draw.
 

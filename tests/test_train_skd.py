@@ -500,7 +500,7 @@ def test_responses_of_different_lengths_tell_the_reductions_apart(pair):
 
 
 LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not make minimal: what else is in it
-    **dict.fromkeys(("sft", "seqkd", "lwkd", "label_smoothing", "one"), "labels, and no teacher"),
+    **dict.fromkeys(("sft", "seqkd", "ssd", "lwkd", "label_smoothing", "one"), "labels, and no teacher"),
     **dict.fromkeys(("hinton", "dkd", "logit_std", "uld", "cmkd", "ckd", "rdd"), "labels beside the teacher"),
     "rs_kd": "tokens that were drawn from the teacher stand for it",
     "ca_opd": "what was replaced is a label",
@@ -875,10 +875,10 @@ def test_generated_tokens_are_counted(pair, variant):
     if row.answers == 0:
         answers = [greedy_by_loop(pair.teacher, prompt, pair.max_new_tokens, eos) for prompt in pair.train.prompts]
     elif row.answers is not None:
-        answers, _ = sample_responses(
-            pair.teacher, pair.train.prompts, pair.max_new_tokens, eos, seed=1, temperature=row.answers
-        )
-    now = {STUDENT, TEACHER} if row.answers is None else {STUDENT}
+        wrote, draws = pair.new_student() if row.teacher == "start" else pair.teacher, {"temperature": row.answers}
+        draws["top_p"] = row.answers_top_p
+        answers, _ = sample_responses(wrote, pair.train.prompts, pair.max_new_tokens, eos, seed=1, **draws)
+    now = {STUDENT, TEACHER} if row.answers is None else {STUDENT} if row.writer == "mixed" else set()
     written = sum(
         int(rollout.source[rollout.response_mask].eq(source).sum()) for rollout in run.rollouts for source in now
     )

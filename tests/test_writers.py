@@ -316,8 +316,8 @@ def test_behind_its_schedule_a_row_is_on_policy(name):
 
 @pytest.mark.usefixtures("unmeasured")
 def test_ssd_learns_from_the_student_as_it_was():
-    """The samples are the start's, at the row's temperature and nucleus, written once, and say so; the frozen start pays
-    for them, and no other model is asked for anything."""
+    """The samples are the start's, at the row's temperature and nucleus, written once, and say so; the frozen start
+    pays for them, and no other model is asked for anything."""
     pair, args = tiny_pair(), flags(steps=3)
     run = Watched(VARIANTS["ssd"], pair, args)
     row, start, prompts = VARIANTS["ssd"], pair.new_student(), pair.train.prompts
