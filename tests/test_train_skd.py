@@ -887,7 +887,7 @@ def test_generated_tokens_are_counted(pair, variant):
     assert (written == 0) == (row.writer in ("dataset", "teacher") or variant == "distillm")
     if answers:
         processed = sum(map(len, answers)) + sum(map(len, pair.train.prompts))
-        assert run.costs["compute_once"] == pytest.approx(2e-12 * weights_that_count(pair.teacher) * processed)
+        assert run.costs["compute_once"] == pytest.approx(2e-12 * weights_that_count(run.teacher) * processed)
 
 
 SWEEPS = [
