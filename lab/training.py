@@ -200,10 +200,7 @@ class Run:
             )
 
     def use_answers(self, teacher, temperature, top_p=None, source=TEACHER):
-        """The teacher's answers at this temperature (0: greedy), written once, take the place of the references.
-
-        source: who it is, TEACHER or STUDENT.
-        """
+        """The teacher's answers at this temperature (0: greedy), written once, are the references now, by `source`."""
         call = (teacher, self.prompts, self.max_new_tokens, self.eos_token)
         self.references = self.checkpointer.found(
             "answers", lambda: sample_responses(*call, seed=self.seed, temperature=temperature, top_p=top_p)[0]
