@@ -85,13 +85,15 @@ FIXED_TEACHER = {  # of train_skd.py
     "opd_baseline": Variant("student", "policy_gradient", "2605.07865",
                             "opd minus the mean advantage of the position: same gradient, less noise",
                             loss_kwargs={"baseline": True}, read_from="paper"),
-    "eopd": Variant("student", "entropy_gated_kl", None,
+    "eopd": Variant("student", "entropy_gated_kl", "2603.07079",
                     "reverse KL on student samples, and forward KL where the teacher is unsure",
-                    "reconstruction from the abstract (PMLR v306, jin26e); unsure: entropy above .5 nats",
+                    "reconstruction from the abstract; unsure: entropy above .5 nats (a summary says .8, and forward KL"
+                    " over 16 tokens)",
                     read_from="abstract"),
     "speckd": Variant("dataset", "gated_forward_kl", "2510.24021",
                       "KL only where the student's likeliest token is among the teacher's K likeliest",
-                      "reconstruction; mean over all tokens", loss_kwargs={"accept_top_k": None}, read_from="summary"),
+                      "reconstruction; its second version is named SelecTKD; mean over all tokens",
+                      loss_kwargs={"accept_top_k": None}, read_from="summary"),
     "adaswitch": Variant("switching", "forward_kl", "2510.07842",
                          "the student writes until its KL to the teacher jumps, then the teacher to the end",
                          "reconstruction; a jump: above three times the mean KL of up to four tokens before, from the"
@@ -119,6 +121,25 @@ FIXED_TEACHER = {  # of train_skd.py
     "skd_entropy": Variant("interleaved", "forward_kl", None,
                            "SKD with typical acceptance: the required probability falls where the teacher is unsure",
                            sampling={"accept_rule": "typical", "accept_on": "raw"}),
+
+    # who writes, in the papers of 2026
+    "trb": Variant("trust_region", "reverse_kl", "2605.31159",
+                   "a mixture writes at first: as near to the teacher as a shrinking KL around the student allows",
+                   "full reverse KL, in the paper over the student's 16 likeliest tokens; one response per prompt; the"
+                   " teacher reads the samples again for the loss; of its settings .02 nats (--trust-region), which"
+                   " fall to 0 over an eighth of the steps",
+                   sampling={"trust_region": ("linear", 1.0, 0.0, 0.125)}, read_from="paper"),
+    "trb_fixed": Variant("trust_region", "reverse_kl", "2605.31159",
+                         "control: trb whose mixture writes to the end",
+                         "as trb", sampling={"trust_region": 1.0}, read_from="paper"),
+    "prefix_opd": Variant("student", "reverse_kl", "2602.15260",
+                          "student samples end early, at a length that grows to the whole budget",
+                          "reconstruction: from a quarter of the budget on, linear in the steps",
+                          sampling={"prefix": ("linear", 0.25, 1.0)}, read_from="abstract, summary"),
+    "ssd": Variant("dataset", "cross_entropy", "2604.01193",
+                   "control without a teacher: cross-entropy on samples of the student's own start, at T = 1.6",
+                   "nucleus .8 as its code, without its top-k of 20; nothing is filtered", answers=1.6,
+                   answers_top_p=0.8, teacher="start", read_from="abstract, summary"),
 
     # features, added to word-level KD on the references
     "fitnet": Variant("dataset", "forward_kl", "1412.6550",

@@ -61,7 +61,7 @@ from losses import (
     to_logits,
 )
 from model import GPT, GPTConfig, clip_and_step, learning_rate, make_optimizer
-from sample import DATASET, Noise, Rollout, inverse_cdf, rollout_from_ids, to_device
+from sample import DATASET, STUDENT, TEACHER, WRITERS, Noise, Rollout, inverse_cdf, rollout_from_ids, to_device
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. Rows.
@@ -75,7 +75,7 @@ class Variant:
     """One method with a fixed teacher. A new one is a new row of a table; flags, tests and docs/methods.md follow.
 
     A None in `loss_kwargs` is what the flag of the same name says. In `sampling`, (shape, first, last) moves over the
-    run, shape being "linear" or "cosine".
+    run, shape being "linear" or "cosine", and (shape, first, last, share) over the first `share` of it.
     """
 
     writer: str  # a name in sample.WRITERS
@@ -91,7 +91,9 @@ class Variant:
     student_share: tuple = (0.0, 0.0)
     mix_per: str = "batch"  # mixed: one draw per "batch" or per "sequence"
     answers: float | None = None  # the teacher's answers at this temperature take the place of the references
-    sampling: dict = field(default_factory=dict)  # goes before the sampling flags; accept_top_k is in units of the flag
+    answers_top_p: float | None = None  # their nucleus
+    # goes before the sampling flags; accept_top_k and trust_region are in units of the flag
+    sampling: dict = field(default_factory=dict)
     method: str | None = None  # a name in METHODS: what is kept from step to step
     method_kwargs: dict = field(default_factory=dict)  # keywords of the method
     teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made from it before training
@@ -101,8 +103,12 @@ class Variant:
         assert self.mix_per in ("batch", "sequence"), (
             f"who writes is drawn per batch or per sequence, not per {self.mix_per}"
         )
-        assert not self.sampling or self.writer in ("interleaved", "switching"), (
+        knobs = self.sampling.keys() - {"prefix", self.writer}
+        assert not knobs or self.writer in ("interleaved", "switching"), (
             f"{self.writer} has no use for {self.sampling}"
+        )
+        assert "prefix" not in self.sampling or WRITERS[self.writer].student_writes, (
+            f"{self.writer} writes nothing now that a prefix could end"
         )
         shapes = {value[0] for value in self.sampling.values() if isinstance(value, tuple)}
         assert shapes <= {"linear", "cosine"}, f"a schedule is linear or cosine, found {shapes}"
@@ -154,11 +160,12 @@ def resolve(row, accept_top_k):
 
 
 def scheduled(value, progress):
-    """A number, or (shape, first, last) at `progress` in [0, 1): ("linear", 1, 3) at .5 is 2, so is ("cosine", 1,
-    3)."""
+    """A number, or (shape, first, last) at `progress` in [0, 1): ("linear", 1, 3) at .5 is 2, so is ("cosine", 1, 3).
+    With a fourth number `last` is reached at that progress, and stays: ("linear", 1, 3, .5) at .25 is 2."""
     if not isinstance(value, (tuple, list)):
         return value
-    shape, first, last = value
+    shape, first, last, *until = value
+    progress = min(1.0, progress / until[0]) if until else progress
     share = progress if shape == "linear" else (1 - math.cos(math.pi * progress)) / 2
     return first + (last - first) * share
 
@@ -168,6 +175,10 @@ def sampling_now(row, run, progress):
     options = run.sampling | {"student_share": row.student_share[int(progress >= 0.5)], "mix_per": row.mix_per}
     rule = options.pop("rule", {})
     own = {knob: scheduled(value, progress) for knob, value in row.sampling.items()}
+    if "prefix" in own:
+        options["prefix"] = own.pop("prefix")
+    if "trust_region" in own:
+        options["trust_region"] *= own.pop("trust_region")
     if row.writer == "switching":
         return options | {"switching": own}
     if "accept_top_k" in own:
@@ -328,7 +339,8 @@ def prepare(row, student, teacher, run, distill):
     if (
         row.answers is not None
     ):  # greedy ones stand in for the beam search of Kim & Rush: both aim at the likeliest response
-        run.use_answers(teacher, row.answers)
+        wrote = STUDENT if row.teacher == "start" else TEACHER
+        run.use_answers(teacher, row.answers, row.answers_top_p, wrote)
     if run.cache_teacher is not None and can_cache_teacher(row):
         run.use_cache(teacher)
     run.require_references(row.writer)
@@ -1012,6 +1024,11 @@ def given_teacher(distill, student, teacher, run):
     return teacher
 
 
+def own_start(distill, student, teacher, run):
+    """The student as it is before its first step, frozen."""
+    return copy.deepcopy(student).requires_grad_(False).eval()
+
+
 def assistant(distill, student, teacher, run):
     """TAKD (arXiv 1902.03393): a model between the two in depth and width, drawn anew, and distilled from the teacher.
 
@@ -1081,4 +1098,4 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
 
 
 # Another way to make a teacher is one function above and one row here.
-TEACHERS = {"pair": given_teacher, "assistant": assistant, "sftn": sftn_teacher}
+TEACHERS = {"pair": given_teacher, "start": own_start, "assistant": assistant, "sftn": sftn_teacher}

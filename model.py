@@ -523,18 +523,14 @@ def shared_vocabulary(student, teacher):
     return sizes[0]
 
 
-class Mixture:
-    """Two models that write together: every token is drawn from weight * first + (1 - weight) * second.
-
-    Called like a GPT (log-probabilities stand in for logits). MiniLLM's teacher-mixed sampling (arXiv 2306.08543).
-    """
+class Together:
+    """Two models that are fed the same tokens and write one response; called like a GPT, with new_cache and config."""
 
     feeds = ("student", "teacher")  # both read every token
 
-    def __init__(self, first, second, weight):
+    def __init__(self, first, second):
         shared_vocabulary(first, second)
-        assert 0 < weight < 1, f"a mixture needs a weight strictly between 0 and 1, found {weight}"
-        self.models, self.weights = (first, second), (weight, 1 - weight)
+        self.models = (first, second)
         self.config = min((model.config for model in self.models), key=lambda config: config.block_size)
 
     def parameters(self):
@@ -542,6 +538,18 @@ class Mixture:
 
     def new_cache(self, batch_size, capacity):
         return CachePair(model.new_cache(batch_size, capacity) for model in self.models)
+
+
+class Mixture(Together):
+    """Every token is drawn from weight * first + (1 - weight) * second.
+
+    Log-probabilities stand in for logits. MiniLLM's teacher-mixed sampling (arXiv 2306.08543).
+    """
+
+    def __init__(self, first, second, weight):
+        super().__init__(first, second)
+        assert 0 < weight < 1, f"a mixture needs a weight strictly between 0 and 1, found {weight}"
+        self.weights = (weight, 1 - weight)
 
     def __call__(self, tokens, cache):
         parts = [
@@ -551,27 +559,61 @@ class Mixture:
         return torch.logaddexp(*parts)
 
 
-class Switching:
-    """Two models that write one after the other: the student until it strays, the teacher from there to the row's end.
+def teacher_share(student_logits, teacher_logits, epsilon, halvings=30):
+    """How far a writer may go from the student to the teacher: (..., V), (..., V) -> (..., 1) in 0..1.
 
-    Called like a GPT. At every position d = KL(teacher || student); where d first exceeds `factor` times the mean of
-    the up to `window` positions before it, the teacher takes over, once (AdaSwitch, arXiv 2510.07842: a reconstruction
-    from summaries). Distances .1 .1 .1 .5 with window 3, factor 3: the fourth token is the teacher's. The first token
-    is the student's; factor inf never switches, factor 0 switches at the second token. `first_by_teacher` (B,): the
-    position in the response of the teacher's first token.
+    Of all distributions within KL(writer || student) <= epsilon nats, the one with the smallest KL(writer || teacher)
+    is student^(1 - share) teacher^share, normalised, with the largest share that stays within: the solution of TRB
+    (arXiv 2605.31159). That KL grows with the share (its slope is the share times a variance), so bisection finds it.
+    Student (1/2, 1/2), teacher (4/5, 1/5): share 1/2 writes by (2/3, 1/3), which is .0566 nats from the student.
+    """
+    student_logits, teacher_logits = student_logits.float(), teacher_logits.float()
+    student_logprobs = student_logits.log_softmax(-1)
+
+    def distance(share):
+        logprobs = torch.lerp(student_logits, teacher_logits, share).log_softmax(-1)
+        return (logprobs.exp() * (logprobs - student_logprobs)).sum(-1, keepdim=True).clamp(min=0)
+
+    share = torch.zeros_like(student_logits[..., :1])
+    for halving in range(1, halvings + 1):
+        further = share + 0.5**halving
+        share = torch.where(distance(further) < epsilon, further, share)  # below: at epsilon 0 it stays 0
+    whole = torch.ones_like(share)
+    return torch.where(distance(whole) <= epsilon, whole, share)
+
+
+class TrustRegion(Together):
+    """Every token is drawn as near to the teacher as a trust region of epsilon nats around the student allows.
+
+    See teacher_share. epsilon 0 is the student, inf the teacher, each to the bit.
     """
 
-    feeds = ("student", "teacher")  # both read every token
+    def __init__(self, student, teacher, epsilon):
+        super().__init__(student, teacher)
+        if not epsilon >= 0:
+            raise ValueError(f"a trust region takes an epsilon of at least 0 nats, found {epsilon}")
+        self.epsilon = epsilon
+
+    def __call__(self, tokens, cache):
+        student_row, teacher_row = (model(tokens, own)[:, -1:].float() for model, own in zip(self.models, cache))
+        return torch.lerp(student_row, teacher_row, teacher_share(student_row, teacher_row, self.epsilon))
+
+
+class Switching(Together):
+    """Two models that write one after the other: the student until it strays, the teacher from there to the row's end.
+
+    At every position d = KL(teacher || student); where d first exceeds `factor` times the mean of the up to `window`
+    positions before it, the teacher takes over, once (AdaSwitch, arXiv 2510.07842: a reconstruction from summaries).
+    Distances .1 .1 .1 .5 with window 3, factor 3: the fourth token is the teacher's. The first token is the student's;
+    factor inf never switches, factor 0 switches at the second token. `first_by_teacher` (B,): the position in the
+    response of the teacher's first token.
+    """
 
     def __init__(self, student, teacher, factor=3.0, window=4):
-        shared_vocabulary(student, teacher)
+        super().__init__(student, teacher)
         if not factor >= 0 or window < 1:
             raise ValueError(f"switching takes a factor >= 0 and a window >= 1, found {factor} and {window}")
-        self.models, self.factor, self.window = (student, teacher), factor, window
-        self.config = min((model.config for model in self.models), key=lambda config: config.block_size)
-
-    def parameters(self):
-        return self.models[0].parameters()
+        self.factor, self.window = factor, window
 
     def new_cache(self, batch_size, capacity):
         self.first_by_teacher = torch.full((batch_size,), 2**31, device=next(self.parameters()).device)

@@ -40,13 +40,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from model import Mixture, Switching, shared_vocabulary, to_device
+from model import Mixture, Switching, TrustRegion, shared_vocabulary, to_device
 
 PROMPT, STUDENT, TEACHER, DATASET = 0, 1, 2, 3  # Rollout.source: who wrote a token
 SOURCE_NAMES = ("prompt", "student", "teacher", "dataset")
 COUNTERS = ("proposed", "judged", "accepted", "replaced", "discarded", "teacher_calls", "student_steps")
 SMALLEST_DIVISOR = 1e-30  # of a temperature: logits of 1e8 divided by it are still numbers in float32
 FED = ("student_tokens", "teacher_tokens", "generated_tokens", "teacher_forwards")  # Rollout.fed
+TRUST_REGION = 0.02  # nats per token: TRB's KL to the student, one of its paper's settings
 BROKEN = "a model's logits are nan or infinite: its weights are broken, or its training diverged (lower --lr)"
 
 
@@ -977,6 +978,7 @@ class Request(NamedTuple):
     teacher_mix: float
     interleaved: dict | None
     switching: dict | None
+    trust_region: float
     reference_source: int
     rows: list
     batch_size: int
@@ -1055,6 +1057,15 @@ def _write_switching(request):
     return rollout
 
 
+def _write_trust_region(request):
+    """Every token as near to the teacher as a KL of `trust_region` nats to the student allows (TRB).
+
+    It draws as `student` does: at 0 nats it is that very batch, and the teacher is not asked.
+    """
+    both = TrustRegion(request.student, request.teacher, request.trust_region)
+    return _write_student(request._replace(student=both) if both.epsilon > 0 else request)
+
+
 class Writer(NamedTuple):
     """One way to write training tokens. A new one is one function and one row of WRITERS."""
 
@@ -1076,31 +1087,37 @@ WRITERS = {  # writer: its function, whether a student writes, whether it needs 
     "interleaved": Writer(_write_interleaved, True, False, (*STUDENT_DRAWS, *TEACHER_DRAWS, *ACCEPTANCE)),
     "teacher_mixed": Writer(_write_teacher_mixed, True, False, (*STUDENT_DRAWS, "teacher_mix")),
     "switching": Writer(_write_switching, True, False, STUDENT_DRAWS),
+    "trust_region": Writer(_write_trust_region, True, False, (*STUDENT_DRAWS, "trust_region")),
 }
 
 
 def write_tokens(
     writer, student, teacher, prompts, references, max_new_tokens, *, generator, eos_token, student_share=0.0,
     mix_per="batch", temperature=1.0, top_p=None, teacher_mix=0.2, interleaved=None, switching=None,
-    reference_source=DATASET, rows=None, batch_size=None,
+    trust_region=TRUST_REGION, prefix=1.0, reference_source=DATASET, rows=None, batch_size=None,
 ):  # fmt: skip
     """One batch of training tokens -> Rollout, written by `writer`, a row of WRITERS, whose function explains it.
 
     student_share and mix_per are mixed's, teacher_mix is teacher_mixed's, `interleaved` holds interleaved_generate's
-    options and `switching` the knobs of Switching. Where the references are the teacher's answers, `reference_source`
-    says TEACHER; a writer that needs none takes None for each, or for all. The student's temperature and top_p are the
-    same for every writer, and no gradient flows through a draw.
+    options, `switching` the knobs of Switching; trust_region is the epsilon of TrustRegion. What a model writes now
+    ends after the share `prefix` of max_new_tokens, rounded up. Where the references are the teacher's answers,
+    `reference_source` says TEACHER; a writer that needs none takes None for each, or for all. The student's temperature
+    and top_p are the same for every writer, and no gradient flows through a draw.
 
     Several processes write one batch together: `rows` are the places in it that these prompts have, `batch_size` is its
     size. Noise and draws belong to the places, so the batch is the same, however many processes share it. Raises
-    ValueError for an unknown writer or mix_per, a share outside 0..1, references that are needed and missing, and (on a
-    CPU) for a rollout without labels or cost.
+    ValueError for an unknown writer or mix_per, a share outside 0..1, a prefix of nothing, references that are needed
+    and missing, and (on a CPU) for a rollout without labels or cost.
     """
     if writer not in WRITERS or mix_per not in ("batch", "sequence") or not 0 <= student_share <= 1:
         raise ValueError(
             f"a writer is one of {', '.join(WRITERS)}, mix_per batch or sequence, a share in 0..1; "
             f"found {writer!r}, {mix_per!r}, {student_share}"
         )
+    if not 0 < prefix <= 1:
+        raise ValueError(f"prefix is the share of max_new_tokens to write, above 0 and at most 1; found {prefix}")
+    if prefix < 1:
+        max_new_tokens = math.ceil(prefix * max_new_tokens)
     if references is None:
         references = [None] * len(prompts)
     assert len(prompts) == len(references), f"{len(prompts)} prompts, {len(references)} references"
@@ -1110,7 +1127,7 @@ def write_tokens(
     rows, batch_size = range(len(prompts)) if rows is None else rows, batch_size or len(prompts)
     request = Request(
         student, teacher, prompts, references, max_new_tokens, generator, eos_token, student_share, mix_per,
-        temperature, top_p, teacher_mix, interleaved, switching, reference_source, rows, batch_size,
+        temperature, top_p, teacher_mix, interleaved, switching, trust_region, reference_source, rows, batch_size,
     )  # fmt: skip
     rollout = WRITERS[writer].write(request)
     if not isinstance(rollout, Rollout) or getattr(rollout.source, "shape", None) != rollout.tokens.shape:

@@ -135,7 +135,7 @@ def ignored_sampling_reason(flag, writer, own, args):
     table = (
         (STUDENT_DRAWS, writer not in reached, "trains on no student samples"),
         ((flag,), reached and writer not in reached, f"does not write {' or '.join(reached)}"),
-        (own.keys() - {"accept_top_k"}, True, "fixes it itself"),  # a row's accept_top_k is in units of the flag
+        (own.keys() - {"accept_top_k", "trust_region"}, True, "fixes it itself"),  # those two are in units of the flag
         (("rule",), "accept_rule" in own, "fixes the accept rule itself"),
         (("accept_top_k",), rule not in RANKED and replace != "sample_topk", "has an accept rule without a K"),
         (("teacher_temperature", "teacher_top_p"), replace == "argmax" and raw, "takes the teacher's argmax"),
@@ -244,6 +244,7 @@ def sampling_options(args):
             "judge_fresh": args.judge_fresh,
             "keep_features": args.chunk_loss == "yes",
         },
+        "trust_region": args.trust_region,
         "rule": args.rule,
     }
 

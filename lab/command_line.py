@@ -11,7 +11,7 @@ import os
 from data import tasks
 from data.metrics import METRICS
 from lab import pairs, report
-from sample import ACCEPT_RULES, REPLACE_RULES, knobs_of
+from sample import ACCEPT_RULES, REPLACE_RULES, TRUST_REGION, knobs_of
 
 # Flags that decide where and how a run is done, but not what comes out of it. (A swept value is part of a run's name.)
 NEUTRAL_FLAGS = {"device", "out", "data_dir", "resume", "jobs", "seeds", "seed", "variants", "list_variants",
@@ -37,6 +37,7 @@ RANGES = {
     **dict.fromkeys(("module_rank", "student_width"), (1, 4096)),
     "temperature": (1e-3, 1000),
     "teacher_mix": (1e-6, 1 - 1e-6),
+    "trust_region": (0, 1000),  # 0: the student alone
 }
 
 
@@ -361,6 +362,13 @@ def make_parser(script, description, variants, main_variants):
         "--judge-fresh",
         action="store_true",
         help="verify a second draw of the student, not the draft, as the released code does",
+    )
+    group.add_argument(
+        "--trust-region",
+        type=float,
+        default=TRUST_REGION,
+        metavar="NATS",
+        help=f"trb: the most KL per token from its mixture to the student, at first (default: {TRUST_REGION:g})",
     )
     group = parser.add_argument_group("comparison")
     main_method = report.COMPARISONS[script][1]

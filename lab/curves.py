@@ -41,6 +41,8 @@ PANELS = (
     ("Validation NLL of the references", "evals", "val_nll", "nats per token", "nats"),
     ("KL(teacher ‖ student) on the references", "evals", "kl_teacher", "nats per token", "nats"),
     ("Tokens replaced by the teacher", "steps", "replacement_rate", "share of tokens", "linear"),
+    ("Top-K overlap, on the training batch", "steps", "topk_overlap", "share of the teacher's K", "linear"),
+    ("Entropy gap, on the training batch", "steps", "entropy_gap", "teacher − student, nats", "linear"),
     ("KL(original ‖ adapted teacher): drift", "evals", "drift", "nats per token", "nats"),
     ("NLL of the adapted teacher", "evals", "adapted_nll", "nats per token", "nats"),
 )
@@ -354,8 +356,8 @@ def _leading(runs, variants, scores, names):
 
 
 def curves_page(runs, order=None, control=None, main_method=None):
-    """Score of each pair, then scores, validation NLL, KL to the teacher and share of replaced tokens over steps; below
-    it the heat maps of replaced tokens: one SVG.
+    """Score of each pair, then scores, validation NLL, KL to the teacher, share of replaced tokens, top-K overlap and
+    entropy gap over steps; below it the heat maps of replaced tokens: one SVG.
 
     What has no data is left out, and the panel of the pairs where there is only one. Runs of equal steps are drawn;
     those of equal compute only if there are no others. Of many methods some are named: see _named.

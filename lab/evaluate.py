@@ -174,7 +174,7 @@ def exposure_error(own_columns, teacher_columns, key, length=16):
     return (100 * (own - reference) / reference).item() if reference > 0 else None
 
 
-def sample_responses(model, prompts, max_new_tokens, eos_token, *, seed, temperature=1.0, batch_size=256):
+def sample_responses(model, prompts, max_new_tokens, eos_token, *, seed, temperature=1.0, top_p=None, batch_size=256):
     """One response per prompt, in order: (list of lists of ids, share that ended by the end token)."""
     written = []
     for rows in progress(_chunks(_share(len(prompts)), batch_size), "writing"):
@@ -184,6 +184,7 @@ def sample_responses(model, prompts, max_new_tokens, eos_token, *, seed, tempera
             max_new_tokens,
             generator=torch.Generator().manual_seed(seed),
             temperature=temperature,
+            top_p=top_p,
             eos_token=eos_token,
             row_keys=rows,
         )

@@ -2,6 +2,7 @@
 
     runs -> tables.compare_runs -> tables, notes, warnings      -> HTML
          -> curves.curves_page  -> the pictures of curves.svg   -> inside of it
+         -> final figures       -> top-K overlap, entropy gap   -> ..
          -> seconds_by_stage    -> bars                         -> ..
          -> rollout lines       -> who_wrote.rollouts_html      -> ..
 
@@ -22,9 +23,11 @@ from lab.reading import (
     ordered_variants,
     pairs_of,
     rollout_lines,
+    select_runs,
     sorted_runs,
     starting_points,
 )
+from lab.statistics import repeated, unit_of
 from lab.who_wrote import shown
 
 MOST_BYTES = 4_800_000  # of the page: rollouts that have no room are named instead
@@ -37,6 +40,12 @@ STAGES = {  # key of seconds_by_stage -> what the page calls it
     "update": "update",
     "evaluation": "evaluation on the way",
     "final_evaluation": "final evaluation",
+}
+OVERLAP = {  # name in the records -> heading
+    "topk_overlap": "top-K overlap (references)",
+    "topk_overlap_on_policy": "(own samples)",
+    "entropy_gap": "entropy gap (references)",
+    "entropy_gap_on_policy": "(own samples)",
 }
 NO_FLAGS = ("settings", "default_lr", "task_options", "help_all")  # in a header's "flags", and nobody types them
 
@@ -54,6 +63,7 @@ def report_page(runs, unfinished=(), order=None, control="supervised", main_meth
     sections = {
         "results": ("Results", _results(found)),
         "curves": ("Curves", _picture(picture or curves_page(runs, order, control, main_method))),
+        "overlap": ("Top-K overlap and entropy gap", _overlap(runs, variants)),
         "rollouts": ("Who wrote what", ""),  # what has room beside the others
         "time": ("Where the time went", _time(runs, variants)),
         "warnings": (f"Warnings ({len(warnings)})", _list(warnings)),
@@ -179,6 +189,30 @@ def _table(table):
         f'<div class="wide"><table class="sortable">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n'
         f"</table></div>{note}"
     )
+
+
+def _overlap(runs, variants):
+    """How alike the final students and the teacher are by their likeliest tokens and their entropies; "" where the
+    records hold none of it, and for a smoke run."""
+    starts = starting_points(runs, "student_start").values()
+    figures = {"student at the start": {key: [as_number(point.get(key)) for point in starts] for key in OVERLAP}}
+    for variant in variants:
+        own = select_runs(runs, variant, "steps")
+        figures[variant] = {key: repeated(own, key, unit_of(runs)).values() for key in OVERLAP}
+    rows = []
+    for name, found in figures.items():
+        known = [[value for value in values if value is not None] for values in found.values()]
+        if any(known):
+            rows.append([name, *(f"{sum(values) / len(values):.3f}" if values else "-" for values in known)])
+    if not rows or any(run.header.get("quick") for run in runs):
+        return ""
+    words = (
+        "Overlap: the share of the original teacher's K likeliest tokens that are among the student's K likeliest, K "
+        "being that of SKD. Entropy gap: the teacher's mean entropy minus the student's, in nats; above 0 the student "
+        "is the surer one. Final checkpoints on held-out prompts, means; the curves above show both on the batches "
+        "that each method trains on."
+    )
+    return f"<p>{words}</p>\n{_table(tables.Table(['method', *OVERLAP.values()], rows))}"
 
 
 def _every_run(table):

@@ -35,6 +35,7 @@ WRITERS = {  # a row's writer, as the table of methods says it
     "mixed": "references or student",
     "interleaved": "interleaved",
     "switching": "student, then teacher",
+    "trust_region": "mixture near the student",
     "teacher_mixed": "mixture of both models",
 }
 
@@ -91,6 +92,7 @@ def methods_table(variants):
         writer = WRITERS.get(row["writer"], row["writer"])
         if row.get("answers") is not None and row["writer"] == "mixed":
             writer = "teacher (once) or student"
+        writer = "the student's start (once)" if row.get("teacher") == "start" else writer
         cells = [f"`{name}`", row["note"], writer, _loss(row), *([_teacher(row)] if with_module else [])]
         cells += [f"{row['paper']} ({row['read_from']})" if row["paper"] else row["read_from"], row["deviation"] or "-"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -36,7 +36,7 @@ from lab.records import NoLog
 from lab.teacher_cache import TeacherCache
 from losses import HiddenStates, Tokens, by_chunks, masked_mean, weight_of, with_tail, without_nan_outside
 from model import clip_and_step, learning_rate, make_optimizer
-from sample import DATASET, TEACHER, WRITERS, rollout_from_ids, write_tokens
+from sample import DATASET, TEACHER, TRUST_REGION, WRITERS, rollout_from_ids, write_tokens
 
 
 def batch_order(num_examples, batch_size, num_steps, generator):
@@ -113,7 +113,8 @@ class Run:
         self.num_steps, self.batch_size, self.lr, self.weight_decay = steps, batch_size, lr, weight_decay
         self.reduction, self.seed, self.max_new_tokens, self.eos_token = reduction, seed, max_new_tokens, eos_token
         interleaved = {"accept_top_k": accept_top_k} | (sampling or {}).get("interleaved", {})
-        self.accept_top_k, self.sampling = accept_top_k, (sampling or {}) | {"interleaved": interleaved}
+        sampling = {"trust_region": TRUST_REGION} | (sampling or {})
+        self.accept_top_k, self.sampling = accept_top_k, sampling | {"interleaved": interleaved}
         self.micro_batch, self.chunked, self.recompute, self.compile = micro_batch, chunk_loss, recompute, compile
         self.cache_teacher, self.log_every = cache_teacher, log_every
         self.validate, self.show, self.pretraining_lr = validate, show, pretraining_lr
@@ -198,13 +199,13 @@ class Run:
                 "a function of student and adapted teacher"
             )
 
-    def use_answers(self, teacher, temperature):
-        """The teacher's answers at this temperature (0: greedy), written once, take the place of the references."""
+    def use_answers(self, teacher, temperature, top_p=None, source=TEACHER):
+        """The teacher's answers at this temperature (0: greedy), written once, are the references now, by `source`."""
         call = (teacher, self.prompts, self.max_new_tokens, self.eos_token)
         self.references = self.checkpointer.found(
-            "answers", lambda: sample_responses(*call, seed=self.seed, temperature=temperature)[0]
+            "answers", lambda: sample_responses(*call, seed=self.seed, temperature=temperature, top_p=top_p)[0]
         )
-        self.reference_source = TEACHER
+        self.reference_source = source
 
     def use_cache(self, teacher):
         """Read the fixed teacher's logits on the references from disk (--cache-teacher), made by the first process if
@@ -258,7 +259,7 @@ class Run:
         self.costs = Costs(student, teacher)
         for spent in self.prepared:
             self.costs.count_preparation(**spent)
-        if self.reference_source == TEACHER:
+        if self.reference_source != DATASET:
             self.costs.count_offline_teacher(self.prompts, self.references)
         if self.cache:
             self.costs.count_cache(self.prompts, self.references)

@@ -460,7 +460,7 @@ def branches(row):
 
 
 FORMULAS = {
-    **dict.fromkeys("sft seqkd".split(), label),
+    **dict.fromkeys("sft seqkd ssd".split(), label),
     **dict.fromkeys(
         "supervised on_policy imitkd two_stage skd fdistill_kl adaswitch fresh_teacher skd_k_steps skd_k_along "
         "skd_entropy takd sftn".split(),
@@ -483,7 +483,8 @@ FORMULAS = {
     "topk_kd": at_each(buckets),
     "rs_kd": drawn_targets,
     "uld": at_each(by_rank),
-    "fdistill_rkl": at_each(lambda own, other, token, by: kl(own, other)),
+    **dict.fromkeys("fdistill_rkl trb trb_fixed prefix_opd".split(),
+                    at_each(lambda own, other, token, by: kl(own, other))),
     "fdistill_js": at_each(writer_jsd),
     "distillm2": at_each(writer_skew),
     "opd": at_each(advantage),
@@ -1654,6 +1655,9 @@ SAME_AT_AN_END = [
     ("taid", {"method_kwargs": {"start": 1.0}}, "supervised"),
     ("skd_k_steps", {"sampling": {"accept_top_k": ("linear", 1.0, 1.0)}}, "skd"),
     ("speckd", {"loss_kwargs": {"accept_top_k": 257}}, "supervised"),
+    ("trb", {"sampling": {"trust_region": 0.0}}, "fdistill_rkl"),
+    ("prefix_opd", {"sampling": {"prefix": 1.0}}, "fdistill_rkl"),
+    ("ssd", {"answers": 0.0, "answers_top_p": None, "teacher": "pair"}, "seqkd"),
     ("dkd", {"loss_kwargs": {"alpha": 0.0, "beta": 1e-5}, "kd_weight": 0.5}, "half of sft"),
 ]
 

@@ -286,6 +286,23 @@ def test_the_time_of_each_stage():
     assert titles[0] == "sampling: 6 s" and titles[-1] == "evaluation on the way: 1.5 s"
 
 
+def test_overlap_and_entropy_gap_are_the_records():
+    """Means over pairs of the final figures, the start first; what a method lacks is a dash. A smoke run has none."""
+    start = {"student_start": {"topk_overlap": 0.25, "entropy_gap": -0.5}}
+    runs = [
+        make_run("skd", (pair, pair), header=start, score=0.5, topk_overlap=overlap, topk_overlap_on_policy=0.75,
+                 entropy_gap=gap, entropy_gap_on_policy=0.125)
+        for pair, overlap, gap in ((1, 0.5, -0.25), (2, 1.0, 0.5))
+    ] + [make_run("sft", (1, 1), header=start, score=0.5, topk_overlap=None), make_run("gkd", (1, 1), header=start)]
+    assert Page(page.report_page(runs)).table("overlap") == [
+        ["method", *page.OVERLAP.values()],
+        ["student at the start", "0.250", "-", "-0.500", "-"],
+        ["skd", "0.750", "0.750", "0.125", "0.125"],
+    ]
+    quick = [run._replace(header=run.header | {"quick": True}) for run in runs]
+    assert "overlap" not in sections_of(page.report_page(quick))
+
+
 def test_what_the_records_lack_the_page_lacks(tmp_path):
     """Old records, without rollouts, stages and curves: their sections are not there, nor a link to them. A smoke run
     compares no score."""
@@ -435,7 +452,7 @@ def test_a_real_study_fills_the_page():
     runs = [run for run in reading.read_records(ROOT / "results" / "skd-math-800") if run.pair < 103]
     shown = Page(page.report_page(runs))
     found = [section.attributes["id"] for section in shown.all("section")]
-    assert found == ["results", "curves", "rollouts", "time", "runs"]
+    assert found == ["results", "curves", "overlap", "rollouts", "time", "runs"]
     first = [run for run in runs if run.pair == 101]
     lines = [line for run in first for line in run.rollouts]
     n_tokens = sum(len(rollout["tokens"]) for line in lines for rollout in line["rollouts"])

@@ -131,7 +131,7 @@ def test_the_device_knows_what_it_holds(tmp_path):
 # The samplers.
 
 
-SAMPLERS = ["generate", "interleaved", "fresh", "warped", "control", "speculative", "mixture"]
+SAMPLERS = ["generate", "interleaved", "fresh", "warped", "control", "speculative", "mixture", "trust region"]
 ADAPTED = [(name, True) for name in ("generate", "interleaved", "mixture")]  # one of each loop
 
 
@@ -151,6 +151,8 @@ def test_samplers_stay_on_the_device(sampler, adapted):
             return sample.generate(teacher, PROMPTS, 12, temperature=0.9, top_p=0.9, **options)
         if sampler == "mixture":
             return sample.generate(sample.Mixture(teacher, student, 0.3), PROMPTS, 12, **options)
+        if sampler == "trust region":
+            return sample.generate(sample.TrustRegion(student, teacher, 0.02), PROMPTS, 12, **options)
         if sampler == "speculative":
             return sample.speculative_generate(student, teacher, PROMPTS, 12, **options)
         switches = {"fresh": {"judge_fresh": True}, "warped": {"accept_on": "warped"}, "control": {"write_back": False}}

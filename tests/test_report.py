@@ -1058,6 +1058,19 @@ def test_page_has_the_panels_that_have_data(tmp_path):
     assert "no curves" in curves.curves_page(make_runs({"a": {1: 0.5}}))
 
 
+def test_overlap_and_entropy_gap_have_their_panels():
+    """A line for each method whose step lines hold the figure, at their values; a gap may be below 0."""
+    steps = [{"step": step, "topk_overlap": step / 100, "entropy_gap": step / 100 - 0.5} for step in (1, 50, 100)]
+    runs = [make_run("skd", steps=steps), make_run("on_policy", steps=[{"step": 1, "topk_overlap": 0.5}, *steps[1:]]),
+            make_run("sft", steps=[{"step": step, "loss": 1.0} for step in (1, 50, 100)])]
+    for key, low in (("topk_overlap", 0.01), ("entropy_gap", -0.49)):
+        (title, lines, _, _, kind), = [panel for panel in curves.PANELS if panel[2] == key]
+        series = curves._curves_of(runs, ["skd", "on_policy", "sft"], lines, key)
+        assert set(series) == {"skd", "on_policy"} and kind == "linear" and f">{title}<" in curves.curves_page(runs)
+        assert series["skd"] == [((1, 50, 100), (low, pytest.approx(low + 0.49), pytest.approx(low + 0.99)))]
+    assert len(lines_of(curves.curves_page(runs))) == 4
+
+
 def test_no_legend_repeats_the_names_at_the_lines(tmp_path):
     """Every line has its name at its end; a legend holds only the names that are cut there."""
     write_records(tmp_path, ["sft", "supervised", "skd"], 2)

@@ -809,7 +809,7 @@ def test_kept_features_are_the_kept_logits(sampler, adapted):
 
 
 @pytest.mark.parametrize(
-    "writer", ["dataset", "student", "mixed", "interleaved", "teacher_mixed", "teacher", "switching"]
+    "writer", ["dataset", "student", "mixed", "interleaved", "teacher_mixed", "teacher", "switching", "trust_region"]
 )
 @pytest.mark.parametrize("mix_per", ["batch", "sequence"])
 def test_a_batch_shared_by_processes_is_one_batch(writer, mix_per):
@@ -1657,7 +1657,7 @@ def test_what_a_sampler_feeds_is_noted(sampler):
     assert fed["generated_tokens"] == sum(map(len, rollout.responses()))
 
 
-@pytest.mark.parametrize("writer", ["student", "interleaved", "teacher_mixed", "switching"])
+@pytest.mark.parametrize("writer", ["student", "interleaved", "teacher_mixed", "switching", "trust_region"])
 def test_padding_is_not_fed(writer):
     """Tokens that a batch feeds are those that its sequences feed alone, whatever their prompts' lengths."""
     student, teacher = make_pair(5)

@@ -393,7 +393,7 @@ FLAGS_OF_THE_SAMPLER = [
 ]  # fmt: skip
 
 
-WITH_BOTH = [name for name, row in VARIANTS.items() if row.writer in ("interleaved", "switching")]
+WITH_BOTH = [name for name, row in VARIANTS.items() if row.writer in ("interleaved", "switching", "trust_region")]
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -500,7 +500,7 @@ def test_responses_of_different_lengths_tell_the_reductions_apart(pair):
 
 
 LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not make minimal: what else is in it
-    **dict.fromkeys(("sft", "seqkd", "lwkd", "label_smoothing", "one"), "labels, and no teacher"),
+    **dict.fromkeys(("sft", "seqkd", "ssd", "lwkd", "label_smoothing", "one"), "labels, and no teacher"),
     **dict.fromkeys(("hinton", "dkd", "logit_std", "uld", "cmkd", "ckd", "rdd"), "labels beside the teacher"),
     "rs_kd": "tokens that were drawn from the teacher stand for it",
     "ca_opd": "what was replaced is a label",
@@ -875,10 +875,10 @@ def test_generated_tokens_are_counted(pair, variant):
     if row.answers == 0:
         answers = [greedy_by_loop(pair.teacher, prompt, pair.max_new_tokens, eos) for prompt in pair.train.prompts]
     elif row.answers is not None:
-        answers, _ = sample_responses(
-            pair.teacher, pair.train.prompts, pair.max_new_tokens, eos, seed=1, temperature=row.answers
-        )
-    now = {STUDENT, TEACHER} if row.answers is None else {STUDENT}
+        wrote, draws = pair.new_student() if row.teacher == "start" else pair.teacher, {"temperature": row.answers}
+        draws["top_p"] = row.answers_top_p
+        answers, _ = sample_responses(wrote, pair.train.prompts, pair.max_new_tokens, eos, seed=1, **draws)
+    now = {STUDENT, TEACHER} if row.answers is None else {STUDENT} if row.writer == "mixed" else set()
     written = sum(
         int(rollout.source[rollout.response_mask].eq(source).sum()) for rollout in run.rollouts for source in now
     )
@@ -887,7 +887,7 @@ def test_generated_tokens_are_counted(pair, variant):
     assert (written == 0) == (row.writer in ("dataset", "teacher") or variant == "distillm")
     if answers:
         processed = sum(map(len, answers)) + sum(map(len, pair.train.prompts))
-        assert run.costs["compute_once"] == pytest.approx(2e-12 * weights_that_count(pair.teacher) * processed)
+        assert run.costs["compute_once"] == pytest.approx(2e-12 * weights_that_count(run.teacher) * processed)
 
 
 SWEEPS = [
@@ -932,14 +932,14 @@ def test_sweeps_whose_product_holds_a_run_twice_are_refused(sweeps):
 OTHERWISE = {
     "student_temperature": 0.5, "student_top_p": 0.6, "accept_rule": "minprob", "accept_top_k": 2, "replace": "argmax",
     "teacher_temperature": 0.2, "teacher_top_p": 0.3, "no_write_back": True, "accept_on": "warped", "judge_fresh": True,
-    "gamma": 2,
+    "gamma": 2, "trust_region": 0.5,
 }  # fmt: skip
 SETTINGS = [{}, {"replace": "argmax"}, {"replace": "sample_topk"}, {"no_write_back": True}, {"accept_rule": "all"},
             {"accept_rule": "none"}, {"student_temperature": 0.0, "teacher_temperature": 0.0}, {"teacher_top_p": 0.5}]
 KINDS = [(name, settings) for name in ("skd", "fresh_teacher", "skd_k_along") for settings in SETTINGS]
 KINDS += [
     (name, settings)
-    for name in ("sft", "seqkd", "on_policy", "imitkd", "speckd", "adaswitch", "ca_opd", "skd_k_steps")
+    for name in ("sft", "seqkd", "on_policy", "imitkd", "speckd", "adaswitch", "ca_opd", "skd_k_steps", "trb", "ssd")
     for settings in ({}, {"accept_rule": "none"})
 ]
 
@@ -979,6 +979,7 @@ TYPED = [
     ("supervised,sft", "--teacher-top-p .5", "skd"),
     ("on_policy", "--rule accept_min_prob=.5 --accept-rule minprob", "skd"),
     ("supervised", "--no-write-back", "--no-write-back is ignored by all of supervised"),
+    ("on_policy,ssd", "--trust-region 0.5", "--trust-region 0.5 is ignored by all of on_policy, ssd .*trb"),
     ("skd", "--replace argmax --teacher-temperature 2", "argmax.*leave it out$"), ("kdiga", "--recompute", "as it is"),
     ("kdiga", "--compile", "as it is"),
     ("skd,sft", "--cache-teacher dense", "--cache-teacher dense is ignored by all of skd, sft"),
