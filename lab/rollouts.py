@@ -2,7 +2,6 @@
 replaced, before and after training."""
 
 import os
-import sys
 import tempfile
 
 import torch
