@@ -192,6 +192,12 @@ STUDIES = {
         9,
         7,
     ),
+    "skd-trb": Study(
+        "Is it better to blend teacher and student than to replace tokens: TRB against SKD, with the loss of TRB?",
+        f"train_skd.py {FIVE} --loss reverse_kl --variants on_policy,skd,trb,trb_fixed",
+        11,
+        6,
+    ),
     "premise": Study(
         "Is the teacher worse on the student's prefixes, before distillation and after it?",
         f"train_skd.py {EIGHT} --variants supervised,on_policy,skd",
