@@ -189,7 +189,7 @@ STUDIES = {
     "catalogue-okd": Study(
         "A first look at every row with a moving teacher: one pair, one seed.",
         "train_okd.py --variants all --pair-seed 201 --seed 201",
-        9,
+        14,
         7,
     ),
     "skd-trb": Study(
