@@ -42,6 +42,7 @@ from features import (
     input_gradient_alignment,
     second_order,
 )
+from lab.groups import batch_scores, in_group, use_groups
 from lab.training import all_reduce_mean
 from losses import (
     DIVERGENCES,
@@ -50,11 +51,13 @@ from losses import (
     at_least_float32,
     by_chunks,
     cross_entropy,
+    extrapolation,
     forward_kl,
     hinton_mixture,
     kl,
     masked_mean,
     per_token_loss,
+    policy_gradient,
     random_sampling_kd,
     soften,
     taid_target,
@@ -323,7 +326,7 @@ def begin(row, student, teacher, run):
         )
     method = kind(row, student, teacher, run, **row.method_kwargs)
     method.to(run.device)
-    if any(True for _ in method.parameters()):
+    if any(weight.requires_grad for weight in method.parameters()):
         method.optimizer = make_optimizer(method, run.lr, weight_decay=0.0)
     return method
 
@@ -448,6 +451,60 @@ class SampledTargets(Method):
             return random_sampling_kd(student_logits, ids, torch.full_like(uniform, 1 / N))
 
         return by_chunks(sampled, student_logits, teacher_logits, uniform)
+
+
+# Policy gradients with a reward beside the teacher's.
+
+
+class Extrapolation(Method):
+    """ExOPD (arXiv 2602.12125): policy gradient; the teacher's reward, counted from the student's start, times
+    `strength`."""
+
+    replaces_loss = True
+
+    def __init__(self, row, student, teacher, run, strength=1.25):
+        super().__init__(row, student, teacher, run)
+        self.strength = strength
+        self.student_at_start = copy.deepcopy(student).requires_grad_(False).eval()
+        self.products = student.num_parameters() - student.position_embedding.weight.numel()  # its one pass
+
+    def per_token(self, student_logits, teacher_logits, part):
+        with torch.no_grad():
+            start_logits = self.run.logits(self.student_at_start, part.inputs, self.student_at_start)
+        bonus = extrapolation(teacher_logits, start_logits, part.tokens, self.strength)
+        return policy_gradient(student_logits, teacher_logits, part.tokens, bonus=bonus)
+
+
+class Scored(Method):
+    """KDRL (arXiv 2506.02208): policy gradient with the task's score of the whole response and the teacher as rewards.
+
+    Each prompt is answered `group` times. The advantage of a token is its response's score, normalised in the group,
+    + beta (log teacher - log student): the gradient of -score log student + beta (log student - log teacher)^2 / 2, so
+    that a group with equal scores learns from the teacher alone, and with beta 0 the teacher says nothing (GRPO).
+    """
+
+    replaces_loss = True
+
+    def __init__(self, row, student, teacher, run, group=4, beta=1.0):
+        super().__init__(row, student, teacher, run)
+        if run.reward is None:
+            raise ValueError(
+                "kdrl learns from scores: give Run(reward=...), a function of numbers of prompts and responses (ids)"
+            )
+        self.group, self.beta = group, beta
+        use_groups(run, group)
+
+    def write(self, step):
+        rollout = super().write(step)
+        scores = batch_scores(self.run, step, rollout)
+        self.run.note("reward", scores.mean())
+        own = in_group(scores, self.group)[list(step.places)]  # of this process' rows
+        self.advantages = to_device(own, self.run.device)
+        return rollout
+
+    def per_token(self, student_logits, teacher_logits, part):
+        bonus = self.advantages[part.rows][: len(part.inputs), None]
+        return policy_gradient(student_logits, teacher_logits, part.tokens, beta=self.beta, bonus=bonus)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1002,6 +1059,8 @@ def uniforms(seed, places, like):
 METHODS = {
     "interpolation": Interpolation,
     "sampled_targets": SampledTargets,
+    "extrapolation": Extrapolation,
+    "scored": Scored,
     "replay": Replay,
     "feature": Feature,
     "flow": Flow,

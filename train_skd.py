@@ -146,6 +146,12 @@ def check_row(name, args, examples):
             f"{name} takes its samples as drawn from the student itself, without an importance ratio: "
             "leave out --student-temperature and --student-top-p, or leave it out of --variants"
         )
+    group = row.method_kwargs.get("group", 1)
+    if args.batch_size < group:
+        raise ValueError(
+            f"{name} answers each prompt {group} times: give at least --batch-size {group}, found {args.batch_size}, "
+            "or leave it out of --variants"
+        )
     if row.loss_kwargs.get("accept_top_k") == 0:
         raise ValueError(
             f"--accept-top-k 0 leaves {name} without a loss: give at least 1, or leave it out of --variants"
