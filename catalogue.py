@@ -154,6 +154,11 @@ FIXED_TEACHER = {  # of train_skd.py
                     "reconstruction: beta 1 throughout and groups of 4 are ours; one update per batch, so neither"
                     " importance ratio nor clipping", method="scored", method_kwargs={"group": 4, "beta": 1.0},
                     read_from="abstract, summary"),
+    "mopd": Variant("student", "policy_gradient", "2606.30406",
+                    "opd with a teacher per task, each prompt with its own; advantages clipped at 5",
+                    "specialists are copies of the pair's teacher that learn on, by one task's references each; made"
+                    " for --task mixed: other tasks have one specialist", loss_kwargs={"clip": 5.0},
+                    teacher="specialists", read_from="code"),
 
     # features, added to word-level KD on the references
     "fitnet": Variant("dataset", "forward_kl", "1412.6550",

@@ -750,7 +750,7 @@ def discounted_sum(reward, mask, discount):
 
 
 def policy_gradient(
-    student_logits, teacher_logits, tokens, discount=0.0, baseline=False, early=0.0, beta=1.0, bonus=0.0
+    student_logits, teacher_logits, tokens, discount=0.0, baseline=False, early=0.0, beta=1.0, bonus=0.0, clip=None
 ):
     """On-policy distillation: -advantage * log student(y_t) on tokens that the student drew -> per_token (B, T).
 
@@ -760,13 +760,15 @@ def policy_gradient(
     on average, -reverse_kl: the same expectation with less noise (arXiv 2605.07865). `bonus`, a number, (B, 1) or
     (B, T), is a reward beside the teacher's, added to the advantage as it is. `early` times the share of the row's
     |advantage| that is still to come is added to a token's weight of 1 (IW-OPD, arXiv 2606.22600): the further a prefix
-    has strayed, the less the teacher's word on it counts. Only the gradient has a meaning. Example, y_t 0: 1.768148,
-    with the baseline 2.356034, at early .5 2.652222. 0 outside the mask. ValueError for a discount outside [0, 1], and
-    with a baseline but at 0, and a negative `early`.
+    has strayed, the less the teacher's word on it counts. `clip` bounds the advantage on either side (MOPD, arXiv
+    2606.30406). Only the gradient has a meaning. Example, y_t 0: 1.768148, with the baseline 2.356034, at early .5
+    2.652222, at clip 1 1.609438. 0 outside the mask. ValueError for a discount outside [0, 1], and with a baseline but
+    at 0, a negative `early` and a clip that is not positive.
     """
     _require(0 <= discount <= 1, f"discount must lie in [0, 1], found {discount}")
     _require(not baseline or discount == 0, f"the baseline is one step's worth: discount must be 0, found {discount}")
     _require(early >= 0, f"early must not be negative, found {early}")
+    _require(clip is None or clip > 0, f"clip must be positive, found {clip}")
     mask, targets = tokens.mask, tokens.targets.masked_fill(~tokens.mask, 0)
     columns = by_chunks(_chosen_and_single, _inside(student_logits, mask), _inside(teacher_logits, mask), targets)
     single, student_chosen, teacher_chosen = columns.unbind(-1)
@@ -775,10 +777,12 @@ def policy_gradient(
         if baseline:
             advantage = advantage + single
         advantage = (beta * advantage + bonus).masked_fill(~mask, 0.0)
+        if clip is not None:
+            advantage = advantage.clamp(-clip, clip)
         size = advantage.abs()
         total = size.sum(-1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
-        weight = 1 + early * (1 - (size.cumsum(-1) - size) / total)
-    return -weight * advantage * student_chosen
+        advantage = advantage * (1 + early * (1 - (size.cumsum(-1) - size) / total))
+    return -advantage * student_chosen
 
 
 def extrapolation(teacher_logits, start_logits, tokens, strength=1.25):

@@ -63,7 +63,7 @@ from losses import (
     taid_target,
     to_logits,
 )
-from model import GPT, GPTConfig, clip_and_step, learning_rate, make_optimizer
+from model import GPT, GPTConfig, Specialists, clip_and_step, learning_rate, make_optimizer
 from sample import DATASET, STUDENT, TEACHER, WRITERS, Noise, Rollout, inverse_cdf, rollout_from_ids, to_device
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1156,5 +1156,41 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
     return teacher.requires_grad_(False).eval()
 
 
+def specialists(distill, student, teacher, run, rate=0.1):
+    """MOPD (arXiv 2606.30406): a copy of the teacher per domain of the prompts learns on by that domain's references,
+    and each prompt is answered by its own.
+
+    As many updates as the student's, at `rate` times the rate that the teacher was pretrained with. The embedding,
+    which is the head, stands still: they share it. A domain is told by a prompt's first token.
+    """
+    if run.pretraining_lr is None:
+        raise ValueError("mopd continues the teacher's pretraining: give Run(pretraining_lr=...), the rate it had")
+    domains = run.domains or [""] * len(run.prompts)
+    if len(domains) != len(run.prompts):
+        raise ValueError(f"give one of `domains` for each prompt: found {len(domains)}, {len(run.prompts)} prompts")
+    names, examples = sorted(set(domains)), list(zip(run.prompts, run.required_responses(), domains))
+    domain_of, experts = torch.zeros(teacher.config.vocab_size, dtype=torch.long), []
+    for number, name in enumerate(names):
+        prompts, responses, _ = zip(*(example for example in examples if example[2] == name))
+        domain_of[[prompt[0] for prompt in prompts]] = number
+        expert = copy.deepcopy(teacher).requires_grad_(True).train()
+        expert.token_embedding.requires_grad_(False)
+        row = Variant("dataset", "cross_entropy", None, "a specialist of MOPD")
+        with run.inner(f"specialist{chr(ord('a') + number)}", lr=rate * run.pretraining_lr) as inner:
+            spent = distill(row, expert, teacher, prompts, responses, inner).costs
+        run.prepare(spent["seconds"], tflop=spent["compute"], grows=True)
+        expert.zero_grad(set_to_none=True)
+        experts.append(expert.requires_grad_(False).eval())
+    if any(names[domain_of[prompt[0]]] != domain for prompt, _, domain in examples):
+        raise ValueError(f"a prompt's first token must tell its domain ({', '.join(names)}): some begin prompts of two")
+    return Specialists(experts, domain_of.to(run.device))
+
+
 # Another way to make a teacher is one function above and one row here.
-TEACHERS = {"pair": given_teacher, "start": own_start, "assistant": assistant, "sftn": sftn_teacher}
+TEACHERS = {
+    "pair": given_teacher,
+    "start": own_start,
+    "assistant": assistant,
+    "sftn": sftn_teacher,
+    "specialists": specialists,
+}

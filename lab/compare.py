@@ -141,6 +141,7 @@ def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=
         chunk_loss=args.chunk_loss == "yes",
         validate=functools.partial(validation, pair),
         reward=functools.partial(scores, pair),
+        domains=[pair.task.part(example) for example in pair.train.examples],
         pretraining_lr=args.settings.teacher_lr,
         log=log,
         report=report,

@@ -151,7 +151,7 @@ def test_the_example_of_the_docstring_runs(steps):
     assert names["costs"]["steps"] == steps and names["costs"]["tokens_generated"] > 0 and names["adapted"] is None
 
 
-LEARN_FROM_REFERENCES = ("supervised", "gkd", "lelp", "rdd", "lwkd", "label_smoothing", "takd", "sftn", "rs_kd")
+LEARN_FROM_REFERENCES = ("supervised", "gkd", "lelp", "rdd", "lwkd", "label_smoothing", "takd", "sftn", "rs_kd", "mopd")
 
 
 @pytest.mark.parametrize("name", LEARN_FROM_REFERENCES)

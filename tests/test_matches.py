@@ -95,6 +95,8 @@ def both(name, student_logits, teacher_logits, tokens=None, **hyper):
         ("policy_gradient", {}, 1.768148),
         ("policy_gradient", {"baseline": True}, 2.356034),
         ("policy_gradient", {"early": 0.5}, 2.652222),
+        ("policy_gradient", {"clip": 1.0}, 1.609438),
+        ("policy_gradient", {"clip": 1.1}, 1.768148),
         ("policy_gradient", {"bonus": 0.274653}, 1.25 * 1.768148),
         ("policy_gradient", {"beta": 0.0, "bonus": 1.0}, 1.609438),  # a reward of 1 is a label
         ("comparative", {}, 0.0),
@@ -348,6 +350,7 @@ def test_vocabularies_must_match(name):
     + [("gated_forward_kl", {"accept_top_k": 0}), ("skew_by_writer", {"alpha": 1})]
     + [("jsd_by_writer", {"beta": beta}) for beta in (0, 1, math.nan)]
     + [("policy_gradient", {"discount": d}) for d in (-0.1, 1.1, math.nan)]
+    + [("policy_gradient", {"clip": c}) for c in (0.0, -1.0, math.nan)]
     + [("policy_gradient", {"early": e}) for e in (-0.1, math.nan)],
 )
 def test_numbers_out_of_range_are_refused(name, hyper):

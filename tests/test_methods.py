@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from test_sample import FALSE_ALARM, assert_follows
 from tiny import (
+    SIZES,
     WRITING,
     Watched,
     distilled,
@@ -28,6 +29,7 @@ from tiny import (
     moved_apart,
     prompts_of,
     same_weights,
+    sharp_gpt,
     teacher_of,
     tiny_pair,
     weights_of,
@@ -37,7 +39,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import features
 import methods
 import train_skd
+from data.tasks import make_task
 from lab import compare, groups
+from lab.pairs import Pair, PairSettings, encode_task
 from losses import Tokens
 from model import GPT, GPTConfig, learning_rate, make_optimizer
 from sample import DATASET, STUDENT, TEACHER, Noise, rollout_from_ids
@@ -513,6 +517,8 @@ FORMULAS = {
                             - kl(own, other).detach() * own[token].log()),
     "exopd": beyond_the_teacher,
     "iw_opd": early_first,
+    "mopd": at_each(lambda own, other, token, by: -(other[token] / own[token]).log().detach().clamp(-5, 5)
+                    * own[token].log()),
     "kdrl": at_each(advantage),  # untrained models score nothing: test_scores_are_compared_within_a_group
     "eopd": unsure,
     "speckd": gated,
@@ -1741,6 +1747,62 @@ def test_scores_of_the_task():
     reward = compare.make_run(pair, flags(), 1).reward
     assert reward([3, 5, 3], [pair.train.responses[3], pair.train.responses[5], [7]]) == [1, 1, 0]
     assert pair.train.responses[3] != pair.train.responses[5]
+
+
+# MOPD: a teacher for each task.
+
+
+def two_tasks_pair():
+    """A tiny pair whose prompts are of math or of translation."""
+    data = encode_task(make_task("mixed", difficulty=1, **SIZES), PairSettings())
+    teacher, student = (sharp_gpt(width, data.tokenizer.n_vocab, data.block_size, width) for width in (12, 8))
+    splits = [data.splits[name] for name in ("train", "val", "test", "ood")]
+    return Pair(data.task, data.tokenizer, teacher.requires_grad_(False), student.config, student.state_dict(), *splits,
+                data.max_new_tokens, "two tasks")
+
+
+def test_each_prompt_has_its_own_teacher():
+    """mopd: a specialist is the teacher after cross-entropy on its own task's references, and all keep its embedding; a
+    row is answered by its own one, whoever stands beside it; the student learns from that."""
+    pair = two_tasks_pair()
+    run = Watched(VARIANTS["mopd"], pair, flags(steps=2))
+    experts, names = run.teacher.specialists, ("math", "translation")
+    parts = [pair.task.part(example) for example in pair.train.examples]
+    assert set(parts) == set(names) and len(experts) == 2
+    tokens = [torch.tensor([text + response[:1]]) for text, response in zip(*pair.train[1:])]
+    for text, part in zip(tokens, parts):
+        own = experts[names.index(part)](text)
+        assert torch.equal(run.teacher(text), own)
+        assert torch.allclose(run.teacher(text, features=True) @ run.teacher.head.T, own, atol=1e-5)
+    both = [next(text for text, part in zip(tokens, parts) if part == name)[:, :2] for name in names]
+    together = run.teacher(torch.cat(both))
+    for row, (text, expert, other) in enumerate(zip(both, experts, reversed(experts))):
+        assert torch.allclose(together[row], expert(text)[0], atol=1e-5)
+        assert not torch.allclose(together[row], other(text)[0], atol=1e-3)
+    for name, expert in zip(names, experts):
+        learner = copy.deepcopy(pair.teacher).requires_grad_(True)
+        learner.token_embedding.requires_grad_(False)
+        rows = [number for number, part in enumerate(parts) if part == name]
+        columns = [[column[row] for row in rows] for column in pair.train[1:]]
+        alone = compare.make_run(pair, flags(steps=2, lr=0.1 * flags().settings.teacher_lr), 1)
+        train_skd.distill(VARIANTS["sft"], learner.train(), pair.teacher, *columns, alone)
+        assert same_weights(weights_of(learner), weights_of(expert))
+        assert torch.equal(expert.head, pair.teacher.head)
+        assert not same_weights(weights_of(expert), weights_of(pair.teacher))
+    for step, line in enumerate(run.steps):
+        assert (line["loss"], line["gradient_norm"]) == pytest.approx(plain_loss("mopd", run, step, "token"), rel=1e-4)
+
+
+def test_domains_that_no_token_tells_are_refused():
+    """Prompts of two domains that begin alike, or not one domain for each prompt: one line."""
+    pair, student = tiny_pair(), tiny_pair().new_student()
+    for domains, words in ((["a", "b"] * 12, "first token must tell its domain"), (["a"], "found 1, 24 prompts")):
+        run = compare.make_run(pair, flags(), 1)
+        run.begin(student, pair.train.prompts, pair.train.responses)
+        run.domains = domains
+        with pytest.raises(ValueError, match=words) as error:
+            methods.specialists(train_skd.distill, student, pair.teacher, run)
+        assert "\n" not in str(error.value)
 
 
 def test_groups_need_room():
