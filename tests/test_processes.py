@@ -47,7 +47,7 @@ def comparable(line):
 
 
 CASES = {
-    "train_skd.py": "sft,supervised,imitkd,gkd,skd,adaswitch,taid,fitnet,lelp,rdd,kdiga,lwkd,one,kdrl",
+    "train_skd.py": "sft,supervised,imitkd,gkd,skd,adaswitch,taid,fitnet,lelp,rdd,kdiga,lwkd,one,kdrl,mopd",
     "train_okd.py": "okd,prokt,okd_on_policy,okd_skd,promptkd,minillm,metadistil,ikd",
 }
 
