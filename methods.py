@@ -5,7 +5,8 @@ train_okd.py). The papers' own comparisons stand in the scripts, all other rows 
 
 Most methods keep nothing: who writes and which per-token loss says it all, and `Method` below is all they need. The
 others keep a schedule (Interpolation), a buffer (Replay), a projector (Feature, Flow, DualSpace), heads or branches
-(Subclasses, Regions, Branches), a teacher of their own with a discriminator (SoftLabels), or noise (SampledTargets).
+(Subclasses, Regions, Branches), a teacher of their own with a discriminator (SoftLabels), noise (SampledTargets), the
+student's start (Extrapolation), or what a batch scored (Scored).
 Each is one class:
 
     __init__       what is prepared before training
