@@ -141,6 +141,25 @@ FIXED_TEACHER = {  # of train_skd.py
                    "nucleus .8 as its code, without its top-k of 20; nothing is filtered", answers=1.6,
                    answers_top_p=0.8, teacher="start", read_from="abstract, summary"),
 
+    # policy gradients with a reward beside the teacher's, or weights
+    "exopd": Variant("student", "policy_gradient", "2602.12125",
+                     "opd with the teacher's reward counted from the student's start, times 1.25: a target beyond the"
+                     " teacher", "one update per batch, so no importance ratio", method="extrapolation",
+                     method_kwargs={"strength": 1.25}, read_from="code"),
+    "iw_opd": Variant("student", "policy_gradient", "2606.22600",
+                      "opd with weights from 1.5 down to 1 as the prefix strays from the teacher",
+                      "one update per batch, so no importance ratio", loss_kwargs={"early": 0.5}, read_from="code"),
+    "kdrl": Variant("student", "policy_gradient", "2506.02208",
+                    "opd, and the task's score of each response against three others to the same prompt as a reward",
+                    "reconstruction: beta 1 throughout and groups of 4 are ours; one update per batch, so neither"
+                    " importance ratio nor clipping", method="scored", method_kwargs={"group": 4, "beta": 1.0},
+                    read_from="abstract, summary"),
+    "mopd": Variant("student", "policy_gradient", "2606.30406",
+                    "opd with a teacher per task, each prompt with its own; advantages clipped at 5",
+                    "specialists are copies of the pair's teacher that learn on, by one task's references each; made"
+                    " for --task mixed: other tasks have one specialist", loss_kwargs={"clip": 5.0},
+                    teacher="specialists", read_from="code"),
+
     # features, added to word-level KD on the references
     "fitnet": Variant("dataset", "forward_kl", "1412.6550",
                       "+ squared error of the middle block's output, through a projector",

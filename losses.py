@@ -749,18 +749,26 @@ def discounted_sum(reward, mask, discount):
     return torch.stack(sums[::-1], 1)
 
 
-def policy_gradient(student_logits, teacher_logits, tokens, discount=0.0, baseline=False):
+def policy_gradient(
+    student_logits, teacher_logits, tokens, discount=0.0, baseline=False, early=0.0, beta=1.0, bonus=0.0, clip=None
+):
     """On-policy distillation: -advantage * log student(y_t) on tokens that the student drew -> per_token (B, T).
 
-    advantage_t = log teacher(y_t) - log student(y_t), constant for the gradient; with a discount plus that of later
-    tokens (discounted_sum). At discount 0 its expected gradient is that of reverse_kl at every position
+    advantage_t = beta (log teacher(y_t) - log student(y_t)), constant for the gradient; with a discount plus that of
+    later tokens (discounted_sum). At discount 0 its expected gradient is that of reverse_kl at every position
     (thinkingmachines.ai, 2025); at 1 that of the sequences' reverse KL. `baseline` takes off what the position is worth
-    on average, -reverse_kl: the same expectation with less noise (arXiv 2605.07865). Only the gradient has a meaning.
-    Example, y_t 0: 1.768148, with the baseline 2.356034. 0 outside the mask. ValueError for a discount outside [0, 1],
-    and with a baseline but at 0.
+    on average, -reverse_kl: the same expectation with less noise (arXiv 2605.07865). `bonus`, a number, (B, 1) or
+    (B, T), is a reward beside the teacher's, added to the advantage as it is. `early` times the share of the row's
+    |advantage| that is still to come is added to a token's weight of 1 (IW-OPD, arXiv 2606.22600): the further a prefix
+    has strayed, the less the teacher's word on it counts. `clip` bounds the advantage on either side (MOPD, arXiv
+    2606.30406). Only the gradient has a meaning. Example, y_t 0: 1.768148, with the baseline 2.356034, at early .5
+    2.652222, at clip 1 1.609438. 0 outside the mask. ValueError for a discount outside [0, 1], and with a baseline but
+    at 0, a negative `early` and a clip that is not positive.
     """
     _require(0 <= discount <= 1, f"discount must lie in [0, 1], found {discount}")
     _require(not baseline or discount == 0, f"the baseline is one step's worth: discount must be 0, found {discount}")
+    _require(early >= 0, f"early must not be negative, found {early}")
+    _require(clip is None or clip > 0, f"clip must be positive, found {clip}")
     mask, targets = tokens.mask, tokens.targets.masked_fill(~tokens.mask, 0)
     columns = by_chunks(_chosen_and_single, _inside(student_logits, mask), _inside(teacher_logits, mask), targets)
     single, student_chosen, teacher_chosen = columns.unbind(-1)
@@ -768,8 +776,28 @@ def policy_gradient(student_logits, teacher_logits, tokens, discount=0.0, baseli
         advantage = discounted_sum(teacher_chosen - student_chosen, mask, discount)
         if baseline:
             advantage = advantage + single
-        advantage = advantage.masked_fill(~mask, 0.0)
+        advantage = (beta * advantage + bonus).masked_fill(~mask, 0.0)
+        if clip is not None:
+            advantage = advantage.clamp(-clip, clip)
+        size = advantage.abs()
+        total = size.sum(-1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
+        advantage = advantage * (1 + early * (1 - (size.cumsum(-1) - size) / total))
     return -advantage * student_chosen
+
+
+def extrapolation(teacher_logits, start_logits, tokens, strength=1.25):
+    """(strength - 1) (log teacher(y_t) - log start(y_t)): ExOPD's `bonus`, a constant -> (B, T). y_t 0: .274653.
+
+    G-OPD (arXiv 2602.12125): with it the advantage is strength (log teacher - log start) - (log student - log start),
+    the teacher's reward counted from where the student started. Strength 1 is on-policy distillation whatever the
+    start, above 1 the target lies beyond the teacher. (The example has its student for a start.) 0 outside the mask.
+    """
+    targets = tokens.targets.masked_fill(~tokens.mask, 0)
+    with torch.no_grad():
+        teacher_nll, start_nll = (
+            by_chunks(cross_entropy, _inside(logits, tokens.mask), targets) for logits in (teacher_logits, start_logits)
+        )
+        return (strength - 1) * (start_nll - teacher_nll).masked_fill(~tokens.mask, 0.0)
 
 
 def comparative(student_logits, teacher_logits, tokens, label_weight=1.0, teacher_weight=1.0):

@@ -5,7 +5,8 @@ train_okd.py). The papers' own comparisons stand in the scripts, all other rows 
 
 Most methods keep nothing: who writes and which per-token loss says it all, and `Method` below is all they need. The
 others keep a schedule (Interpolation), a buffer (Replay), a projector (Feature, Flow, DualSpace), heads or branches
-(Subclasses, Regions, Branches), a teacher of their own with a discriminator (SoftLabels), or noise (SampledTargets).
+(Subclasses, Regions, Branches), a teacher of their own with a discriminator (SoftLabels), noise (SampledTargets), the
+student's start (Extrapolation), or what a batch scored (Scored).
 Each is one class:
 
     __init__       what is prepared before training
@@ -42,6 +43,7 @@ from features import (
     input_gradient_alignment,
     second_order,
 )
+from lab.groups import batch_scores, in_group, use_groups
 from lab.training import all_reduce_mean
 from losses import (
     DIVERGENCES,
@@ -50,17 +52,19 @@ from losses import (
     at_least_float32,
     by_chunks,
     cross_entropy,
+    extrapolation,
     forward_kl,
     hinton_mixture,
     kl,
     masked_mean,
     per_token_loss,
+    policy_gradient,
     random_sampling_kd,
     soften,
     taid_target,
     to_logits,
 )
-from model import GPT, GPTConfig, clip_and_step, learning_rate, make_optimizer
+from model import GPT, GPTConfig, Specialists, clip_and_step, learning_rate, make_optimizer
 from sample import DATASET, STUDENT, TEACHER, WRITERS, Noise, Rollout, inverse_cdf, rollout_from_ids, to_device
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -323,7 +327,7 @@ def begin(row, student, teacher, run):
         )
     method = kind(row, student, teacher, run, **row.method_kwargs)
     method.to(run.device)
-    if any(True for _ in method.parameters()):
+    if any(weight.requires_grad for weight in method.parameters()):
         method.optimizer = make_optimizer(method, run.lr, weight_decay=0.0)
     return method
 
@@ -448,6 +452,60 @@ class SampledTargets(Method):
             return random_sampling_kd(student_logits, ids, torch.full_like(uniform, 1 / N))
 
         return by_chunks(sampled, student_logits, teacher_logits, uniform)
+
+
+# Policy gradients with a reward beside the teacher's.
+
+
+class Extrapolation(Method):
+    """ExOPD (arXiv 2602.12125): policy gradient; the teacher's reward, counted from the student's start, times
+    `strength`."""
+
+    replaces_loss = True
+
+    def __init__(self, row, student, teacher, run, strength=1.25):
+        super().__init__(row, student, teacher, run)
+        self.strength = strength
+        self.student_at_start = copy.deepcopy(student).requires_grad_(False).eval()
+        self.products = student.num_parameters() - student.position_embedding.weight.numel()  # its one pass
+
+    def per_token(self, student_logits, teacher_logits, part):
+        with torch.no_grad():
+            start_logits = self.run.logits(self.student_at_start, part.inputs, self.student_at_start)
+        bonus = extrapolation(teacher_logits, start_logits, part.tokens, self.strength)
+        return policy_gradient(student_logits, teacher_logits, part.tokens, bonus=bonus)
+
+
+class Scored(Method):
+    """KDRL (arXiv 2506.02208): policy gradient with the task's score of the whole response and the teacher as rewards.
+
+    Each prompt is answered `group` times. The advantage of a token is its response's score, normalised in the group,
+    + beta (log teacher - log student): the gradient of -score log student + beta (log student - log teacher)^2 / 2, so
+    that a group with equal scores learns from the teacher alone, and with beta 0 the teacher says nothing (GRPO).
+    """
+
+    replaces_loss = True
+
+    def __init__(self, row, student, teacher, run, group=4, beta=1.0):
+        super().__init__(row, student, teacher, run)
+        if run.reward is None:
+            raise ValueError(
+                "kdrl learns from scores: give Run(reward=...), a function of numbers of prompts and responses (ids)"
+            )
+        self.group, self.beta = group, beta
+        use_groups(run, group)
+
+    def write(self, step):
+        rollout = super().write(step)
+        scores = batch_scores(self.run, step, rollout)
+        self.run.note("reward", scores.mean())
+        own = in_group(scores, self.group)[list(step.places)]  # of this process' rows
+        self.advantages = to_device(own, self.run.device)
+        return rollout
+
+    def per_token(self, student_logits, teacher_logits, part):
+        bonus = self.advantages[part.rows][: len(part.inputs), None]
+        return policy_gradient(student_logits, teacher_logits, part.tokens, beta=self.beta, bonus=bonus)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1002,6 +1060,8 @@ def uniforms(seed, places, like):
 METHODS = {
     "interpolation": Interpolation,
     "sampled_targets": SampledTargets,
+    "extrapolation": Extrapolation,
+    "scored": Scored,
     "replay": Replay,
     "feature": Feature,
     "flow": Flow,
@@ -1097,5 +1157,41 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
     return teacher.requires_grad_(False).eval()
 
 
+def specialists(distill, student, teacher, run, rate=0.1):
+    """MOPD (arXiv 2606.30406): a copy of the teacher per domain of the prompts learns on by that domain's references,
+    and each prompt is answered by its own.
+
+    As many updates as the student's, at `rate` times the rate that the teacher was pretrained with. The embedding,
+    which is the head, stands still: they share it. A domain is told by a prompt's first token.
+    """
+    if run.pretraining_lr is None:
+        raise ValueError("mopd continues the teacher's pretraining: give Run(pretraining_lr=...), the rate it had")
+    domains = run.domains or [""] * len(run.prompts)
+    if len(domains) != len(run.prompts):
+        raise ValueError(f"give one of `domains` for each prompt: found {len(domains)}, {len(run.prompts)} prompts")
+    names, examples = sorted(set(domains)), list(zip(run.prompts, run.required_responses(), domains))
+    domain_of, experts = torch.zeros(teacher.config.vocab_size, dtype=torch.long), []
+    for number, name in enumerate(names):
+        prompts, responses, _ = zip(*(example for example in examples if example[2] == name))
+        domain_of[[prompt[0] for prompt in prompts]] = number
+        expert = copy.deepcopy(teacher).requires_grad_(True).train()
+        expert.token_embedding.requires_grad_(False)
+        row = Variant("dataset", "cross_entropy", None, "a specialist of MOPD")
+        with run.inner(f"specialist{chr(ord('a') + number)}", lr=rate * run.pretraining_lr) as inner:
+            spent = distill(row, expert, teacher, prompts, responses, inner).costs
+        run.prepare(spent["seconds"], tflop=spent["compute"], grows=True)
+        expert.zero_grad(set_to_none=True)
+        experts.append(expert.requires_grad_(False).eval())
+    if any(names[domain_of[prompt[0]]] != domain for prompt, _, domain in examples):
+        raise ValueError(f"a prompt's first token must tell its domain ({', '.join(names)}): some begin prompts of two")
+    return Specialists(experts, domain_of.to(run.device))
+
+
 # Another way to make a teacher is one function above and one row here.
-TEACHERS = {"pair": given_teacher, "start": own_start, "assistant": assistant, "sftn": sftn_teacher}
+TEACHERS = {
+    "pair": given_teacher,
+    "start": own_start,
+    "assistant": assistant,
+    "sftn": sftn_teacher,
+    "specialists": specialists,
+}

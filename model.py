@@ -274,6 +274,42 @@ class GPT(nn.Module):
         return sum(weight.numel() for weight in self.parameters())
 
 
+class Specialists(nn.Module):
+    """Several GPTs of one shape and one head as one teacher: each row is answered by the one of its domain.
+
+    domain_of (V,) long: number of the specialist for a row that begins with this token. All of them read all rows, and
+    each row takes its own's answer: nothing waits to learn which rows are whose. They write nothing (no cache).
+    """
+
+    def __init__(self, specialists, domain_of):
+        super().__init__()
+        self.config, self.specialists = specialists[0].config, nn.ModuleList(specialists)
+        self.register_buffer("domain_of", domain_of)
+
+    @property
+    def head(self):
+        """(V, C), which all share."""
+        return self.specialists[0].head
+
+    @property
+    def position_embedding(self):
+        """Of the first one, as large as any."""
+        return self.specialists[0].position_embedding
+
+    def num_parameters(self):
+        """Of all of them, position tables but the first left out: all read all rows."""
+        tables = (len(self.specialists) - 1) * self.position_embedding.weight.numel()
+        return sum(one.num_parameters() for one in self.specialists) - tables
+
+    def forward(self, tokens, features=False):
+        """(B, T) long, rows that begin with their prompts -> (B, T, V), or features (B, T, C), as GPT.forward."""
+        domain = self.domain_of[tokens[:, 0]][:, None, None]
+        answer = self.specialists[0](tokens, features=features)
+        for number, one in enumerate(self.specialists[1:], 1):
+            answer = torch.where(domain == number, one(tokens, features=features), answer)
+        return answer
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. The online teacher (OKD).
 

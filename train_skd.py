@@ -20,7 +20,7 @@ All methods are one loop, `distill`. They differ in what a row of VARIANTS says:
         trust_region both at every token, near the student                    (trb)
     WHICH LOSS is taken on them: cross-entropy with the tokens, or a comparison with the teacher (losses.py).
     WHAT IS KEPT from step to step, if anything: a schedule, a buffer, a projector, a head (methods.py).
-    WHICH TEACHER: the given one, or one that is made first (takd, sftn; ssd takes the student's start).
+    WHICH TEACHER: the given one, or one that is made first (takd, sftn, mopd; ssd takes the student's start).
 
 From a notebook, with two models of one vocabulary and a list of prompts:
 
@@ -145,6 +145,12 @@ def check_row(name, args, examples):
         raise ValueError(
             f"{name} takes its samples as drawn from the student itself, without an importance ratio: "
             "leave out --student-temperature and --student-top-p, or leave it out of --variants"
+        )
+    group = row.method_kwargs.get("group", 1)
+    if args.batch_size < group:
+        raise ValueError(
+            f"{name} answers each prompt {group} times: give at least --batch-size {group}, found {args.batch_size}, "
+            "or leave it out of --variants"
         )
     if row.loss_kwargs.get("accept_top_k") == 0:
         raise ValueError(

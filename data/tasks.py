@@ -1,6 +1,6 @@
 """Tasks: where prompts and reference responses come from, and how a completion is scored. Knows no model.
 
-Four synthetic families mirror the papers' tasks; real data sets come from `data.corpora`.
+Four synthetic families mirror the papers' tasks, a fifth mixes two of them; real data sets come from `data.corpora`.
 
     make_prompt(rng, options, ood) -> prompt          draws a prompt; `ood` asks for one out of distribution
     respond(rng, prompt, hard, entropy) -> text   writes ONE right response; `hard` picks the harder of two modes
@@ -19,6 +19,7 @@ math          "3+4-2*3="                      -> "3+4=7;7-2=5;5*3=5"            
 translation   "tovan Cuiek miris ->"          -> "The dog sees Zoe."               an invented language to English
 summarisation a dialogue that fixes a meeting -> "Ada and Ben meet on Monday at 3 pm at the park."
 instruction   "Take e h d: reverse, then sort." -> "d h e; d e h"                every intermediate list
+mixed         a prompt of math or of translation, each by a chance of one half
 """
 
 import hashlib
@@ -720,6 +721,41 @@ def details_instruction(examples, completions):
 # ---------------------------------------------------------------------------------------------------------- tables
 
 
+# ----------------------------------------------------------------------------------------------------------- mixed
+
+
+def family_of(prompt):
+    """The name of the family that a prompt of `mixed` is of: "3+4=" of math, "tovan Cuiek miris ->" of translation."""
+    return "translation" if prompt.endswith("->") else "math"
+
+
+def make_mixed_prompt(rng, options, ood):
+    """A prompt of math or of translation, both at this difficulty."""
+    return FAMILIES[rng.choice(("math", "translation"))].make_prompt(rng, options | {"stories": False}, ood)
+
+
+def respond_mixed(rng, prompt, hard, entropy):
+    """As its family does."""
+    return FAMILIES[family_of(prompt)].respond(rng, prompt, hard, entropy)
+
+
+def score_mixed(prompt, completion):
+    """By its family's metric."""
+    return FAMILIES[family_of(prompt)].score(prompt, completion)
+
+
+def mode_mixed(prompt, completion):
+    """As its family sees it."""
+    return FAMILIES[family_of(prompt)].mode(prompt, completion)
+
+
+def details_mixed(examples, completions):
+    """`math`, `translation`: the mean score of either's prompts."""
+    scored = [(family_of(example.prompt), score_mixed(example.prompt, text))
+              for example, text in zip(examples, completions)]
+    return {name: mean(score for family, score in scored if family == name) for name in ("math", "translation")}
+
+
 def join_modes(modes):
     """One word for the set of modes seen in one response: "easy", "hard", "mixed", or None if none was seen."""
     return "mixed" if len(modes) > 1 else next(iter(modes), None)
@@ -741,6 +777,7 @@ class Family(NamedTuple):
     details: Callable
     metric: str
     options: dict  # its own knobs and their defaults, beside SIZES
+    part: Callable | None = None  # prompt -> which of several tasks it is of; None: there is one
 
 
 SIZES = {"train_examples": 4000, "val_examples": 200, "test_examples": 500, "ood_examples": 200}
@@ -767,6 +804,11 @@ FAMILIES = {
         make_instruction_prompt, respond_instruction, score_instruction, mode_instruction, details_instruction,
         metric="final list right",
         options={"difficulty": 2, "entropy": 0.5, "hard_share": 0.3},
+    ),
+    "mixed": Family(
+        make_mixed_prompt, respond_mixed, score_mixed, mode_mixed, details_mixed,
+        metric="whole chain right or slot accuracy",
+        options={"difficulty": 2, "entropy": 0.5, "hard_share": 0.3}, part=family_of,
     ),
 }
 
@@ -801,6 +843,10 @@ class Task:
         """The metric `metric` over many completions, 0..1."""
         check_paired(examples, completions)
         return mean(self.score(example, completion) for example, completion in zip(examples, completions))
+
+    def part(self, example):
+        """The name of the task that an example is of, where there are several in one; else this one's."""
+        return self.name
 
     def texts(self):
         """Text for training the tokenizer: prompts and responses of the train split, each on its own."""
@@ -849,6 +895,9 @@ class GeneratedTask(Task):
     def score(self, example, completion):
         """The family's score; reads the prompt only, never the reference."""
         return self.family.score(example.prompt, completion)
+
+    def part(self, example):
+        return self.family.part(example.prompt) if self.family.part else self.name
 
     def details(self, examples, completions):
         """The family's figures, and in which mode the completions are written.

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from data import corpora, tasks
-from data.tasks import make_task
+from data.tasks import complete, make_task
 from lab import arguments, checkpoints, checks, command_line, folders, held_out, pairs, processes, records, report
 from lab.ending import ending
 from lab.evaluate import evaluate, evaluate_quickly
@@ -44,6 +44,7 @@ SOURCES = (  # whose sha256 a record holds, beside the script's own
             "monitoring",
             "evaluate",
             "held_out",
+            "groups",
             "costs",
             "pairs",
             "teacher_cache",
@@ -113,6 +114,12 @@ def validation(pair, student, adapted=None):
     return evaluate_quickly(student, pair.teacher, pair.task, pair.tokenizer, pair.val, pair.max_new_tokens, adapted)
 
 
+def scores(pair, rows, responses):
+    """What the task's scorer gives responses (ids) to the prompts of these numbers, each in 0..1."""
+    completions = complete(pair.tokenizer, responses)
+    return [pair.task.score(pair.train.examples[row], text) for row, text in zip(rows, completions)]
+
+
 def peak_rate(row, args):
     """The peak learning rate of a method: --lr, or the size's times the row's own."""
     return args.lr or args.default_lr * row.rate
@@ -133,6 +140,8 @@ def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=
         sampling=arguments.sampling_options(args),
         chunk_loss=args.chunk_loss == "yes",
         validate=functools.partial(validation, pair),
+        reward=functools.partial(scores, pair),
+        domains=[pair.task.part(example) for example in pair.train.examples],
         pretraining_lr=args.settings.teacher_lr,
         log=log,
         report=report,

@@ -69,6 +69,8 @@ class Run:
     validate: (student, adapted teacher or None) -> dict of figures with "score" and "val_nll"; asked before the first
     step and eight times on the way. show: (student) -> dict of plain values, such as rollouts on held-out prompts,
     which becomes a line of the record at the start, in the middle and at the end.
+    reward: (numbers of prompts, responses as lists of ids) -> one score per response, for kdrl; domains: which
+    task each prompt is of, for mopd.
     pretraining_lr: the rate that the teacher was pretrained with, which only sftn wants to know.
     log, report, checkpointer: where records, lines for the user and states go; by default nowhere. tell: hears in place
     of `report` how far the run has come. label: what the bar of its steps is called.
@@ -97,6 +99,8 @@ class Run:
         log_every=20,
         validate=None,
         show=None,
+        reward=None,
+        domains=None,
         pretraining_lr=None,
         log=None,
         report=lambda line: None,
@@ -116,7 +120,7 @@ class Run:
         sampling = {"trust_region": TRUST_REGION} | (sampling or {})
         self.accept_top_k, self.sampling = accept_top_k, sampling | {"interleaved": interleaved}
         self.micro_batch, self.chunked, self.recompute, self.compile = micro_batch, chunk_loss, recompute, compile
-        self.cache_teacher, self.log_every = cache_teacher, log_every
+        self.cache_teacher, self.log_every, self.reward, self.domains = cache_teacher, log_every, reward, domains
         self.validate, self.show, self.pretraining_lr = validate, show, pretraining_lr
         self.log, self.report, self.checkpointer = log or NoLog(), report, checkpointer or Checkpointer()
         self.tell, self.label, self.bar = tell, label, None
@@ -194,10 +198,8 @@ class Run:
     def require_evaluation(self, method):
         """ValueError where a method follows a validation and none was given."""
         if self.validate is None:
-            raise ValueError(
-                f"{method} follows the validation loss: give Run(validate=...), "
-                "a function of student and adapted teacher"
-            )
+            wanted = "Run(validate=...), a function of student and adapted teacher"
+            raise ValueError(f"{method} follows the validation loss: give {wanted}")
 
     def use_answers(self, teacher, temperature, top_p=None, source=TEACHER):
         """The teacher's answers at this temperature (0: greedy), written once, are the references now, by `source`."""

@@ -151,7 +151,7 @@ def test_the_example_of_the_docstring_runs(steps):
     assert names["costs"]["steps"] == steps and names["costs"]["tokens_generated"] > 0 and names["adapted"] is None
 
 
-LEARN_FROM_REFERENCES = ("supervised", "gkd", "lelp", "rdd", "lwkd", "label_smoothing", "takd", "sftn", "rs_kd")
+LEARN_FROM_REFERENCES = ("supervised", "gkd", "lelp", "rdd", "lwkd", "label_smoothing", "takd", "sftn", "rs_kd", "mopd")
 
 
 @pytest.mark.parametrize("name", LEARN_FROM_REFERENCES)
@@ -162,7 +162,7 @@ def test_a_missing_reference_is_named(name):
         train_skd.distill(train_skd.VARIANTS[name], student, teacher, prompts, run=run())
 
 
-@pytest.mark.parametrize("name, missing", [("distillm", "validate"), ("sftn", "pretraining_lr")])
+@pytest.mark.parametrize("name, missing", [("distillm", "validate"), ("sftn", "pretraining_lr"), ("kdrl", "reward")])
 def test_what_else_is_missing_is_named(name, missing):
     """A row that follows a validation, or goes on with the pretraining, names the argument."""
     student, teacher, prompts, responses = models()
@@ -178,7 +178,7 @@ def test_okd_wants_references():
 
 
 @pytest.mark.parametrize(
-    "name", ["skd", "on_policy", "opd", "fresh_teacher", "adaswitch", "seqkd", "fdistill_kl", "skd_k_along"]
+    "name", ["skd", "on_policy", "opd", "exopd", "fresh_teacher", "adaswitch", "seqkd", "fdistill_kl", "skd_k_along"]
 )
 def test_prompts_are_enough_where_a_model_writes(name):
     """Methods whose tokens a model writes train without a reference, and the teacher does not move."""

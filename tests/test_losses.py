@@ -1034,7 +1034,9 @@ def examples():
         "skew_by_writer": [losses.skew_by_writer(*both_logits, each).item() for each in (by_teacher, by_student)],
         "confidence_gated": [losses.confidence_gated(*both_logits, each).item() for each in (by_teacher, by_student)],
         "random_sampling_kd": [drawn],
-        "policy_gradient": of(losses.policy_gradient, {}, {"baseline": True}, tokens=[by_student]),
+        "policy_gradient": of(losses.policy_gradient, {}, {"baseline": True}, {"early": 0.5}, {"clip": 1.0},
+                              tokens=[by_student]),
+        "extrapolation": [losses.extrapolation(TEACHER, STUDENT, by_student).item()],
         "with_tail": [losses.forward_kl(*tails).item()],
         "entropy": [losses.entropy(TEACHER).item()],
     }

@@ -94,6 +94,11 @@ def both(name, student_logits, teacher_logits, tokens=None, **hyper):
         ("confidence_gated", {"top_k": 1}, (1.609438, 0.381909)),
         ("policy_gradient", {}, 1.768148),
         ("policy_gradient", {"baseline": True}, 2.356034),
+        ("policy_gradient", {"early": 0.5}, 2.652222),
+        ("policy_gradient", {"clip": 1.0}, 1.609438),
+        ("policy_gradient", {"clip": 1.1}, 1.768148),
+        ("policy_gradient", {"bonus": 0.274653}, 1.25 * 1.768148),
+        ("policy_gradient", {"beta": 0.0, "bonus": 1.0}, 1.609438),  # a reward of 1 is a label
         ("comparative", {}, 0.0),
         ("cross_entropy", {}, 1.609438),
     ],
@@ -150,6 +155,7 @@ MINIMUM_AT_EQUALITY = [  # with hyper-parameters, and who wrote the tokens
     ("confidence_gated", {}, False),
     ("policy_gradient", {"baseline": True}, False),
     ("policy_gradient", {"discount": 0.9}, False),
+    ("policy_gradient", {"early": 0.5}, False),
     ("comparative", {"label_weight": 0.0}, True),
 ]
 
@@ -343,7 +349,9 @@ def test_vocabularies_must_match(name):
     + [("label_smoothing", {"smoothing": s}) for s in (1, -0.1)]
     + [("gated_forward_kl", {"accept_top_k": 0}), ("skew_by_writer", {"alpha": 1})]
     + [("jsd_by_writer", {"beta": beta}) for beta in (0, 1, math.nan)]
-    + [("policy_gradient", {"discount": d}) for d in (-0.1, 1.1, math.nan)],
+    + [("policy_gradient", {"discount": d}) for d in (-0.1, 1.1, math.nan)]
+    + [("policy_gradient", {"clip": c}) for c in (0.0, -1.0, math.nan)]
+    + [("policy_gradient", {"early": e}) for e in (-0.1, math.nan)],
 )
 def test_numbers_out_of_range_are_refused(name, hyper):
     """One line that names the value."""
@@ -980,6 +988,95 @@ def test_policy_gradient_holds_its_advantage_constant():
         losses.policy_gradient(*rows, tokens, discount=0.5, baseline=True)
 
 
+def test_early_tokens_weigh_more():
+    """IW-OPD by hand: the first token weighs 1 + early, a later one the less, the larger the advantages before it were;
+    what is masked has no share, and early 0 is the loss without it to the bit."""
+    rows, tokens = (random_logits(1, 4, 5), random_logits(1, 4, 5, seed=1)), random_tokens(1, 4, vocab_size=5)
+    tokens = tokens._replace(mask=torch.tensor([[True, True, False, True]]))
+    plain = losses.policy_gradient(*rows, tokens)
+    own, other = (x.log_softmax(-1).gather(-1, tokens.targets[..., None])[..., 0] for x in rows)
+    first, second, _, last = (other - own).abs()[0].tolist()
+    whole = first + second + last
+    for early in (0.5, 2.0):
+        weights = torch.tensor([[1 + early, 1 + early * (1 - first / whole), 0, 1 + early * last / whole]])
+        torch.testing.assert_close(losses.policy_gradient(*rows, tokens, early=early), weights.double() * plain)
+    for one, ours in zip(both("policy_gradient", *rows, tokens), both("policy_gradient", *rows, tokens, early=0.0)):
+        assert torch.equal(one, ours)
+
+
+def test_extrapolation_goes_beyond_the_teacher():
+    """ExOPD: with the bonus the advantage is strength (ln t - ln b) - (ln s - ln b), b the start; at strength 1 the
+    loss is on-policy distillation's to the bit, whatever the start."""
+    rows = [random_logits(2, 4, 5, seed=seed).requires_grad_() for seed in (0, 1, 2)]
+    tokens = random_tokens(2, 4, vocab_size=5)._replace(mask=ROWS_MASK[:2])
+    own, other, start = (x.log_softmax(-1).gather(-1, tokens.targets[..., None])[..., 0].detach() for x in rows)
+    for strength in (1.0, 1.25, 3.0):
+        bonus = losses.extrapolation(rows[1], rows[2], tokens, strength)
+        assert not bonus.requires_grad and not bonus[~tokens.mask].any()
+        value = losses.policy_gradient(rows[0], rows[1], tokens, bonus=bonus)
+        wanted = -(strength * (other - start) - (own - start)) * own
+        torch.testing.assert_close(value[tokens.mask], wanted[tokens.mask])
+        if strength == 1:
+            assert torch.equal(value, losses.policy_gradient(*rows[:2], tokens))
+    dirty = [x.detach().masked_fill(~tokens.mask[..., None], math.nan) for x in rows[1:]]
+    nobody = tokens._replace(targets=tokens.targets.masked_fill(~tokens.mask, -100))
+    assert torch.equal(losses.extrapolation(*dirty, nobody, 3.0), bonus)
+
+
+def test_extrapolation_by_enumeration():
+    """V = 2, T = 3, every sequence: the expected gradient is that of the KL to teacher^1.25 / start^.25."""
+    start = random_logits(7, 2, seed=3)
+
+    def expected(table):
+        rows, other = tabular(table, SEQUENCES), tabular(TABLES[1], SEQUENCES)
+        chance = sequence_logprob(rows).exp().detach()
+        bonus = losses.extrapolation(other, tabular(start, SEQUENCES), FULL, 1.25)
+        return (chance * losses.policy_gradient(rows, other, FULL, bonus=bonus).sum(-1)).sum()
+
+    def beyond(rows, other):
+        return losses.reverse_kl(rows, 1.25 * other.log_softmax(-1) - 0.25 * tabular(start, SEQUENCES).log_softmax(-1))
+
+    found = value_and_grad(expected, TABLES[0])[1]
+    torch.testing.assert_close(found, single_step(beyond), rtol=1e-9, atol=1e-12)
+    assert (found - single_step(losses.reverse_kl)).abs().max() > 0.01
+
+
+SCORES = torch.tensor([0.0, 1, 1, 0, 0.5, 0, 1, 0], dtype=torch.float64)[:, None]  # of the eight sequences
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_a_score_and_the_teacher_by_enumeration(beta):
+    """KDRL: the expected gradient is that of - expected score + beta times reverse KL at each position; for one
+    sequence that of -score ln s + beta (ln s - ln t)^2 / 2; equal scores of 0 leave beta times the teacher's part."""
+
+    def expected(table, loss):
+        rows = tabular(table, SEQUENCES)
+        return (sequence_logprob(rows).exp().detach() * loss(rows).sum(-1)).sum()
+
+    def ours(rows, scores=SCORES):
+        return losses.policy_gradient(rows, tabular(TABLES[1], SEQUENCES), FULL, beta=beta, bonus=scores)
+
+    def papers(rows):
+        own, other = (
+            x.log_softmax(-1).gather(-1, SEQUENCES[..., None])[..., 0] for x in (rows, tabular(TABLES[1], SEQUENCES))
+        )
+        return -SCORES * own + beta * (own - other) ** 2 / 2
+
+    def expected_score(table):
+        return -(sequence_logprob(tabular(table, SEQUENCES)).exp() * SCORES[:, 0]).sum()
+
+    rows = tabular(TABLES[0], SEQUENCES)
+    torch.testing.assert_close(
+        value_and_grad(lambda rows: ours(rows).sum(), rows)[1], value_and_grad(lambda rows: papers(rows).sum(), rows)[1]
+    )
+    exact = value_and_grad(expected_score, TABLES[0])[1] + beta * single_step(losses.reverse_kl)
+    torch.testing.assert_close(
+        value_and_grad(lambda table: expected(table, ours), TABLES[0])[1], exact, rtol=1e-9, atol=1e-12
+    )
+    alone = losses.policy_gradient(rows, tabular(TABLES[1], SEQUENCES), FULL)
+    torch.testing.assert_close(ours(rows, 0.0), beta * alone)
+
+
 def test_comparative_equals_a_loop_over_pairs():
     """The mean over all ordered pairs of a row's masked positions, of centred logits, / V; labels as one-hot rows."""
     student_logits, teacher_logits = random_logits(3, 5, 4), random_logits(3, 5, 4, seed=1)
@@ -1017,6 +1114,7 @@ def test_comparative_is_blind_to_the_rows_mean_error():
 SEQUENCE_CASES = [(name, {}) for name in SEQUENCE] + [
     ("policy_gradient", {"discount": 0.7}),
     ("policy_gradient", {"baseline": True}),
+    ("policy_gradient", {"early": 0.5}),
 ]
 ROWS_MASK = torch.tensor([[False, True, True, True], [True, False, False, False], [False] * 4])
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from test_sample import FALSE_ALARM, assert_follows
 from tiny import (
+    SIZES,
     WRITING,
     Watched,
     distilled,
@@ -28,6 +29,7 @@ from tiny import (
     moved_apart,
     prompts_of,
     same_weights,
+    sharp_gpt,
     teacher_of,
     tiny_pair,
     weights_of,
@@ -37,7 +39,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import features
 import methods
 import train_skd
-from lab import compare
+from data.tasks import make_task
+from lab import compare, groups
+from lab.pairs import Pair, PairSettings, encode_task
 from losses import Tokens
 from model import GPT, GPTConfig, learning_rate, make_optimizer
 from sample import DATASET, STUDENT, TEACHER, Noise, rollout_from_ids
@@ -208,6 +212,27 @@ def writer_skew(own, other, token, by):
 
 def advantage(own, other, token, by):
     return -(other[token] / own[token]).log().detach() * own[token].log()
+
+
+def beyond_the_teacher(row):
+    """ExOPD: a quarter more of what the teacher is above the student's start."""
+    start = copy.deepcopy(row.student)
+    start.load_state_dict({name: row.double(f"student_at_start.{name}") for name in start.state_dict()})
+    with torch.no_grad():
+        start_probs = start(row.inputs[None])[0, list(row.at)].softmax(-1)
+    losses = []
+    for own, other, begun, token in zip(row.student_probs, row.teacher_probs, start_probs, row.response):
+        reward = 1.25 * (other[token] / begun[token]).log() - (own[token] / begun[token]).log().detach()
+        losses.append(-reward * own[token].log())
+    return torch.stack(losses)
+
+
+def early_first(row):
+    """IW-OPD: weight 1.5 where no token has strayed yet, 1 where all that will has."""
+    tokens = list(zip(row.student_probs, row.teacher_probs, row.response))
+    sizes = [abs((other[token] / own[token]).log().item()) for own, other, token in tokens]
+    weights = [1.5 - 0.5 * sum(sizes[:t]) / sum(sizes) for t in range(len(sizes))]
+    return torch.stack([weight * advantage(*three, False) for weight, three in zip(weights, tokens)])
 
 
 def gated(row):
@@ -490,6 +515,11 @@ FORMULAS = {
     "opd": at_each(advantage),
     "opd_baseline": at_each(lambda own, other, token, by: advantage(own, other, token, by)
                             - kl(own, other).detach() * own[token].log()),
+    "exopd": beyond_the_teacher,
+    "iw_opd": early_first,
+    "mopd": at_each(lambda own, other, token, by: -(other[token] / own[token]).log().detach().clamp(-5, 5)
+                    * own[token].log()),
+    "kdrl": at_each(advantage),  # untrained models score nothing: test_scores_are_compared_within_a_group
     "eopd": unsure,
     "speckd": gated,
     "ca_opd": at_each(lambda own, other, token, by: ce(own, token) if by else buckets(own, other, token, by)),
@@ -626,7 +656,8 @@ def run_of(pair, student, args, seed=1):
     run = compare.make_run(pair, args, seed)
     numbers = itertools.count()
     run.validate = lambda student, adapted: {"score": 0.0, "val_nll": float(next(numbers))}
-    run.begin(student, pair.train.prompts, pair.train.responses, order=[])
+    run.begin(student, pair.train.prompts, pair.train.responses, order=torch.zeros(0, 4, dtype=torch.long))
+    run.step = types.SimpleNamespace(notes={})
     return run
 
 
@@ -641,7 +672,8 @@ def method_of(variant, pair=None, student=None, seed=1, args=None, **knobs):
 
 def at_step(number, num_steps=10, rows=4, write=None):
     """What a method is told of a step of a run."""
-    return types.SimpleNamespace(number=number, progress=number / num_steps, places=range(rows), write=write)
+    numbers = {"places": range(rows), "rows": list(range(rows))}
+    return types.SimpleNamespace(number=number, progress=number / num_steps, write=write, **numbers)
 
 
 def random_logits(*shape, seed=0, scale=2.0):
@@ -654,7 +686,8 @@ def part_of(targets, mask=None, inputs=None, places=None, captured=None):
     places = list(range(len(targets))) if places is None else places
     inputs = targets if inputs is None else inputs
     tokens = Tokens(targets, mask, torch.zeros_like(mask))
-    return types.SimpleNamespace(tokens=tokens, inputs=inputs, places=places, captured=captured or {})
+    rows = slice(0, len(targets))
+    return types.SimpleNamespace(tokens=tokens, inputs=inputs, places=places, rows=rows, captured=captured or {})
 
 
 def per_token_of(method, student_logits, teacher_logits, targets=None, places=None):
@@ -1483,7 +1516,7 @@ def test_the_first_step_of_sftns_teacher_by_hand():
 
 KEEPING = [
     "taid", "rs_kd", "distillm", "fitnet", "hidden_cosine", "fsp", "dskd", "lelp", "rdd", "lwkd", "label_smoothing",
-    "one", "kdiga", "rkd", "supervised",
+    "one", "kdiga", "rkd", "supervised", "exopd", "kdrl",
 ]
 
 
@@ -1638,6 +1671,149 @@ def test_draws_are_the_seeds(variant):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Policy gradients with a reward beside the teacher's.
+
+
+def test_extrapolation_of_nothing_is_on_policy_distillation():
+    """ExOPD at strength 1 ends at opd's very weights, however far the student has moved; at 1.25 it does not."""
+    pair, args = tiny_pair(2, 3), flags(steps=3)
+    opd = Watched(VARIANTS["opd"], pair, args)
+    for strength in (1.0, 1.25):
+        row = dataclasses.replace(VARIANTS["exopd"], method_kwargs={"strength": strength})
+        run = Watched(row, pair, args)
+        assert same_weights(opd.end, run.end) == (strength == 1)
+        assert same_weights(run.start, weights_of(run.method.student_at_start)) and not same_weights(run.start, run.end)
+
+
+def count_sevens(pair, rows, responses):
+    """A scorer that untrained models satisfy, each in its own way."""
+    return [float(sum(token % 7 == row % 7 for token in response)) for row, response in zip(rows, responses)]
+
+
+@pytest.mark.parametrize("how", [[], ["--micro-batch", "3"], ["--chunk-loss", "yes"]], ids=" ".join)
+def test_scores_are_compared_within_a_group(monkeypatch, how):
+    """kdrl by hand: a batch is two prompts four times each; a token's advantage is its response's score less its
+    siblings' mean, over their deviation, + beta times what the teacher says; also in parts. The record has the mean."""
+    monkeypatch.setattr(compare, "scores", count_sevens)
+    pair, row = tiny_pair(2, 3), dataclasses.replace(VARIANTS["kdrl"], method_kwargs={"group": 4, "beta": 0.5})
+    run = Watched(row, pair, flags("--batch-size", "8", *how))
+    order = compare.make_run(pair, flags("--batch-size", "8"), 1)
+    order.begin(pair.new_student(), pair.train.prompts, pair.train.responses)
+    for step, (line, rollout) in enumerate(zip(run.steps, run.rollouts)):
+        numbers = [order.order[step, place].item() for place in (0, 0, 0, 0, 1, 1, 1, 1)]
+        assert prompts_of(rollout) == [pair.train.prompts[number] for number in numbers]
+        assert len(set(map(tuple, rollout.responses()[:4]))) > 1
+        scores = torch.tensor(count_sevens(pair, numbers, rollout.responses()), dtype=torch.float64).view(2, 4)
+        assert line["reward"] == pytest.approx(scores.mean().item())
+        relative = (scores - scores.mean(-1, keepdim=True)) / scores.std(-1, keepdim=True, correction=0)
+        rows = list(rows_of(run, step))
+        losses = [
+            0.5 * at_each(advantage)(row) - score * torch.stack([own[token].log() for own, token in
+                                                                 zip(row.student_probs, row.response)])
+            for row, score in zip(rows, relative.flatten())
+        ]
+        loss = torch.cat(losses).mean()
+        loss.backward()
+        norm = math.sqrt(sum(weight.grad.square().sum().item() for weight in rows[0].student.parameters()))
+        assert (line["loss"], line["gradient_norm"]) == pytest.approx((loss.item(), norm), rel=1e-4)
+
+
+def test_groups_and_their_scores():
+    """1, 0, 0, 0 is 1.732051 and -.577350 three times; equal scores are zeros, as is a group of one; a batch that is no
+    multiple ends with a smaller group; each row's prompt is its group's."""
+    found = groups.in_group(torch.tensor([1.0, 0, 0, 0, 0.3, 0.3, 0.3, 0.3, 5.0]), 4)
+    assert found.tolist() == pytest.approx([1.732051, *[-0.577350] * 3, *[0.0] * 5], abs=1e-6)
+    run = types.SimpleNamespace(order=torch.arange(18).view(2, 9))
+    groups.use_groups(run, 4)
+    assert run.order.tolist() == [[0] * 4 + [1] * 4 + [2], [9] * 4 + [10] * 4 + [11]]
+
+
+def test_every_process_takes_its_own_scores(monkeypatch):
+    """Of three processes the second has rows 1 and 4 of six: their advantages are those that the whole batch gives."""
+    written = [[7], [7, 7], [14], [], [21, 7, 7], [28]]  # 1, 2, 1, then 0, 3, 1 multiples of seven
+    method = method_of("kdrl", group=3)
+    monkeypatch.setattr(groups, "in_order", lambda own: [1.0, own[0], 1.0, 0.0, own[1], 1.0])
+    method.run.reward = lambda rows, responses: count_sevens(None, [0] * len(rows), responses)
+    ours = [written[place] for place in (1, 4)]
+    rollout = rollout_from_ids([[1], [2]], ours, [STUDENT] * 2, "cpu")
+    method.write(types.SimpleNamespace(places=[1, 4], rows=[5, 6], progress=0.0, write=lambda *_, **options: rollout))
+    assert method.advantages.tolist() == pytest.approx([2**0.5, 5 / 14**0.5])
+    assert method.run.step.notes["reward"] == pytest.approx(8 / 6)
+
+
+def test_scores_of_the_task():
+    """A run's reward is the task's score of the decoded response, and a reference gets 1."""
+    pair = tiny_pair()
+    reward = compare.make_run(pair, flags(), 1).reward
+    assert reward([3, 5, 3], [pair.train.responses[3], pair.train.responses[5], [7]]) == [1, 1, 0]
+    assert pair.train.responses[3] != pair.train.responses[5]
+
+
+# MOPD: a teacher for each task.
+
+
+def two_tasks_pair():
+    """A tiny pair whose prompts are of math or of translation."""
+    data = encode_task(make_task("mixed", difficulty=1, **SIZES), PairSettings())
+    teacher, student = (sharp_gpt(width, data.tokenizer.n_vocab, data.block_size, width) for width in (12, 8))
+    splits = [data.splits[name] for name in ("train", "val", "test", "ood")]
+    return Pair(data.task, data.tokenizer, teacher.requires_grad_(False), student.config, student.state_dict(), *splits,
+                data.max_new_tokens, "two tasks")
+
+
+def test_each_prompt_has_its_own_teacher():
+    """mopd: a specialist is the teacher after cross-entropy on its own task's references, and all keep its embedding; a
+    row is answered by its own one, whoever stands beside it; the student learns from that."""
+    pair = two_tasks_pair()
+    run = Watched(VARIANTS["mopd"], pair, flags(steps=2))
+    experts, names = run.teacher.specialists, ("math", "translation")
+    parts = [pair.task.part(example) for example in pair.train.examples]
+    assert set(parts) == set(names) and len(experts) == 2
+    tokens = [torch.tensor([text + response[:1]]) for text, response in zip(*pair.train[1:])]
+    for text, part in zip(tokens, parts):
+        own = experts[names.index(part)](text)
+        assert torch.equal(run.teacher(text), own)
+        assert torch.allclose(run.teacher(text, features=True) @ run.teacher.head.T, own, atol=1e-5)
+    both = [next(text for text, part in zip(tokens, parts) if part == name)[:, :2] for name in names]
+    together = run.teacher(torch.cat(both))
+    for row, (text, expert, other) in enumerate(zip(both, experts, reversed(experts))):
+        assert torch.allclose(together[row], expert(text)[0], atol=1e-5)
+        assert not torch.allclose(together[row], other(text)[0], atol=1e-3)
+    for name, expert in zip(names, experts):
+        learner = copy.deepcopy(pair.teacher).requires_grad_(True)
+        learner.token_embedding.requires_grad_(False)
+        rows = [number for number, part in enumerate(parts) if part == name]
+        columns = [[column[row] for row in rows] for column in pair.train[1:]]
+        alone = compare.make_run(pair, flags(steps=2, lr=0.1 * flags().settings.teacher_lr), 1)
+        train_skd.distill(VARIANTS["sft"], learner.train(), pair.teacher, *columns, alone)
+        assert same_weights(weights_of(learner), weights_of(expert))
+        assert torch.equal(expert.head, pair.teacher.head)
+        assert not same_weights(weights_of(expert), weights_of(pair.teacher))
+    for step, line in enumerate(run.steps):
+        assert (line["loss"], line["gradient_norm"]) == pytest.approx(plain_loss("mopd", run, step, "token"), rel=1e-4)
+
+
+def test_domains_that_no_token_tells_are_refused():
+    """Prompts of two domains that begin alike, or not one domain for each prompt: one line."""
+    pair, student = tiny_pair(), tiny_pair().new_student()
+    for domains, words in ((["a", "b"] * 12, "first token must tell its domain"), (["a"], "found 1, 24 prompts")):
+        run = compare.make_run(pair, flags(), 1)
+        run.begin(student, pair.train.prompts, pair.train.responses)
+        run.domains = domains
+        with pytest.raises(ValueError, match=words) as error:
+            methods.specialists(train_skd.distill, student, pair.teacher, run)
+        assert "\n" not in str(error.value)
+
+
+def test_groups_need_room():
+    """Fewer rows than a group has: one line, before anything is made."""
+    with pytest.raises(ValueError, match="answers each prompt 4 times: give at least --batch-size 4, found 3") as error:
+        train_skd.check_row("kdrl", flags("--batch-size", "3"), 24)
+    assert "\n" not in str(error.value)
+    train_skd.check_row("kdrl", flags("--batch-size", "4"), 24)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Rows that are the same method at the end of a knob.
 
 SAME_AT_AN_END = [
@@ -1659,6 +1835,9 @@ SAME_AT_AN_END = [
     ("prefix_opd", {"sampling": {"prefix": 1.0}}, "fdistill_rkl"),
     ("ssd", {"answers": 0.0, "answers_top_p": None, "teacher": "pair"}, "seqkd"),
     ("dkd", {"loss_kwargs": {"alpha": 0.0, "beta": 1e-5}, "kd_weight": 0.5}, "half of sft"),
+    ("exopd", {"method_kwargs": {"strength": 1.0}}, "opd"),
+    ("iw_opd", {"loss_kwargs": {"early": 0.0}}, "opd"),
+    ("kdrl", {"method_kwargs": {"group": 1, "beta": 1.0}}, "opd"),
 ]
 
 

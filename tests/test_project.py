@@ -31,7 +31,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "losses.py": set(),
     "sample.py": {"model"},
     "features.py": {"losses"},
-    "methods.py": {"model", "losses", "features", "sample", "lab.training"},
+    "methods.py": {"model", "losses", "features", "sample", "lab.groups", "lab.training"},
     "catalogue.py": {"methods"},
     "data/__init__.py": set(),
     "data/progress.py": set(),
@@ -113,6 +113,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     },
     "lab/gallery.py": {"losses", "lab.records", "lab.command_line", "lab.processes"},
     "lab/evaluate.py": {"losses", "sample", "data.tasks"},
+    "lab/groups.py": {"losses", "lab.evaluate"},
     "lab/pairs.py": {
         "model",
         "losses",

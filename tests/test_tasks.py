@@ -21,6 +21,7 @@ FAMILY_CASES = {  # every synthetic family, math in both of its forms
     "translation": ("translation", {}),
     "summarisation": ("summarisation", {}),
     "instruction": ("instruction", {}),
+    "mixed": ("mixed", {"difficulty": 4}),  # below, a chain may tell no mode
 }
 SMALL = {"train_examples": 200, "val_examples": 40, "test_examples": 60, "ood_examples": 60}
 CASES = pytest.mark.parametrize("case", FAMILY_CASES)
@@ -538,6 +539,23 @@ def test_wrong_use_is_named_in_one_line():
         assert all(word in message for word in words) and "\n" not in message, message
     with pytest.raises(ValueError, match="train, val, test, ood"):
         build("math").examples("validation")
+
+
+def test_mixed_is_half_math_and_half_translation():
+    """Each prompt is one of either family, is scored by it, and says which it is; other tasks have one part."""
+    task, math, translation = build("mixed"), build("math"), build("translation")
+    parts = {name: [example for example in task.examples("train") if task.part(example) == name]
+             for name in ("math", "translation")}
+    assert min(map(len, parts.values())) > 70 and sum(map(len, parts.values())) == 200
+    for name, family in (("math", math), ("translation", translation)):
+        for example in parts[name]:
+            assert family.score(example, example.response) == task.score(example, example.response) == 1
+    one = parts["math"][0], parts["translation"][0]
+    assert [task.score(example, one[1].response) for example in one] == [0, 1]
+    found = task.details([*parts["math"], *parts["translation"]], [example.response for example in parts["math"]]
+                         + [""] * len(parts["translation"]))
+    assert found["math"] == 1 and found["translation"] == 0
+    assert {math.part(example) for example in math.examples("test")} == {"math"}
 
 
 def test_task_names_and_defaults():

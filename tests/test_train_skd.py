@@ -469,11 +469,16 @@ def test_all_methods_see_the_same_prompts(pair, variant):
     """Batch by batch the prompts are the order of the seed, the same for every method, and others for another seed.
 
     A batch that distillm replays is the exception, by design: it was seen before. So early in a run there is none.
+    kdrl answers the first prompts of a batch several times.
     """
     run = Watched(VARIANTS[variant], pair, flags(), 3)
     assert "replay" not in run.writers
+    times = VARIANTS[variant].method_kwargs.get("group", 1)
     wanted, other = (
-        [[pair.train.prompts[i] for i in rows] for rows in training.batch_order(24, 4, 2, generator(seed)).tolist()]
+        [
+            [pair.train.prompts[rows[place // times]] for place in range(4)]
+            for rows in training.batch_order(24, 4, 2, generator(seed)).tolist()
+        ]
         for seed in (3, 4)
     )
     assert [prompts_of(rollout) for rollout in run.rollouts] == wanted != other
@@ -506,7 +511,7 @@ LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not
     "ca_opd": "what was replaced is a label",
     **dict.fromkeys(("fitnet", "hidden_cosine", "fsp", "dskd"), "a projector that starts at random"),
     "lelp": "a head that starts at random",
-    **dict.fromkeys(("takd", "sftn"), "another teacher is made first"),
+    **dict.fromkeys(("takd", "sftn", "mopd"), "another teacher is made first"),
 }
 
 
@@ -518,7 +523,7 @@ def test_nothing_is_learned_from_a_teacher_that_is_the_student(deep_pair, varian
     twin = dataclasses.replace(deep_pair, teacher=deep_pair.new_student().requires_grad_(False).eval())
     (line,) = Watched(VARIANTS[variant], twin, flags(steps=1)).steps
     if variant in LEARNS_FROM_ITSELF:
-        assert line["loss"] > 1e-4 and line["gradient_norm"] > 1e-3
+        assert abs(line["loss"]) > 1e-4 and line["gradient_norm"] > 1e-3  # a policy gradient's value has no sign
     else:
         assert abs(line["loss"]) < 1e-6 and line["gradient_norm"] < 1e-4
 
@@ -818,7 +823,8 @@ def counted(monkeypatch):
         products = counter.get_flop_counts()["Global"]  # attention's own are others
         flop = sum(number for name, number in products.items() if str(name) in ("aten.mm", "aten.addmm"))
         since = len(events) - events[::-1].index("there")  # takd's assistant has a teacher of its own, before
-        return watched, flop, sum(model is watched.teacher for model in events[since:])
+        first = getattr(watched.teacher, "specialists", [watched.teacher])[0]
+        return watched, flop, sum(model is first for model in events[since:])
 
     return run
 
@@ -845,8 +851,10 @@ def test_costs_are_what_the_models_did(deep_pair, counted, variant):
     if variant == "rdd":  # a step of its lens: one pass, and the head forth and back; counted as two passes
         fed = 24 * (max(len(a) + len(b) for a, b in zip(*deep_pair.train[1:])) - 1)
         flop += 50 * fed * 2 * (teacher - 2 * deep_pair.teacher.head.numel())
-    # of rdd the lens is rounded to whole passes
-    assert run.costs["compute"] == pytest.approx(1.07 * flop / 1e12, rel=0.12 if variant == "rdd" else 0.05)
+    # Of rdd the lens is rounded to whole passes; exopd's start is asked again by the first step's check; mopd's
+    # specialists have an embedding that stands still, whose gradient is counted.
+    rounded = variant in ("rdd", "exopd", "mopd")
+    assert run.costs["compute"] == pytest.approx(1.07 * flop / 1e12, rel=0.12 if rounded else 0.05)
     if row.answers is not None:
         forwards -= 1  # the prompts of the answers, all at once
     before = {"takd": 15, "sftn": 5}.get(variant, 0)  # asked of the pair's own teacher, for one of their own
