@@ -52,6 +52,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/checks.py": {"losses", "sample"},
     "lab/monitoring.py": {"losses", "sample", "data.progress", "lab.evaluate"},
     "lab/held_out.py": {"sample"},
+    "lab/hints.py": {"losses", "sample"},
     "lab/training.py": {
         "model",
         "losses",
@@ -61,6 +62,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
         "lab.checkpoints",
         "lab.costs",
         "lab.evaluate",
+        "lab.hints",
         "lab.monitoring",
         "lab.records",
         "lab.teacher_cache",

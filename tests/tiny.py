@@ -16,7 +16,7 @@ import torch
 import methods
 import train_okd
 import train_skd
-from data.tasks import make_task
+from data.tasks import HINTS, hinted_prompts, make_task
 from lab import compare, training
 from lab.pairs import Pair, PairSettings, encode_task
 from sample import PROMPT
@@ -66,7 +66,7 @@ def sharp_gpt(width, vocab_size, block_size, seed, depth=1):
 @functools.cache
 def tiny_data():
     """A tiny math task as token ids."""
-    return encode_task(make_task("math", difficulty=2, **SIZES), PairSettings())
+    return encode_task(make_task("math", difficulty=2, **SIZES), PairSettings(hint_share=0.5))  # room for hints
 
 
 def tiny_pair(student_depth=1, teacher_depth=1, room=0):
@@ -78,9 +78,11 @@ def tiny_pair(student_depth=1, teacher_depth=1, room=0):
     for weight in teacher.parameters():
         weight.requires_grad_(False)
     splits = [data.splits[name] for name in ("train", "val", "test", "ood")]
+    hinted = {kind: hinted_prompts(data.tokenizer, data.task, data.splits["train"], kind) for kind in HINTS}
     return Pair(
-        data.task, data.tokenizer, teacher, student.config, student.state_dict(), *splits, data.max_new_tokens, "tiny"
-    )
+        data.task, data.tokenizer, teacher, student.config, student.state_dict(), *splits, data.max_new_tokens, "tiny",
+        hinted=hinted,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
