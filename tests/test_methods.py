@@ -51,11 +51,12 @@ class Row:
     """A prompt and its response of n tokens, in float64 and without padding;
     `at` are the positions that predict these."""
 
-    def __init__(self, variant, student, teacher, prompt, response, sources, place, state):
+    def __init__(self, variant, student, teacher, prompt, response, sources, place, state, read=None):
         self.variant, self.student, self.teacher, self.place, self.state = variant, student, teacher, place, state
         self.response, self.by_teacher = response, [source == TEACHER for source in sources]
         self.inputs = torch.tensor(prompt + response)[:-1]
         self.at = range(len(prompt) - 1, len(prompt) + len(response) - 1)
+        self.read = prompt if read is None else read  # what the teacher reads in place of the prompt
 
     @functools.cached_property
     def student_probs(self):
@@ -64,7 +65,8 @@ class Row:
     @functools.cached_property
     def teacher_probs(self):
         with torch.no_grad():
-            return self.teacher(self.inputs[None])[0, list(self.at)].softmax(-1)
+            teacher_logits = self.teacher(torch.tensor(self.read + self.response)[None, :-1])[0]
+        return teacher_logits[len(self.read) - 1 :].softmax(-1)
 
     def double(self, name):
         """What the method keeps under this name."""
@@ -463,10 +465,13 @@ FORMULAS = {
     **dict.fromkeys("sft seqkd ssd".split(), label),
     **dict.fromkeys(
         "supervised on_policy imitkd two_stage skd fdistill_kl adaswitch fresh_teacher skd_k_steps skd_k_along "
-        "skd_entropy takd sftn".split(),
+        "skd_entropy takd sftn sdft sdft_demonstration context_kd context_kd_wrong_hint context_on_policy".split(),
         word_level,
     ),
-    "gkd": at_each(lambda own, other, token, by: (kl(other, mixed(own, other)) + kl(own, mixed(own, other))) / 2),
+    **dict.fromkeys(
+        "gkd opsd opsd_live opsd_no_hint opsd_wrong_hint".split(),
+        at_each(lambda own, other, token, by: (kl(other, mixed(own, other)) + kl(own, mixed(own, other))) / 2),
+    ),
     "hinton": at_each(lambda own, other, token, by: 0.5 * ce(own, token)
                       + 0.5 * 4 * kl(softened(other, 2), softened(own, 2))),
     **dict.fromkeys("tvd fdistill_tvd distillspec".split(), variation),
@@ -519,9 +524,12 @@ def rows_of(run, step):
     student.load_state_dict([run.start, *run.weights][step])
     student.recompute = False
     student, teacher = (copy.deepcopy(model).double() for model in (student, run.teacher))
+    average = {name[8:]: x for name, x in run.states[step].items() if name.startswith("average.")}
+    teacher.load_state_dict(teacher.state_dict() | average)  # as it was then, if it moves
+    hinted = dict(zip(map(tuple, run.pair.train.prompts), run.pair.hinted.get(run.row.hint, run.pair.train.prompts)))
     for place, (prompt, response) in enumerate(zip(prompts_of(rollout), rollout.responses())):
         sources = rollout.source[place, len(prompt) :].tolist()[: len(response)]
-        yield Row(run.row, student, teacher, prompt, response, sources, place, run.states[step])
+        yield Row(run.row, student, teacher, prompt, response, sources, place, run.states[step], hinted[tuple(prompt)])
 
 
 def plain_loss(name, run, step, reduction):

@@ -437,7 +437,8 @@ def record_keys(tmp_path_factory):
             "--quick", "--steps", "1", "--teacher-steps", "2", "--start-steps", "2", "--batch-size", "8",
             "--device", "cpu", "--jobs", "1",
         ]
-        assert train_skd.main([*argv, "--variants", "all", "--out", str(folder / "out" / "skd")]) == 0
+        every = ["--variants", "all", "--hint-share", "0.5"]
+        assert train_skd.main([*argv, *every, "--out", str(folder / "out" / "skd")]) == 0
         few = "fixed_forward_kl,minillm,okd,dml,promptkd,okd_skd"
         assert train_okd.main([*argv, "--variants", few, "--out", str(folder / "out" / "okd")]) == 0
     lines = [json.loads(line) for path in (folder / "out").glob("*/*.jsonl") for line in path.read_text().splitlines()]

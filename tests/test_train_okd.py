@@ -1003,8 +1003,8 @@ def test_wrong_flags_are_refused(argv, word, monkeypatch, capsys, tmp_path):
 def test_every_variant_as_a_command(clone, tmp_path):
     """--quick --variants all, a few steps each: status 0, every row with finite figures in the summary."""
     command = [
-        sys.executable, "train_okd.py", "--quick", "--steps", "8", "--variants", "all", "--device", "cpu", "--out",
-        str(tmp_path / "out"),
+        sys.executable, "train_okd.py", "--quick", "--steps", "8", "--variants", "all", "--hint-share", "0.5",
+        "--device", "cpu", "--out", str(tmp_path / "out"),
     ]
     subprocess.run(command, cwd=clone, check=True, capture_output=True, text=True, timeout=1200)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

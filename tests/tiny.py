@@ -209,7 +209,7 @@ class Watched:
 
     def __init__(self, row, pair, args, seed=1, change=lambda rollout: rollout):
         self.rollouts, self.lines, self.weights, self.states, self.writers = [], [], [], [], []
-        self.student, self.change = pair.new_student(), change
+        self.student, self.change, self.pair = pair.new_student(), change, pair
         self.start = weights_of(self.student)
         begin = methods.begin
 
