@@ -537,7 +537,8 @@ def test_padding_teaches_nothing(variant):
     for figure in one.steps[0].keys() - {"kind"}:
         if figure.endswith("_ms"):
             continue
-        assert other.steps[0][figure] == pytest.approx(one.steps[0][figure], rel=1e-4), figure
+        least = 5e-6 if figure == "entropy_gap" else None  # the rounding of both entropies
+        assert other.steps[0][figure] == pytest.approx(one.steps[0][figure], rel=1e-4, abs=least), figure
     assert moved_apart(weights_of_own(one), weights_of_own(other)) < 2e-5  # what its method learned
 
 
