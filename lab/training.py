@@ -518,10 +518,8 @@ class Part:
         if self._references is None:
             if self.step.references is None:
                 rollout = self.step.examples(self.step.rows)
-                self.step.references = (
-                    rollout,
-                    all_reduce_mean(weight_of(rollout.response_mask[:, 1:], self.run.reduction)),
-                )
+                total = all_reduce_mean(weight_of(rollout.response_mask[:, 1:], self.run.reduction))
+                self.step.references = rollout, total
             self._references = Part(self.run, self.step.references[0], self.rows, self.step.references[1])
         return self._references
 

@@ -631,7 +631,7 @@ MUTANTS = [Mutant(*row) for row in (
     ("average: missing in the state", "methods.py",
      "        self.average, self.decay = teacher, decay\n",
      '        self.decay = vars(self).setdefault("average", teacher) and decay\n',
-     ("test_resume.py::test_going_on_changes_no_bit[train_skd-opsd_live]",),
+     ("test_resume.py::test_going_on_changes_no_bit[train_skd-sdft]",),
      "a resumed run is taught by the start again"),
     ("report: quantile of the normal distribution", "lab/statistics.py",
      "_t_quantile(n - 1) * values.std(ddof=1)", "1.959964 * values.std(ddof=1)",

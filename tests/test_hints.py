@@ -113,6 +113,20 @@ def test_whoever_writes(seen, writer):
 
 
 @pytest.mark.usefixtures("unmeasured")
+def test_another_prompt_may_be_shorter(seen):
+    """Longer for some rows of a batch, shorter for others: whatever stands there, the response follows it."""
+    pair = tiny_pair()
+    both = zip(pair.train.prompts, pair.hinted["solution"])
+    other = [prompt[-2:] if i % 2 else hinted for i, (prompt, hinted) in enumerate(both)]
+    Watched(row_of("the pair's"), dataclasses.replace(pair, hinted={"solution": other}), flags(), change=ragged)
+    check_aligned(seen, other)
+    seen.clear()
+    other = [prompt[-1:] for prompt in pair.train.prompts]  # each of them shorter
+    Watched(row_of("the pair's"), dataclasses.replace(pair, hinted={"solution": other}), flags(steps=1), change=ragged)
+    check_aligned(seen, other)
+
+
+@pytest.mark.usefixtures("unmeasured")
 def test_padding_shifts_nothing(seen):
     """Columns on the right, so many that hint and padding together are longer than the block."""
     pair = tiny_pair(room=8)
