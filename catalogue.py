@@ -238,6 +238,44 @@ FIXED_TEACHER = {  # of train_skd.py
                     teacher="sftn", read_from="summary"),
 }
 
+# A teacher that sees more: it reads a hint before the prompt and judges the same response. Most are the student itself.
+# A row with a hint needs a pair that has read some (--hint-share). Without a hint context_kd is `supervised`, and
+# context_on_policy is `on_policy`.
+FIXED_TEACHER |= {
+    "sdft": Variant("student", "forward_kl", "2601.19897",
+                    "the student teaches itself: an average of its weights reads an answer before the prompt",
+                    "decay .99 per step is ours; the answer is worked anew, it is not the reference; no token left out",
+                    teacher="start", method="average", method_kwargs={"decay": 0.99}, hint="solution",
+                    read_from="summary, code"),
+    "sdft_demonstration": Variant("student", "forward_kl", None,
+                                  "control: sdft whose teacher reads another prompt with its answer",
+                                  teacher="start", method="average", method_kwargs={"decay": 0.99},
+                                  hint="demonstration"),
+    "opsd": Variant("student", "generalized_jsd", "2601.18734",
+                    "the student teaches itself: its frozen start reads a worked solution before the prompt",
+                    "no clipping per token; the solution is worked anew, it is not the reference",
+                    loss_kwargs={"beta": 0.5}, teacher="start", hint="solution", read_from="code"),
+    "opsd_live": Variant("student", "generalized_jsd", "2601.18734",
+                         "opsd with the student's live weights as teacher", "as opsd", loss_kwargs={"beta": 0.5},
+                         teacher="start", method="average", method_kwargs={"decay": 0.0}, hint="solution",
+                         read_from="code"),
+    "opsd_no_hint": Variant("student", "generalized_jsd", None,
+                            "control: opsd whose teacher reads the student's prompt, and has nothing to tell it",
+                            loss_kwargs={"beta": 0.5}, teacher="start"),
+    "opsd_wrong_hint": Variant("student", "generalized_jsd", None,
+                               "control: opsd whose teacher reads another prompt's solution",
+                               loss_kwargs={"beta": 0.5}, teacher="start", hint="unrelated"),
+    "context_kd": Variant("dataset", "forward_kl", "2209.15189",
+                          "the pair's teacher reads a worked solution before the prompt; KD on the references",
+                          "on the references, in the paper on the teacher's own answers", hint="solution",
+                          read_from="common knowledge"),
+    "context_kd_wrong_hint": Variant("dataset", "forward_kl", None,
+                                     "control: context_kd whose teacher reads another prompt's solution",
+                                     hint="unrelated"),
+    "context_on_policy": Variant("student", "forward_kl", None,
+                                 "on_policy whose teacher reads a worked solution before the prompt", hint="solution"),
+}
+
 ONLINE_TEACHER = {  # of train_okd.py
     # another divergence to the fixed teacher
     "fixed_jsd": OnlineVariant("2306.13649", "Jensen-Shannon divergence to the fixed teacher on the references",
@@ -299,5 +337,8 @@ ONLINE_TEACHER = {  # of train_okd.py
     "okd_on_policy": OnlineVariant(None, "OKD with both KLs on student samples", writer="student", module="flag"),
     "okd_skd": OnlineVariant(None, "OKD with both KLs on SKD's interleaved samples", writer="interleaved",
                              module="flag"),
+    # a teacher that sees more (a row with a hint needs --hint-share)
+    "okd_context": OnlineVariant(None, "OKD whose teacher reads a worked solution before the prompt", module="flag",
+                                 hint="solution"),
 }
 # fmt: on

@@ -6,7 +6,7 @@ train_okd.py). The papers' own comparisons stand in the scripts, all other rows 
 Most methods keep nothing: who writes and which per-token loss says it all, and `Method` below is all they need. The
 others keep a schedule (Interpolation), a buffer (Replay), a projector (Feature, Flow, DualSpace), heads or branches
 (Subclasses, Regions, Branches), a teacher of their own with a discriminator (SoftLabels), noise (SampledTargets), the
-student's start (Extrapolation), or what a batch scored (Scored).
+student's start (Extrapolation), an average of its weights (Average), or what a batch scored (Scored).
 Each is one class:
 
     __init__       what is prepared before training
@@ -44,6 +44,7 @@ from features import (
     second_order,
 )
 from lab.groups import batch_scores, in_group, use_groups
+from lab.hints import prompts_of_teacher
 from lab.training import all_reduce_mean
 from losses import (
     DIVERGENCES,
@@ -100,7 +101,8 @@ class Variant:
     sampling: dict = field(default_factory=dict)
     method: str | None = None  # a name in METHODS: what is kept from step to step
     method_kwargs: dict = field(default_factory=dict)  # keywords of the method
-    teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made from it before training
+    teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made before training
+    hint: str | None = None  # what the teacher reads before the prompt: a kind in data.tasks.HINTS
     rate: float = 1.0  # learning rate as a multiple of the size's: best of 1/2, 1 and 2 (results/rates, rates-okd)
 
     def __post_init__(self):
@@ -152,8 +154,14 @@ class OnlineVariant:
     module_scale: float | None = None  # factor on what the module adds
     module_start: float | None = None  # share of the steps before the module starts to move
     teacher_mix: float | None = None  # minillm: the teacher's share in every draw
+    hint: str | None = None  # as a Variant's
     rate: float = 1.0  # as a Variant's
     sampling = {}  # no row of this kind has sampling settings of its own
+
+    def __post_init__(self):
+        assert not self.hint or self.writer == "dataset" and not self.meta_gradient, (
+            "a teacher that learns along reads a hint before references only, and by no meta-gradient"
+        )
 
 
 def resolve(row, accept_top_k):
@@ -206,6 +214,8 @@ class Method(nn.Module):
     captures_teacher = False  # whether it looks into the teacher's forward: logits that a sampler has kept will not do
     replaces_loss = False  # whether the row's loss and what belongs to it are not asked
     needs_its_loss = False  # whether it goes with the row's own loss only
+    moves_teacher = False  # whether the teacher is not to stand still
+    takes_hints = True  # whether all that it asks of the teacher are logits, on the rows of the step
 
     def __init__(self, row, student, teacher, run):
         super().__init__()
@@ -325,6 +335,8 @@ def begin(row, student, teacher, run):
         raise ValueError(
             f"{row.method} has a loss of its own: loss_kwargs, kd_weight and temperature of the row would do nothing"
         )
+    if row.hint and (kind.captures_teacher or not kind.takes_hints):
+        raise ValueError(f"{row.method} asks its teacher for more than logits: it goes without a hint")
     method = kind(row, student, teacher, run, **row.method_kwargs)
     method.to(run.device)
     if any(weight.requires_grad for weight in method.parameters()):
@@ -340,6 +352,7 @@ def prepare(row, student, teacher, run, distill):
     references, a cache of its logits, and what the method keeps.
     """
     teacher = TEACHERS[row.teacher](distill, student, teacher, run)
+    run.teacher_prompts = prompts_of_teacher(row.hint, run, teacher)
     if (
         row.answers is not None
     ):  # greedy ones stand in for the beam search of Kim & Rush: both aim at the likeliest response
@@ -355,7 +368,7 @@ def prepare(row, student, teacher, run, distill):
         plain_forward=method.plain_forward,
         held=(method,),
         uses_teacher=row.loss not in NO_TEACHER,
-        keeps_logits=not method.captures_teacher,
+        keeps_logits=not method.captures_teacher and row.hint is None,
         saved={"method": method},
     )
     return teacher, method
@@ -522,6 +535,7 @@ class Replay(Method):
     """
 
     plain = ("threshold", "reference", "seen_rows", "width")
+    takes_hints = False
 
     def __init__(self, row, student, teacher, run, capacity=1000, rise=0.1, tolerance=0.1):
         super().__init__(row, student, teacher, run)
@@ -1043,6 +1057,27 @@ class SoftLabels(Method):
             masked_mean(F.softplus(sign * self.looks_real(probs)), masked, total=count).backward()
 
 
+class Average(Method):
+    """The teacher, which is the student's start, moves: after every step decay * teacher + (1 - decay) * student.
+
+    A teacher of weight 4 and a student of weight 2 give 3 at decay .5. Decay 0 are the student's live weights, decay 1
+    is the frozen start. The average is part of what is saved.
+    """
+
+    moves_teacher = True
+
+    def __init__(self, row, student, teacher, run, decay=0.99):
+        super().__init__(row, student, teacher, run)
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay is the share that the average keeps in a step, 0..1; found {decay}")
+        self.average, self.decay = teacher, decay
+
+    @torch.no_grad()
+    def after_step(self, loss):
+        for average, weight in zip(self.average.parameters(), self.models[0].parameters()):
+            average.lerp_(weight, 1 - self.decay)
+
+
 def draw_seed(generator):
     """A seed for one step's noise."""
     return torch.randint(2**62, (), generator=generator).item()
@@ -1072,6 +1107,7 @@ METHODS = {
     "branches": Branches,
     "soft_labels": SoftLabels,
     "smoothing": Smoothing,
+    "average": Average,
 }
 
 

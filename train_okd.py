@@ -56,6 +56,7 @@ import torch
 from catalogue import ONLINE_TEACHER
 from features import second_order
 from lab import arguments, checks, command_line, compare, processes, program
+from lab.hints import prompts_of_teacher
 from lab.training import Run, all_reduce_mean, batch_order, constant, cuts
 from losses import DIVERGENCES, by_chunks, cross_entropy, kl, masked_mean, minillm, reverse_kl, soften, weight_of
 from methods import Method, OnlineVariant, sampling_now
@@ -211,7 +212,7 @@ class OnlineLosses(Method):
         loss = kd_loss(teacher_logits, student_logits, part.tokens.mask, learned, row.alpha, divergence, *means)
         if row.anchor > 0:
             with torch.no_grad():
-                original_logits = part.forward(teacher.base)
+                original_logits = part.forward(teacher.base, self.run.teacher_prompts)
             distance = by_chunks(reverse_kl, teacher_logits, original_logits)
             anchor = row.anchor * (1 - part.step.progress if row.anchor_decay else 1)
             loss = loss + anchor * masked_mean(distance, part.tokens.mask, self.run.reduction, part.total)
@@ -304,9 +305,9 @@ def prepare(row, run, teacher, losses):
     """Everything else between the row and the first step -> what the record says of the module."""
     found = {}
     run.required_responses()
+    run.teacher_prompts = prompts_of_teacher(row.hint, run, getattr(teacher, "base", teacher))
     if row.module:  # 0 for every kind that starts as the identity
-        initial_drift = run.evaluation().get("drift")
-        losses.initial_drift = initial_drift
+        initial_drift = losses.initial_drift = run.evaluation().get("drift")
         for line in checks.about_module(row.module, initial_drift):
             run.report(f"  {line}")
         found = {"module_parameters": teacher.num_parameters(), "initial_drift": initial_drift}
@@ -468,8 +469,7 @@ def meta_gradient(inner, outer, weights, module_weights, rate=INNER_RATE, exact=
     inner_gradient, _ = gradient(inner, weights)
     after = [(weight - rate * own).detach().requires_grad_() for weight, own in zip(weights, inner_gradient)]
     direction, outer_loss = gradient(outer, after)
-    found = [torch.zeros_like(weight) for weight in module_weights]
-    scale = -rate
+    found, scale = [torch.zeros_like(weight) for weight in module_weights], -rate
     if not exact:
         length = torch.stack([part.square().sum() for part in direction]).sum().sqrt().clamp(min=1e-12)
         apart, scale = 0.01 / length, -rate * length / 0.02

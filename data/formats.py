@@ -14,11 +14,13 @@ from data.tokenizer import distinct_keys
 
 
 class Example(NamedTuple):
-    """One prompt with its response; `references` holds every accepted response where there are several."""
+    """One prompt with its response; `references` holds every accepted response where there are several, `hint` what
+    own data says of the answer beforehand."""
 
     prompt: str
     response: str
     references: tuple[str, ...] = ()
+    hint: str = ""
 
 
 def text_lines(text: str) -> list[str]:

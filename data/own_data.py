@@ -77,11 +77,12 @@ def unread_files(folder: Path, read: list[str]) -> list[str]:
 
 
 class Row(NamedTuple):
-    """One line of a file. `prompt` and `answers` as written; `identity` of the prompt."""
+    """One line of a file. `prompt`, `answers` and `hint` as written; `identity` of the prompt."""
 
     prompt: str
     answers: tuple[str, ...]
     identity: str
+    hint: str = ""
 
 
 class Shape(NamedTuple):
@@ -207,9 +208,11 @@ def read_rows(path: str, text: str, say: Callable, prompt_key: str | None, respo
             if key not in record:
                 raise ValueError(f"{place}: expected text in {key!r}, found the keys {listed(record)}")
         prompt, answers = shape.read(place, record)
-        unread.update(dict.fromkeys(record.keys() - {*shape.keys, *shape.optional}))
+        given = None if "hint" in shape.keys else record.get("hint")
+        hint = "" if given is None else checked_text(place, "hint", given)
+        unread.update(dict.fromkeys(record.keys() - {*shape.keys, *shape.optional, "hint"}))
         if prompt.strip() and any(map(str.strip, answers)):
-            rows.append(Row(prompt, answers, identity(prompt)))
+            rows.append(Row(prompt, answers, identity(prompt), hint if hint.strip() else ""))
         else:
             empty.append(place)
     if not empty and not rows:
@@ -259,7 +262,7 @@ def parse_own(
     if several := sum(len(row.answers) > 1 for row in rows["train"]):
         say(f"train: each answer of a row with several is learned as a row of its own ({several:,} such rows)")
     return {
-        "train": [Example(row.prompt, answer) for row in rows["train"] for answer in row.answers],
+        "train": [Example(row.prompt, answer, hint=row.hint) for row in rows["train"] for answer in row.answers],
         "val": with_references("val", rows["val"], say),
         "test": with_references("test", rows["test"], say),
     }
@@ -333,4 +336,4 @@ def with_references(split: str, rows: list[Row], say: Callable) -> list[Example]
     if several:
         say(f"{split}: each answer of a prompt with several counts as right ({several:,} such prompts)")
     accepted = {key: tuple(texts) if len(texts) > 1 else () for key, texts in answers.items()}
-    return [Example(row.prompt, row.answers[0], accepted[row.identity]) for row in rows]
+    return [Example(row.prompt, row.answers[0], accepted[row.identity], row.hint) for row in rows]

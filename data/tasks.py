@@ -848,6 +848,10 @@ class Task:
         """The name of the task that an example is of, where there are several in one; else this one's."""
         return self.name
 
+    def hint(self, example):
+        """What somebody who knows the answer would tell beforehand; "" where there is nothing."""
+        return example.hint
+
     def texts(self):
         """Text for training the tokenizer: prompts and responses of the train split, each on its own."""
         return [text for example in self.by_split["train"] for text in (example.prompt, example.response)]
@@ -891,6 +895,13 @@ class GeneratedTask(Task):
         """Independent streams for each task, seed, split and use."""
         digest = hashlib.sha256(f"{self.name} {self.seed} {split} {use}".encode()).digest()
         return Draws(torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+
+    def hint(self, example):
+        """A worked solution: a right response of its own, as good as the reference but not a copy of it."""
+        rng = self.rng("any", f"hint of {example.prompt}")
+        return self.family.respond(
+            rng, example.prompt, rng.chance(self.options["hard_share"]), self.options["entropy"]
+        )
 
     def score(self, example, completion):
         """The family's score; reads the prompt only, never the reference."""
@@ -1046,6 +1057,7 @@ def random_order(examples, seed=None):
     def place(example):
         seen[example] += 1  # repeats of a line have places of their own: else a sample would hold all of them, or none
         said = (example.prompt, example.response, *example.references, str(seen[example]))
+        said = (*said, example.hint) if example.hint else said
         return hashlib.sha256("\0".join(said if seed is None else (str(seed), *said)).encode()).digest()
 
     places = [place(example) for example in examples]
@@ -1107,6 +1119,34 @@ def encode_split(tokenizer, examples):
     """Tokenise examples -> Encoded."""
     pairs = [encode_example(tokenizer, example) for example in progress(examples, "tokens")]
     return Encoded(list(examples), [prompt for prompt, _ in pairs], [response for _, response in pairs])
+
+
+# What a teacher that sees more may read before a prompt: its worked solution; another prompt with the response to it;
+# and, as a control, another prompt's solution.
+HINTS = ("solution", "demonstration", "unrelated")
+
+
+def hint_ids(tokenizer, task, example, other, kind):
+    """The ids of a hint for `example`, which stand before its prompt: "(3+4=7;7-2=5)" and a new line. [] where the task
+    has none. `other` is another example."""
+    text = other.prompt + other.response if kind == "demonstration" else task.hint(example)
+    text = task.hint(other) if kind == "unrelated" else text
+    return tokenizer.encode(f"({text})\n") if text else []
+
+
+def hinted_prompts(tokenizer, task, split, kind):
+    """For each example of an Encoded the ids that a teacher with a hint of this kind reads in place of its prompt.
+
+    The other example is the next one with another prompt, in a circle; ValueError where all share one.
+    """
+    examples, hinted = split.examples, []
+    for i, (example, prompt) in enumerate(zip(examples, split.prompts)):
+        others = (examples[(i + step) % len(examples)] for step in range(1, len(examples)))
+        other = next((other for other in others if other.prompt != example.prompt), None)
+        if other is None:
+            raise ValueError("a hint from another prompt needs one: give at least two different prompts")
+        hinted.append(hint_ids(tokenizer, task, example, other, kind) + prompt)
+    return hinted
 
 
 def complete(tokenizer, responses):

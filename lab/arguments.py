@@ -291,6 +291,15 @@ def check_cache(args):
             )
 
 
+def check_hint(name, hint, args):
+    """ValueError where a method's teacher reads a hint, and the pair is not to know any."""
+    if hint and not args.settings.hint_share:
+        raise ValueError(
+            f"the teacher of {name} reads a hint, which a pair must have seen in pretraining: give --hint-share 0.5, "
+            "or leave it out of --variants"
+        )
+
+
 def check_shared_flags(args, variants, main_variants):
     """The list of methods asked for; raises ValueError with one line for the first flag out of range."""
     names = {"main": list(main_variants), "all": list(variants)}.get(args.variants) or args.variants.split(",")

@@ -144,7 +144,7 @@ def weight_sums(model):
     for weight in model.parameters():
         bits = weight.detach().view(whole_numbers[weight.itemsize]).long()
         sums += [bits.sum(), bits.square().sum()]
-    return torch.stack(sums)
+    return torch.stack(sums) if sums else torch.zeros(0)
 
 
 class FrozenCheck:

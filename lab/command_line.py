@@ -35,6 +35,7 @@ RANGES = {
     **dict.fromkeys(("alpha", "student_kd", "module_start"), (0, 1)),
     **dict.fromkeys(("module_scale", "module_lr", "anchor"), (0, 1000)),  # a rate of 0: the teacher stands still
     **dict.fromkeys(("module_rank", "student_width"), (1, 4096)),
+    "hint_share": (0, 0.9),  # nine copies of each prompt at most
     "temperature": (1e-3, 1000),
     "teacher_mix": (1e-6, 1 - 1e-6),
     "trust_region": (0, 1000),  # 0: the student alone
@@ -193,6 +194,12 @@ def add_shared_flags(parser, variants, main_variants, sizes):
         choices=("sft", "raw"),
         help="sft: pretrained on prompts and answers; raw: on the task's texts only (default: sft)",
     )
+    group.add_argument(
+        "--hint-share",
+        type=float,
+        metavar="X",
+        help="share of the rows of pretraining whose prompt follows a hint, which rows with a hint need (default: 0)",
+    )
     group.add_argument("--student-prompts", type=int, help="prompts the student may use (default: 400; 0: all)")
     group.add_argument("--teacher-prompts", type=int, help="prompts that the teacher learns from (default: all)")
     group.add_argument(
@@ -311,8 +318,8 @@ def cache_kind(text):
 
 TASK_FLAGS = ("task", "difficulty", "train_examples", "entropy", "hard_share", "stories", "prompt_key", "response_key",
               "metric", "measure")  # fmt: skip
-PAIR_FLAGS = ("teacher_steps", "start_steps", "teacher_prompts", "student_prompts", "student_start", "vocab_size",
-              "block_size", "max_new_tokens")  # fmt: skip
+PAIR_FLAGS = ("teacher_steps", "start_steps", "teacher_prompts", "student_prompts", "student_start", "hint_share",
+              "vocab_size", "block_size", "max_new_tokens")  # fmt: skip
 EVALUATION_FLAGS = ("accept_top_k", "gamma")  # every final student is measured with them, whoever it was trained by
 
 

@@ -48,6 +48,7 @@ SOURCES = (  # whose sha256 a record holds, beside the script's own
             "costs",
             "pairs",
             "teacher_cache",
+            "hints",
             "processes",
             "folders",
             "records",
@@ -143,6 +144,7 @@ def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=
         reward=functools.partial(scores, pair),
         domains=[pair.task.part(example) for example in pair.train.examples],
         pretraining_lr=args.settings.teacher_lr,
+        hinted=pair.hinted,
         log=log,
         report=report,
         checkpointer=checkpointer,
@@ -278,12 +280,13 @@ def resolve_vocabulary(data, every):
         check_best(own.cache_teacher or 0, vocabulary)
 
 
-def without_unfit(methods, args, data, check_row):
-    """The methods [(label, flags)] without those that cannot work with these flags, which a note names; ValueError
-    where such a one was asked for by its name."""
+def without_unfit(methods, args, data, check_row, variants):
+    """The methods [(label, flags)] without those of `variants` that cannot work with these flags, which a note names;
+    ValueError where such a one was asked for by its name."""
     left_out, examples = set(), len(data.splits["train"].first(args.settings.student_prompts).prompts)
     for label, own in methods:
         try:
+            arguments.check_hint(label.split()[0], variants[label.split()[0]].hint, own)
             check_row(label.split()[0], own, examples)
         except ValueError as error:
             if args.variants not in ("main", "all"):
@@ -466,7 +469,7 @@ def compare_in(held, script, args, names, variants, run_one, check_row):
     # 1. Task, tokenizer, pair. All that can be refused is refused before anything is written or trained.
     data = load_data(args, say=lambda line: processes.print_line(f"data: {line}"))
     resolve_vocabulary(data, [args, *(own for _, own in methods)])
-    methods = without_unfit(methods, args, data, check_row)
+    methods = without_unfit(methods, args, data, check_row, variants)
     if any(own.compile for own in [args, *(own for _, own in methods)]):
         processes.print_line("--compile: trying the compiler")
         processes.check_compiler(device)

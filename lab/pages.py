@@ -59,6 +59,8 @@ def _loss(row):
         loss += f", T = {row['temperature']:g}"
     if row.get("method"):
         loss += f", with `{row['method']}`" + _keywords(row.get("method_kwargs", {}), row["method"])
+    if row.get("hint"):
+        loss += f"; the teacher reads a hint: {row['hint']}"
     return loss if row["rate"] == 1 else f"{loss}; rate x {row['rate']:g}"
 
 

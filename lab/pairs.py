@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from data import progress
-from data.tasks import FAMILIES, Encoded, encode_split
+from data.tasks import FAMILIES, HINTS, Encoded, encode_split, hint_ids, hinted_prompts
 from data.tokenizer import train_tokenizer
 from lab import checkpoints, folders, processes
 from lab.evaluate import MOST_IN_CURVES
@@ -57,6 +57,7 @@ class PairSettings:
     teacher_prompts: int | None = None  # None: the whole train split
     student_prompts: int | None = 400
     student_start: str = "sft"  # or "raw"
+    hint_share: float | None = None  # of the rows that are pretrained on, those whose prompt follows a hint
     vocab_size: int = 512  # upper bound: the tokenizer stops when no pair of tokens occurs twice
     block_size: int | None = None  # None: as long as the longest example asks for
     max_new_tokens: int | None = None  # of a response that is learned or written; None: see default_budget
@@ -102,12 +103,41 @@ class Pair:
     max_new_tokens: int
     fingerprint: str  # of both models' weights
     pretraining_seconds: dict = field(default_factory=dict)  # by model, of the run that made it; None where unknown
+    hinted: dict = field(default_factory=dict)  # kind of hint -> train's prompts after it, where the pair has seen some
 
     def new_student(self):
         """A fresh copy of the starting student, on the teacher's device, ready to train."""
         student = GPT(self.student_config)
         student.load_state_dict(self.student_weights)
         return student.to(next(self.teacher.parameters()).device)
+
+
+def require_hints(task, examples):
+    """ValueError for a task that says nothing beforehand of any of these examples."""
+    if not any(task.hint(example) for example in examples):
+        raise ValueError(
+            f"--hint-share: task {task.name} has no hints; leave it out, take one of {', '.join(FAMILIES)}, or give "
+            "your own data (--task jsonl) a 'hint' beside prompt and response"
+        )
+
+
+def longest_hint(tokenizer, task, examples):
+    """Tokens of the longest hint that any of these examples can give."""
+    return max(len(hint_ids(tokenizer, task, one, one, kind)) for one in examples for kind in HINTS)
+
+
+def with_hints(tokenizer, task, split, share):
+    """(prompts, responses) of an Encoded and, behind them, as many copies that follow a hint, a solution or a
+    demonstration in turn, that they are `share` of all rows. 400 rows at share .2: 100 copies more."""
+    if not share:
+        return split.prompts, split.responses
+    size = len(split.prompts)
+    kinds = [hinted_prompts(tokenizer, task, split, kind) for kind in ("solution", "demonstration")]
+    copies = range(round(share / (1 - share) * size))
+    return (
+        split.prompts + [kinds[(row + row // size) % 2][row % size] for row in copies],
+        split.responses + [split.responses[row % size] for row in copies],
+    )
 
 
 def pretrain(model, prompts, responses, num_steps, batch_size, peak_lr, generator, report, checkpointer=None):
@@ -335,6 +365,11 @@ def encode_task(task, settings):
     fed = [row for name in ("train", "val", "test") for row in zip(splits[name].prompts, splits[name].responses)]
     needed = max(len(prompt) + max(budget, len(response)) for prompt, response in fed)
     needed = max([needed] + [len(prompt) + budget for prompt in splits["ood"].prompts])
+    if settings.hint_share:  # room for one before the longest prompt, in any pair
+        require_hints(task, train.examples)
+        needed += longest_hint(tokenizer, task, train.examples)
+        if block_size and block_size < needed:
+            raise ValueError(f"--hint-share needs a block of {needed} tokens: give --block-size {needed}, or none")
     if block_size is None and needed > LONGEST:
         raise ValueError(
             f"the longest example needs a block of {needed:,} tokens: "
@@ -359,6 +394,9 @@ def about_choice(data, settings, batch_size, measure=None):
     drawn = [f"{most:,} of your {size:,} {what}" for most, size, what in asked if most is not None and most < size]
     if drawn:
         yield f"drawn at random: {', '.join(drawn)}"
+    examples = data.splits["train"].examples if settings.hint_share else []
+    if without := sum(not data.task.hint(example) for example in examples):
+        yield f"{without:,} of {len(examples):,} train examples have no hint: there a teacher reads the prompt alone"
     if data.too_long:
         yield (
             f"left out of training: {data.too_long:,} of {data.too_long + sizes['train']:,} references, which are "
@@ -396,6 +434,10 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
     # Another pair's student has another sample of the prompts.
     everything = splits["train"].shuffled(settings.seed)
     teacher_data, student_data = (everything.first(n) for n in (settings.teacher_prompts, settings.student_prompts))
+    share = settings.hint_share
+    teacher_rows = with_hints(tokenizer, task, teacher_data, share)
+    # A raw start reads texts alone, and no prompt before an answer.
+    student_rows = with_hints(tokenizer, task, student_data, share if settings.student_start == "sft" else None)
 
     # What decides the weights: settings, data as ids, the code that trains, and the kind of device.
     common = [
@@ -413,8 +455,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         settings.teacher_shape,
         settings.teacher_steps,
         settings.teacher_lr,
-        teacher_data.prompts,
-        teacher_data.responses,
+        *teacher_rows,
     )
     student_key = _hash(
         "student",
@@ -423,8 +464,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         settings.start_steps,
         settings.start_lr,
         settings.student_start,
-        student_data.prompts,
-        student_data.responses,
+        *student_rows,
     )
     state = tokenizer.state_dict()
 
@@ -444,8 +484,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         return build(
             stem,
             settings.teacher_shape,
-            teacher_data.prompts,
-            teacher_data.responses,
+            *teacher_rows,
             settings.teacher_steps,
             settings.teacher_lr,
             1000 * settings.seed,
@@ -456,7 +495,7 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
             f"student start ({settings.student_start}): {settings.start_steps} steps on {len(student_data.prompts)} "
             "prompts"
         )
-        prompts, responses = student_data.prompts, student_data.responses
+        prompts, responses = student_rows
         if settings.student_start == "raw":
             # Prompts and responses as separate texts, all tokens but the first as targets: the language without the
             # task.
@@ -492,4 +531,5 @@ def load_or_pretrain_pair(data, settings, device="cpu", cache_dir=CACHE_DIR, rep
         data.max_new_tokens,
         _hash(weights_hash(teacher), weights_hash(student))[:16],
         seconds,
+        {kind: hinted_prompts(tokenizer, task, student_data, kind) for kind in HINTS} if share else {},
     )

@@ -45,24 +45,27 @@ def check_best(best, vocab_size):
 class TeacherCache:
     """A teacher's rows for all responses; `batch` gives those of some examples, padded like their rollout.
 
-    `best` is K, 0 for dense. Files that are damaged are set aside and made again. Raises ValueError when the disk is
-    too small or read-only, when K is not below the vocabulary, or when a file does not agree with the teacher.
+    `best` is K, 0 for dense. `read` are the prompts that the teacher reads, if not the student's. Files that are
+    damaged are set aside and made again. Raises ValueError when the disk is too small or read-only, when K is not below
+    the vocabulary, or when a file does not agree with the teacher.
     """
 
     def __init__(
-        self, teacher, prompts, responses, best=0, precision="fp32", folder=CACHE_DIR, report=print, compare=True
-    ):
+        self, teacher, prompts, responses, best=0, precision="fp32", folder=CACHE_DIR, report=print, compare=True,
+        read=None,
+    ):  # fmt: skip
         vocab_size = teacher.config.vocab_size
         check_best(best, vocab_size)
         assert len(prompts) == len(responses), f"{len(prompts)} prompts, {len(responses)} responses"
         self.teacher, self.best, self.prompts, self.responses = teacher, best, prompts, responses
+        self.read = prompts if read is None else read
         lengths = np.array([len(response) for response in responses])
         self.starts = np.cumsum(lengths) - lengths  # of each example's rows
         columns = {"logits": ((vocab_size,), np.float32)}
         if best:
             columns = {"ids": ((best,), np.int32), "logprobs": ((best + 1,), np.float32)}
         device = next(teacher.parameters()).device.type
-        key = json.dumps([weights_hash(teacher), prompts, responses, best, precision, device])
+        key = json.dumps([weights_hash(teacher), self.read, responses, best, precision, device])
         stem = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:16]
         self.paths = [stem.with_suffix(f".{name}.npy") for name in columns]
         self.shapes = [((int(lengths.sum()), *width), kind) for width, kind in columns.values()]
@@ -102,12 +105,12 @@ class TeacherCache:
     def _answers(self, chosen):
         """The teacher's own rows for these examples, one array per file."""
         device = next(self.teacher.parameters()).device
-        texts = [self.prompts[i] + self.responses[i] for i in chosen]
+        texts = [self.read[i] + self.responses[i] for i in chosen]
         tokens, _ = pad_sequences(texts, device)
         with torch.no_grad():
             teacher_logits = self.teacher(tokens[:, :-1])
         # Row t predicts t + 1.
-        rows = [range(len(self.prompts[i]) - 1, len(text) - 1) for i, text in zip(chosen, texts)]
+        rows = [range(len(self.read[i]) - 1, len(text) - 1) for i, text in zip(chosen, texts)]
         answers = torch.cat([teacher_logits[b, row.start : row.stop] for b, row in enumerate(rows)])  # (n, V)
         answers = at_least_float32(answers)
         if not self.best:

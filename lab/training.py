@@ -30,6 +30,7 @@ from lab.checkpoints import Checkpointer
 from lab.checks import first_rows
 from lab.costs import Clock, Costs, Meter
 from lab.evaluate import sample_responses
+from lab.hints import OwnPrompt
 from lab.monitoring import Monitor
 from lab.processes import all_reduce_mean
 from lab.records import NoLog
@@ -69,9 +70,8 @@ class Run:
     validate: (student, adapted teacher or None) -> dict of figures with "score" and "val_nll"; asked before the first
     step and eight times on the way. show: (student) -> dict of plain values, such as rollouts on held-out prompts,
     which becomes a line of the record at the start, in the middle and at the end.
-    reward: (numbers of prompts, responses as lists of ids) -> one score per response, for kdrl; domains: which
-    task each prompt is of, for mopd.
-    pretraining_lr: the rate that the teacher was pretrained with, which only sftn wants to know.
+    What few methods ask for: reward (numbers of prompts, responses as ids) -> a score each; domains: the task of each
+    prompt; hinted: kind of hint -> for each prompt the ids read in its place; pretraining_lr: the teacher's rate.
     log, report, checkpointer: where records, lines for the user and states go; by default nowhere. tell: hears in place
     of `report` how far the run has come. label: what the bar of its steps is called.
     Raises ValueError with one line for a number that makes no run.
@@ -102,6 +102,7 @@ class Run:
         reward=None,
         domains=None,
         pretraining_lr=None,
+        hinted=None,
         log=None,
         report=lambda line: None,
         tell=None,
@@ -121,11 +122,11 @@ class Run:
         self.accept_top_k, self.sampling = accept_top_k, sampling | {"interleaved": interleaved}
         self.micro_batch, self.chunked, self.recompute, self.compile = micro_batch, chunk_loss, recompute, compile
         self.cache_teacher, self.log_every, self.reward, self.domains = cache_teacher, log_every, reward, domains
-        self.validate, self.show, self.pretraining_lr = validate, show, pretraining_lr
+        self.validate, self.show, self.pretraining_lr, self.hinted = validate, show, pretraining_lr, hinted or {}
         self.log, self.report, self.checkpointer = log or NoLog(), report, checkpointer or Checkpointer()
         self.tell, self.label, self.bar = tell, label, None
         self.rank, self.num_processes = processes.rank_and_size()
-        self.trained, self.reference_source, self.cache = {}, DATASET, None
+        self.trained, self.reference_source, self.cache, self.teacher_prompts = {}, DATASET, None, OwnPrompt()
         self.prepared, self.preparation_seconds, self.adapted = [], 0.0, None
         self.step, self.figures_at_start, self.monitor = None, None, Monitor(self)
 
@@ -222,6 +223,7 @@ class Run:
                     self.cache_teacher,
                     self.settings["precision"],
                     report=self.report,
+                    read=self.teacher_prompts.of(self.prompts),
                     compare=self.rank == 0,  # the others take its word: none may continue, or stop, alone
                 )
 
@@ -264,7 +266,7 @@ class Run:
         if self.reference_source != DATASET:
             self.costs.count_offline_teacher(self.prompts, self.references)
         if self.cache:
-            self.costs.count_cache(self.prompts, self.references)
+            self.costs.count_cache(self.teacher_prompts.of(self.prompts), self.references)
         self.meter.hold(student, teacher, *held)
         self.meter.seconds += self.preparation_seconds
         parts = {"sampling": self.noise} | (saved or {})
@@ -276,7 +278,8 @@ class Run:
         with self.meter.paused():
             if self.done == 0:
                 self.meter.stages["preparation"] = self.meter.seconds
-            self.frozen = checks.FrozenCheck(student, getattr(teacher, "base", teacher)) if self.done == 0 else None
+            frozen = torch.nn.Module() if method.moves_teacher else getattr(teacher, "base", teacher)
+            self.frozen = checks.FrozenCheck(student, frozen) if self.done == 0 else None
 
     # -----------------------------------------------------------------------------------------------------------------
     # 2. Steps.
@@ -517,23 +520,21 @@ class Part:
         if self._references is None:
             if self.step.references is None:
                 rollout = self.step.examples(self.step.rows)
-                self.step.references = (
-                    rollout,
-                    all_reduce_mean(weight_of(rollout.response_mask[:, 1:], self.run.reduction)),
-                )
+                total = all_reduce_mean(weight_of(rollout.response_mask[:, 1:], self.run.reduction))
+                self.step.references = rollout, total
             self._references = Part(self.run, self.step.references[0], self.rows, self.step.references[1])
         return self._references
 
-    def forward(self, model):
+    def forward(self, model, prompts=OwnPrompt()):
         """A model's logits on these rows (rows, T, V), with gradients to what learns; without any under
-        torch.no_grad()."""
+        torch.no_grad(). `prompts`: what it reads before each response (lab/hints.py)."""
         run, learns = self.run, torch.is_grad_enabled() and self.step.learns(model)
-        is_student = model is run.student
+        is_student, (inputs, fed, aligned) = model is run.student, prompts.feed(self)
         with run.method.capture(model, is_student) as self.captured[id(model)]:
-            model_logits = run.logits(run.wrapped[id(model)] if learns else model, self.inputs, model)
+            model_logits = aligned(run.logits(run.wrapped[id(model)] if learns else model, inputs, model))
         model_logits = without_nan_outside(model_logits, self.tokens.mask)
         passes = getattr(model, "training_passes", 3) if learns else 1
-        run.costs.count_forward(model, self.fed, passes + run.method.extra_passes(is_student))
+        run.costs.count_forward(model, fed, passes + run.method.extra_passes(is_student))
         if not is_student:
             run.costs.count_teacher_call(self.first)
             return model_logits
@@ -556,7 +557,7 @@ class Part:
             elif run.keeps_logits and (kept := kept_logits(self.rollout, teacher, self.rows)) is not None:
                 self.teacher_logits = kept
             elif run.uses_teacher:
-                self.teacher_logits = self.forward(teacher)
+                self.teacher_logits = self.forward(teacher, run.teacher_prompts)
         self.step.clock.mark("teacher")
         return self.teacher_logits
 

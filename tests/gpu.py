@@ -30,7 +30,7 @@ import sample  # noqa: E402
 from lab import command_line, folders, processes, records  # noqa: E402
 from model import GPT, GPTConfig, whole_file  # noqa: E402
 
-EVERY_ROW = ("--variants", "all", "--steps", "8")
+EVERY_ROW = ("--variants", "all", "--hint-share", "0.5", "--steps", "8")
 SAME = ("--variants", "supervised,skd", "--steps", "80", "--jobs", "1")  # a run that is made several times
 TINY = "--teacher-steps 3 --start-steps 3 --batch-size 4 --measure 4 --jobs 1".split()
 

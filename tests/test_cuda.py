@@ -73,10 +73,10 @@ FAST = [
     (train_okd, "okd", "--chunk-loss yes --micro-batch 2 --recompute"),
 ]
 ALL = [
-    (train_skd, "all", ""),
+    (train_skd, "all", "--hint-share 0.5"),
     (train_skd, "supervised,skd", "--cache-teacher dense"),
     (train_skd, "skd", "--precision bf16"),
-    (train_okd, "all", ""),
+    (train_okd, "all", "--hint-share 0.5"),
     *((train_okd, "okd", f"--module {kind} --precision bf16") for kind in ("prefix", "ptuning", "adapter", "full")),
 ]
 

@@ -270,6 +270,7 @@ def test_the_pair_is_a_function_of_its_settings(data, tmp_path):
         ({"seed": 2}, "both"),
         ({"batch_size": 5}, "both"),
         ({"block_size": 40}, "both"),
+        ({"hint_share": 0.5}, "both"),
         ({"teacher_shape": (1, 2, 24)}, "teacher"),
         ({"teacher_steps": 6}, "teacher"),
         ({"teacher_lr": 1e-3}, "teacher"),

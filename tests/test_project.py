@@ -52,6 +52,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
     "lab/checks.py": {"losses", "sample"},
     "lab/monitoring.py": {"losses", "sample", "data.progress", "lab.evaluate"},
     "lab/held_out.py": {"sample"},
+    "lab/hints.py": {"losses", "sample"},
     "lab/training.py": {
         "model",
         "losses",
@@ -61,6 +62,7 @@ MAY_IMPORT = {  # file -> the project's own modules that it may know, beside wha
         "lab.checkpoints",
         "lab.costs",
         "lab.evaluate",
+        "lab.hints",
         "lab.monitoring",
         "lab.records",
         "lab.teacher_cache",
@@ -436,7 +438,8 @@ def record_keys(tmp_path_factory):
             "--quick", "--steps", "1", "--teacher-steps", "2", "--start-steps", "2", "--batch-size", "8",
             "--device", "cpu", "--jobs", "1",
         ]
-        assert train_skd.main([*argv, "--variants", "all", "--out", str(folder / "out" / "skd")]) == 0
+        every = ["--variants", "all", "--hint-share", "0.5"]
+        assert train_skd.main([*argv, *every, "--out", str(folder / "out" / "skd")]) == 0
         few = "fixed_forward_kl,minillm,okd,dml,promptkd,okd_skd"
         assert train_okd.main([*argv, "--variants", few, "--out", str(folder / "out" / "okd")]) == 0
     lines = [json.loads(line) for path in (folder / "out").glob("*/*.jsonl") for line in path.read_text().splitlines()]

@@ -331,7 +331,9 @@ def test_first_step_by_hand(pair, variant):
     """One update of student and teacher module, worked out again from the row: the very gradients that the loop leaves.
 
     The module is stirred first: at its start an adapted teacher is the original one, and much could be mixed up unseen.
+    A hint, which has tests of its own (test_hints.py), is empty here.
     """
+    pair = dataclasses.replace(pair, hinted=dict.fromkeys(pair.hinted, pair.train.prompts))
     variant, *own = variant.split()
     args = flags("--steps", "1", "--lr", "1e-2", "--teacher-mix", "0.3", "--module-lr", "0.5", *own)
     stir = train_okd.OnlineTeacher
@@ -529,7 +531,7 @@ def test_nothing_is_generated(pair, variant, monkeypatch):
     monkeypatch.setattr(training, "rollout_from_ids", outer)
     figures = {"score": 0.0, "val_nll": 0.0, "kl_teacher": 0.0, "drift": 0.0}
     monkeypatch.setattr(compare, "validation", lambda *arguments: figures)
-    run = Watched(variant, pair, flags())
+    run = Watched(variant, dataclasses.replace(pair, hinted=dict.fromkeys(pair.hinted, pair.train.prompts)), flags())
     assert run.costs["tokens_generated"] == 0 and run.rollouts == []
     inputs = [rollout.tokens[:, :-1] for rollout in run.batches + written]
     assert len(fed) >= 2 and all(any(torch.equal(tokens, one) for one in inputs) for tokens in fed)
@@ -1003,8 +1005,8 @@ def test_wrong_flags_are_refused(argv, word, monkeypatch, capsys, tmp_path):
 def test_every_variant_as_a_command(clone, tmp_path):
     """--quick --variants all, a few steps each: status 0, every row with finite figures in the summary."""
     command = [
-        sys.executable, "train_okd.py", "--quick", "--steps", "8", "--variants", "all", "--device", "cpu", "--out",
-        str(tmp_path / "out"),
+        sys.executable, "train_okd.py", "--quick", "--steps", "8", "--variants", "all", "--hint-share", "0.5",
+        "--device", "cpu", "--out", str(tmp_path / "out"),
     ]
     subprocess.run(command, cwd=clone, check=True, capture_output=True, text=True, timeout=1200)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

@@ -512,6 +512,7 @@ LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not
     **dict.fromkeys(("fitnet", "hidden_cosine", "fsp", "dskd"), "a projector that starts at random"),
     "lelp": "a head that starts at random",
     **dict.fromkeys(("takd", "sftn", "mopd"), "another teacher is made first"),
+    **{name: "the teacher reads more than the student" for name, row in VARIANTS.items() if row.hint},
 }
 
 
@@ -541,7 +542,8 @@ def test_padding_teaches_nothing(variant):
     for figure in one.steps[0].keys() - {"kind"}:
         if figure.endswith("_ms"):
             continue
-        assert other.steps[0][figure] == pytest.approx(one.steps[0][figure], rel=1e-4), figure
+        least = 5e-6 if figure == "entropy_gap" else None  # the rounding of both entropies
+        assert other.steps[0][figure] == pytest.approx(one.steps[0][figure], rel=1e-4, abs=least), figure
     assert moved_apart(weights_of_own(one), weights_of_own(other)) < 2e-5  # what its method learned
 
 
@@ -1969,7 +1971,8 @@ def test_quick_and_the_picture_as_commands(clone):
 def test_every_row_on_the_quick_setting(clone):
     """`--quick --variants all`, half of the steps: every row from flags to table;
     all figures finite, and whoever has a teacher moved towards it."""
-    out = command(clone, "train_skd.py", "--quick", "--variants", "all", "--steps", "20", "--out", "quick_all")
+    hints = ["--hint-share", "0.5"]  # which some rows need
+    out = command(clone, "train_skd.py", "--quick", "--variants", "all", "--steps", "20", *hints, "--out", "quick_all")
     assert max(map(width, out.split("\n"))) <= 100 and (clone / "quick_all" / "table.md").exists()
     for name in VARIANTS:
         header, *lines, final = lines_of(clone / "quick_all" / f"{name}_pair1_seed1.jsonl")
@@ -1982,7 +1985,8 @@ def test_every_row_on_the_quick_setting(clone):
         assert (clone / "quick_all" / f"{name}_pair1_seed1.pt").exists()
     started = lines_of(clone / "quick_all" / "supervised_pair1_seed1.jsonl")[0]["student_start"]["kl_teacher"]
     finals = {name: lines_of(clone / "quick_all" / f"{name}_pair1_seed1.jsonl")[-1]["kl_teacher"] for name in VARIANTS}
-    word_level = {name for name, row in VARIANTS.items() if row.teacher == "pair" and row.loss == "forward_kl"}
+    plain = {name: row for name, row in VARIANTS.items() if row.teacher == "pair" and row.hint is None}
+    word_level = {name for name, row in plain.items() if row.loss == "forward_kl"}
     assert len(word_level) > 15 and all(finals[name] < started for name in word_level)
 
 

@@ -16,9 +16,10 @@ import torch
 import methods
 import train_okd
 import train_skd
-from data.tasks import make_task
+from data.tasks import HINTS, hinted_prompts, make_task
 from lab import compare, training
-from lab.pairs import Pair, PairSettings, encode_task
+from lab.pairs import Pair, PairSettings, encode_task, longest_hint
+from model import GPT
 from sample import PROMPT
 
 
@@ -63,6 +64,16 @@ def sharp_gpt(width, vocab_size, block_size, seed, depth=1):
     return model
 
 
+def longer(model, positions):
+    """The same model with so many positions more, which only a teacher with a hint reaches."""
+    config = dataclasses.replace(model.config, block_size=model.config.block_size + positions)
+    weights, more = model.state_dict(), 0.4 * torch.randn(positions, config.n_embd, generator=generator(99))
+    weights["position_embedding.weight"] = torch.cat([weights["position_embedding.weight"], more])
+    model = GPT(config, generator(99))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
 @functools.cache
 def tiny_data():
     """A tiny math task as token ids."""
@@ -72,15 +83,18 @@ def tiny_data():
 def tiny_pair(student_depth=1, teacher_depth=1, room=0):
     """A tiny math task and two random models of so many blocks; `room` more positions than the task needs."""
     data = tiny_data()
+    hint = longest_hint(data.tokenizer, data.task, data.splits["train"].examples)
     block_size = data.block_size + room
-    teacher = sharp_gpt(12, data.tokenizer.n_vocab, block_size, 12, teacher_depth)
-    student = sharp_gpt(8, data.tokenizer.n_vocab, block_size, 8, student_depth)
+    teacher = longer(sharp_gpt(12, data.tokenizer.n_vocab, block_size, 12, teacher_depth), hint)
+    student = longer(sharp_gpt(8, data.tokenizer.n_vocab, block_size, 8, student_depth), hint)
     for weight in teacher.parameters():
         weight.requires_grad_(False)
     splits = [data.splits[name] for name in ("train", "val", "test", "ood")]
+    hinted = {kind: hinted_prompts(data.tokenizer, data.task, data.splits["train"], kind) for kind in HINTS}
     return Pair(
-        data.task, data.tokenizer, teacher, student.config, student.state_dict(), *splits, data.max_new_tokens, "tiny"
-    )
+        data.task, data.tokenizer, teacher, student.config, student.state_dict(), *splits, data.max_new_tokens, "tiny",
+        hinted=hinted,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +221,7 @@ class Watched:
 
     def __init__(self, row, pair, args, seed=1, change=lambda rollout: rollout):
         self.rollouts, self.lines, self.weights, self.states, self.writers = [], [], [], [], []
-        self.student, self.change = pair.new_student(), change
+        self.student, self.change, self.pair = pair.new_student(), change, pair
         self.start = weights_of(self.student)
         begin = methods.begin
 

@@ -1,0 +1,93 @@
+"""What the teacher reads: the student's prompt, or another one before the same response.
+
+    student    prompt           response          row t of its logits predicts token t + 1 of this text
+    teacher    hint prompt      response          the same tokens, as many places later as the hint has tokens
+
+A part of a batch (training.Part) holds the student's text. `feed` says what a model is to read for it, and how its
+logits are laid beside the student's: by position in the response, not by position in the text. Whose logits they are
+does not matter: the pair's teacher, the student's frozen start, an average of its weights, a module that learns along.
+"""
+
+import torch
+
+from losses import HiddenStates
+from sample import pad_sequences, to_device
+
+
+class OwnPrompt:
+    """A model reads what the student reads, and its logits lie as they are."""
+
+    def of(self, prompts):
+        """What stands before each response, of all examples of a run: lists of ids."""
+        return prompts
+
+    def feed(self, part):
+        """For a part: (inputs (rows, T'), tokens in them without padding, a function of logits that takes those of the
+        inputs to (rows, T, V))."""
+        return part.inputs, part.fed, lambda model_logits: model_logits
+
+
+class AnotherPrompt:
+    """A model reads `hinted[i]`, a list of ids, in place of prompt i, and then the same response."""
+
+    def __init__(self, hinted, block_size):
+        self.hinted, self.block_size = hinted, block_size
+
+    def of(self, prompts):
+        return self.hinted
+
+    def feed(self, part):
+        rollout, rows, device = part.rollout, part.rows, part.inputs.device
+        prompts = [self.hinted[example] for example in part.step.rows[rows]]
+        own = [len(part.run.prompts[example]) for example in part.step.rows[rows]]
+        shift = [len(prompt) - length for prompt, length in zip(prompts, own)]  # of the response, to the right
+        tokens, T = rollout.tokens[rows], part.inputs.size(1)  # (rows, T + 1)
+        width = min(T + 1 + max(shift), self.block_size)  # what is cut off is padding
+        before, lengths = pad_sequences(prompts, device)
+        before = torch.nn.functional.pad(before, (0, max(0, width - before.size(1))))[:, :width]
+        shift = to_device(torch.tensor(shift), device)[:, None]
+        places = torch.arange(width, device=device)
+        behind = tokens.gather(1, (places - shift).clamp(0, T))  # the student's text, moved to the right
+        inputs = torch.where(places < lengths[:, None], before, behind)[:, :-1]
+        at = (torch.arange(T, device=device) + shift).clamp(0, width - 2)  # row of the teacher's for each of the part's
+
+        def aligned(model_logits):
+            if isinstance(model_logits, HiddenStates):
+                return model_logits._replace(features=aligned(model_logits.features))
+            return model_logits.gather(1, at[..., None].expand(-1, -1, model_logits.size(-1)))
+
+        return inputs, part.fed + shift.sum(), aligned
+
+
+def prompts_of_teacher(kind, run, teacher):
+    """What the teacher of a run reads, by the kind of hint that a row names; None is the student's prompt.
+
+    ValueError where the run has no such prompts, not one for each, or where one leaves the teacher no room for a whole
+    response.
+    """
+    if kind is None:
+        return OwnPrompt()
+    hinted = run.hinted.get(kind)
+    if hinted is None:
+        there = ", ".join(run.hinted) or "none"
+        raise ValueError(
+            f"the teacher of this method reads prompts with a hint ({kind}), found {there}: give --hint-share 0.5, or "
+            f"Run(hinted={{{kind!r}: lists of ids}})"
+        )
+    if len(hinted) != len(run.prompts) or not all(hinted):
+        raise ValueError(
+            f"hinted[{kind!r}] holds {sum(map(bool, hinted))} prompts for {len(run.prompts)}: give one for each, as "
+            "the teacher is to read it"
+        )
+    block_size = teacher.config.block_size
+    responses = run.references or [()] * len(hinted)
+    needed = max(
+        len(prompt) + max(min(run.max_new_tokens, block_size - len(own)), len(response))
+        for prompt, own, response in zip(hinted, run.prompts, responses)
+    )
+    if needed > block_size:
+        raise ValueError(
+            f"a hint, its prompt and a whole response take {needed} tokens, and the teacher's block has {block_size}: "
+            "give shorter hints, a smaller max_new_tokens, or a longer block"
+        )
+    return AnotherPrompt(hinted, block_size)
