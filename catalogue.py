@@ -53,6 +53,22 @@ FIXED_TEACHER = {  # of train_skd.py
                    "one tokenizer, though made for two; KD : cross-entropy is 1.5 : 1", kd_weight=0.6,
                    read_from="code"),
 
+    # another target, or other positions (2024 to 2026)
+    "todi": Variant("dataset", "token_wise_kl", "2505.16297",
+                    "forward KL for tokens the student underrates, reverse KL for those it overrates",
+                    "T = 1 and no cross-entropy, in its code T = 2 and half of either", read_from="code"),
+    "dpkd": Variant("dataset", "favourites", "2406.19774",
+                    "preference loss: the teacher's likeliest token before the student's",
+                    "beta 1 is ours; half cross-entropy, without which only the likeliest token would be learned",
+                    kd_weight=0.5, read_from="code"),
+    "csd": Variant("dataset", "logit_differences", "2509.25837",
+                   "squared differences of logit differences, over all pairs of tokens",
+                   "both tokens weighted by the student, as in its code's main loss: reverse KL's gradient, exactly;"
+                   " references only", read_from="abstract, code"),
+    "csd_teacher": Variant("dataset", "logit_differences", "2509.25837",
+                           "csd with pairs weighted by the teacher and by the student", "references only",
+                           loss_kwargs={"first": "teacher"}, read_from="abstract, code"),
+
     # another writer
     "fdistill_kl": Variant("teacher", "forward_kl", "2307.15190", "KL on the teacher's samples", answers=1.0,
                            read_from="code"),
@@ -85,6 +101,15 @@ FIXED_TEACHER = {  # of train_skd.py
     "opd_baseline": Variant("student", "policy_gradient", "2605.07865",
                             "opd minus the mean advantage of the position: same gradient, less noise",
                             loss_kwargs={"baseline": True}, read_from="paper"),
+    "rkl_teachers_top": Variant("student", "top_k_kl", None,
+                                "reverse KL on student samples over the teacher's 8 likeliest tokens, made to sum to 1",
+                                "blind to what the student puts elsewhere, whatever it writes there",
+                                loss_kwargs={"top_k": 8, "missing": "renormalize_both", "reverse": True}),
+    "rkl_students_top": Variant("student", "top_k_kl", None,
+                                "reverse KL on student samples over the student's 8 likeliest tokens, made to sum to 1",
+                                "blind to what the teacher likes and the student does not expect",
+                                loss_kwargs={"top_k": 8, "missing": "renormalize_both", "reverse": True,
+                                             "whose": "student"}),
     "eopd": Variant("student", "entropy_gated_kl", "2603.07079",
                     "reverse KL on student samples, and forward KL where the teacher is unsure",
                     "reconstruction from the abstract; unsure: entropy above .5 nats (a summary says .8, and forward KL"

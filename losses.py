@@ -389,12 +389,13 @@ def bidirectional_logit_differences(student_logits, teacher_logits, top_k=8, tem
     return ranked_by(teacher_logprobs) + ranked_by(student_logprobs)
 
 
-def _teachers_best(student_logits, teacher_logits, top_k):
-    """Log-probs of student and teacher for the teacher's top_k tokens (None: all), two (B, T, k), not renormalised."""
+def _best_of(whose, student_logits, teacher_logits, top_k):
+    """Log-probs of student and teacher for the top_k tokens (None: all) of one of them, "teacher" or "student": two
+    (B, T, k), not renormalised."""
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
     if top_k is None or top_k >= student_logprobs.size(-1):
         return student_logprobs, teacher_logprobs
-    ids = teacher_logprobs.topk(top_k).indices
+    ids = (teacher_logprobs if whose == "teacher" else student_logprobs).topk(top_k).indices
     return student_logprobs.gather(-1, ids), teacher_logprobs.gather(-1, ids)
 
 
@@ -418,7 +419,7 @@ def pearson(student_logits, teacher_logits, top_k=None, on="probs"):
     """
     _require(on in ("probs", "logits"), f"on must be probs or logits, found {on!r}")
     _require(top_k is None or top_k >= 2, f"a correlation takes two tokens, found top_k {top_k}")
-    rows = _teachers_best(student_logits, teacher_logits, top_k)
+    rows = _best_of("teacher", student_logits, teacher_logits, top_k)
     if on == "probs":  # renormalised: a correlation ignores scale, and what the student hardly expects would underflow
         rows = (x.log_softmax(-1).exp() for x in rows)
     return _decorrelation(*rows)
@@ -445,7 +446,7 @@ def spearman(student_logits, teacher_logits, top_k=32, tau=0.1):
     """
     _require(top_k >= 2, f"an order takes two tokens, found top_k {top_k}")
     _require(tau > 0, f"tau must be positive, found {tau}")
-    rows = _teachers_best(student_logits, teacher_logits, top_k)
+    rows = _best_of("teacher", student_logits, teacher_logits, top_k)
     return _decorrelation(*(soft_ranks(x, tau) for x in rows))
 
 
@@ -483,26 +484,91 @@ def universal_logit(student_logits, teacher_logits):
     return (ordered(student_logits) - ordered(teacher_logits.detach())).abs().sum(-1)
 
 
-def top_k_kl(student_logits, teacher_logits, top_k=8, missing="other"):
-    """Forward KL over the teacher's top_k tokens, as a cache of a teacher has them; -> (B, T) nats. Example: .396058.
+def top_k_kl(student_logits, teacher_logits, top_k=8, missing="other", whose="teacher", reverse=False):
+    """Forward (`reverse`: reverse) KL over the top_k tokens of "teacher" or "student" (`whose`); -> (B, T) nats.
 
     What becomes of the `missing` mass? "other": all other tokens are one (with_tail), a true KL, at most the whole
     one. "renormalize_both": each model's top_k is made to sum to 1, the tail is free. "renormalize_teacher": the
     teacher's alone; zero for an over-confident student, and -ln of the top_k's mass at the teacher itself. "truncate":
     the terms are left out; may be negative, and its gradient pulls away from the teacher. Example, k 2, in that order:
-    .396058, .310819, .667494, .505920. ValueError for another word and top_k below 1. (Bias: arXiv 2503.16870.)
+    .396058, .310819, .667494, .505920; k 1, "other", reverse: .334795 of the teacher's best, .087177 of the student's.
+
+    `whose` is what is not seen. Of the teacher's best: what the student puts on tokens the teacher ranks low; with
+    "renormalize_both" their mass has no gradient, though on-policy it is what the student writes. Of the student's
+    best: what the teacher likes and the student hardly expects; no gradient raises it, not even forward KL's. "other"
+    sees the sum of what is missing, and nothing of how it is spread. ValueError for another word and top_k below 1.
+    (Bias of the forward one: arXiv 2503.16870.)
     """
     choices = ("other", "renormalize_teacher", "renormalize_both", "truncate")
     _require(missing in choices, f"missing must be one of {', '.join(choices)}, found {missing!r}")
+    _require(whose in ("teacher", "student"), f"whose must be teacher or student, found {whose!r}")
     _require(top_k >= 1, f"top_k must be at least 1, found {top_k}")
     if missing == "other":
         _assert_one_vocabulary(student_logits, teacher_logits)
-        ids = teacher_logits.topk(min(top_k, teacher_logits.size(-1) - 1)).indices  # one token is a class as well
-        return forward_kl(with_tail(student_logits, ids), with_tail(teacher_logits, ids))
-    student_best, teacher_best = _teachers_best(student_logits, teacher_logits, top_k)
+        leader = teacher_logits if whose == "teacher" else student_logits
+        ids = leader.topk(min(top_k, leader.size(-1) - 1)).indices  # one token is a class as well
+        divergence = reverse_kl if reverse else forward_kl
+        return divergence(with_tail(student_logits, ids), with_tail(teacher_logits, ids))
+    student_best, teacher_best = _best_of(whose, student_logits, teacher_logits, top_k)
     if missing != "truncate":
         teacher_best = teacher_best.log_softmax(-1)
-    return kl(teacher_best, student_best.log_softmax(-1) if missing == "renormalize_both" else student_best)
+    if missing == "renormalize_both":
+        student_best = student_best.log_softmax(-1)
+    return kl(student_best, teacher_best) if reverse else kl(teacher_best, student_best)
+
+
+# Targets of 2024 to 2026.
+
+
+def token_wise_kl(student_logits, teacher_logits):
+    """sum_v w t ln(t / s) + (1 - w) s ln(s / t) with w = t / (t + s), constant; -> (B, T) nats. Example: .761333.
+
+    ToDi (arXiv 2505.16297): each token for itself chooses forward KL where the student is too low (w near 1), reverse
+    KL where it is too high. The value is forward KL + reverse KL, exactly, for w t - (1 - w) s = t - s; it is the
+    gradient that differs, with w held constant.
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    log_ratio = teacher_logprobs - student_logprobs
+    too_low, too_high = (sign * log_ratio.detach() for sign in (1, -1))  # w is the sigmoid of the log-ratio
+    raised = too_low.sigmoid() * teacher_logprobs.exp() * log_ratio
+    return (raised - too_high.sigmoid() * student_logprobs.exp() * log_ratio).sum(-1)
+
+
+def favourites(student_logits, teacher_logits, beta=1.0):
+    """-ln sigmoid(beta [ln s(w)/s(l) - ln t(w)/t(l)]) - ln 2, w the teacher's best token, l the student's; -> (B, T).
+
+    DPKD (arXiv 2406.19774), a preference loss at every position. As w is never below l for the teacher, nor above it
+    for the student, it is least, 0 without a gradient, wherever both like the same token best; nothing else is asked,
+    so mix it with cross-entropy. (The ln 2 is taken off for that.) Example: ln 3 = 1.098612. ValueError for beta <= 0.
+    """
+    _require(beta > 0, f"beta must be positive, found {beta}")
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    ids = torch.stack([teacher_logprobs.argmax(-1), student_logprobs.argmax(-1)], -1)  # (B, T, 2): w, l
+    own, other = (logprobs.gather(-1, ids) for logprobs in (student_logprobs, teacher_logprobs))
+    margin = beta * ((own[..., 0] - own[..., 1]) - (other[..., 0] - other[..., 1]))
+    return F.softplus(-margin) - F.softplus(torch.zeros_like(margin))
+
+
+def logit_differences(student_logits, teacher_logits, first="student", second="student"):
+    """1/4 sum_uv a(u) b(v) (d_u - d_v)^2, d = student - teacher logits; -> (B, T) (no unit). Example: .300260.
+
+    CSD (arXiv 2509.25837): all pairs of tokens, in linear time: with m_a, m_b the means of d, the sum is the two
+    variances + (m_a - m_b)^2. The weights a and b, constant, are "student", "teacher" or "uniform". Both "student", its
+    code's main loss, has reverse KL's gradient, to the last digit: s (d - mean d). Both "uniform" is the squared
+    distance of centred logits / (2V), .431310, the limit of hinton_mixture. "teacher", "student": .486608. ValueError
+    for another weight.
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    gap = student_logprobs - teacher_logprobs
+    weights = {"student": student_logprobs.detach().exp(), "teacher": teacher_logprobs.exp()}
+    weights["uniform"] = torch.full_like(weights["teacher"], 1 / gap.size(-1))
+    for weight in (first, second):
+        _require(weight in weights, f"weights must be student, teacher or uniform, found {weight!r}")
+    means = [(weights[weight] * gap).sum(-1) for weight in (first, second)]
+    spread = sum(
+        (weights[weight] * (gap - mean[..., None]).square()).sum(-1) for weight, mean in zip((first, second), means)
+    )
+    return (spread + (means[0] - means[1]).square()) / 4
 
 
 MATCHING_LOSSES = {
@@ -514,6 +580,9 @@ MATCHING_LOSSES = {
     "cmkd": cmkd,
     "universal_logit": universal_logit,
     "top_k_kl": top_k_kl,
+    "token_wise_kl": token_wise_kl,
+    "favourites": favourites,
+    "logit_differences": logit_differences,
 }
 
 

@@ -996,6 +996,7 @@ def examples():
     reordered = [torch.stack([x[0, 0, i] - x[0, 0, j] for i, j in ((1, 2), (1, 0), (2, 0))]) for x in both_logits]
     halves = [losses.forward_kl(*(x[None, None] for x in pair)).item() for pair in (differences, reordered)]
     cut = [{"top_k": 2, "missing": word} for word in ("other", "renormalize_both", "renormalize_teacher", "truncate")]
+    cut += [{"top_k": 1, "reverse": True, "whose": whose} for whose in ("teacher", "student")]
     three = torch.tensor([[[0, 0, 1]]])
     drawn = losses.random_sampling_kd(STUDENT, three, torch.full((1, 1, 3), 1 / 3, dtype=torch.float64)).item()
     tails = (losses.with_tail(logits, torch.tensor([[[0]]])) for logits in both_logits)
@@ -1023,7 +1024,11 @@ def examples():
         "spearman": of(losses.spearman),
         "cmkd": of(losses.cmkd),
         "universal_logit": of(losses.universal_logit),
-        "top_k_kl": of(losses.top_k_kl, {}, *cut),
+        "top_k_kl": of(losses.top_k_kl, *cut),
+        "token_wise_kl": of(losses.token_wise_kl),
+        "favourites": of(losses.favourites),
+        "logit_differences": of(losses.logit_differences, {}, {"first": "uniform", "second": "uniform"},
+                                {"first": "teacher"}),
         "cross_entropy": [losses.cross_entropy(STUDENT, zero).item()],
         "hinton_mixture": of(losses.hinton_mixture, {"kd_weight": 1, "temperature": 4}, tokens=[zero]) + [limit],
         "decoupled_parts": [part.item() for part in losses.decoupled_parts(*both_logits, zero)],

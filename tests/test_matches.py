@@ -78,6 +78,16 @@ def both(name, student_logits, teacher_logits, tokens=None, **hyper):
         ("top_k_kl", {"top_k": 2, "missing": "renormalize_teacher"}, 0.667494),
         ("top_k_kl", {"top_k": 2, "missing": "truncate"}, 0.505920),
         ("top_k_kl", {}, 0.396058),
+        ("top_k_kl", {"top_k": 2, "reverse": True}, 0.365274),
+        ("top_k_kl", {"top_k": 1, "reverse": True}, 0.334795),
+        ("top_k_kl", {"top_k": 1, "reverse": True, "whose": "student"}, 0.087177),
+        ("top_k_kl", {"top_k": 2, "missing": "renormalize_both", "whose": "student"}, 0.035375),
+        ("token_wise_kl", {}, 0.396058 + 0.365274),
+        ("favourites", {}, math.log(3)),
+        ("favourites", {"beta": 2.0}, math.log(26 / 2)),  # e to the margin is 1/5
+        ("logit_differences", {}, 0.300260),
+        ("logit_differences", {"first": "teacher"}, 0.486608),
+        ("logit_differences", {"first": "uniform", "second": "uniform"}, 0.431310),
         ("decoupled_kd", {}, 0.664908),
         ("decoupled_kd", {"alpha": 1, "beta": 0.4}, 0.396058),  # 1 - .6: forward KL
         ("label_smoothing", {}, 1.565379),
@@ -146,6 +156,10 @@ MINIMUM_AT_EQUALITY = [  # with hyper-parameters, and who wrote the tokens
     ("cmkd", {"weight_by": None}, True),
     ("top_k_kl", {"top_k": 2}, True),
     ("top_k_kl", {"top_k": 2, "missing": "renormalize_both"}, True),
+    ("top_k_kl", {"top_k": 2, "whose": "student", "reverse": True}, True),
+    ("top_k_kl", {"top_k": 2, "missing": "renormalize_both", "whose": "student", "reverse": True}, True),
+    ("favourites", {"beta": 0.1}, True),
+    ("logit_differences", {"first": "teacher", "second": "uniform"}, True),
     ("decoupled_kd", {"alpha": 0.3, "beta": 2.0, "temperature": 4.0}, True),
     ("confidence_gated", {}, False),
     ("policy_gradient", {"baseline": True}, False),
@@ -250,12 +264,13 @@ def test_gradient_reaches_the_student_only(name):
     assert not losses.per_token_loss(name, student_logits.detach(), teacher_logits, tokens).requires_grad
 
 
-SMOOTH = [name for name in ALL if name not in ("adaptive_kl", "skew_by_writer", "policy_gradient")]
+CONSTANT_INSIDE = ("adaptive_kl", "skew_by_writer", "policy_gradient", "token_wise_kl", "logit_differences")
+SMOOTH = [name for name in ALL if name not in CONSTANT_INSIDE]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_gradcheck(name):
-    """But for three rows that hold something constant, autograd's gradient is the derivative of the value."""
+    """But for rows that hold something constant, autograd's gradient is the derivative of the value."""
     student_logits, teacher_logits = random_logits(2, 3, 5, scale=1.0), random_logits(2, 3, 5, seed=1, scale=1.0)
     tokens, hyper = random_tokens(2, 3, vocab_size=5), {"tau": 1.0} if name in ("spearman", "cmkd") else {}
     assert torch.autograd.gradcheck(
@@ -336,6 +351,7 @@ def test_vocabularies_must_match(name):
     "name, hyper",
     [("adaptive_kl", {"mu": mu}) for mu in (0, 1.5, math.nan)]
     + [("top_k_kl", {"top_k": 0}), ("top_k_kl", {"missing": "zeros"}), ("confidence_gated", {"top_k": 0})]
+    + [("top_k_kl", {"whose": "both"}), ("favourites", {"beta": 0}), ("logit_differences", {"second": "data"})]
     + [(name, {"top_k": 1}) for name in ("bidirectional_logit_differences", "pearson", "spearman", "cmkd")]
     + [(name, {"temperature": 0.0}) for name in ("standardized_kl", "bidirectional_logit_differences", "decoupled_kd")]
     + [("pearson", {"on": "ranks"}), ("cmkd", {"weight_by": "length"}), ("spearman", {"tau": 0.0}),
@@ -694,6 +710,156 @@ def test_a_renormalised_teacher_wants_an_overconfident_student():
     assert value.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
     value, gradient = both("top_k_kl", TEACHER, TEACHER, top_k=2, missing="renormalize_teacher")
     assert value.item() == pytest.approx(-math.log(0.9)) and gradient.abs().max() > 0.01
+
+
+REMOTE = [  # (missing, student, teacher, whose best tokens show the difference; of the others' it has no trace)
+    # Two of the teacher's best in the teacher's ratio, but most of the mass on a token that the teacher ranks last:
+    # on-policy, this is what the student writes.
+    ("renormalize_both", (0.2, 0.1, 0.01, 0.69), (0.6, 0.3, 0.06, 0.04), "student"),
+    # The student's two best in the teacher's ratio, but hardly anything on what the teacher likes best.
+    ("renormalize_both", (0.6, 0.3, 0.06, 0.04), (0.2, 0.1, 0.01, 0.69), "teacher"),
+    # The best two and the sum of the rest agree; how the rest is spread, no sum tells.
+    ("other", (0.5, 0.3, 0.05, 0.15), (0.5, 0.3, 0.15, 0.05), None),
+]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("missing, student, teacher, seen_by", REMOTE)
+def test_whose_best_tokens_are_not_seen(missing, student, teacher, seen_by, reverse):
+    """Value and gradient are zero where the whole KL has a gradient above .05: the bias that the docstring tells of."""
+    student_logits, teacher_logits = log_of(*student), log_of(*teacher)
+    whole = losses.reverse_kl if reverse else losses.forward_kl
+    assert value_and_grad(lambda logits: whole(logits, teacher_logits), student_logits)[1].abs().max() > 0.05
+    for whose in ("teacher", "student"):
+        hyper = {"top_k": 2, "missing": missing, "whose": whose, "reverse": reverse}
+        value, gradient = both("top_k_kl", student_logits, teacher_logits, **hyper)
+        assert (value.item() > 0.1 and gradient.abs().max() > 0.05) if whose == seen_by else (
+            abs(value.item()) < 1e-9 and gradient.abs().max() < 1e-9
+        )
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_truncated_kl_by_hand(reverse, whose):
+    """All four ways, for either model's best three of nine; all of V is the whole KL, whoever is asked."""
+    student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    value = {
+        missing: losses.top_k_kl(student_logits, teacher_logits, 3, missing, whose, reverse)
+        for missing in ("other", "renormalize_both", "renormalize_teacher", "truncate")
+    }
+    for b, t in itertools.product(range(2), range(5)):
+        own, other = (x[b, t].softmax(-1) for x in (student_logits, teacher_logits))
+        ids = (own if whose == "student" else other).argsort(descending=True)[:3]
+        own, other = (torch.cat([x[ids], 1 - x[ids].sum(0, keepdim=True)]) for x in (own, other))
+
+        def kl(own, other):
+            first, second = (own, other) if reverse else (other, own)
+            return (first * (first / second).log()).sum().item()
+
+        by_hand = {
+            "other": kl(own, other),
+            "renormalize_both": kl(own[:3] / own[:3].sum(), other[:3] / other[:3].sum()),
+            "renormalize_teacher": kl(own[:3], other[:3] / other[:3].sum()),
+            "truncate": kl(own[:3], other[:3]),
+        }
+        for missing, expected in by_hand.items():
+            assert value[missing][b, t].item() == pytest.approx(expected, abs=1e-9), missing
+    whole = (losses.reverse_kl if reverse else losses.forward_kl)(student_logits, teacher_logits)
+    assert (value["other"] <= whole + 1e-12).all()
+    for missing in value:
+        torch.testing.assert_close(losses.top_k_kl(student_logits, teacher_logits, 9, missing, whose, reverse), whole)
+
+
+def test_token_wise_kl_is_both_kls_with_another_gradient():
+    """Its value is forward + reverse KL; its gradient that of the weighted sum, each token's weight t / (t + s) held
+    constant: where the student is far too low the token's forward term, where far too high its reverse term."""
+    student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    value, gradient = both("token_wise_kl", student_logits, teacher_logits)
+    torch.testing.assert_close(
+        value, losses.forward_kl(student_logits, teacher_logits) + losses.reverse_kl(student_logits, teacher_logits)
+    )
+    own, other = student_logits.softmax(-1), teacher_logits.softmax(-1)
+    weight = other / (other + own)
+    forward = own * (weight * other).sum(-1, keepdim=True) - weight * other
+    pushed = (1 - weight) * own * ((own / other).log() + 1)
+    torch.testing.assert_close(gradient, forward + pushed - own * pushed.sum(-1, keepdim=True))
+    assert (gradient - both_kls(student_logits, teacher_logits)).abs().max() > 0.01
+    numbers = both("token_wise_kl", STUDENT, TEACHER)[1].flatten().tolist()
+    assert numbers == pytest.approx((-0.525309, 0.183688, 0.341621), abs=1e-6)
+
+
+def both_kls(student_logits, teacher_logits):
+    """The gradient of forward + reverse KL."""
+    return value_and_grad(
+        lambda logits: losses.forward_kl(logits, teacher_logits) + losses.reverse_kl(logits, teacher_logits),
+        student_logits,
+    )[1]
+
+
+def test_favourites_ask_for_the_best_token_alone():
+    """0 and no gradient for every student that likes the teacher's best token best; else positive, by hand, with a
+    gradient to the two tokens alone: up for the teacher's, down for its own."""
+    teacher_logits = random_logits(4, 6, 9)
+    agreeing = random_logits(4, 6, 9, seed=1).scatter(-1, teacher_logits.argmax(-1, keepdim=True), 20.0)
+    value, gradient = both("favourites", agreeing, teacher_logits)
+    assert not value.any() and not gradient.any()
+    student_logits = random_logits(4, 6, 9, seed=2)
+    value, gradient = both("favourites", student_logits, teacher_logits, beta=0.7)
+    seen = 0
+    for b, t in itertools.product(range(4), range(6)):
+        best, own = int(teacher_logits[b, t].argmax()), int(student_logits[b, t].argmax())
+        ratios = [(x[b, t, best] - x[b, t, own]).item() for x in (student_logits, teacher_logits)]
+        margin = 0.7 * (ratios[0] - ratios[1])
+        assert value[b, t].item() == pytest.approx(math.log(1 + math.exp(-margin)) - math.log(2), abs=1e-9)
+        if best != own:
+            seen += 1
+            slope = 0.7 / (1 + math.exp(margin))
+            expected = torch.zeros(9).double()
+            expected[best], expected[own] = -slope, slope
+            torch.testing.assert_close(gradient[b, t], expected)
+            assert value[b, t] > 0
+    assert seen > 10
+
+
+WEIGHTS = ("student", "teacher", "uniform")
+
+
+@pytest.mark.parametrize("second", WEIGHTS)
+@pytest.mark.parametrize("first", WEIGHTS)
+def test_logit_differences_equal_a_loop_over_pairs(first, second):
+    """1/4 of the weighted sum over all ordered pairs, its gradient with constant weights, and symmetric in both."""
+    student_logits, teacher_logits = random_logits(2, 3, 6, scale=1.0), random_logits(2, 3, 6, seed=1, scale=1.0)
+    value, gradient = both("logit_differences", student_logits, teacher_logits, first=first, second=second)
+    probs = {
+        "student": student_logits.softmax(-1),
+        "teacher": teacher_logits.softmax(-1),
+        "uniform": torch.full_like(student_logits, 1 / 6),
+    }
+    pairs = probs[first][..., :, None] * probs[second][..., None, :]
+
+    def by_pairs(logits):
+        gap = logits - teacher_logits
+        return (pairs * (gap[..., :, None] - gap[..., None, :]).square()).sum((-2, -1)) / 4
+
+    expected, slope = value_and_grad(by_pairs, student_logits)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, slope)
+    swapped = losses.logit_differences(student_logits, teacher_logits, second, first)
+    torch.testing.assert_close(swapped, value)
+
+
+def test_what_logit_differences_are_at_their_ends():
+    """Weighed by the student twice: reverse KL's gradient. Without weights: centred logits, Hinton's limit."""
+    student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    _, gradient = both("logit_differences", student_logits, teacher_logits)
+    _, wanted = value_and_grad(lambda logits: losses.reverse_kl(logits, teacher_logits), student_logits)
+    torch.testing.assert_close(gradient, wanted)
+    plain = losses.logit_differences(student_logits, teacher_logits, "uniform", "uniform")
+    centred = [x - x.mean(-1, keepdim=True) for x in (student_logits, teacher_logits)]
+    torch.testing.assert_close(plain, (centred[0] - centred[1]).square().sum(-1) / 18)
+    nobody = torch.zeros(2, 5, dtype=torch.long)
+    hot = losses.hinton_mixture(student_logits, teacher_logits, nobody, kd_weight=1.0, temperature=1e4)
+    torch.testing.assert_close(hot, plain, rtol=1e-3, atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

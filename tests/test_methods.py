@@ -164,6 +164,39 @@ def buckets(own, other, token, by):
     return kl(*(torch.cat([probs[best], probs[rest].sum()[None]]) for probs in (other, own)))
 
 
+def underrated(own, other, token, by):
+    """ToDi: what each token's share of both models says of it is held constant."""
+    share = (other / (other + own)).detach()
+    return (share * other * (other / own).log() + (1 - share) * own * (own / other).log()).sum()
+
+
+def preferred(own, other, token, by):
+    better, worse = int(other.argmax()), int(own.argmax())
+    ratio = own[better] * other[worse] / (own[worse] * other[better])
+    return 0.5 * ce(own, token) + 0.5 * ((1 + 1 / ratio).log() - math.log(2))
+
+
+def all_pairs(first):
+    """CSD: every pair of tokens, weighted by `first` and by the student."""
+
+    def one(own, other, token, by):
+        weights = {"student": own, "teacher": other}[first].detach()[:, None] * own.detach()
+        gap = (own / other).log()
+        return (weights * (gap[:, None] - gap).square()).sum() / 4
+
+    return at_each(one)
+
+
+def best_tokens(whose):
+    """Reverse KL of both models on eight tokens, made to sum to 1."""
+
+    def one(own, other, token, by):
+        best = ranked({"student": own, "teacher": other}[whose])[:8]
+        return kl(own[best] / own[best].sum(), other[best] / other[best].sum())
+
+    return at_each(one)
+
+
 def by_rank(own, other, token, by):
     sides = (probs[ranked(probs)] for probs in (own, other))
     return 0.4 * ce(own, token) + 0.6 * (next(sides) - next(sides)).abs().sum()
@@ -485,6 +518,12 @@ FORMULAS = {
     "uld": at_each(by_rank),
     **dict.fromkeys("fdistill_rkl trb trb_fixed prefix_opd".split(),
                     at_each(lambda own, other, token, by: kl(own, other))),
+    "todi": at_each(underrated),
+    "dpkd": at_each(preferred),
+    "csd": all_pairs("student"),
+    "csd_teacher": all_pairs("teacher"),
+    "rkl_teachers_top": best_tokens("teacher"),
+    "rkl_students_top": best_tokens("student"),
     "fdistill_js": at_each(writer_jsd),
     "distillm2": at_each(writer_skew),
     "opd": at_each(advantage),
@@ -1648,6 +1687,7 @@ SAME_AT_AN_END = [
     ("amid", {"loss_kwargs": {"alpha": -1.0, "weight": 0.1, "order": "teacher_assistant", "base": "forward_kl"}},
      "skew_kl"),
     ("topk_kd", {"loss_kwargs": {"top_k": 256}}, "supervised"),
+    ("rkl_students_top", {"loss_kwargs": {"top_k": 257, "reverse": True, "whose": "student"}}, "fdistill_rkl"),
     ("fitnet", {"method_kwargs": {"feature": "hidden_mse", "weight": 0.0}}, "supervised"),
     ("kdiga", {"method_kwargs": {"weight": 0.0}}, "supervised"),
     ("dskd", {"kd_weight": 0.0}, "sft"),
