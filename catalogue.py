@@ -68,6 +68,10 @@ FIXED_TEACHER = {  # of train_skd.py
     "csd_teacher": Variant("dataset", "logit_differences", "2509.25837",
                            "csd with pairs weighted by the teacher and by the student", "references only",
                            loss_kwargs={"first": "teacher"}, read_from="abstract, code"),
+    "se_kd": Variant("dataset", "chosen_positions", "2602.01395",
+                     "KL only at the fifth of a response's positions where the student is least sure",
+                     "reconstruction: forward KL; a fifth of each response, rounded up; the teacher is asked"
+                     " everywhere, so nothing is saved", read_from="abstract"),
 
     # another writer
     "fdistill_kl": Variant("teacher", "forward_kl", "2307.15190", "KL on the teacher's samples", answers=1.0,
@@ -101,6 +105,12 @@ FIXED_TEACHER = {  # of train_skd.py
     "opd_baseline": Variant("student", "policy_gradient", "2605.07865",
                             "opd minus the mean advantage of the position: same gradient, less noise",
                             loss_kwargs={"baseline": True}, read_from="paper"),
+    "tip": Variant("student", "chosen_positions", "2604.14084",
+                   "reverse KL on student samples, at the half of positions where it is unsure, or sure and wrong",
+                   "reconstruction: the highest scores of each response, not drawn; entropy / ln V and JSD / ln 2 in"
+                   " place of measures scaled to a batch's extremes",
+                   loss_kwargs={"share": 0.5, "score": "soft_or", "divergence": "reverse_kl"},
+                   read_from="abstract, summary"),
     "rkl_teachers_top": Variant("student", "top_k_kl", None,
                                 "reverse KL on student samples over the teacher's 8 likeliest tokens, made to sum to 1",
                                 "blind to what the student puts elsewhere, whatever it writes there",

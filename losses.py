@@ -872,8 +872,50 @@ def comparative(student_logits, teacher_logits, tokens, label_weight=1.0, teache
     return per_row.expand_as(tokens.mask).masked_fill(~tokens.mask, 0.0)
 
 
+def weight_of_best(score, mask, share):
+    """What each position counts if of every row only the best `share` by `score` do: (B, T), (B, T) bool -> (B, T).
+
+    Of n masked positions k = share * n, rounded up, count n / k each, so that their mean is the row's; of equals the
+    earlier one. Scores 1, 4, 2, 3 at share .5 give 0, 2, 0, 2. ValueError for a share outside (0, 1].
+    """
+    _require(0 < share <= 1, f"the share of positions must lie in (0, 1], found {share}")
+    count = mask.sum(-1, keepdim=True)
+    kept = (share * count - 1e-3).ceil().clamp(min=1)  # a fifth of 35 are 7, however it is rounded
+    rank = score.masked_fill(~mask, float("-inf")).argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    return (mask & (rank < kept)) * count / kept
+
+
+def chosen_positions(student_logits, teacher_logits, tokens, share=0.2, score="entropy", divergence="forward_kl"):
+    """A divergence at the best `share` of each response's positions, times 1 / share; 0 elsewhere: -> per_token (B, T).
+
+    score "entropy": where the student is least sure (SE-KD, arXiv 2602.01395). "soft_or": h + d - h d with h = entropy
+    / ln V and d = Jensen-Shannon divergence / ln 2, so that one of both is enough: unsure, or sure and wrong (TIP,
+    2604.14084). The choice is constant, see weight_of_best; a response's mean is that of its chosen positions, and
+    share 1 is the divergence, a name in DIVERGENCES. A row of one position, as the example: .396058. ValueError for
+    another score or divergence.
+    """
+    _require(score in ("entropy", "soft_or"), f"score must be entropy or soft_or, found {score!r}")
+    _require(divergence in DIVERGENCES, f"divergence must be one of {', '.join(DIVERGENCES)}, found {divergence!r}")
+
+    def columns(student_logits, teacher_logits):
+        with torch.no_grad():
+            unsure = entropy(student_logits) / math.log(max(2, student_logits.size(-1)))
+            wrong = generalized_jsd(student_logits, teacher_logits) / math.log(2) if score == "soft_or" else 0 * unsure
+        return torch.stack(
+            [DIVERGENCES[divergence](student_logits, teacher_logits), unsure + wrong - unsure * wrong], -1
+        )
+
+    both = (_inside(model_logits, tokens.mask) for model_logits in (student_logits, teacher_logits))
+    per_token, found = by_chunks(columns, *both).unbind(-1)
+    return per_token * weight_of_best(found.detach(), tokens.mask, share)
+
+
 # (student_logits, teacher_logits, tokens) -> per_token (B, T); never through by_chunks, which would cut a row.
-SEQUENCE_LOSSES = {"policy_gradient": policy_gradient, "comparative": comparative}
+SEQUENCE_LOSSES = {
+    "policy_gradient": policy_gradient,
+    "comparative": comparative,
+    "chosen_positions": chosen_positions,
+}
 
 NO_TEACHER = ("cross_entropy", "label_smoothing")  # names of per_token_loss that ask nobody
 

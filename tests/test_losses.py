@@ -1040,6 +1040,7 @@ def examples():
         "confidence_gated": [losses.confidence_gated(*both_logits, each).item() for each in (by_teacher, by_student)],
         "random_sampling_kd": [drawn],
         "policy_gradient": of(losses.policy_gradient, {}, {"baseline": True}, tokens=[by_student]),
+        "chosen_positions": of(losses.chosen_positions, tokens=[by_student]),
         "with_tail": [losses.forward_kl(*tails).item()],
         "entropy": [losses.entropy(TEACHER).item()],
     }

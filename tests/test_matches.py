@@ -105,6 +105,8 @@ def both(name, student_logits, teacher_logits, tokens=None, **hyper):
         ("policy_gradient", {}, 1.768148),
         ("policy_gradient", {"baseline": True}, 2.356034),
         ("comparative", {}, 0.0),
+        ("chosen_positions", {}, 0.396058),
+        ("chosen_positions", {"score": "soft_or", "divergence": "reverse_kl"}, 0.365274),
         ("cross_entropy", {}, 1.609438),
     ],
 )
@@ -165,6 +167,8 @@ MINIMUM_AT_EQUALITY = [  # with hyper-parameters, and who wrote the tokens
     ("policy_gradient", {"baseline": True}, False),
     ("policy_gradient", {"discount": 0.9}, False),
     ("comparative", {"label_weight": 0.0}, True),
+    ("chosen_positions", {}, True),
+    ("chosen_positions", {"score": "soft_or", "share": 0.5}, True),
 ]
 
 
@@ -359,7 +363,9 @@ def test_vocabularies_must_match(name):
     + [("label_smoothing", {"smoothing": s}) for s in (1, -0.1)]
     + [("gated_forward_kl", {"accept_top_k": 0}), ("skew_by_writer", {"alpha": 1})]
     + [("jsd_by_writer", {"beta": beta}) for beta in (0, 1, math.nan)]
-    + [("policy_gradient", {"discount": d}) for d in (-0.1, 1.1, math.nan)],
+    + [("policy_gradient", {"discount": d}) for d in (-0.1, 1.1, math.nan)]
+    + [("chosen_positions", {"share": share}) for share in (0, 1.1, math.nan)]
+    + [("chosen_positions", {"score": "loss"}), ("chosen_positions", {"divergence": "pearson"})],
 )
 def test_numbers_out_of_range_are_refused(name, hyper):
     """One line that names the value."""
@@ -1180,9 +1186,68 @@ def test_comparative_is_blind_to_the_rows_mean_error():
     )
 
 
+def test_weight_of_best():
+    """k of n, rounded up, at n / k each, so that the row's mean is the chosen ones'; earlier before equal; padding is
+    not ranked, however high it scores; a row without a token keeps nothing; a fifth of 5, 10, .. 95 is 1, 2, .. 19."""
+    mask = torch.tensor([[True] * 4, [True] * 4, [False, True, True, True], [False] * 4])
+    score = torch.tensor([[1.0, 4.0, 2.0, 3.0], [1.0, 1.0, 1.0, 0.0], [9.0, 1.0, 2.0, 0.5], [1.0, 2.0, 3.0, 4.0]])
+    found = losses.weight_of_best(score, mask, 0.5)
+    assert found.tolist() == [[0, 2, 0, 2], [2, 2, 0, 0], [0, 1.5, 1.5, 0], [0, 0, 0, 0]]
+    assert torch.equal(losses.weight_of_best(score, mask, 1.0), mask.float())
+    assert losses.weight_of_best(score, mask, 0.01)[0].tolist() == [0, 4, 0, 0]
+    for n in range(5, 100, 5):
+        kept = losses.weight_of_best(torch.arange(n).float()[None], torch.ones(1, n, dtype=torch.bool), 0.2)
+        assert (kept > 0).sum() == n // 5 and kept.mean().item() == pytest.approx(1)
+
+
+def test_what_either_score_chooses():
+    """Of four positions: unsure and right, sure and right, sure and wrong, a little unsure and a little wrong.
+
+    Entropy takes the unsure one, and never the one where the student is sure and wrong; soft-or takes both."""
+    sure, other, flat = (0.97, 0.01, 0.01, 0.01), (0.01, 0.97, 0.01, 0.01), (0.25, 0.25, 0.25, 0.25)
+    student_logits = torch.cat([log_of(*x) for x in (flat, sure, sure, (0.8, 0.1, 0.06, 0.04))], 1)
+    teacher_logits = torch.cat([log_of(*x) for x in (flat, sure, other, (0.7, 0.2, 0.06, 0.04))], 1)
+    student_logits[0, 0, 0] += 0.1  # so that there is a loss
+    tokens = tokens_of([[0, 0, 0, 0]])
+    chosen = {
+        (score, share): losses.chosen_positions(student_logits, teacher_logits, tokens, share, score).ne(0).tolist()[0]
+        for score in ("entropy", "soft_or")
+        for share in (0.25, 0.5, 0.75)
+    }
+    assert chosen["entropy", 0.25] == chosen["soft_or", 0.25] == [True, False, False, False]
+    assert chosen["entropy", 0.5] == [True, False, False, True]
+    assert chosen["soft_or", 0.5] == [True, False, True, False]
+    assert chosen["soft_or", 0.75] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("score", ["entropy", "soft_or"])
+def test_chosen_positions_mean_the_chosen_ones(score):
+    """A row's mean is the divergence's mean where the score, written out, is highest; all positions: the divergence;
+    the gradient is that of these positions alone, though the score knows the student."""
+    student_logits, teacher_logits = random_logits(3, 10, 6), random_logits(3, 10, 6, seed=1)
+    mask = torch.arange(10) < torch.tensor([[10], [7], [1]])
+    tokens = random_tokens(3, 10, vocab_size=6)._replace(mask=mask)
+    hyper = {"share": 0.3, "score": score, "divergence": "reverse_kl"}
+    value, gradient = both("chosen_positions", student_logits, teacher_logits, tokens, **hyper)
+    whole, slope = value_and_grad(lambda logits: losses.reverse_kl(logits, teacher_logits), student_logits)
+    unsure = losses.entropy(student_logits) / math.log(6)
+    wrong = losses.generalized_jsd(student_logits, teacher_logits) / math.log(2)
+    found = unsure if score == "entropy" else 1 - (1 - unsure) * (1 - wrong)
+    for row, (n, k) in enumerate([(10, 3), (7, 3), (1, 1)]):
+        best = sorted(range(n), key=lambda t: -found[row, t])[:k]
+        expected = torch.zeros(10).double()
+        expected[best] = n / k
+        torch.testing.assert_close(value[row], whole[row] * expected)
+        torch.testing.assert_close(gradient[row], slope[row] * expected[:, None])
+        assert value[row, :n].mean().item() == pytest.approx(whole[row, best].mean().item())
+    everywhere = losses.chosen_positions(student_logits, teacher_logits, tokens, 1.0, score, "reverse_kl")
+    torch.testing.assert_close(everywhere, whole.masked_fill(~mask, 0.0))
+
+
 SEQUENCE_CASES = [(name, {}) for name in SEQUENCE] + [
     ("policy_gradient", {"discount": 0.7}),
     ("policy_gradient", {"baseline": True}),
+    ("chosen_positions", {"share": 0.5, "score": "soft_or", "divergence": "reverse_kl"}),
 ]
 ROWS_MASK = torch.tensor([[False, True, True, True], [True, False, False, False], [False] * 4])
 

@@ -197,6 +197,26 @@ def best_tokens(whose):
     return at_each(one)
 
 
+def at_chosen(row, per_token, scores, share):
+    """The losses at the positions with the highest scores, so that their mean is the row's."""
+    n = len(scores)
+    kept = sorted(range(n), key=lambda t: (-scores[t], t))[: math.ceil(share * n - 1e-9)]
+    return torch.stack([per_token[t] * (n / len(kept)) * (t in kept) for t in range(n)])
+
+
+def least_sure(row):
+    return at_chosen(row, word_level(row), [entropy(own).item() for own in row.student_probs], 0.2)
+
+
+def unsure_or_wrong(row):
+    scores = []
+    for own, other in zip(row.student_probs.detach(), row.teacher_probs):
+        middle = mixed(own, other)
+        wrong = (kl(own, middle) + kl(other, middle)).item() / (2 * math.log(2))
+        scores.append(1 - (1 - entropy(own).item() / math.log(len(own))) * (1 - wrong))
+    return at_chosen(row, at_each(lambda own, other, token, by: kl(own, other))(row), scores, 0.5)
+
+
 def by_rank(own, other, token, by):
     sides = (probs[ranked(probs)] for probs in (own, other))
     return 0.4 * ce(own, token) + 0.6 * (next(sides) - next(sides)).abs().sum()
@@ -522,6 +542,8 @@ FORMULAS = {
     "dpkd": at_each(preferred),
     "csd": all_pairs("student"),
     "csd_teacher": all_pairs("teacher"),
+    "se_kd": least_sure,
+    "tip": unsure_or_wrong,
     "rkl_teachers_top": best_tokens("teacher"),
     "rkl_students_top": best_tokens("student"),
     "fdistill_js": at_each(writer_jsd),
@@ -1687,6 +1709,8 @@ SAME_AT_AN_END = [
     ("amid", {"loss_kwargs": {"alpha": -1.0, "weight": 0.1, "order": "teacher_assistant", "base": "forward_kl"}},
      "skew_kl"),
     ("topk_kd", {"loss_kwargs": {"top_k": 256}}, "supervised"),
+    ("se_kd", {"loss_kwargs": {"share": 1.0}}, "supervised"),
+    ("tip", {"loss_kwargs": {"share": 1.0, "divergence": "reverse_kl"}}, "fdistill_rkl"),
     ("rkl_students_top", {"loss_kwargs": {"top_k": 257, "reverse": True, "whose": "student"}}, "fdistill_rkl"),
     ("fitnet", {"method_kwargs": {"feature": "hidden_mse", "weight": 0.0}}, "supervised"),
     ("kdiga", {"method_kwargs": {"weight": 0.0}}, "supervised"),

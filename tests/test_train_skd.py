@@ -501,7 +501,7 @@ def test_responses_of_different_lengths_tell_the_reductions_apart(pair):
 
 LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not make minimal: what else is in it
     **dict.fromkeys(("sft", "seqkd", "ssd", "lwkd", "label_smoothing", "one"), "labels, and no teacher"),
-    **dict.fromkeys(("hinton", "dkd", "logit_std", "uld", "cmkd", "ckd", "rdd"), "labels beside the teacher"),
+    **dict.fromkeys(("hinton", "dkd", "logit_std", "uld", "cmkd", "ckd", "rdd", "dpkd"), "labels beside the teacher"),
     "rs_kd": "tokens that were drawn from the teacher stand for it",
     "ca_opd": "what was replaced is a label",
     **dict.fromkeys(("fitnet", "hidden_cosine", "fsp", "dskd"), "a projector that starts at random"),
