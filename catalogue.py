@@ -72,6 +72,10 @@ FIXED_TEACHER = {  # of train_skd.py
                      "KL only at the fifth of a response's positions where the student is least sure",
                      "reconstruction: forward KL; a fifth of each response, rounded up; the teacher is asked"
                      " everywhere, so nothing is saved", read_from="abstract"),
+    "adaspec": Variant("dataset", "forward_kl", "2510.19779",
+                       "trains a draft model where a copy of it that was distilled first is nearer to the teacher",
+                       ".4 of each response, in its code of a batch; the copy takes as many steps as the student",
+                       method="learnable", read_from="code"),
 
     # another writer
     "fdistill_kl": Variant("teacher", "forward_kl", "2307.15190", "KL on the teacher's samples", answers=1.0,
@@ -111,6 +115,10 @@ FIXED_TEACHER = {  # of train_skd.py
                    " place of measures scaled to a batch's extremes",
                    loss_kwargs={"share": 0.5, "score": "soft_or", "divergence": "reverse_kl"},
                    read_from="abstract, summary"),
+    "veto": Variant("student", "forward_kl", "2601.07155",
+                    "KL on student samples to teacher times student^beta, beta from .8 to 0",
+                    "forward KL alone, of its two; beta .8 is its choice for reasoning", method="veto",
+                    read_from="abstract, summary"),
     "rkl_teachers_top": Variant("student", "top_k_kl", None,
                                 "reverse KL on student samples over the teacher's 8 likeliest tokens, made to sum to 1",
                                 "blind to what the student puts elsewhere, whatever it writes there",

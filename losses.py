@@ -319,6 +319,18 @@ def taid_target(student_logits, teacher_logits, share):
     return (1 - share) * student_logprobs + share * teacher_logprobs
 
 
+def veto_target(student_logits, teacher_logits, beta):
+    """Logits of Veto's target, teacher + beta * student, both detached; (B, T, V) x 2 -> (B, T, V).
+
+    A product of both (arXiv 2601.07155): what the student does not expect has no weight either, and forward KL's
+    gradient no spike. No interpolation like taid_target: it is that at share 1 / (1 + beta), and then sharper by 1 +
+    beta, so that the student that it leaves alone is not the teacher but teacher^(1 / (1 - beta)); beta 0 is the
+    teacher. Example: beta .5 gives (.501330, .396336, .102334).
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits.detach(), teacher_logits)
+    return teacher_logprobs + beta * student_logprobs
+
+
 def adaptive_kl(student_logits, teacher_logits, mu=0.5):
     """w forward KL + (1 - w) reverse KL, w the head's part of the difference; -> (B, T) nats. Example: .380666.
 

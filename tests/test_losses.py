@@ -1015,6 +1015,7 @@ def examples():
         "amid": of(losses.amid),
         "entropy_gated_kl": of(losses.entropy_gated_kl),
         "taid_target": losses.taid_target(*both_logits, 0.4).softmax(-1).flatten().tolist(),
+        "veto_target": losses.veto_target(*both_logits, 0.5).softmax(-1).flatten().tolist(),
         "adaptive_kl": of(losses.adaptive_kl),
         "standardize": head,
         "standardized_kl": of(losses.standardized_kl, {}, {"correction": 0}),

@@ -143,6 +143,29 @@ def test_taid_target():
         losses.taid_target(student_logits, teacher_logits[..., :8], 0.4)
 
 
+def test_veto_target_is_no_interpolation():
+    """It is taid_target at share 1 / (1 + beta), sharper by 1 + beta; beta 0 is the teacher; no graph. What forward KL
+    to it leaves alone is teacher^(1 / (1 - beta)), not the teacher."""
+    student_logits, teacher_logits = (random_logits(2, 5, 9, seed=seed).requires_grad_() for seed in (0, 1))
+    for beta in (0.0, 0.3, 0.8):
+        target = losses.veto_target(student_logits, teacher_logits, beta)
+        between = losses.taid_target(student_logits, teacher_logits, 1 / (1 + beta))
+        assert not target.requires_grad and target.dtype == torch.float64
+        torch.testing.assert_close(target.softmax(-1), ((1 + beta) * between).softmax(-1))
+        assert torch.allclose(target.softmax(-1), between.softmax(-1)) == (beta == 0)
+
+        def towards(logits, beta=beta):
+            return losses.forward_kl(logits, losses.veto_target(logits, teacher_logits, beta))
+
+        value, gradient = value_and_grad(towards, teacher_logits / (1 - beta))
+        assert value.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
+        assert (value_and_grad(towards, teacher_logits)[1].abs().max() > 1e-3) == (beta > 0)
+    half = losses.veto_target(student_logits.half(), teacher_logits.bfloat16(), 0.4)
+    assert half.dtype == torch.float32
+    with pytest.raises(AssertionError, match="vocabulary"):
+        losses.veto_target(student_logits, teacher_logits[..., :8], 0.4)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Laws of every row.
 
