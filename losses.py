@@ -401,13 +401,12 @@ def bidirectional_logit_differences(student_logits, teacher_logits, top_k=8, tem
     return ranked_by(teacher_logprobs) + ranked_by(student_logprobs)
 
 
-def _best_of(whose, student_logits, teacher_logits, top_k):
-    """Log-probs of student and teacher for the top_k tokens (None: all) of one of them, "teacher" or "student": two
-    (B, T, k), not renormalised."""
+def _teachers_best(student_logits, teacher_logits, top_k):
+    """Log-probs of student and teacher for the teacher's top_k tokens (None: all), two (B, T, k), not renormalised."""
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
     if top_k is None or top_k >= student_logprobs.size(-1):
         return student_logprobs, teacher_logprobs
-    ids = (teacher_logprobs if whose == "teacher" else student_logprobs).topk(top_k).indices
+    ids = teacher_logprobs.topk(top_k).indices
     return student_logprobs.gather(-1, ids), teacher_logprobs.gather(-1, ids)
 
 
@@ -431,7 +430,7 @@ def pearson(student_logits, teacher_logits, top_k=None, on="probs"):
     """
     _require(on in ("probs", "logits"), f"on must be probs or logits, found {on!r}")
     _require(top_k is None or top_k >= 2, f"a correlation takes two tokens, found top_k {top_k}")
-    rows = _best_of("teacher", student_logits, teacher_logits, top_k)
+    rows = _teachers_best(student_logits, teacher_logits, top_k)
     if on == "probs":  # renormalised: a correlation ignores scale, and what the student hardly expects would underflow
         rows = (x.log_softmax(-1).exp() for x in rows)
     return _decorrelation(*rows)
@@ -458,7 +457,7 @@ def spearman(student_logits, teacher_logits, top_k=32, tau=0.1):
     """
     _require(top_k >= 2, f"an order takes two tokens, found top_k {top_k}")
     _require(tau > 0, f"tau must be positive, found {tau}")
-    rows = _best_of("teacher", student_logits, teacher_logits, top_k)
+    rows = _teachers_best(student_logits, teacher_logits, top_k)
     return _decorrelation(*(soft_ranks(x, tau) for x in rows))
 
 
@@ -515,17 +514,20 @@ def top_k_kl(student_logits, teacher_logits, top_k=8, missing="other", whose="te
     _require(missing in choices, f"missing must be one of {', '.join(choices)}, found {missing!r}")
     _require(whose in ("teacher", "student"), f"whose must be teacher or student, found {whose!r}")
     _require(top_k >= 1, f"top_k must be at least 1, found {top_k}")
+    _assert_one_vocabulary(student_logits, teacher_logits)
+    leader = teacher_logits if whose == "teacher" else student_logits
+    most = leader.size(-1) - (missing == "other")  # one token is a class as well
+    ids = leader.topk(min(top_k, most)).indices
     if missing == "other":
-        _assert_one_vocabulary(student_logits, teacher_logits)
-        leader = teacher_logits if whose == "teacher" else student_logits
-        ids = leader.topk(min(top_k, leader.size(-1) - 1)).indices  # one token is a class as well
-        divergence = reverse_kl if reverse else forward_kl
-        return divergence(with_tail(student_logits, ids), with_tail(teacher_logits, ids))
-    student_best, teacher_best = _best_of(whose, student_logits, teacher_logits, top_k)
-    if missing != "truncate":
-        teacher_best = teacher_best.log_softmax(-1)
-    if missing == "renormalize_both":
-        student_best = student_best.log_softmax(-1)
+        student_best, teacher_best = with_tail(student_logits, ids), with_tail(teacher_logits, ids)
+        return (reverse_kl if reverse else forward_kl)(student_best, teacher_best)
+    if missing == "renormalize_both":  # of raw logits: the tail gets no gradient, not even one of rounding
+        rows = raw_logits(student_logits), raw_logits(teacher_logits.detach())
+        student_best, teacher_best = (logits.gather(-1, ids).log_softmax(-1) for logits in rows)
+    else:
+        rows = _logprobs(student_logits, teacher_logits)
+        student_best, teacher_best = (logprobs.gather(-1, ids) for logprobs in rows)
+        teacher_best = teacher_best.log_softmax(-1) if missing == "renormalize_teacher" else teacher_best
     return kl(student_best, teacher_best) if reverse else kl(teacher_best, student_best)
 
 

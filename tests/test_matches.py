@@ -799,6 +799,17 @@ def test_a_truncated_kl_by_hand(reverse, whose):
         torch.testing.assert_close(losses.top_k_kl(student_logits, teacher_logits, 9, missing, whose, reverse), whole)
 
 
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_renormalised_tail_has_no_gradient_at_all(reverse, whose):
+    """Exactly 0 outside the best tokens, in float32 too: Adam would take rounding for a gradient like any other."""
+    rows = random_logits(3, 4, 50).float(), random_logits(3, 4, 50, seed=1).float()
+    hyper = {"top_k": 8, "missing": "renormalize_both", "whose": whose, "reverse": reverse}
+    _, gradient = both("top_k_kl", *rows, **hyper)
+    best = torch.zeros(3, 4, 50, dtype=torch.bool).scatter(-1, rows[whose == "teacher"].topk(8).indices, True)
+    assert not gradient[~best].any() and (gradient[best] != 0).all()
+
+
 def test_token_wise_kl_is_both_kls_with_another_gradient():
     """Its value is forward + reverse KL; its gradient that of the weighted sum, each token's weight t / (t + s) held
     constant: where the student is far too low the token's forward term, where far too high its reverse term."""
