@@ -319,6 +319,18 @@ def taid_target(student_logits, teacher_logits, share):
     return (1 - share) * student_logprobs + share * teacher_logprobs
 
 
+def veto_target(student_logits, teacher_logits, beta):
+    """Logits of Veto's target, teacher + beta * student, both detached; (B, T, V) x 2 -> (B, T, V).
+
+    A product of both (arXiv 2601.07155): what the student does not expect has no weight either, and forward KL's
+    gradient no spike. No interpolation like taid_target: it is that at share 1 / (1 + beta), and then sharper by 1 +
+    beta, so that the student that it leaves alone is not the teacher but teacher^(1 / (1 - beta)); beta 0 is the
+    teacher. Example: beta .5 gives (.501330, .396336, .102334).
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits.detach(), teacher_logits)
+    return teacher_logprobs + beta * student_logprobs
+
+
 def adaptive_kl(student_logits, teacher_logits, mu=0.5):
     """w forward KL + (1 - w) reverse KL, w the head's part of the difference; -> (B, T) nats. Example: .380666.
 
@@ -483,26 +495,94 @@ def universal_logit(student_logits, teacher_logits):
     return (ordered(student_logits) - ordered(teacher_logits.detach())).abs().sum(-1)
 
 
-def top_k_kl(student_logits, teacher_logits, top_k=8, missing="other"):
-    """Forward KL over the teacher's top_k tokens, as a cache of a teacher has them; -> (B, T) nats. Example: .396058.
+def top_k_kl(student_logits, teacher_logits, top_k=8, missing="other", whose="teacher", reverse=False):
+    """Forward (`reverse`: reverse) KL over the top_k tokens of "teacher" or "student" (`whose`); -> (B, T) nats.
 
     What becomes of the `missing` mass? "other": all other tokens are one (with_tail), a true KL, at most the whole
     one. "renormalize_both": each model's top_k is made to sum to 1, the tail is free. "renormalize_teacher": the
     teacher's alone; zero for an over-confident student, and -ln of the top_k's mass at the teacher itself. "truncate":
     the terms are left out; may be negative, and its gradient pulls away from the teacher. Example, k 2, in that order:
-    .396058, .310819, .667494, .505920. ValueError for another word and top_k below 1. (Bias: arXiv 2503.16870.)
+    .396058, .310819, .667494, .505920; k 1, "other", reverse: .334795 of the teacher's best, .087177 of the student's.
+
+    `whose` is what is not seen. Of the teacher's best: what the student puts on tokens the teacher ranks low; with
+    "renormalize_both" their mass has no gradient, though on-policy it is what the student writes. Of the student's
+    best: what the teacher likes and the student hardly expects; no gradient raises it, not even forward KL's. "other"
+    sees the sum of what is missing, and nothing of how it is spread. ValueError for another word and top_k below 1.
+    (Bias of the forward one: arXiv 2503.16870.)
     """
     choices = ("other", "renormalize_teacher", "renormalize_both", "truncate")
     _require(missing in choices, f"missing must be one of {', '.join(choices)}, found {missing!r}")
+    _require(whose in ("teacher", "student"), f"whose must be teacher or student, found {whose!r}")
     _require(top_k >= 1, f"top_k must be at least 1, found {top_k}")
+    _assert_one_vocabulary(student_logits, teacher_logits)
+    leader = teacher_logits if whose == "teacher" else student_logits
+    most = leader.size(-1) - (missing == "other")  # one token is a class as well
+    ids = leader.topk(min(top_k, most)).indices
     if missing == "other":
-        _assert_one_vocabulary(student_logits, teacher_logits)
-        ids = teacher_logits.topk(min(top_k, teacher_logits.size(-1) - 1)).indices  # one token is a class as well
-        return forward_kl(with_tail(student_logits, ids), with_tail(teacher_logits, ids))
-    student_best, teacher_best = _teachers_best(student_logits, teacher_logits, top_k)
-    if missing != "truncate":
-        teacher_best = teacher_best.log_softmax(-1)
-    return kl(teacher_best, student_best.log_softmax(-1) if missing == "renormalize_both" else student_best)
+        student_best, teacher_best = with_tail(student_logits, ids), with_tail(teacher_logits, ids)
+        return (reverse_kl if reverse else forward_kl)(student_best, teacher_best)
+    if missing == "renormalize_both":  # of raw logits: the tail gets no gradient, not even one of rounding
+        rows = raw_logits(student_logits), raw_logits(teacher_logits.detach())
+        student_best, teacher_best = (logits.gather(-1, ids).log_softmax(-1) for logits in rows)
+    else:
+        rows = _logprobs(student_logits, teacher_logits)
+        student_best, teacher_best = (logprobs.gather(-1, ids) for logprobs in rows)
+        teacher_best = teacher_best.log_softmax(-1) if missing == "renormalize_teacher" else teacher_best
+    return kl(student_best, teacher_best) if reverse else kl(teacher_best, student_best)
+
+
+# Targets of 2024 to 2026.
+
+
+def token_wise_kl(student_logits, teacher_logits):
+    """sum_v w t ln(t / s) + (1 - w) s ln(s / t) with w = t / (t + s), constant; -> (B, T) nats. Example: .761333.
+
+    ToDi (arXiv 2505.16297): each token for itself chooses forward KL where the student is too low (w near 1), reverse
+    KL where it is too high. The value is forward KL + reverse KL, exactly, for w t - (1 - w) s = t - s; it is the
+    gradient that differs, with w held constant.
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    log_ratio = teacher_logprobs - student_logprobs
+    too_low, too_high = (sign * log_ratio.detach() for sign in (1, -1))  # w is the sigmoid of the log-ratio
+    raised = too_low.sigmoid() * teacher_logprobs.exp() * log_ratio
+    return (raised - too_high.sigmoid() * student_logprobs.exp() * log_ratio).sum(-1)
+
+
+def favourites(student_logits, teacher_logits, beta=1.0):
+    """-ln sigmoid(beta [ln s(w)/s(l) - ln t(w)/t(l)]) - ln 2, w the teacher's best token, l the student's; -> (B, T).
+
+    DPKD (arXiv 2406.19774), a preference loss at every position. As w is never below l for the teacher, nor above it
+    for the student, it is least, 0 without a gradient, wherever both like the same token best; nothing else is asked,
+    so mix it with cross-entropy. (The ln 2 is taken off for that.) Example: ln 3 = 1.098612. ValueError for beta <= 0.
+    """
+    _require(beta > 0, f"beta must be positive, found {beta}")
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    ids = torch.stack([teacher_logprobs.argmax(-1), student_logprobs.argmax(-1)], -1)  # (B, T, 2): w, l
+    own, other = (logprobs.gather(-1, ids) for logprobs in (student_logprobs, teacher_logprobs))
+    margin = beta * ((own[..., 0] - own[..., 1]) - (other[..., 0] - other[..., 1]))
+    return F.softplus(-margin) - F.softplus(torch.zeros_like(margin))
+
+
+def logit_differences(student_logits, teacher_logits, first="student", second="student"):
+    """1/4 sum_uv a(u) b(v) (d_u - d_v)^2, d = student - teacher logits; -> (B, T) (no unit). Example: .300260.
+
+    CSD (arXiv 2509.25837): all pairs of tokens, in linear time: with m_a, m_b the means of d, the sum is the two
+    variances + (m_a - m_b)^2. The weights a and b, constant, are "student", "teacher" or "uniform". Both "student", its
+    code's main loss, has reverse KL's gradient, to the last digit: s (d - mean d). Both "uniform" is the squared
+    distance of centred logits / (2V), .431310, the limit of hinton_mixture. "teacher", "student": .486608. ValueError
+    for another weight.
+    """
+    student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
+    gap = student_logprobs - teacher_logprobs
+    weights = {"student": student_logprobs.detach().exp(), "teacher": teacher_logprobs.exp()}
+    weights["uniform"] = torch.full_like(weights["teacher"], 1 / gap.size(-1))
+    for weight in (first, second):
+        _require(weight in weights, f"weights must be student, teacher or uniform, found {weight!r}")
+    means = [(weights[weight] * gap).sum(-1) for weight in (first, second)]
+    spread = sum(
+        (weights[weight] * (gap - mean[..., None]).square()).sum(-1) for weight, mean in zip((first, second), means)
+    )
+    return (spread + (means[0] - means[1]).square()) / 4
 
 
 MATCHING_LOSSES = {
@@ -514,6 +594,9 @@ MATCHING_LOSSES = {
     "cmkd": cmkd,
     "universal_logit": universal_logit,
     "top_k_kl": top_k_kl,
+    "token_wise_kl": token_wise_kl,
+    "favourites": favourites,
+    "logit_differences": logit_differences,
 }
 
 
@@ -831,8 +914,50 @@ def comparative(student_logits, teacher_logits, tokens, label_weight=1.0, teache
     return per_row.expand_as(tokens.mask).masked_fill(~tokens.mask, 0.0)
 
 
+def weight_of_best(score, mask, share):
+    """What each position counts if of every row only the best `share` by `score` do: (B, T), (B, T) bool -> (B, T).
+
+    Of n masked positions k = share * n, rounded up, count n / k each, so that their mean is the row's; of equals the
+    earlier one. Scores 1, 4, 2, 3 at share .5 give 0, 2, 0, 2. ValueError for a share outside (0, 1].
+    """
+    _require(0 < share <= 1, f"the share of positions must lie in (0, 1], found {share}")
+    count = mask.sum(-1, keepdim=True)
+    kept = (share * count - 1e-3).ceil().clamp(min=1)  # a fifth of 35 are 7, however it is rounded
+    rank = score.masked_fill(~mask, float("-inf")).argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    return (mask & (rank < kept)) * count / kept
+
+
+def chosen_positions(student_logits, teacher_logits, tokens, share=0.2, score="entropy", divergence="forward_kl"):
+    """A divergence at the best `share` of each response's positions, times 1 / share; 0 elsewhere: -> per_token (B, T).
+
+    score "entropy": where the student is least sure (SE-KD, arXiv 2602.01395). "soft_or": h + d - h d with h = entropy
+    / ln V and d = Jensen-Shannon divergence / ln 2, so that one of both is enough: unsure, or sure and wrong (TIP,
+    2604.14084). The choice is constant, see weight_of_best; a response's mean is that of its chosen positions, and
+    share 1 is the divergence, a name in DIVERGENCES. A row of one position, as the example: .396058. ValueError for
+    another score or divergence.
+    """
+    _require(score in ("entropy", "soft_or"), f"score must be entropy or soft_or, found {score!r}")
+    _require(divergence in DIVERGENCES, f"divergence must be one of {', '.join(DIVERGENCES)}, found {divergence!r}")
+
+    def columns(student_logits, teacher_logits):
+        with torch.no_grad():
+            unsure = entropy(student_logits) / math.log(max(2, student_logits.size(-1)))
+            wrong = generalized_jsd(student_logits, teacher_logits) / math.log(2) if score == "soft_or" else 0 * unsure
+        return torch.stack(
+            [DIVERGENCES[divergence](student_logits, teacher_logits), unsure + wrong - unsure * wrong], -1
+        )
+
+    both = (_inside(model_logits, tokens.mask) for model_logits in (student_logits, teacher_logits))
+    per_token, found = by_chunks(columns, *both).unbind(-1)
+    return per_token * weight_of_best(found.detach(), tokens.mask, share)
+
+
 # (student_logits, teacher_logits, tokens) -> per_token (B, T); never through by_chunks, which would cut a row.
-SEQUENCE_LOSSES = {"policy_gradient": policy_gradient, "comparative": comparative}
+SEQUENCE_LOSSES = {
+    "policy_gradient": policy_gradient,
+    "comparative": comparative,
+    "chosen_positions": chosen_positions,
+}
 
 NO_TEACHER = ("cross_entropy", "label_smoothing")  # names of per_token_loss that ask nobody
 

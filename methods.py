@@ -4,12 +4,13 @@ Two kinds of rows: `Variant` (fixed teacher, train_skd.py) and `OnlineVariant` (
 train_okd.py). The papers' own comparisons stand in the scripts, all other rows in catalogue.py.
 
 Most methods keep nothing: who writes and which per-token loss says it all, and `Method` below is all they need. The
-others keep a schedule (Interpolation), a buffer (Replay), a projector (Feature, Flow, DualSpace), heads or branches
-(Subclasses, Regions, Branches), a teacher of their own with a discriminator (SoftLabels), noise (SampledTargets), the
-student's start (Extrapolation), an average of its weights (Average), or what a batch scored (Scored).
-Each is one class:
+others keep a schedule (Interpolation, Veto), a buffer (Replay), a projector (Feature, Flow, DualSpace), heads or
+branches (Subclasses, Regions, Branches), a copy of the student (Learnable), its start (Extrapolation) or an average of
+its weights (Average), a teacher of their own with a discriminator (SoftLabels), noise (SampledTargets), or what a batch
+scored (Scored). Each is one class:
 
     __init__       what is prepared before training
+    before_run     what is distilled before training
     before_step    what changes with the step
     write          who writes the batch
     capture        what of the models' insides it wants to see
@@ -64,6 +65,8 @@ from losses import (
     soften,
     taid_target,
     to_logits,
+    veto_target,
+    weight_of_best,
 )
 from model import GPT, GPTConfig, Specialists, clip_and_step, learning_rate, make_optimizer
 from sample import DATASET, STUDENT, TEACHER, WRITERS, Noise, Rollout, inverse_cdf, rollout_from_ids, to_device
@@ -222,6 +225,9 @@ class Method(nn.Module):
         self.row, self.run, self.models, self.writer, self.optimizer = row, run, (student, teacher), row.writer, None
         self.generator = run.generator(3)
 
+    def before_run(self, distill):
+        """What takes a run of its own before the first step; `distill` is the loop."""
+
     def before_step(self, step):
         """`step` is the run's: its number, progress, and the places of this process' rows in the batch."""
         self.zero_grad(set_to_none=True)
@@ -362,6 +368,7 @@ def prepare(row, student, teacher, run, distill):
         run.use_cache(teacher)
     run.require_references(row.writer)
     method = begin(row, student, teacher, run)
+    method.before_run(distill)
     run.start(
         teacher,
         method,
@@ -440,6 +447,27 @@ class Interpolation(Method):
         self.momentum = torch.where(first, self.momentum, momentum)
         grown = self.share + self.rate * momentum.sigmoid() * (1 - self.share)
         self.share, self.before = torch.where(first, self.share, grown).clamp(max=1.0), loss.detach().clone()
+
+
+class Veto(Method):
+    """Veto (arXiv 2601.07155): forward KL to the product of the teacher and the student to the power beta, which falls
+    from `start` to 0 over the run."""
+
+    replaces_loss = True
+
+    def __init__(self, row, student, teacher, run, start=0.8):
+        super().__init__(row, student, teacher, run)
+        self.start = start
+
+    def before_step(self, step):
+        super().before_step(step)
+        self.beta = self.start * (1 - step.progress)
+
+    def per_token(self, student_logits, teacher_logits, part):
+        def towards_target(student_logits, teacher_logits):
+            return forward_kl(student_logits, veto_target(student_logits, teacher_logits, self.beta))
+
+        return by_chunks(towards_target, student_logits, teacher_logits)
 
 
 class SampledTargets(Method):
@@ -897,6 +925,33 @@ class Regions(Method):
         return self.word_loss(student_logits, teacher_logits, part) + weight * own
 
 
+class Learnable(Method):
+    """AdaSPEC (arXiv 2510.19779): the row's loss where a copy of the student, distilled before it, shows what can be
+    learned.
+
+    Of each response the `share` of positions counts (weight_of_best) at which the student's KL to the teacher exceeds
+    the copy's most. What the copy has not learned either is too hard for a model of its size, and left out.
+    """
+
+    student_passes = 1  # the copy's
+
+    def __init__(self, row, student, teacher, run, share=0.4):
+        super().__init__(row, student, teacher, run)
+        self.share = share
+
+    def before_run(self, distill):
+        student, teacher = self.models
+        copied = copy.deepcopy(student)
+        self.reference = distilled_first("reference", distill, copied, teacher, self.run, self.run.num_steps)
+
+    def per_token(self, student_logits, teacher_logits, part):
+        own = self.word_loss(student_logits, teacher_logits, part)
+        with torch.no_grad():
+            others = self.run.logits(self.reference, part.inputs, self.reference)
+            apart, learned = (by_chunks(forward_kl, x, teacher_logits) for x in (student_logits, others))
+        return own * weight_of_best(apart - learned, part.tokens.mask, self.share)
+
+
 class Branches(Method):
     """ONE (arXiv 1806.04606): no teacher; the student's upper half exists several times, and a gated sum teaches each.
 
@@ -1094,6 +1149,7 @@ def uniforms(seed, places, like):
 # A new kind of state is one class above and one row here.
 METHODS = {
     "interpolation": Interpolation,
+    "veto": Veto,
     "sampled_targets": SampledTargets,
     "extrapolation": Extrapolation,
     "scored": Scored,
@@ -1104,6 +1160,7 @@ METHODS = {
     "input_gradient": InputGradient,
     "subclasses": Subclasses,
     "regions": Regions,
+    "learnable": Learnable,
     "branches": Branches,
     "soft_labels": SoftLabels,
     "smoothing": Smoothing,
@@ -1136,12 +1193,17 @@ def assistant(distill, student, teacher, run):
     n_embd = n_head * round(n_embd / n_head)
     config = GPTConfig(student.config.vocab_size, student.config.block_size, n_layer, n_head, n_embd)
     between = GPT(config, run.generator(5)).to(run.device)
-    row = Variant("dataset", "forward_kl", None, "the link of TAKD")
-    with run.inner("assistant", steps=3 * run.num_steps) as inner:
-        spent = distill(row, between.train(), teacher, run.prompts, run.required_responses(), inner).costs
-    between.zero_grad(set_to_none=True)
+    return distilled_first("assistant", distill, between, teacher, run, 3 * run.num_steps)
+
+
+def distilled_first(name, distill, model, teacher, run, steps):
+    """`model` after a run of word-level KD of its own, frozen; what it took is noted in `run`."""
+    row = Variant("dataset", "forward_kl", None, f"the {name} of another run")
+    with run.inner(name, steps=steps) as inner:
+        spent = distill(row, model.train(), teacher, run.prompts, run.required_responses(), inner).costs
+    model.zero_grad(set_to_none=True)
     run.prepare(spent["seconds"], tflop=spent["compute"], teacher_forwards=spent["teacher_forwards"], grows=True)
-    return between.requires_grad_(False)
+    return model.requires_grad_(False)
 
 
 def sftn_teacher(distill, student, teacher, run, rate=0.1):

@@ -57,9 +57,9 @@ FAULTS = (
           ((POLICY, "    return -(0 * advantage + 1) * student_chosen\n"),
            (POLICY, "    return advantage * student_chosen\n")),  # away from the teacher
           (POLICY, "    return -(student_chosen * advantage.detach())\n")),
-    Fault(24, "losses.py", "ids = teacher_logits.topk(min(top_k,", "ids = student_logits.topk(min(top_k,",
-          (("ids = teacher_logits.topk(min(top_k,", "ids = student_logits.detach().log_softmax(-1).topk(min(top_k,"),),
-          ("ids = teacher_logits.topk(min(top_k,", "ids = teacher_logits.log_softmax(-1).topk(min(top_k,")),
+    Fault(24, "losses.py", "leader = teacher_logits if", "leader = student_logits if",
+          (("leader = teacher_logits if", "leader = student_logits.detach().log_softmax(-1) if"),),
+          ("leader = teacher_logits if", "leader = teacher_logits.log_softmax(-1) if")),
     Fault(25, "sample.py", IN_MASK, "(slots < (self.lengths - self.finished.long())[:, None])",
           ((IN_MASK, f"{IN_MASK} & ~((slots == self.lengths[:, None] - 1) & self.finished[:, None])"),),
           (IN_MASK, "(slots <= self.lengths[:, None] - 1)")),

@@ -996,6 +996,7 @@ def examples():
     reordered = [torch.stack([x[0, 0, i] - x[0, 0, j] for i, j in ((1, 2), (1, 0), (2, 0))]) for x in both_logits]
     halves = [losses.forward_kl(*(x[None, None] for x in pair)).item() for pair in (differences, reordered)]
     cut = [{"top_k": 2, "missing": word} for word in ("other", "renormalize_both", "renormalize_teacher", "truncate")]
+    cut += [{"top_k": 1, "reverse": True, "whose": whose} for whose in ("teacher", "student")]
     three = torch.tensor([[[0, 0, 1]]])
     drawn = losses.random_sampling_kd(STUDENT, three, torch.full((1, 1, 3), 1 / 3, dtype=torch.float64)).item()
     tails = (losses.with_tail(logits, torch.tensor([[[0]]])) for logits in both_logits)
@@ -1014,6 +1015,7 @@ def examples():
         "amid": of(losses.amid),
         "entropy_gated_kl": of(losses.entropy_gated_kl),
         "taid_target": losses.taid_target(*both_logits, 0.4).softmax(-1).flatten().tolist(),
+        "veto_target": losses.veto_target(*both_logits, 0.5).softmax(-1).flatten().tolist(),
         "adaptive_kl": of(losses.adaptive_kl),
         "standardize": head,
         "standardized_kl": of(losses.standardized_kl, {}, {"correction": 0}),
@@ -1023,7 +1025,11 @@ def examples():
         "spearman": of(losses.spearman),
         "cmkd": of(losses.cmkd),
         "universal_logit": of(losses.universal_logit),
-        "top_k_kl": of(losses.top_k_kl, {}, *cut),
+        "top_k_kl": of(losses.top_k_kl, *cut),
+        "token_wise_kl": of(losses.token_wise_kl),
+        "favourites": of(losses.favourites),
+        "logit_differences": of(losses.logit_differences, {}, {"first": "uniform", "second": "uniform"},
+                                {"first": "teacher"}),
         "cross_entropy": [losses.cross_entropy(STUDENT, zero).item()],
         "hinton_mixture": of(losses.hinton_mixture, {"kd_weight": 1, "temperature": 4}, tokens=[zero]) + [limit],
         "decoupled_parts": [part.item() for part in losses.decoupled_parts(*both_logits, zero)],
@@ -1037,6 +1043,7 @@ def examples():
         "policy_gradient": of(losses.policy_gradient, {}, {"baseline": True}, {"early": 0.5}, {"clip": 1.0},
                               tokens=[by_student]),
         "extrapolation": [losses.extrapolation(TEACHER, STUDENT, by_student).item()],
+        "chosen_positions": of(losses.chosen_positions, tokens=[by_student]),
         "with_tail": [losses.forward_kl(*tails).item()],
         "entropy": [losses.entropy(TEACHER).item()],
     }

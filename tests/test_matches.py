@@ -78,6 +78,16 @@ def both(name, student_logits, teacher_logits, tokens=None, **hyper):
         ("top_k_kl", {"top_k": 2, "missing": "renormalize_teacher"}, 0.667494),
         ("top_k_kl", {"top_k": 2, "missing": "truncate"}, 0.505920),
         ("top_k_kl", {}, 0.396058),
+        ("top_k_kl", {"top_k": 2, "reverse": True}, 0.365274),
+        ("top_k_kl", {"top_k": 1, "reverse": True}, 0.334795),
+        ("top_k_kl", {"top_k": 1, "reverse": True, "whose": "student"}, 0.087177),
+        ("top_k_kl", {"top_k": 2, "missing": "renormalize_both", "whose": "student"}, 0.035375),
+        ("token_wise_kl", {}, 0.396058 + 0.365274),
+        ("favourites", {}, math.log(3)),
+        ("favourites", {"beta": 2.0}, math.log(26 / 2)),  # e to the margin is 1/5
+        ("logit_differences", {}, 0.300260),
+        ("logit_differences", {"first": "teacher"}, 0.486608),
+        ("logit_differences", {"first": "uniform", "second": "uniform"}, 0.431310),
         ("decoupled_kd", {}, 0.664908),
         ("decoupled_kd", {"alpha": 1, "beta": 0.4}, 0.396058),  # 1 - .6: forward KL
         ("label_smoothing", {}, 1.565379),
@@ -100,6 +110,8 @@ def both(name, student_logits, teacher_logits, tokens=None, **hyper):
         ("policy_gradient", {"bonus": 0.274653}, 1.25 * 1.768148),
         ("policy_gradient", {"beta": 0.0, "bonus": 1.0}, 1.609438),  # a reward of 1 is a label
         ("comparative", {}, 0.0),
+        ("chosen_positions", {}, 0.396058),
+        ("chosen_positions", {"score": "soft_or", "divergence": "reverse_kl"}, 0.365274),
         ("cross_entropy", {}, 1.609438),
     ],
 )
@@ -136,6 +148,29 @@ def test_taid_target():
         losses.taid_target(student_logits, teacher_logits[..., :8], 0.4)
 
 
+def test_veto_target_is_no_interpolation():
+    """It is taid_target at share 1 / (1 + beta), sharper by 1 + beta; beta 0 is the teacher; no graph. What forward KL
+    to it leaves alone is teacher^(1 / (1 - beta)), not the teacher."""
+    student_logits, teacher_logits = (random_logits(2, 5, 9, seed=seed).requires_grad_() for seed in (0, 1))
+    for beta in (0.0, 0.3, 0.8):
+        target = losses.veto_target(student_logits, teacher_logits, beta)
+        between = losses.taid_target(student_logits, teacher_logits, 1 / (1 + beta))
+        assert not target.requires_grad and target.dtype == torch.float64
+        torch.testing.assert_close(target.softmax(-1), ((1 + beta) * between).softmax(-1))
+        assert torch.allclose(target.softmax(-1), between.softmax(-1)) == (beta == 0)
+
+        def towards(logits, beta=beta):
+            return losses.forward_kl(logits, losses.veto_target(logits, teacher_logits, beta))
+
+        value, gradient = value_and_grad(towards, teacher_logits / (1 - beta))
+        assert value.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
+        assert (value_and_grad(towards, teacher_logits)[1].abs().max() > 1e-3) == (beta > 0)
+    half = losses.veto_target(student_logits.half(), teacher_logits.bfloat16(), 0.4)
+    assert half.dtype == torch.float32
+    with pytest.raises(AssertionError, match="vocabulary"):
+        losses.veto_target(student_logits, teacher_logits[..., :8], 0.4)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Laws of every row.
 
@@ -151,12 +186,18 @@ MINIMUM_AT_EQUALITY = [  # with hyper-parameters, and who wrote the tokens
     ("cmkd", {"weight_by": None}, True),
     ("top_k_kl", {"top_k": 2}, True),
     ("top_k_kl", {"top_k": 2, "missing": "renormalize_both"}, True),
+    ("top_k_kl", {"top_k": 2, "whose": "student", "reverse": True}, True),
+    ("top_k_kl", {"top_k": 2, "missing": "renormalize_both", "whose": "student", "reverse": True}, True),
+    ("favourites", {"beta": 0.1}, True),
+    ("logit_differences", {"first": "teacher", "second": "uniform"}, True),
     ("decoupled_kd", {"alpha": 0.3, "beta": 2.0, "temperature": 4.0}, True),
     ("confidence_gated", {}, False),
     ("policy_gradient", {"baseline": True}, False),
     ("policy_gradient", {"discount": 0.9}, False),
     ("policy_gradient", {"early": 0.5}, False),
     ("comparative", {"label_weight": 0.0}, True),
+    ("chosen_positions", {}, True),
+    ("chosen_positions", {"score": "soft_or", "share": 0.5}, True),
 ]
 
 
@@ -256,12 +297,13 @@ def test_gradient_reaches_the_student_only(name):
     assert not losses.per_token_loss(name, student_logits.detach(), teacher_logits, tokens).requires_grad
 
 
-SMOOTH = [name for name in ALL if name not in ("adaptive_kl", "skew_by_writer", "policy_gradient")]
+CONSTANT_INSIDE = ("adaptive_kl", "skew_by_writer", "policy_gradient", "token_wise_kl", "logit_differences")
+SMOOTH = [name for name in ALL if name not in CONSTANT_INSIDE]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_gradcheck(name):
-    """But for three rows that hold something constant, autograd's gradient is the derivative of the value."""
+    """But for rows that hold something constant, autograd's gradient is the derivative of the value."""
     student_logits, teacher_logits = random_logits(2, 3, 5, scale=1.0), random_logits(2, 3, 5, seed=1, scale=1.0)
     tokens, hyper = random_tokens(2, 3, vocab_size=5), {"tau": 1.0} if name in ("spearman", "cmkd") else {}
     assert torch.autograd.gradcheck(
@@ -342,6 +384,7 @@ def test_vocabularies_must_match(name):
     "name, hyper",
     [("adaptive_kl", {"mu": mu}) for mu in (0, 1.5, math.nan)]
     + [("top_k_kl", {"top_k": 0}), ("top_k_kl", {"missing": "zeros"}), ("confidence_gated", {"top_k": 0})]
+    + [("top_k_kl", {"whose": "both"}), ("favourites", {"beta": 0}), ("logit_differences", {"second": "data"})]
     + [(name, {"top_k": 1}) for name in ("bidirectional_logit_differences", "pearson", "spearman", "cmkd")]
     + [(name, {"temperature": 0.0}) for name in ("standardized_kl", "bidirectional_logit_differences", "decoupled_kd")]
     + [("pearson", {"on": "ranks"}), ("cmkd", {"weight_by": "length"}), ("spearman", {"tau": 0.0}),
@@ -351,7 +394,9 @@ def test_vocabularies_must_match(name):
     + [("jsd_by_writer", {"beta": beta}) for beta in (0, 1, math.nan)]
     + [("policy_gradient", {"discount": d}) for d in (-0.1, 1.1, math.nan)]
     + [("policy_gradient", {"clip": c}) for c in (0.0, -1.0, math.nan)]
-    + [("policy_gradient", {"early": e}) for e in (-0.1, math.nan)],
+    + [("policy_gradient", {"early": e}) for e in (-0.1, math.nan)]
+    + [("chosen_positions", {"share": share}) for share in (0, 1.1, math.nan)]
+    + [("chosen_positions", {"score": "loss"}), ("chosen_positions", {"divergence": "pearson"})],
 )
 def test_numbers_out_of_range_are_refused(name, hyper):
     """One line that names the value."""
@@ -702,6 +747,167 @@ def test_a_renormalised_teacher_wants_an_overconfident_student():
     assert value.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
     value, gradient = both("top_k_kl", TEACHER, TEACHER, top_k=2, missing="renormalize_teacher")
     assert value.item() == pytest.approx(-math.log(0.9)) and gradient.abs().max() > 0.01
+
+
+REMOTE = [  # (missing, student, teacher, whose best tokens show the difference; of the others' it has no trace)
+    # Two of the teacher's best in the teacher's ratio, but most of the mass on a token that the teacher ranks last:
+    # on-policy, this is what the student writes.
+    ("renormalize_both", (0.2, 0.1, 0.01, 0.69), (0.6, 0.3, 0.06, 0.04), "student"),
+    # The student's two best in the teacher's ratio, but hardly anything on what the teacher likes best.
+    ("renormalize_both", (0.6, 0.3, 0.06, 0.04), (0.2, 0.1, 0.01, 0.69), "teacher"),
+    # The best two and the sum of the rest agree; how the rest is spread, no sum tells.
+    ("other", (0.5, 0.3, 0.05, 0.15), (0.5, 0.3, 0.15, 0.05), None),
+]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("missing, student, teacher, seen_by", REMOTE)
+def test_whose_best_tokens_are_not_seen(missing, student, teacher, seen_by, reverse):
+    """Value and gradient are zero where the whole KL has a gradient above .05: the bias that the docstring tells of."""
+    student_logits, teacher_logits = log_of(*student), log_of(*teacher)
+    whole = losses.reverse_kl if reverse else losses.forward_kl
+    assert value_and_grad(lambda logits: whole(logits, teacher_logits), student_logits)[1].abs().max() > 0.05
+    for whose in ("teacher", "student"):
+        hyper = {"top_k": 2, "missing": missing, "whose": whose, "reverse": reverse}
+        value, gradient = both("top_k_kl", student_logits, teacher_logits, **hyper)
+        assert (value.item() > 0.1 and gradient.abs().max() > 0.05) if whose == seen_by else (
+            abs(value.item()) < 1e-9 and gradient.abs().max() < 1e-9
+        )
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_truncated_kl_by_hand(reverse, whose):
+    """All four ways, for either model's best three of nine; all of V is the whole KL, whoever is asked."""
+    student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    value = {
+        missing: losses.top_k_kl(student_logits, teacher_logits, 3, missing, whose, reverse)
+        for missing in ("other", "renormalize_both", "renormalize_teacher", "truncate")
+    }
+    for b, t in itertools.product(range(2), range(5)):
+        own, other = (x[b, t].softmax(-1) for x in (student_logits, teacher_logits))
+        ids = (own if whose == "student" else other).argsort(descending=True)[:3]
+        own, other = (torch.cat([x[ids], 1 - x[ids].sum(0, keepdim=True)]) for x in (own, other))
+
+        def kl(own, other):
+            first, second = (own, other) if reverse else (other, own)
+            return (first * (first / second).log()).sum().item()
+
+        by_hand = {
+            "other": kl(own, other),
+            "renormalize_both": kl(own[:3] / own[:3].sum(), other[:3] / other[:3].sum()),
+            "renormalize_teacher": kl(own[:3], other[:3] / other[:3].sum()),
+            "truncate": kl(own[:3], other[:3]),
+        }
+        for missing, expected in by_hand.items():
+            assert value[missing][b, t].item() == pytest.approx(expected, abs=1e-9), missing
+    whole = (losses.reverse_kl if reverse else losses.forward_kl)(student_logits, teacher_logits)
+    assert (value["other"] <= whole + 1e-12).all()
+    for missing in value:
+        torch.testing.assert_close(losses.top_k_kl(student_logits, teacher_logits, 9, missing, whose, reverse), whole)
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_renormalised_tail_has_no_gradient_at_all(reverse, whose):
+    """Exactly 0 outside the best tokens, in float32 too: Adam would take rounding for a gradient like any other."""
+    rows = random_logits(3, 4, 50).float(), random_logits(3, 4, 50, seed=1).float()
+    hyper = {"top_k": 8, "missing": "renormalize_both", "whose": whose, "reverse": reverse}
+    _, gradient = both("top_k_kl", *rows, **hyper)
+    best = torch.zeros(3, 4, 50, dtype=torch.bool).scatter(-1, rows[whose == "teacher"].topk(8).indices, True)
+    assert not gradient[~best].any() and (gradient[best] != 0).all()
+
+
+def test_token_wise_kl_is_both_kls_with_another_gradient():
+    """Its value is forward + reverse KL; its gradient that of the weighted sum, each token's weight t / (t + s) held
+    constant: where the student is far too low the token's forward term, where far too high its reverse term."""
+    student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    value, gradient = both("token_wise_kl", student_logits, teacher_logits)
+    torch.testing.assert_close(
+        value, losses.forward_kl(student_logits, teacher_logits) + losses.reverse_kl(student_logits, teacher_logits)
+    )
+    own, other = student_logits.softmax(-1), teacher_logits.softmax(-1)
+    weight = other / (other + own)
+    forward = own * (weight * other).sum(-1, keepdim=True) - weight * other
+    pushed = (1 - weight) * own * ((own / other).log() + 1)
+    torch.testing.assert_close(gradient, forward + pushed - own * pushed.sum(-1, keepdim=True))
+    assert (gradient - both_kls(student_logits, teacher_logits)).abs().max() > 0.01
+    numbers = both("token_wise_kl", STUDENT, TEACHER)[1].flatten().tolist()
+    assert numbers == pytest.approx((-0.525309, 0.183688, 0.341621), abs=1e-6)
+
+
+def both_kls(student_logits, teacher_logits):
+    """The gradient of forward + reverse KL."""
+    return value_and_grad(
+        lambda logits: losses.forward_kl(logits, teacher_logits) + losses.reverse_kl(logits, teacher_logits),
+        student_logits,
+    )[1]
+
+
+def test_favourites_ask_for_the_best_token_alone():
+    """0 and no gradient for every student that likes the teacher's best token best; else positive, by hand, with a
+    gradient to the two tokens alone: up for the teacher's, down for its own."""
+    teacher_logits = random_logits(4, 6, 9)
+    agreeing = random_logits(4, 6, 9, seed=1).scatter(-1, teacher_logits.argmax(-1, keepdim=True), 20.0)
+    value, gradient = both("favourites", agreeing, teacher_logits)
+    assert not value.any() and not gradient.any()
+    student_logits = random_logits(4, 6, 9, seed=2)
+    value, gradient = both("favourites", student_logits, teacher_logits, beta=0.7)
+    seen = 0
+    for b, t in itertools.product(range(4), range(6)):
+        best, own = int(teacher_logits[b, t].argmax()), int(student_logits[b, t].argmax())
+        ratios = [(x[b, t, best] - x[b, t, own]).item() for x in (student_logits, teacher_logits)]
+        margin = 0.7 * (ratios[0] - ratios[1])
+        assert value[b, t].item() == pytest.approx(math.log(1 + math.exp(-margin)) - math.log(2), abs=1e-9)
+        if best != own:
+            seen += 1
+            slope = 0.7 / (1 + math.exp(margin))
+            expected = torch.zeros(9).double()
+            expected[best], expected[own] = -slope, slope
+            torch.testing.assert_close(gradient[b, t], expected)
+            assert value[b, t] > 0
+    assert seen > 10
+
+
+WEIGHTS = ("student", "teacher", "uniform")
+
+
+@pytest.mark.parametrize("second", WEIGHTS)
+@pytest.mark.parametrize("first", WEIGHTS)
+def test_logit_differences_equal_a_loop_over_pairs(first, second):
+    """1/4 of the weighted sum over all ordered pairs, its gradient with constant weights, and symmetric in both."""
+    student_logits, teacher_logits = random_logits(2, 3, 6, scale=1.0), random_logits(2, 3, 6, seed=1, scale=1.0)
+    value, gradient = both("logit_differences", student_logits, teacher_logits, first=first, second=second)
+    probs = {
+        "student": student_logits.softmax(-1),
+        "teacher": teacher_logits.softmax(-1),
+        "uniform": torch.full_like(student_logits, 1 / 6),
+    }
+    pairs = probs[first][..., :, None] * probs[second][..., None, :]
+
+    def by_pairs(logits):
+        gap = logits - teacher_logits
+        return (pairs * (gap[..., :, None] - gap[..., None, :]).square()).sum((-2, -1)) / 4
+
+    expected, slope = value_and_grad(by_pairs, student_logits)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, slope)
+    swapped = losses.logit_differences(student_logits, teacher_logits, second, first)
+    torch.testing.assert_close(swapped, value)
+
+
+def test_what_logit_differences_are_at_their_ends():
+    """Weighed by the student twice: reverse KL's gradient. Without weights: centred logits, Hinton's limit."""
+    student_logits, teacher_logits = random_logits(2, 5, 9), random_logits(2, 5, 9, seed=1)
+    _, gradient = both("logit_differences", student_logits, teacher_logits)
+    _, wanted = value_and_grad(lambda logits: losses.reverse_kl(logits, teacher_logits), student_logits)
+    torch.testing.assert_close(gradient, wanted)
+    plain = losses.logit_differences(student_logits, teacher_logits, "uniform", "uniform")
+    centred = [x - x.mean(-1, keepdim=True) for x in (student_logits, teacher_logits)]
+    torch.testing.assert_close(plain, (centred[0] - centred[1]).square().sum(-1) / 18)
+    nobody = torch.zeros(2, 5, dtype=torch.long)
+    hot = losses.hinton_mixture(student_logits, teacher_logits, nobody, kd_weight=1.0, temperature=1e4)
+    torch.testing.assert_close(hot, plain, rtol=1e-3, atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1111,10 +1317,69 @@ def test_comparative_is_blind_to_the_rows_mean_error():
     )
 
 
+def test_weight_of_best():
+    """k of n, rounded up, at n / k each, so that the row's mean is the chosen ones'; earlier before equal; padding is
+    not ranked, however high it scores; a row without a token keeps nothing; a fifth of 5, 10, .. 95 is 1, 2, .. 19."""
+    mask = torch.tensor([[True] * 4, [True] * 4, [False, True, True, True], [False] * 4])
+    score = torch.tensor([[1.0, 4.0, 2.0, 3.0], [1.0, 1.0, 1.0, 0.0], [9.0, 1.0, 2.0, 0.5], [1.0, 2.0, 3.0, 4.0]])
+    found = losses.weight_of_best(score, mask, 0.5)
+    assert found.tolist() == [[0, 2, 0, 2], [2, 2, 0, 0], [0, 1.5, 1.5, 0], [0, 0, 0, 0]]
+    assert torch.equal(losses.weight_of_best(score, mask, 1.0), mask.float())
+    assert losses.weight_of_best(score, mask, 0.01)[0].tolist() == [0, 4, 0, 0]
+    for n in range(5, 100, 5):
+        kept = losses.weight_of_best(torch.arange(n).float()[None], torch.ones(1, n, dtype=torch.bool), 0.2)
+        assert (kept > 0).sum() == n // 5 and kept.mean().item() == pytest.approx(1)
+
+
+def test_what_either_score_chooses():
+    """Of four positions: unsure and right, sure and right, sure and wrong, a little unsure and a little wrong.
+
+    Entropy takes the unsure one, and never the one where the student is sure and wrong; soft-or takes both."""
+    sure, other, flat = (0.97, 0.01, 0.01, 0.01), (0.01, 0.97, 0.01, 0.01), (0.25, 0.25, 0.25, 0.25)
+    student_logits = torch.cat([log_of(*x) for x in (flat, sure, sure, (0.8, 0.1, 0.06, 0.04))], 1)
+    teacher_logits = torch.cat([log_of(*x) for x in (flat, sure, other, (0.7, 0.2, 0.06, 0.04))], 1)
+    student_logits[0, 0, 0] += 0.1  # so that there is a loss
+    tokens = tokens_of([[0, 0, 0, 0]])
+    chosen = {
+        (score, share): losses.chosen_positions(student_logits, teacher_logits, tokens, share, score).ne(0).tolist()[0]
+        for score in ("entropy", "soft_or")
+        for share in (0.25, 0.5, 0.75)
+    }
+    assert chosen["entropy", 0.25] == chosen["soft_or", 0.25] == [True, False, False, False]
+    assert chosen["entropy", 0.5] == [True, False, False, True]
+    assert chosen["soft_or", 0.5] == [True, False, True, False]
+    assert chosen["soft_or", 0.75] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("score", ["entropy", "soft_or"])
+def test_chosen_positions_mean_the_chosen_ones(score):
+    """A row's mean is the divergence's mean where the score, written out, is highest; all positions: the divergence;
+    the gradient is that of these positions alone, though the score knows the student."""
+    student_logits, teacher_logits = random_logits(3, 10, 6), random_logits(3, 10, 6, seed=1)
+    mask = torch.arange(10) < torch.tensor([[10], [7], [1]])
+    tokens = random_tokens(3, 10, vocab_size=6)._replace(mask=mask)
+    hyper = {"share": 0.3, "score": score, "divergence": "reverse_kl"}
+    value, gradient = both("chosen_positions", student_logits, teacher_logits, tokens, **hyper)
+    whole, slope = value_and_grad(lambda logits: losses.reverse_kl(logits, teacher_logits), student_logits)
+    unsure = losses.entropy(student_logits) / math.log(6)
+    wrong = losses.generalized_jsd(student_logits, teacher_logits) / math.log(2)
+    found = unsure if score == "entropy" else 1 - (1 - unsure) * (1 - wrong)
+    for row, (n, k) in enumerate([(10, 3), (7, 3), (1, 1)]):
+        best = sorted(range(n), key=lambda t: -found[row, t])[:k]
+        expected = torch.zeros(10).double()
+        expected[best] = n / k
+        torch.testing.assert_close(value[row], whole[row] * expected)
+        torch.testing.assert_close(gradient[row], slope[row] * expected[:, None])
+        assert value[row, :n].mean().item() == pytest.approx(whole[row, best].mean().item())
+    everywhere = losses.chosen_positions(student_logits, teacher_logits, tokens, 1.0, score, "reverse_kl")
+    torch.testing.assert_close(everywhere, whole.masked_fill(~mask, 0.0))
+
+
 SEQUENCE_CASES = [(name, {}) for name in SEQUENCE] + [
     ("policy_gradient", {"discount": 0.7}),
     ("policy_gradient", {"baseline": True}),
     ("policy_gradient", {"early": 0.5}),
+    ("chosen_positions", {"share": 0.5, "score": "soft_or", "divergence": "reverse_kl"}),
 ]
 ROWS_MASK = torch.tensor([[False, True, True, True], [True, False, False, False], [False] * 4])
 

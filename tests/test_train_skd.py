@@ -506,9 +506,10 @@ def test_responses_of_different_lengths_tell_the_reductions_apart(pair):
 
 LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not make minimal: what else is in it
     **dict.fromkeys(("sft", "seqkd", "ssd", "lwkd", "label_smoothing", "one"), "labels, and no teacher"),
-    **dict.fromkeys(("hinton", "dkd", "logit_std", "uld", "cmkd", "ckd", "rdd"), "labels beside the teacher"),
+    **dict.fromkeys(("hinton", "dkd", "logit_std", "uld", "cmkd", "ckd", "rdd", "dpkd"), "labels beside the teacher"),
     "rs_kd": "tokens that were drawn from the teacher stand for it",
     "ca_opd": "what was replaced is a label",
+    "veto": "a product of both models is sharper than either",
     **dict.fromkeys(("fitnet", "hidden_cosine", "fsp", "dskd"), "a projector that starts at random"),
     "lelp": "a head that starts at random",
     **dict.fromkeys(("takd", "sftn", "mopd"), "another teacher is made first"),
@@ -862,7 +863,7 @@ def test_costs_are_what_the_models_did(deep_pair, counted, variant):
     before = {"takd": 15, "sftn": 5}.get(variant, 0)  # asked of the pair's own teacher, for one of their own
     assert run.costs["teacher_forwards"] == forwards + before
     if row.answers is None and row.writer in ("dataset", "student", "mixed"):  # the teacher writes nothing
-        before = {"lelp": 1, "rdd": 50}.get(variant, 0)
+        before = {"lelp": 1, "rdd": 50, "adaspec": 5}.get(variant, 0)
         assert forwards == before + (0 if row.loss in losses.NO_TEACHER else 5)
 
 
