@@ -1,7 +1,4 @@
-"""Rows and what they keep: a row says how a method trains, a state object what it remembers from step to step.
-
-Two kinds of rows: `Variant` (fixed teacher, train_skd.py) and `OnlineVariant` (a teacher that learns along,
-train_okd.py). The papers' own comparisons stand in the scripts, all other rows in catalogue.py.
+"""What methods keep from step to step, and what happens before the first one; rows stand in catalogue.py.
 
 Most methods keep nothing: who writes and which per-token loss says it all, and `Method` below is all they need. The
 others keep a schedule (Interpolation, Veto), a buffer (Replay), a projector (Feature, Flow, DualSpace), heads or
@@ -27,12 +24,12 @@ import dataclasses
 import functools
 import math
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from catalogue import Variant
 from data.progress import progress
 from features import (
     FEATURES,
@@ -69,102 +66,10 @@ from losses import (
     weight_of_best,
 )
 from model import GPT, GPTConfig, Specialists, clip_and_step, learning_rate, make_optimizer
-from sample import DATASET, STUDENT, TEACHER, WRITERS, Noise, Rollout, inverse_cdf, rollout_from_ids, to_device
+from sample import DATASET, STUDENT, TEACHER, Noise, Rollout, inverse_cdf, rollout_from_ids, to_device
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 1. Rows.
-
-# Where a row can have been read. "summary": what others write about a paper; "ours": nowhere, it is this project's own.
-READ_FROM = ("paper", "code", "abstract", "summary", "common knowledge", "ours")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One method with a fixed teacher. A new one is a new row of a table; flags, tests and docs/methods.md follow.
-
-    A None in `loss_kwargs` is what the flag of the same name says. In `sampling`, (shape, first, last) moves over the
-    run, shape being "linear" or "cosine", and (shape, first, last, share) over the first `share` of it.
-    """
-
-    writer: str  # a name in sample.WRITERS
-    loss: str  # "cross_entropy", or a name in one of the tables of losses.py
-    paper: str | None  # arXiv id
-    note: str  # what it changes
-    deviation: str = ""  # what is not the paper's: analogy, restriction, reconstruction
-    read_from: str = "ours"  # where the row was read: one or two of READ_FROM, joined by ", "
-    loss_kwargs: dict = field(default_factory=dict)  # of the loss
-    kd_weight: float = 1.0  # of the loss; the rest is cross-entropy on the tokens
-    temperature: float = 1.0  # of both sides of the loss
-    # mixed: chance that the student writes, in the first and in the second half of the run
-    student_share: tuple = (0.0, 0.0)
-    mix_per: str = "batch"  # mixed: one draw per "batch" or per "sequence"
-    answers: float | None = None  # the teacher's answers at this temperature take the place of the references
-    answers_top_p: float | None = None  # their nucleus
-    # goes before the sampling flags; accept_top_k and trust_region are in units of the flag
-    sampling: dict = field(default_factory=dict)
-    method: str | None = None  # a name in METHODS: what is kept from step to step
-    method_kwargs: dict = field(default_factory=dict)  # keywords of the method
-    teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made before training
-    hint: str | None = None  # what the teacher reads before the prompt: a kind in data.tasks.HINTS
-    rate: float = 1.0  # learning rate as a multiple of the size's: best of 1/2, 1 and 2 (results/rates, rates-okd)
-
-    def __post_init__(self):
-        assert self.mix_per in ("batch", "sequence"), (
-            f"who writes is drawn per batch or per sequence, not per {self.mix_per}"
-        )
-        knobs = self.sampling.keys() - {"prefix", self.writer}
-        assert not knobs or self.writer in ("interleaved", "switching"), (
-            f"{self.writer} has no use for {self.sampling}"
-        )
-        assert "prefix" not in self.sampling or WRITERS[self.writer].student_writes, (
-            f"{self.writer} writes nothing now that a prefix could end"
-        )
-        shapes = {value[0] for value in self.sampling.values() if isinstance(value, tuple)}
-        assert shapes <= {"linear", "cosine"}, f"a schedule is linear or cosine, found {shapes}"
-        fixed = self.loss in NO_TEACHER and self.loss != "label_smoothing"
-        assert not fixed or (self.kd_weight == 1 and not self.loss_kwargs), (
-            f"{self.loss} has neither loss_kwargs nor another loss beside it"
-        )
-
-
-@dataclass(frozen=True)
-class OnlineVariant:
-    """One method whose teacher learns along, or a control. None means: what the flag of the same name says
-    (train_okd.DEFAULTS)."""
-
-    paper: str | None  # arXiv id
-    note: str
-    writer: str = "dataset"  # of the tokens that divergences are taken on (sample.write_tokens)
-    student_share: tuple = (0.0, 0.0)  # mixed: in the first and in the second half
-    mix_per: str = "batch"
-    # the student's side
-    student_divergence: str | None = None  # a name in losses.DIVERGENCES, or "minillm"
-    student_kd: float | None = None  # weight of the divergence; the rest is cross-entropy on the references
-    # the teacher's side; without a module it is fixed
-    module: str | None = None  # a name in model.ONLINE_MODULES; "flag": the one of --module
-    module_lr: float | None = None  # as a share of the student's
-    alpha: float | None = None  # weight of the student's feedback; the rest is cross-entropy on the references
-    teacher_divergence: str | None = None
-    anchor: float | None = None  # weight of KL(adapted || original)
-    anchor_decay: bool = False  # the anchor falls linearly to 0
-    update: str | None = None  # "simultaneous", or "alternating": the student learns from the teacher after its update
-    rank: int | None = None
-    # in place of the teacher's loss: a meta-gradient, "exact" or by "difference"
-    meta_gradient: str | None = None
-    deviation: str = ""  # what is not the paper's
-    read_from: str = "ours"  # where the row was read, as a Variant's
-    temperature: float | None = None  # of both divergences
-    module_scale: float | None = None  # factor on what the module adds
-    module_start: float | None = None  # share of the steps before the module starts to move
-    teacher_mix: float | None = None  # minillm: the teacher's share in every draw
-    hint: str | None = None  # as a Variant's
-    rate: float = 1.0  # as a Variant's
-    sampling = {}  # no row of this kind has sampling settings of its own
-
-    def __post_init__(self):
-        assert not self.hint or self.writer == "dataset" and not self.meta_gradient, (
-            "a teacher that learns along reads a hint before references only, and by no meta-gradient"
-        )
+# 1. What a row says at a moment of a run.
 
 
 def resolve(row, accept_top_k):

@@ -53,13 +53,13 @@ import math
 
 import torch
 
-from catalogue import ONLINE_TEACHER
+from catalogue import ONLINE_TEACHER, OnlineVariant
 from features import second_order
 from lab import arguments, checks, command_line, compare, processes, program
 from lab.hints import prompts_of_teacher
 from lab.training import Run, all_reduce_mean, batch_order, constant, cuts
 from losses import DIVERGENCES, by_chunks, cross_entropy, kl, masked_mean, minillm, reverse_kl, soften, weight_of
-from methods import Method, OnlineVariant, sampling_now
+from methods import Method, sampling_now
 from model import ONLINE_MODULES, OnlineTeacher, make_optimizer
 
 # fmt: off

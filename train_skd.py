@@ -48,11 +48,10 @@ if __name__ in ("__main__", "__mp_main__"):
 import dataclasses
 
 import methods
-from catalogue import FIXED_TEACHER
+from catalogue import FIXED_TEACHER, Variant
 from lab import arguments, command_line, compare, program
 from lab.training import Run
 from losses import NO_TEACHER, check_loss, loss_names
-from methods import Variant
 
 # fmt: off
 VARIANTS = {

@@ -3,7 +3,7 @@
     python exercises/leaderboard.py FOLDER --out DIR             every FOLDER/*.py beside skd and on_policy
     python exercises/leaderboard.py FOLDER --out DIR --quick     a smoke run, about a minute per file
 
-A student's file holds one Variant (methods.py), and what its columns name where the project has none of that name: a
+A student's file holds one Variant (catalogue.py), and what its columns name where the project has none of that name: a
 loss (student_logits, teacher_logits) -> (B, T), a Writer, a Method. The row's name is the file's. All rows start from
 the same pairs. The same command goes on after an interruption. It runs strangers' code: see teacher.md.
 """
@@ -28,6 +28,7 @@ import losses  # noqa: E402
 import methods  # noqa: E402
 import sample  # noqa: E402
 import worker  # noqa: E402
+from catalogue import Variant  # noqa: E402
 from lab import processes, program, reading, statistics  # noqa: E402
 
 BESIDE = ("skd", "on_policy")  # the project's own rows, which every student is compared with
@@ -43,7 +44,7 @@ def train(path, name, flags):
 
     if path:
         code = vars(worker.module_from(Path(path), "handed_in"))
-        rows = [value for value in code.values() if isinstance(value, methods.Variant)]
+        rows = [value for value in code.values() if isinstance(value, Variant)]
         if len(rows) != 1 or name in train_skd.VARIANTS:
             raise ValueError(f"{name}.py must hold one Variant, and not be called as a row is: found {len(rows)}")
         tables = {"loss": losses.MATCHING_LOSSES, "writer": sample.WRITERS, "method": methods.METHODS}

@@ -987,7 +987,7 @@ def test_a_leaderboards_processes_end(tmp_path):
 
 ROW = """
 from losses import forward_kl, reverse_kl
-from methods import Variant
+from catalogue import Variant
 
 def both_ways(student_logits, teacher_logits):
     return (forward_kl(student_logits, teacher_logits) + reverse_kl(student_logits, teacher_logits)) / 2

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import methods
+import catalogue
 import train_okd
 import train_skd
 from lab import (
@@ -1550,7 +1550,7 @@ def test_a_row_says_where_it_was_read(script):
     """In words of READ_FROM; a row with a paper was read somewhere, and one that was read in part says what is ours."""
     for name, row in script.VARIANTS.items():
         read = row.read_from.split(", ")
-        known = methods.READ_FROM
+        known = catalogue.READ_FROM
         assert set(read) <= set(known), f"{name}: read_from {row.read_from!r} is none of {', '.join(known)}"
         assert row.paper is None or "ours" not in read, f"{name} names a paper: say in read_from where it was read"
         in_part = {"abstract", "summary"} & set(read) and not {"paper", "code"} & set(read)

@@ -23,8 +23,9 @@ from test_train_skd import options_of
 from tiny import Watched, flags, matrix, same_weights, tiny_pair, unmeasured, weights_of  # noqa: F401
 
 import sample
+from catalogue import Variant
 from lab.training import Run
-from methods import TEACHERS, Variant, scheduled
+from methods import TEACHERS, scheduled
 from model import TrustRegion, teacher_share
 from sample import STUDENT
 from train_skd import VARIANTS
