@@ -1,7 +1,6 @@
 """Laws of the shared plumbing: the starting pair (lab/pairs.py), the evaluation (lab/evaluate.py),
 the runs (lab/processes.py)."""
 
-import argparse
 import copy
 import json
 import math
