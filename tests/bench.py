@@ -196,7 +196,8 @@ def train(script, variant, extra, pair, device, steps, folder, batch=64, length=
     references = [prompt[:1] * length for prompt in prompts]
     # An end token that no model can write: all responses have the same length.
     tokenizer = types.SimpleNamespace(eos_token=None, n_vocab=vocabulary)
-    random_pair = types.SimpleNamespace(tokenizer=tokenizer, max_new_tokens=length)
+    no_examples = types.SimpleNamespace(examples=[])
+    random_pair = types.SimpleNamespace(tokenizer=tokenizer, max_new_tokens=length, train=no_examples, hinted={})
     lines = []
     log = types.SimpleNamespace(write=lambda kind, **figures: lines.append(figures) if kind == "step" else None)
     row = script.VARIANTS[variant] if script is train_skd else train_okd.resolve(script.VARIANTS[variant], args)

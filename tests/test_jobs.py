@@ -68,7 +68,8 @@ def memory_used(script, name, extra, vocabulary, length, batch, device):
     student, teacher = (GPT(config, generator(1)).to(device) for config in configs)
     prompts = torch.randint(1, vocabulary, (batch, 4), generator=generator(2)).tolist()
     tokenizer = types.SimpleNamespace(eos_token=None, n_vocab=vocabulary)
-    pair = types.SimpleNamespace(tokenizer=tokenizer, max_new_tokens=length - 4)
+    no_examples = types.SimpleNamespace(examples=[])
+    pair = types.SimpleNamespace(tokenizer=tokenizer, max_new_tokens=length - 4, train=no_examples, hinted={})
     run = compare.make_run(pair, args, 1)
     run.validate = lambda *models: {"score": 0.0, "val_nll": 0.0, "drift": 0.0}
     row = script.VARIANTS[name] if script is train_skd else train_okd.resolve(script.VARIANTS[name], args)

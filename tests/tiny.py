@@ -67,8 +67,9 @@ def sharp_gpt(width, vocab_size, block_size, seed, depth=1):
 def longer(model, positions):
     """The same model with so many positions more, which only a teacher with a hint reaches."""
     config = dataclasses.replace(model.config, block_size=model.config.block_size + positions)
-    weights, more = model.state_dict(), 0.4 * torch.randn(positions, config.n_embd, generator=generator(99))
-    weights["position_embedding.weight"] = torch.cat([weights["position_embedding.weight"], more])
+    weights, name = model.state_dict(), "position_embedding.weight"
+    more = 0.4 * torch.randn(positions, config.n_embd, generator=generator(99))
+    weights[name] = torch.cat([weights[name], more.to(weights[name].device)])
     model = GPT(config, generator(99))
     model.load_state_dict(weights)
     return model.eval()
