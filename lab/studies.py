@@ -146,7 +146,7 @@ STUDIES = {
     "skd-scan": Study(
         "Is the order of the methods the same on SCAN, commands and the actions that they ask for?",
         f"train_skd.py {THREE} --task scan --measure 1000 --variants sft,supervised,on_policy,skd",
-        13,
+        15,
         6,
         needs="scan",
     ),

@@ -216,9 +216,10 @@ def rerun(name, method, folder, monkeypatch):
     return recorded, list(map(json.loads, path.read_text().splitlines()))
 
 
-# Their teacher is a third one to be pretrained here; what they chose is bound to their records above.
+# Their teacher is a third one to be pretrained here; what they chose is bound to their records above. Nor are studies
+# of real data repeated, whose files are not part of the repository.
 ONLY_SETTINGS = ("start", "okd-module", "rates-okd")
-REPEATED = [name for name in MADE if name not in ONLY_SETTINGS]
+REPEATED = [name for name in MADE if name not in ONLY_SETTINGS and not studies.STUDIES[name].needs]
 
 
 @pytest.mark.slow
