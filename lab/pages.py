@@ -94,7 +94,8 @@ def methods_table(variants):
         writer = WRITERS.get(row["writer"], row["writer"])
         if row.get("answers") is not None and row["writer"] == "mixed":
             writer = "teacher (once) or student"
-        writer = "the student's start (once)" if row.get("teacher") == "start" else writer
+        if row.get("answers") is not None and row["teacher"] == "start":
+            writer = "the student's start (once)"
         cells = [f"`{name}`", row["note"], writer, _loss(row), *([_teacher(row)] if with_module else [])]
         cells += [f"{row['paper']} ({row['read_from']})" if row["paper"] else row["read_from"], row["deviation"] or "-"]
         lines.append(f"| {' | '.join(cells)} |")
