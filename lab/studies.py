@@ -198,6 +198,13 @@ STUDIES = {
         11,
         6,
     ),
+    "hints": Study(
+        "Does a hint help the teacher, and does it help the student?",
+        f"train_skd.py {THREE} --hint-share 0.5 --variants supervised,context_kd,context_kd_wrong_hint,on_policy,"
+        "context_on_policy,opsd,opsd_no_hint,opsd_wrong_hint,sdft",
+        14,
+        9,
+    ),
     "premise": Study(
         "Is the teacher worse on the student's prefixes, before distillation and after it?",
         f"train_skd.py {EIGHT} --variants supervised,on_policy,skd",
