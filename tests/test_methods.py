@@ -1774,7 +1774,7 @@ def other_value(x):
 DRAWS = {"rs_kd", "distillm", "lwkd"}  # from their generator, in the run; the others in the beginning alone
 
 
-@matrix("variant", KEEPING, fast=["taid", "rs_kd", "distillm", "fitnet", "label_smoothing", "kdiga", "supervised", "kdrl"])
+@matrix("variant", KEEPING, fast=["taid", "rs_kd", "distillm", "fitnet", "label_smoothing", "supervised", "kdrl"])
 def test_nothing_in_a_state_is_idle(variant):
     """Every entry counts: without it loading fails, and with another value in its place what comes is different."""
     method, student, (outputs, end) = halfway(variant)
