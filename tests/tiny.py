@@ -43,7 +43,7 @@ def one_of_each(table, *kinds):
 
 
 # One row of each kind: what a test of every row looks at without --slow. `supervised` is the plainest with a teacher.
-SKD_KINDS = ["supervised", *one_of_each(train_skd.VARIANTS, "writer", "method", "teacher")]
+SKD_KINDS = ["supervised", *one_of_each(train_skd.VARIANTS, "writer", "method")]
 OKD_KINDS = one_of_each(train_okd.VARIANTS, "writer", "module", "update", "meta_gradient")
 WRITING = ["supervised", *one_of_each(train_skd.VARIANTS, "writer")]
 
