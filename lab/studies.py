@@ -195,7 +195,7 @@ STUDIES = {
     "skd-trb": Study(
         "Is it better to blend teacher and student than to replace tokens: TRB against SKD, with the loss of TRB?",
         f"train_skd.py {FIVE} --loss reverse_kl --variants on_policy,skd,trb,trb_fixed",
-        11,
+        15,
         6,
     ),
     "hints": Study(
