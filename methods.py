@@ -408,12 +408,12 @@ class Extrapolation(Method):
     `strength`."""
 
     replaces_loss = True
+    student_passes = 1  # the start's
 
     def __init__(self, row, student, teacher, run, strength=1.25):
         super().__init__(row, student, teacher, run)
         self.strength = strength
         self.student_at_start = copy.deepcopy(student).requires_grad_(False).eval()
-        self.products = student.num_parameters() - student.position_embedding.weight.numel()  # its one pass
 
     def per_token(self, student_logits, teacher_logits, part):
         with torch.no_grad():
@@ -846,8 +846,7 @@ class Learnable(Method):
 
     def before_run(self, distill):
         student, teacher = self.models
-        copied = copy.deepcopy(student)
-        self.reference = distilled_first("reference", distill, copied, teacher, self.run, self.run.num_steps)
+        self.reference = trained_first("reference", distill, WORD_LEVEL, copy.deepcopy(student), teacher, self.run)
 
     def per_token(self, student_logits, teacher_logits, part):
         own = self.word_loss(student_logits, teacher_logits, part)
@@ -1087,6 +1086,9 @@ def own_start(distill, student, teacher, run):
     return copy.deepcopy(student).requires_grad_(False).eval()
 
 
+WORD_LEVEL = Variant("dataset", "forward_kl", None, "a run before another one")
+
+
 def assistant(distill, student, teacher, run):
     """TAKD (arXiv 1902.03393): a model between the two in depth and width, drawn anew, and distilled from the teacher.
 
@@ -1098,14 +1100,14 @@ def assistant(distill, student, teacher, run):
     n_embd = n_head * round(n_embd / n_head)
     config = GPTConfig(student.config.vocab_size, student.config.block_size, n_layer, n_head, n_embd)
     between = GPT(config, run.generator(5)).to(run.device)
-    return distilled_first("assistant", distill, between, teacher, run, 3 * run.num_steps)
+    return trained_first("assistant", distill, WORD_LEVEL, between, teacher, run, steps=3 * run.num_steps)
 
 
-def distilled_first(name, distill, model, teacher, run, steps):
-    """`model` after a run of word-level KD of its own, frozen; what it took is noted in `run`."""
-    row = Variant("dataset", "forward_kl", None, f"the {name} of another run")
-    with run.inner(name, steps=steps) as inner:
-        spent = distill(row, model.train(), teacher, run.prompts, run.required_responses(), inner).costs
+def trained_first(name, distill, row, model, teacher, run, data=None, **settings):
+    """`model` after a run of its own by a row, on data (prompts, responses), frozen; what it took is noted in `run`."""
+    prompts, responses = data or (run.prompts, run.required_responses())
+    with run.inner(name, **settings) as inner:
+        spent = distill(row, model.train(), teacher, prompts, responses, inner).costs
     model.zero_grad(set_to_none=True)
     run.prepare(spent["seconds"], tflop=spent["compute"], teacher_forwards=spent["teacher_forwards"], grows=True)
     return model.requires_grad_(False)
@@ -1172,19 +1174,17 @@ def specialists(distill, student, teacher, run, rate=0.1):
     domains = run.domains or [""] * len(run.prompts)
     if len(domains) != len(run.prompts):
         raise ValueError(f"give one of `domains` for each prompt: found {len(domains)}, {len(run.prompts)} prompts")
+    row = Variant("dataset", "cross_entropy", None, "a specialist of MOPD")
     names, examples = sorted(set(domains)), list(zip(run.prompts, run.required_responses(), domains))
     domain_of, experts = torch.zeros(teacher.config.vocab_size, dtype=torch.long), []
     for number, name in enumerate(names):
         prompts, responses, _ = zip(*(example for example in examples if example[2] == name))
         domain_of[[prompt[0] for prompt in prompts]] = number
-        expert = copy.deepcopy(teacher).requires_grad_(True).train()
+        expert = copy.deepcopy(teacher).requires_grad_(True)
         expert.token_embedding.requires_grad_(False)
-        row = Variant("dataset", "cross_entropy", None, "a specialist of MOPD")
-        with run.inner(f"specialist{chr(ord('a') + number)}", lr=rate * run.pretraining_lr) as inner:
-            spent = distill(row, expert, teacher, prompts, responses, inner).costs
-        run.prepare(spent["seconds"], tflop=spent["compute"], grows=True)
-        expert.zero_grad(set_to_none=True)
-        experts.append(expert.requires_grad_(False).eval())
+        label, lr = f"specialist{chr(ord('a') + number)}", rate * run.pretraining_lr
+        trained_first(label, distill, row, expert, teacher, run, (prompts, responses), lr=lr)
+        experts.append(expert.eval())
     if any(names[domain_of[prompt[0]]] != domain for prompt, _, domain in examples):
         raise ValueError(f"a prompt's first token must tell its domain ({', '.join(names)}): some begin prompts of two")
     return Specialists(experts, domain_of.to(run.device))

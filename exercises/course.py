@@ -4,8 +4,10 @@ Inputs come from Python's own random numbers, seeded by the salt, the exercise a
 inputs of the same kind, and one salt makes the same ones on every machine and with every torch.
 """
 
+import importlib.util
 import json
 import random
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,6 +86,15 @@ def exercise(number):
 
 class Broken(Exception):
     """A law that does not hold; the text says for which input, never what would be right."""
+
+
+def module_from(path, name):
+    """Import a file under a name."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def is_unwritten(error):

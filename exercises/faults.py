@@ -7,7 +7,6 @@ on the same fault written otherwise, and pass on right code written otherwise: i
 
 import contextlib
 import importlib
-import importlib.util
 import sys
 import tempfile
 import traceback
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import handout
-from course import ROOT, Broken, Law, is_unwritten
+from course import ROOT, Broken, Law, is_unwritten, module_from
 
 
 class Fault(NamedTuple):
@@ -117,10 +116,7 @@ def project_with(file, text, folder):
 def outcome(answers, function, file, text):
     """What a student's test says of the project with one file replaced: None where it passes, else the exception."""
     with project_with(file, text, answers.parent):
-        spec = importlib.util.spec_from_file_location("answers", answers)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["answers"] = module
-        spec.loader.exec_module(module)
+        module = module_from(answers, "answers")
         try:
             getattr(module, function)()
         except BaseException as error:  # pytest's own are no Exception

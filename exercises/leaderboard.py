@@ -23,11 +23,11 @@ sys.path.append(str(HERE))  # last: tests have a module adapters, too
 if __name__ == "__main__":
     import lab.interrupted  # noqa: F401  Ctrl-C while torch is imported ends with one line
 
+import course  # noqa: E402
 import grade  # noqa: E402
 import losses  # noqa: E402
 import methods  # noqa: E402
 import sample  # noqa: E402
-import worker  # noqa: E402
 from catalogue import Variant  # noqa: E402
 from lab import processes, program, reading, statistics  # noqa: E402
 
@@ -43,7 +43,7 @@ def train(path, name, flags):
     import train_skd
 
     if path:
-        code = vars(worker.module_from(Path(path), "handed_in"))
+        code = vars(course.module_from(Path(path), "handed_in"))
         rows = [value for value in code.values() if isinstance(value, Variant)]
         if len(rows) != 1 or name in train_skd.VARIANTS:
             raise ValueError(f"{name}.py must hold one Variant, and not be called as a row is: found {len(rows)}")

@@ -10,7 +10,6 @@ stranger's: see teacher.md.
 import contextlib
 import faulthandler
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -54,15 +53,6 @@ def as_at_first():
     warnings.simplefilter("ignore")  # goes before what made them errors
 
 
-def module_from(path, name):
-    """Import a file under a name."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def forbid(number):
     """Make the core's own version of what an exercise asks for unusable: calling it is no solution."""
     for item in handout.CORE:
@@ -88,9 +78,9 @@ def student_code(answers):
     """The module through which laws call the student: adapters.py, their own where they have one."""
     sys.modules["solutions"] = None  # importing it ends with ModuleNotFoundError
     sys.path.append(str(answers.parent))  # last: their laws.py is not ours
-    module_from(answers, "answers")
+    course.module_from(answers, "answers")
     own = answers.with_name("adapters.py")
-    return module_from(own if own.is_file() else HERE / "adapters.py", "adapters")
+    return course.module_from(own if own.is_file() else HERE / "adapters.py", "adapters")
 
 
 def of_the_student(path, answers):
@@ -153,7 +143,7 @@ def main(number, answers, salt, findings, seconds):
             file.flush()
 
         reference = HERE / "solutions.py"
-        solutions = module_from(reference, "_reference") if reference.is_file() else None
+        solutions = course.module_from(reference, "_reference") if reference.is_file() else None
         sys.modules.pop("_reference", None)
         all_laws = laws_of(row, answers)
         note(laws=[[law.name, law.says, law.essential] for law in all_laws])

@@ -34,9 +34,11 @@ class AnotherPrompt:
         self.hinted, self.block_size = hinted, block_size
 
     def of(self, prompts):
+        """As OwnPrompt.of."""
         return self.hinted
 
     def feed(self, part):
+        """As OwnPrompt.feed."""
         rollout, rows, device = part.rollout, part.rows, part.inputs.device
         prompts = [self.hinted[example] for example in part.step.rows[rows]]
         own = [len(part.run.prompts[example]) for example in part.step.rows[rows]]
