@@ -81,20 +81,26 @@ def tiny_data():
     return encode_task(make_task("math", difficulty=2, **SIZES), PairSettings())
 
 
+@functools.cache
+def tiny_hints():
+    """(tokens of the longest hint, kind of hint -> the prompts after it) of the tiny task."""
+    data, train = tiny_data(), tiny_data().splits["train"]
+    hinted = {kind: hinted_prompts(data.tokenizer, data.task, train, kind) for kind in HINTS}
+    return longest_hint(data.tokenizer, data.task, train.examples), hinted
+
+
 def tiny_pair(student_depth=1, teacher_depth=1, room=0):
     """A tiny math task and two random models of so many blocks; `room` more positions than the task needs."""
-    data = tiny_data()
-    hint = longest_hint(data.tokenizer, data.task, data.splits["train"].examples)
+    data, (hint, hinted) = tiny_data(), tiny_hints()
     block_size = data.block_size + room
     teacher = longer(sharp_gpt(12, data.tokenizer.n_vocab, block_size, 12, teacher_depth), hint)
     student = longer(sharp_gpt(8, data.tokenizer.n_vocab, block_size, 8, student_depth), hint)
     for weight in teacher.parameters():
         weight.requires_grad_(False)
     splits = [data.splits[name] for name in ("train", "val", "test", "ood")]
-    hinted = {kind: hinted_prompts(data.tokenizer, data.task, data.splits["train"], kind) for kind in HINTS}
     return Pair(
         data.task, data.tokenizer, teacher, student.config, student.state_dict(), *splits, data.max_new_tokens, "tiny",
-        hinted=hinted,
+        hinted=dict(hinted),
     )  # fmt: skip
 
 
