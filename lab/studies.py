@@ -35,7 +35,7 @@ class Study(NamedTuple):
     then: str | None = None  # a module that measures the finished runs; results/ keeps what it found, not the records
 
 
-DEVELOPMENT = "--pairs 5 --pair-seed 11 --seed 11"  # settings are chosen by these pairs
+DEVELOPMENT, THREE_DEVELOPMENT = (f"--pairs {n} --pair-seed 11 --seed 11" for n in (5, 3))  # settings are chosen here
 EIGHT, FIVE, THREE = (f"--pairs {n} --pair-seed 201 --seed 201" for n in (8, 5, 3))  # and by none of these
 
 STUDIES = {
@@ -197,6 +197,25 @@ STUDIES = {
         f"train_skd.py {FIVE} --loss reverse_kl --variants on_policy,skd,trb,trb_fixed",
         15,
         6,
+    ),
+    "rates-gradients": Study(
+        "Which learning rate does each policy gradient on the student's samples want?",
+        f"train_skd.py {THREE_DEVELOPMENT} --variants opd,exopd,iw_opd,kdrl --sweep lr=0.005,0.01,0.02",
+        18,
+        12,
+    ),
+    "gradients": Study(
+        "Does a reward beside the teacher, or a target beyond it, teach better than the teacher alone?",
+        f"train_skd.py {FIVE} --variants on_policy,opd,exopd,iw_opd,kdrl",
+        14,
+        8,
+    ),
+    "rates-hints": Study(
+        "Which learning rate does each method want whose teacher reads a hint?",
+        f"train_skd.py {THREE_DEVELOPMENT} --hint-share 0.5 --variants context_kd,context_on_policy,opsd,sdft "
+        "--sweep lr=0.005,0.01,0.02",
+        20,
+        12,
     ),
     "hints": Study(
         "Does a hint help the teacher, and does it help the student?",

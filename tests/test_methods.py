@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_sample import FALSE_ALARM, assert_follows
-from tiny import (
+from tiny import (  # noqa: F401  (unmeasured is a fixture)
     SIZES,
     WRITING,
     Watched,
@@ -32,6 +32,7 @@ from tiny import (
     sharp_gpt,
     teacher_of,
     tiny_pair,
+    unmeasured,
     weights_of,
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -699,6 +700,7 @@ FAST_LOSSES = [*((name, "token") for name in FORMULAS if name != "rkd"), *((name
 
 
 # Every row has a formula of its own; rkd's is the sum of two others, and its loop is long.
+@pytest.mark.usefixtures("unmeasured")
 @matrix("variant, reduction", itertools.product(FORMULAS, ("token", "sequence")), fast=FAST_LOSSES)
 def test_the_loss_by_hand(variant, reduction):
     """Loss and gradient of each batch are those of the row's formula on the response tokens, and on nothing else."""
@@ -718,6 +720,7 @@ def test_a_temperature_reaches_both_spaces(chunks):
         assert (line["loss"], line["gradient_norm"]) == pytest.approx(plain_loss("dskd", run, step, "token"), rel=1e-4)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_the_conditions_are_met():
     """What a formula decides by is seen both ways: tokens accepted and not, easy and hard, split and whole,
     of either writer."""
@@ -1996,6 +1999,7 @@ SAME_AT_AN_END = [
 ]
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(
     "variant, changes, twin", SAME_AT_AN_END, ids=[f"{row}-{twin}" for row, _, twin in SAME_AT_AN_END]
 )

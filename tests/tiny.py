@@ -6,6 +6,7 @@ is not the last one, and the two models' middles have different numbers.
 """
 
 import argparse
+import copy
 import dataclasses
 import functools
 
@@ -89,14 +90,19 @@ def tiny_hints():
     return longest_hint(data.tokenizer, data.task, train.examples), hinted
 
 
+@functools.cache
+def tiny_models(student_depth, teacher_depth, block_size):
+    """Two random models of so many blocks, which tiny_pair copies: drawing them takes ten times as long."""
+    n_vocab, hint = tiny_data().tokenizer.n_vocab, tiny_hints()[0]
+    teacher = longer(sharp_gpt(12, n_vocab, block_size, 12, teacher_depth), hint)
+    student = longer(sharp_gpt(8, n_vocab, block_size, 8, student_depth), hint)
+    return teacher.requires_grad_(False), student
+
+
 def tiny_pair(student_depth=1, teacher_depth=1, room=0):
     """A tiny math task and two random models of so many blocks; `room` more positions than the task needs."""
-    data, (hint, hinted) = tiny_data(), tiny_hints()
-    block_size = data.block_size + room
-    teacher = longer(sharp_gpt(12, data.tokenizer.n_vocab, block_size, 12, teacher_depth), hint)
-    student = longer(sharp_gpt(8, data.tokenizer.n_vocab, block_size, 8, student_depth), hint)
-    for weight in teacher.parameters():
-        weight.requires_grad_(False)
+    data, (_, hinted) = tiny_data(), tiny_hints()
+    teacher, student = copy.deepcopy(tiny_models(student_depth, teacher_depth, data.block_size + room))
     splits = [data.splits[name] for name in ("train", "val", "test", "ood")]
     return Pair(
         data.task, data.tokenizer, teacher, student.config, student.state_dict(), *splits, data.max_new_tokens, "tiny",
