@@ -107,9 +107,8 @@ def attention_transfer(student_hidden, teacher_hidden, target_mask):
     so that the masked mean over the sequence is the squared distance of the two unit vectors, in 0..2; energies 9 16 25
     against 16 9 25 give 98 / 962. Not the matrix of self-attention.
     """
-    student, teacher = (
-        _unit(hidden.square().mean(-1)) for hidden in _both(student_hidden, teacher_hidden, target_mask)
-    )  # (B, T)
+    both = _both(student_hidden, teacher_hidden, target_mask)
+    student, teacher = (_unit(hidden.square().mean(-1)) for hidden in both)  # (B, T)
     return _count(target_mask) * (student - teacher).square()
 
 

@@ -1085,9 +1085,8 @@ def masked_mean(per_token, mask, reduction="token", total=None):
     `total` is what to divide by in place of weight_of(mask): where a batch is worked on in parts, the whole batch's, so
     that the parts add up to its mean. (A mean of means would weigh tokens by how full their part is.)
     """
-    assert per_token.shape == mask.shape, (
-        f"{tuple(per_token.shape)} and mask {tuple(mask.shape)}"
-    )  # (B, T, 1) would broadcast
+    # (B, T, 1) would broadcast
+    assert per_token.shape == mask.shape, f"{tuple(per_token.shape)} and mask {tuple(mask.shape)}"
     assert mask.dtype == torch.bool, f"a mask is bool, found {mask.dtype}"
     # Fill, do not multiply: a nan or inf at a padded position must not leak (0 * inf = nan).
     kept = per_token.masked_fill(~mask, 0.0)
@@ -1129,9 +1128,7 @@ def entropy(model_logits):
 
 
 if __name__ == "__main__":
-    from lab.gallery import (
-        main,  # only here: a loss knows nothing of tables and pictures
-    )
+    from lab.gallery import main  # only here: a loss knows nothing of tables and pictures
 
     try:
         sys.exit(main())

@@ -264,9 +264,8 @@ def prepare(row, student, teacher, run, distill):
     """
     teacher = TEACHERS[row.teacher](distill, student, teacher, run)
     run.teacher_prompts = prompts_of_teacher(row.hint, run, teacher)
-    if (
-        row.answers is not None
-    ):  # greedy ones stand in for the beam search of Kim & Rush: both aim at the likeliest response
+    if row.answers is not None:
+        # Greedy ones stand in for the beam search of Kim & Rush: both aim at the likeliest response.
         wrote = STUDENT if row.teacher == "start" else TEACHER
         run.use_answers(teacher, row.answers, row.answers_top_p, wrote)
     if run.cache_teacher is not None and can_cache_teacher(row):
@@ -472,24 +471,17 @@ class Replay(Method):
 
     def __init__(self, row, student, teacher, run, capacity=1000, rise=0.1, tolerance=0.1):
         super().__init__(row, student, teacher, run)
-        self.capacity, self.rise, self.tolerance, self.num_steps = (
-            max(capacity, run.batch_size),
-            rise,
-            tolerance,
-            run.num_steps,
-        )
+        self.capacity, self.num_steps = max(capacity, run.batch_size), run.num_steps
+        self.rise, self.tolerance = rise, tolerance
         self.batch_size, self.threshold, self.reference, self.seen_rows, self.width = run.batch_size, 0.0, None, 0, 1
         size = self.size = run.num_processes
         own = -(-self.capacity // size)  # rows that this process keeps
         self.at_least = size * (run.batch_size // size)  # rows of a batch, as the process with the fewest counts them
         block = student.config.block_size
-        for name, shape in (
-            ("tokens", (own, block)),
-            ("prompt_len", (own,)),
-            ("lengths", (own,)),
-            ("finished", (own,)),
-        ):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.bool if name == "finished" else torch.long))
+        self.register_buffer("tokens", torch.zeros(own, block, dtype=torch.long))
+        self.register_buffer("prompt_len", torch.zeros(own, dtype=torch.long))
+        self.register_buffer("lengths", torch.zeros(own, dtype=torch.long))
+        self.register_buffer("finished", torch.zeros(own, dtype=torch.bool))
         self.register_buffer("source", torch.zeros(own, block, dtype=torch.int8))
         self.register_buffer("next_slot", torch.zeros((), dtype=torch.long))
         run.require_evaluation("replay")
@@ -511,16 +503,10 @@ class Replay(Method):
         self.before_step(step)
         self.writer = self.choose(torch.rand((), generator=self.generator).item())
         if self.writer == "replay":
-            rows = to_device(
-                torch.randperm(len(self.lengths), generator=self.generator)[: self.rows], self.lengths.device
-            )
-            kept = (
-                self.tokens[rows, : self.width],
-                self.prompt_len[rows],
-                self.lengths[rows],
-                self.source[rows, : self.width],
-            )
-            return Rollout(*kept, self.finished[rows])
+            drawn = torch.randperm(len(self.lengths), generator=self.generator)[: self.rows]
+            rows = to_device(drawn, self.lengths.device)
+            tokens, source = self.tokens[rows, : self.width], self.source[rows, : self.width]
+            return Rollout(tokens, self.prompt_len[rows], self.lengths[rows], source, self.finished[rows])
         rollout = self.write_by(self.writer, step)
         if self.writer == "student":
             n, T = rollout.tokens.shape
@@ -626,9 +612,8 @@ class DualSpace(Method):
     def per_token(self, student_logits, teacher_logits, part):
         """Both spaces' losses, (B, T)."""
         student, teacher = self.models
-        own, other = (
-            model.norm(captured.hidden[0]) for model, captured in zip(self.models, self.captured(part))
-        )  # (B, T, C) each
+        both = zip(self.models, self.captured(part))
+        own, other = (model.norm(captured.hidden[0]) for model, captured in both)  # (B, T, C) each
         projected_teacher = like(HiddenStates(self.to_student(other), student.head.detach()), student_logits)
         projected_student = like(HiddenStates(self.to_teacher(own), teacher.head), student_logits)
         of_map = by_chunks(cross_entropy, projected_teacher, part.tokens.targets)
@@ -652,9 +637,7 @@ class InputGradient(Method):
 
     # Gradients in the inputs are one pass of either model, their derivative two of the student's.
     student_passes, teacher_passes = 3, 1
-    plain_forward = (
-        True  # made again in the backward pass it would take fused attention; compiled it has no second derivative
-    )
+    plain_forward = True  # made again it would take fused attention; compiled it has no second derivative
     captures_teacher = True
 
     def __init__(self, row, student, teacher, run, weight=1.0, top_k=4):
@@ -674,9 +657,7 @@ class InputGradient(Method):
         # Guesses for this token, not the next; the first one, which nobody guesses, takes those of its successor.
         guesses = torch.cat([guesses[:, :1], guesses[:, :-1]], 1)
         ids = torch.cat([part.inputs[..., None], guesses], -1)  # (B, T, 1 + k)
-        seen_twice = F.pad(
-            guesses == part.inputs[..., None], (1, 0)
-        )  # a right guess is the token itself: it counts once
+        seen_twice = F.pad(guesses == part.inputs[..., None], (1, 0))  # a right guess is the token itself
         gradients = []
         for model, model_logits, captured in zip(self.models, (student_logits, teacher_logits), self.captured(part)):
             model_loss = by_chunks(cross_entropy, model_logits, targets)
@@ -727,9 +708,8 @@ class Subclasses(Method):
         slot, centres, directions = torch.full((vocab_size,), -1), [], []
         for number, token in enumerate(classes):
             own = hidden[gold == token]
-            axes = torch.linalg.svd(own - own.mean(0), full_matrices=False)[2][
-                :subclasses
-            ]  # (S, C) principal directions
+            directions_by_spread = torch.linalg.svd(own - own.mean(0), full_matrices=False)[2]  # (S, C)
+            axes = directions_by_spread[:subclasses]
             square = torch.empty(subclasses, subclasses).normal_(generator=self.generator)
             rotated = torch.linalg.qr(square)[0].to(device) @ axes
             spread = ((own - own.mean(0)) @ rotated.T).std(0).clamp(min=1e-6)
@@ -749,9 +729,8 @@ class Subclasses(Method):
         return capture_hidden(model, [block_at(model, "last")])
 
     def per_token(self, student_logits, teacher_logits, part):
-        own, others = (
-            model.norm(captured.hidden[0]) for model, captured in zip(self.models, self.captured(part))
-        )  # (B, T, C)
+        both = zip(self.models, self.captured(part))
+        own, others = (model.norm(captured.hidden[0]) for model, captured in both)  # (B, T, C) each
         with torch.no_grad():
             ids = by_chunks(lambda rows: rows.topk(self.top_k).indices, teacher_logits)
             probs = by_chunks(lambda rows: at_least_float32(rows).softmax(-1).topk(self.top_k).values, teacher_logits)
@@ -960,18 +939,14 @@ class SoftLabels(Method):
             middle = math.sqrt(low * high)
             mass = (answers / middle).softmax(-1).gather(-1, labels[:, None]).mean().item()
             low, high = (middle, high) if mass > gold else (low, middle)
-        for name, value in (
-            ("used", torch.tensor(used)),
-            ("slot", slot),
-            ("points", points),
-            ("weights", weights.detach() / low),
-        ):
+        kept = {"used": torch.tensor(used), "slot": slot, "points": points, "weights": weights.detach() / low}
+        for name, value in kept.items():
             self.register_buffer(name, value.to(device))
-        drawn = [
-            torch.empty(shape).normal_(0.0, shape[0] ** -0.5, generator=self.generator)
-            for shape in ((self.best, 32), (32, 1))
-        ]
-        self.hidden, self.last = (nn.Parameter(matrix) for matrix in drawn)
+
+        def drawn(*shape):
+            return nn.Parameter(torch.empty(shape).normal_(0.0, shape[0] ** -0.5, generator=self.generator))
+
+        self.hidden, self.last = drawn(self.best, 32), drawn(32, 1)
 
     def noisy(self, points, uniform=None):
         """Points and uniform noise of standard deviation `noise` in every direction."""
@@ -1145,20 +1120,17 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
             for number, block in enumerate(above):
                 x = block(x, number)
             branch_logits = F.linear(branch.norm(x), head)
-            teacher_logprobs, branch_logprobs = (
-                logits.float().log_softmax(-1) for logits in (teacher_logits, branch_logits)
-            )
-            distance = kl(teacher_logprobs, branch_logprobs)  # gradients to both
+            logprobs = [model_logits.float().log_softmax(-1) for model_logits in (teacher_logits, branch_logits)]
+            distance = kl(*logprobs)  # KL(teacher || branch): gradients to both
             per_token = cross_entropy(teacher_logits, targets) + cross_entropy(branch_logits, targets) + distance
             optimizer.zero_grad(set_to_none=True)
             masked_mean(per_token, masked).backward()
             clip_and_step(both, optimizer, learning_rate(step, run.num_steps, lr))
         seconds = inner.meter.figures()["seconds"]
     fed = sum(len(prompts[i]) + len(responses[i]) - 1 for rows in order for i in rows)
-    others = sum(weight.numel() for weight in both.parameters()) - sum(
-        weight.numel() for weight in teacher.parameters()
-    )
-    run.prepare(seconds, tflop=6e-12 * fed * others, teacher_tokens=3 * fed, teacher_forwards=run.num_steps, grows=True)
+    trained, of_teacher = (sum(weight.numel() for weight in model.parameters()) for model in (both, teacher))
+    tflop = 6e-12 * fed * (trained - of_teacher)  # of the branch
+    run.prepare(seconds, tflop=tflop, teacher_tokens=3 * fed, teacher_forwards=run.num_steps, grows=True)
     return teacher.requires_grad_(False).eval()
 
 

@@ -51,9 +51,8 @@ def rollout_line(student, teacher, tokenizer, prompts, max_new_tokens, accept_to
         start, stop = int(rollout.prompt_len[row]), int(rollout.lengths[row])
         written, lost = rollout.tokens[row, start:stop], rollout.rejected_tokens[row, start:stop]
         by_teacher = rollout.source[row, start:stop] == TEACHER
-        model_logits = {
-            name: F.linear(features[name][row, start - 1 : stop - 1], head).float() for name, head in heads.items()
-        }  # (T, V): row t predicts response token t
+        of_response = slice(start - 1, stop - 1)  # row t predicts response token t: logits are (T, V)
+        model_logits = {name: F.linear(features[name][row, of_response], head).float() for name, head in heads.items()}
         columns = {
             "tokens": written.tolist(),
             "written_by": "".join("t" if replaced else "s" for replaced in by_teacher.tolist()),

@@ -51,12 +51,10 @@ def run_script(script, main):
         processes.catch_signals()
     try:
         status = main()
-        processes.catch_signals(
-            signal.SIG_IGN
-        )  # all is written: one that comes while Python takes itself apart has nothing to stop
-        if (
-            processes.started_by_torchrun()
-        ):  # all is written; what torch's threads do while Python takes itself apart can abort it
+        # All is written: a signal that comes while Python takes itself apart has nothing to stop, and under torchrun
+        # what torch's threads do meanwhile can abort it.
+        processes.catch_signals(signal.SIG_IGN)
+        if processes.started_by_torchrun():
             print(end="", flush=True)
             os._exit(status)
         sys.exit(status)
