@@ -42,7 +42,7 @@ class Variant:
     method: str | None = None  # a name in METHODS: what is kept from step to step
     method_kwargs: dict = field(default_factory=dict)  # keywords of the method
     teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made before training
-    hint: str | None = None  # what the teacher reads before the prompt: a kind in data.tasks.HINTS
+    hint: str | None = None  # what the teacher reads before the prompt: a kind in data.tasks.HINTS, or "sibling"
     rate: float = 1.0  # learning rate as a multiple of the size's: best of 1/2, 1 and 2 (results/rates, rates-okd)
 
     def __post_init__(self):
@@ -392,6 +392,12 @@ FIXED_TEACHER |= {
                                   "control: sdft whose teacher reads another prompt with its answer",
                                   teacher="start", method="average", method_kwargs={"decay": 0.99},
                                   hint="demonstration"),
+    "sdpo": Variant("student", "top_k_kl", "2601.20802",
+                    "the student teaches itself: an average of its weights reads a right answer to the same prompt",
+                    "groups of 4, the first other right answer; no clipping; responses without one count as zeros in"
+                    " the mean", loss_kwargs={"top_k": 20, "reverse": True, "whose": "student"}, teacher="start",
+                    method="sibling", method_kwargs={"group": 4, "decay": 0.99}, hint="sibling",
+                    read_from="abstract, summary"),
     "opsd": Variant("student", "generalized_jsd", "2601.18734",
                     "the student teaches itself: its frozen start reads a worked solution before the prompt",
                     "no clipping per token; the solution is worked anew, it is not the reference",

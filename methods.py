@@ -4,7 +4,7 @@ Most methods keep nothing: who writes and which per-token loss says it all, and 
 others keep a schedule (Interpolation, Veto), a buffer (Replay), a projector (Feature, Flow, DualSpace), heads or
 branches (Subclasses, Regions, Branches), a copy of the student (Learnable), its start (Extrapolation) or an average of
 its weights (Average), a teacher of their own with a discriminator (SoftLabels), noise (SampledTargets), or what a batch
-scored (Scored). Each is one class:
+scored (Scored, Sibling). Each is one class:
 
     __init__       what is prepared before training
     before_run     what is distilled before training
@@ -41,8 +41,9 @@ from features import (
     input_gradient_alignment,
     second_order,
 )
-from lab.groups import batch_scores, in_group, use_groups
-from lab.hints import prompts_of_teacher
+from lab.evaluate import in_order
+from lab.groups import batch_scores, in_group, right_siblings, use_groups
+from lab.hints import PromptsOfBatch, prompts_of_teacher
 from lab.training import all_reduce_mean
 from losses import (
     DIVERGENCES,
@@ -74,9 +75,8 @@ from sample import DATASET, STUDENT, TEACHER, Noise, Rollout, inverse_cdf, rollo
 
 def resolve(row, accept_top_k):
     """The row with the flag's K in place of None."""
-    return dataclasses.replace(
-        row, loss_kwargs={k: accept_top_k if v is None else v for k, v in row.loss_kwargs.items()}
-    )
+    loss_kwargs = {name: accept_top_k if value is None else value for name, value in row.loss_kwargs.items()}
+    return dataclasses.replace(row, loss_kwargs=loss_kwargs)
 
 
 def scheduled(value, progress):
@@ -433,16 +433,12 @@ class Scored(Method):
 
     def __init__(self, row, student, teacher, run, group=4, beta=1.0):
         super().__init__(row, student, teacher, run)
-        if run.reward is None:
-            raise ValueError(
-                "kdrl learns from scores: give Run(reward=...), a function of numbers of prompts and responses (ids)"
-            )
         self.group, self.beta = group, beta
         use_groups(run, group)
 
     def write(self, step):
         rollout = super().write(step)
-        scores = batch_scores(self.run, step, rollout)
+        scores = batch_scores(self.run, step, rollout.responses())
         self.run.note("reward", scores.mean())
         own = in_group(scores, self.group)[list(step.places)]  # of this process' rows
         self.advantages = to_device(own, self.run.device)
@@ -661,9 +657,8 @@ class InputGradient(Method):
         gradients = []
         for model, model_logits, captured in zip(self.models, (student_logits, teacher_logits), self.captured(part)):
             model_loss = by_chunks(cross_entropy, model_logits, targets)
-            entries = input_gradient(
-                model_loss, captured.inputs, model.head, masked, ids, create_graph=model is self.models[0]
-            )
+            twice = model is self.models[0]
+            entries = input_gradient(model_loss, captured.inputs, model.head, masked, ids, create_graph=twice)
             gradients.append(entries.masked_fill(seen_twice, 0.0))
         # The prompt's tokens are inputs too; what stands behind the last token that counts has no gradient.
         is_input = masked.flip(-1).cumsum(-1).flip(-1) > 0
@@ -928,9 +923,8 @@ class SoftLabels(Method):
         optimizer = torch.optim.Adam([weights], lr=0.1)
         for _ in range(300):
             labels = torch.randint(len(used), (256,), generator=self.generator)
-            (weights.grad,) = torch.autograd.grad(
-                F.cross_entropy(self.noisy(points[labels]) @ weights.T, labels), weights
-            )
+            loss = F.cross_entropy(self.noisy(points[labels]) @ weights.T, labels)
+            (weights.grad,) = torch.autograd.grad(loss, weights)
             optimizer.step()
         labels = torch.randint(len(used), (2048,), generator=self.generator)
         answers = (self.noisy(points[labels]) @ weights.T).detach()
@@ -1012,6 +1006,38 @@ class Average(Method):
             average.lerp_(weight, 1 - self.decay)
 
 
+class Sibling(Average):
+    """SDPO (arXiv 2601.20802): the teacher, an average of the student's weights, reads a right answer of the batch.
+
+    Each prompt is answered `group` times, and the first right answer of the group, never the response itself, is the
+    hint. Where nobody else was right, or the hint leaves no room in the block, a response teaches nothing: its loss is
+    0, and counts in the mean.
+    """
+
+    def __init__(self, row, student, teacher, run, group=4, decay=0.99):
+        super().__init__(row, student, teacher, run, decay)
+        self.group, self.hint_of, self.block_size = group, run.hinted["sibling"], teacher.config.block_size
+        use_groups(run, group)
+
+    def write(self, step):
+        rollout, run, prompts, helped = super().write(step), self.run, [], []
+        own = rollout.responses()
+        scores, everybodys = batch_scores(run, step, own), in_order(own)
+        siblings = right_siblings(scores, self.group)
+        for place, row, response in zip(step.places, step.rows, own):
+            hint = self.hint_of(everybodys[siblings[place]]) if siblings[place] is not None else []
+            helped.append(0 < len(hint) <= self.block_size - len(run.prompts[row]) - len(response))
+            prompts.append(hint + run.prompts[row] if helped[-1] else run.prompts[row])
+        run.teacher_prompts = PromptsOfBatch(prompts, self.block_size)
+        self.helped = to_device(torch.tensor(helped), run.device)
+        run.note("reward", scores.mean())
+        return rollout
+
+    def per_token(self, student_logits, teacher_logits, part):
+        per_token = self.word_loss(student_logits, teacher_logits, part)
+        return per_token * self.helped[part.rows][: len(per_token), None]
+
+
 def draw_seed(generator):
     """A seed for one step's noise."""
     return torch.randint(2**62, (), generator=generator).item()
@@ -1044,6 +1070,7 @@ METHODS = {
     "soft_labels": SoftLabels,
     "smoothing": Smoothing,
     "average": Average,
+    "sibling": Sibling,
 }
 
 

@@ -1131,7 +1131,12 @@ def hint_ids(tokenizer, task, example, other, kind):
     has none. `other` is another example."""
     text = other.prompt + other.response if kind == "demonstration" else task.hint(example)
     text = task.hint(other) if kind == "unrelated" else text
-    return tokenizer.encode(f"({text})\n") if text else []
+    return encode_hint(tokenizer, text) if text else []
+
+
+def encode_hint(tokenizer, text):
+    """The ids of a text as a hint: in brackets, on a line of its own."""
+    return tokenizer.encode(f"({text})\n")
 
 
 def hinted_prompts(tokenizer, task, split, kind):

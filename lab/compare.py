@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from data import corpora, tasks
-from data.tasks import complete, make_task
+from data.tasks import complete, encode_hint, make_task
 from lab import arguments, checkpoints, checks, command_line, folders, held_out, pairs, processes, records, report
 from lab.ending import ending
 from lab.evaluate import evaluate, evaluate_quickly
@@ -121,6 +121,11 @@ def scores(pair, rows, responses):
     return [pair.task.score(pair.train.examples[row], text) for row, text in zip(rows, completions)]
 
 
+def hint_of(pair, response):
+    """The ids of a hint that tells a response (ids), as the pair has read some."""
+    return encode_hint(pair.tokenizer, *complete(pair.tokenizer, [response]))
+
+
 def peak_rate(row, args):
     """The peak learning rate of a method: --lr, or the size's times the row's own."""
     return args.lr or args.default_lr * row.rate
@@ -144,7 +149,7 @@ def make_run(pair, args, seed, log=None, report=lambda line: None, checkpointer=
         reward=functools.partial(scores, pair),
         domains=[pair.task.part(example) for example in pair.train.examples],
         pretraining_lr=args.settings.teacher_lr,
-        hinted=pair.hinted,
+        hinted=pair.hinted and pair.hinted | {"sibling": functools.partial(hint_of, pair)},
         log=log,
         report=report,
         checkpointer=checkpointer,

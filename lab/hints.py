@@ -37,10 +37,14 @@ class AnotherPrompt:
         """As OwnPrompt.of."""
         return self.hinted
 
+    def before(self, part):
+        """What stands before each response of a part."""
+        return [self.hinted[example] for example in part.step.rows[part.rows]]
+
     def feed(self, part):
         """As OwnPrompt.feed."""
         rollout, rows, device = part.rollout, part.rows, part.inputs.device
-        prompts = [self.hinted[example] for example in part.step.rows[rows]]
+        prompts = self.before(part)
         own = [len(part.run.prompts[example]) for example in part.step.rows[rows]]
         shift = [len(prompt) - length for prompt, length in zip(prompts, own)]  # of the response, to the right
         tokens, T = rollout.tokens[rows], part.inputs.size(1)  # (rows, T + 1)
@@ -61,21 +65,32 @@ class AnotherPrompt:
         return inputs, part.fed + shift.sum(), aligned
 
 
+class PromptsOfBatch(AnotherPrompt):
+    """`hinted[i]` stands before row i of one batch: a hint that was not there before the batch."""
+
+    def before(self, part):
+        """As AnotherPrompt.before."""
+        return self.hinted[part.rows]
+
+
 def prompts_of_teacher(kind, run, teacher):
-    """What the teacher of a run reads, by the kind of hint that a row names; None is the student's prompt.
+    """What the teacher of a run reads, by the kind of hint that a row names; None is the student's prompt, and so is at
+    first what a method makes of each batch ("sibling").
 
     ValueError where the run has no such prompts, not one for each, or where one leaves the teacher no room for a whole
     response.
     """
     if kind is None:
         return OwnPrompt()
-    hinted = run.hinted.get(kind)
-    if hinted is None:
-        there = ", ".join(run.hinted) or "none"
+    hinted, of_batch = run.hinted.get(kind), kind == "sibling"
+    if hinted is None or callable(hinted) != of_batch:
+        there, wanted = ", ".join(run.hinted) or "none", "a function of a response" if of_batch else "lists of ids"
         raise ValueError(
             f"the teacher of this method reads prompts with a hint ({kind}), found {there}: give --hint-share 0.5, or "
-            f"Run(hinted={{{kind!r}: lists of ids}})"
+            f"Run(hinted={{{kind!r}: {wanted}}})"
         )
+    if of_batch:
+        return OwnPrompt()
     if len(hinted) != len(run.prompts) or not all(hinted):
         raise ValueError(
             f"hinted[{kind!r}] holds {sum(map(bool, hinted))} prompts for {len(run.prompts)}: give one for each, as "

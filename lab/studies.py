@@ -2,8 +2,8 @@
 
     python -m lab.studies                  every study: its question, its command, what it takes, whether it is there
     python -m lab.studies NAME [NAME ..]   runs them in runs/studies/, where an interrupted one goes on, and makes
-                                           results/NAME of each: records, table, curves, summary; or, where a
-                                           module measures the finished runs, its figures and their table
+                                           results/NAME of each: records, table, curves; or, where a module
+                                           measures the finished runs, its figures and their table
 
 Settings were found on development pairs (seeds 11 to 15) and confirmed on pairs nobody had looked at (101 to 108 for
 an earlier start of the students, then 201 to 208). All other questions are asked on the last of these.
@@ -200,19 +200,20 @@ STUDIES = {
     ),
     "rates-gradients": Study(
         "Which learning rate does each policy gradient on the student's samples want?",
-        f"train_skd.py {THREE_DEVELOPMENT} --variants opd,exopd,iw_opd,kdrl --sweep lr=0.005,0.01,0.02",
+        f"train_skd.py {THREE_DEVELOPMENT} --variants fdistill_rkl,opd,exopd,iw_opd,kdrl "
+        "--sweep lr=0.0025,0.005,0.01,0.02",
         18,
         12,
     ),
     "gradients": Study(
         "Does a reward beside the teacher, or a target beyond it, teach better than the teacher alone?",
-        f"train_skd.py {FIVE} --variants on_policy,opd,exopd,iw_opd,kdrl",
+        f"train_skd.py {FIVE} --variants fdistill_rkl,opd,exopd,iw_opd,kdrl",
         14,
         8,
     ),
     "rates-hints": Study(
         "Which learning rate does each method want whose teacher reads a hint?",
-        f"train_skd.py {THREE_DEVELOPMENT} --hint-share 0.5 --variants context_kd,context_on_policy,opsd,sdft "
+        f"train_skd.py {THREE_DEVELOPMENT} --hint-share 0.5 --variants context_kd,context_on_policy,opsd,sdft,sdpo "
         "--sweep lr=0.005,0.01,0.02",
         20,
         12,
@@ -220,7 +221,7 @@ STUDIES = {
     "hints": Study(
         "Does a hint help the teacher, and does it help the student?",
         f"train_skd.py {THREE} --hint-share 0.5 --variants supervised,context_kd,context_kd_wrong_hint,on_policy,"
-        "context_on_policy,opsd,opsd_no_hint,opsd_wrong_hint,sdft",
+        "context_on_policy,opsd,opsd_no_hint,opsd_wrong_hint,sdft,sdpo",
         14,
         9,
     ),

@@ -71,10 +71,11 @@ class Run:
     step and eight times on the way. show: (student) -> dict of plain values, such as rollouts on held-out prompts,
     which becomes a line of the record at the start, in the middle and at the end.
     What few methods ask for: reward (numbers of prompts, responses as ids) -> a score each; domains: the task of each
-    prompt; hinted: kind of hint -> for each prompt the ids read in its place; pretraining_lr: the teacher's rate.
+    prompt; hinted: kind of hint -> for each prompt the ids read in its place ("sibling": a function from a response to
+    the ids before its prompt); pretraining_lr: the teacher's rate.
     log, report, checkpointer: where records, lines for the user and states go; by default nowhere. tell: hears in place
     of `report` how far the run has come. label: what the bar of its steps is called.
-    Raises ValueError with one line for a number that makes no run.
+    Raises ValueError for a number that makes no run.
     """
 
     def __init__(
@@ -160,8 +161,7 @@ class Run:
             found = f"{len(prompts)} prompts{found}"
             raise ValueError(f"give at least one prompt, and no responses or one for each; found {found}")
         self.student, self.device = student, next(student.parameters()).device
-        self.prompts, self.responses = prompts, responses
-        self.references = responses
+        self.prompts, self.responses, self.references = prompts, responses, responses
         if order is None:
             order = batch_order(
                 len(prompts) - held_out, self.batch_size, self.num_steps, torch.Generator().manual_seed(self.seed)

@@ -9,7 +9,7 @@ import re
 
 import pytest
 import torch
-from test_methods import ragged
+from test_methods import method_of, ragged
 from test_train_skd import refused
 from tiny import (
     SIZES,
@@ -20,6 +20,7 @@ from tiny import (
     matrix,
     moved_apart,
     padded,
+    prompts_of,
     same_weights,
     tiny_pair,
     unmeasured,  # noqa: F401  a fixture
@@ -31,8 +32,9 @@ import train_okd
 import train_skd
 from data import own_data
 from data.tasks import HINTS, Encoded, hinted_prompts, make_task
-from lab import compare, hints, pairs, training
-from losses import to_logits
+from lab import compare, groups, hints, pairs, training
+from losses import to_logits, top_k_kl
+from sample import STUDENT, rollout_from_ids
 from train_skd import VARIANTS
 
 # Every kind of teacher, and how a row asks it: (writer, columns of the row).
@@ -257,6 +259,85 @@ def test_without_a_hint_there_is_nothing_to_learn_from_oneself():
     first = {name: Watched(VARIANTS[name], tiny_pair(), flags(steps=1)).steps[0] for name in ("opsd", "opsd_no_hint")}
     assert abs(first["opsd_no_hint"]["loss"]) < 1e-6 < 1e-2 < first["opsd"]["loss"]
     assert first["opsd_no_hint"]["gradient_norm"] < 1e-4
+
+
+# A right answer of the same group as the hint (SDPO).
+
+
+def odd_is_right(pair, rows, responses):
+    """A scorer that some responses of an untrained model satisfy."""
+    return [float(sum(response) % 2) for response in responses]
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("way", [*WAYS])
+def test_a_right_sibling_is_the_hint(monkeypatch, way):
+    """sdpo by hand: whoever has a right sibling learns what the averaged teacher says after it, response by response;
+    whoever has none adds tokens to the mean and nothing to the sum."""
+    monkeypatch.setattr(compare, "scores", odd_is_right)
+    pair, kinds = tiny_pair(room=20), set()
+    row = dataclasses.replace(VARIANTS["sdpo"], method_kwargs={"group": 4, "decay": 0.5})
+    run = Watched(row, pair, flags("--batch-size", "8", "--steps", "3", **WAYS[way]))
+    for step, (line, rollout) in enumerate(zip(run.steps, run.rollouts)):
+        student, teacher = pair.new_student(), pair.new_student()
+        student.load_state_dict([run.start, *run.weights][step])
+        teacher.load_state_dict(student.state_dict() | {
+            name[8:]: x for name, x in run.states[step].items() if name.startswith("average.")
+        })  # fmt: skip
+        responses, lost, tokens = rollout.responses(), 0.0, 0
+        right = odd_is_right(pair, None, responses)
+        assert line["reward"] == pytest.approx(sum(right) / 8)
+        for i, (prompt, response) in enumerate(zip(prompts_of(rollout), responses)):
+            others = [j for j in range(i // 4 * 4, i // 4 * 4 + 4) if right[j] and j != i]
+            kinds.add((bool(right[i]), bool(others)))
+            tokens += len(response)
+            if not others:
+                continue
+            text = pair.tokenizer.decode([token for token in responses[others[0]] if token != pair.tokenizer.eos_token])
+            hinted = pair.tokenizer.encode(f"({text})\n") + prompt
+            own = student(torch.tensor([prompt + response])[:, :-1])[:, len(prompt) - 1 :]
+            with torch.no_grad():
+                others = teacher(torch.tensor([hinted + response])[:, :-1])[:, len(hinted) - 1 :]
+            lost = lost + top_k_kl(own, others, 20, whose="student", reverse=True).sum()
+        (lost / tokens).backward()
+        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1e9)
+        assert (line["loss"], line["gradient_norm"]) == pytest.approx(((lost / tokens).item(), norm.item()), rel=1e-3)
+    assert {(True, True), (False, True)} <= kinds and any(not helped for _, helped in kinds)
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_where_nobody_is_right_nothing_is_learned():
+    """Untrained students answer nothing right: losses and gradients are 0, to the bit."""
+    run = Watched(VARIANTS["sdpo"], tiny_pair(), flags("--batch-size", "8"))
+    assert [(line["reward"], line["loss"], line["gradient_norm"]) for line in run.steps] == [(0, 0, 0)] * 2
+
+
+def test_who_is_a_right_sibling():
+    """The first other one of the group; none for the only right one, nor across groups; a last group may be smaller."""
+    scores = torch.tensor([1.0, 0, 1, 0, 1, 0, 1])
+    assert groups.right_siblings(scores, 3) == [2, 0, 0, 4, None, 4, None]
+    assert groups.right_siblings(torch.tensor([0.9, 1.0, 0.99]), 3) == [1, None, 1]
+
+
+def test_siblings_of_other_processes(monkeypatch):
+    """Of three processes the second has rows 1 and 4 of six: their hints are answers that others wrote. A hint that
+    leaves no room before the response is none."""
+    written = [[7], [7, 7], [9], [14], [21, 7, 7], [28]]  # rows 0 and 3 are right
+    method = method_of("sdpo", group=3)
+    monkeypatch.setattr(groups, "in_order", lambda own: [1.0, own[0], 0.0, 1.0, own[1], 0.0])
+    monkeypatch.setattr(methods, "in_order", lambda own: [*written[:1], own[0], *written[2:4], own[1], written[5]])
+    method.run.reward = lambda rows, responses: [0.0 for _ in rows]
+    method.hint_of = lambda response: [40, *response]
+    rollout = rollout_from_ids([[1], [2]], [written[1], written[4]], [STUDENT] * 2, "cpu")
+    prompts, number = method.run.prompts, {"places": [1, 4], "rows": [5, 6], "progress": 0.0}
+    step = type("step", (), number | {"write": lambda self, *_, **options: rollout})()
+    method.write(step)
+    assert method.run.teacher_prompts.hinted == [[40, 7] + prompts[5], [40, 14] + prompts[6]]
+    assert method.helped.tolist() == [True, True]
+    method.block_size = len(prompts[6]) + 4  # the second response has three tokens, the first one and its prompt fewer
+    method.write(step)
+    assert method.run.teacher_prompts.hinted == [[40, 7] + prompts[5], prompts[6]]
+    assert method.helped.tolist() == [True, False]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

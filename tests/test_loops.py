@@ -162,7 +162,10 @@ def test_a_missing_reference_is_named(name):
         train_skd.distill(train_skd.VARIANTS[name], student, teacher, prompts, run=run())
 
 
-@pytest.mark.parametrize("name, missing", [("distillm", "validate"), ("sftn", "pretraining_lr"), ("kdrl", "reward")])
+@pytest.mark.parametrize(
+    "name, missing",
+    [("distillm", "validate"), ("sftn", "pretraining_lr"), ("kdrl", "reward"), ("sdpo", "sibling")],
+)
 def test_what_else_is_missing_is_named(name, missing):
     """A row that follows a validation, or goes on with the pretraining, names the argument."""
     student, teacher, prompts, responses = models()

@@ -612,6 +612,7 @@ FORMULAS = {
     "mopd": at_each(lambda own, other, token, by: -(other[token] / own[token]).log().detach().clamp(-5, 5)
                     * own[token].log()),
     "kdrl": at_each(advantage),  # untrained models score nothing: test_scores_are_compared_within_a_group
+    "sdpo": at_each(lambda own, other, token, by: 0.0 * own[token]),  # and so: test_a_right_sibling_is_the_hint
     "eopd": unsure,
     "speckd": gated,
     "ca_opd": at_each(lambda own, other, token, by: ce(own, token) if by else buckets(own, other, token, by)),
@@ -1804,7 +1805,8 @@ def test_nothing_in_a_state_is_idle(variant):
 
 def test_what_keeps_nothing_has_nothing_to_save():
     """KEEPING has a row of every kind of state object; the rows beside it share their classes."""
-    kinds = {methods.Method, *methods.METHODS.values()} - {methods.Average}  # which keeps its teacher: test_hints.py
+    # Average and Sibling keep their teacher: test_hints.py, test_resume.py
+    kinds = {methods.Method, *methods.METHODS.values()} - {methods.Average, methods.Sibling}
     assert {type(method_of(name)) for name in KEEPING} == kinds
     for name in ("supervised", "rkd", "kdiga", "label_smoothing"):
         assert list(method_of(name).state_dict()) == ["_extra_state"]
@@ -1876,7 +1878,7 @@ def test_groups_and_their_scores():
     multiple ends with a smaller group; each row's prompt is its group's."""
     found = groups.in_group(torch.tensor([1.0, 0, 0, 0, 0.3, 0.3, 0.3, 0.3, 5.0]), 4)
     assert found.tolist() == pytest.approx([1.732051, *[-0.577350] * 3, *[0.0] * 5], abs=1e-6)
-    run = types.SimpleNamespace(order=torch.arange(18).view(2, 9))
+    run = types.SimpleNamespace(order=torch.arange(18).view(2, 9), reward=count_sevens)
     groups.use_groups(run, 4)
     assert run.order.tolist() == [[0] * 4 + [1] * 4 + [2], [9] * 4 + [10] * 4 + [11]]
 

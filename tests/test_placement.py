@@ -307,7 +307,7 @@ def test_training_steps_stay_on_the_device(on_device, case):
     most = tokens if row.writer == "interleaved" else 2 + tokens // 8
     # A batch of both kinds is put together on the host: tokens and lengths.
     most += 3 * (row.writer == "mixed" and row.mix_per == "sequence")
-    most += 3 * (getattr(row, "method", None) == "scored")  # responses are scored on the host
+    most += 3 * (getattr(row, "method", None) in ("scored", "sibling"))  # responses are scored on the host
     assert all(len(writing) <= most for writing, _ in steps)
     # at the start of a run; of mopd the first specialist is seen
     asleep = row.writer in ("dataset", "teacher") or case[1] in ("two_stage", "distillm", "mopd")

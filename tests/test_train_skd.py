@@ -469,7 +469,7 @@ def test_all_methods_see_the_same_prompts(pair, variant):
     """Batch by batch the prompts are the order of the seed, the same for every method, and others for another seed.
 
     A batch that distillm replays is the exception, by design: it was seen before. So early in a run there is none.
-    kdrl answers the first prompts of a batch several times.
+    kdrl and sdpo answer the first prompts of a batch several times.
     """
     run = Watched(VARIANTS[variant], pair, flags(), 3)
     assert "replay" not in run.writers
