@@ -43,7 +43,7 @@ class Variant:
     method_kwargs: dict = field(default_factory=dict)  # keywords of the method
     teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made before training
     hint: str | None = None  # what the teacher reads before the prompt: a kind in data.tasks.HINTS, or "sibling"
-    rate: float = 1.0  # learning rate as a multiple of the size's: best of 1/2, 1 and 2 (results/rates, rates-okd)
+    rate: float = 1.0  # learning rate as a multiple of the size's: best of a few (results/rates*), else 1, untried
 
     def __post_init__(self):
         assert self.mix_per in ("batch", "sequence"), (
@@ -179,7 +179,7 @@ FIXED_TEACHER = {  # of train_skd.py
     "fdistill_kl": Variant("teacher", "forward_kl", "2307.15190", "KL on the teacher's samples", answers=1.0,
                            read_from="code"),
     "fdistill_rkl": Variant("student", "reverse_kl", "2307.15190", "reverse KL on the student's samples",
-                            read_from="code"),
+                            read_from="code", rate=0.5),
     "fdistill_js": Variant("mixed", "jsd_by_writer", "2307.15190",
                            "JSD: its student part on student samples, its teacher part on teacher samples",
                            "one response per prompt, drawn from either, not both; mean over tokens", answers=1.0,
@@ -203,10 +203,10 @@ FIXED_TEACHER = {  # of train_skd.py
                            read_from="abstract"),
     "opd": Variant("student", "policy_gradient", None,
                    "policy gradient on student samples; advantage: log teacher - log student of the token",
-                   "one update per batch, so no importance ratio", read_from="code"),
+                   "one update per batch, so no importance ratio", read_from="code", rate=0.25),
     "opd_baseline": Variant("student", "policy_gradient", "2605.07865",
                             "opd minus the mean advantage of the position: same gradient, less noise",
-                            loss_kwargs={"baseline": True}, read_from="paper"),
+                            loss_kwargs={"baseline": True}, read_from="paper", rate=0.25),
     "tip": Variant("student", "chosen_positions", "2604.14084",
                    "reverse KL on student samples, at the half of positions where it is unsure, or sure and wrong",
                    "reconstruction: the highest scores of each response, not drawn; entropy / ln V and JSD / ln 2 in"
@@ -286,20 +286,21 @@ FIXED_TEACHER = {  # of train_skd.py
     "exopd": Variant("student", "policy_gradient", "2602.12125",
                      "opd with the teacher's reward counted from the student's start, times 1.25: a target beyond the"
                      " teacher", "one update per batch, so no importance ratio", method="extrapolation",
-                     method_kwargs={"strength": 1.25}, read_from="code"),
+                     method_kwargs={"strength": 1.25}, read_from="code", rate=0.125),
     "iw_opd": Variant("student", "policy_gradient", "2606.22600",
                       "opd with weights from 1.5 down to 1 as the prefix strays from the teacher",
-                      "one update per batch, so no importance ratio", loss_kwargs={"early": 0.5}, read_from="code"),
+                      "one update per batch, so no importance ratio", loss_kwargs={"early": 0.5}, read_from="code",
+                      rate=0.25),
     "kdrl": Variant("student", "policy_gradient", "2506.02208",
                     "opd, and the task's score of each response against three others to the same prompt as a reward",
                     "reconstruction: beta 1 throughout and groups of 4 are ours; one update per batch, so neither"
                     " importance ratio nor clipping", method="scored", method_kwargs={"group": 4, "beta": 1.0},
-                    read_from="abstract, summary"),
+                    read_from="abstract, summary", rate=0.125),
     "mopd": Variant("student", "policy_gradient", "2606.30406",
                     "opd with a teacher per task, each prompt with its own; advantages clipped at 5",
                     "specialists are copies of the pair's teacher that learn on, by one task's references each; made"
                     " for --task mixed: other tasks have one specialist", loss_kwargs={"clip": 5.0},
-                    teacher="specialists", read_from="code"),
+                    teacher="specialists", read_from="code", rate=0.25),
 
     # features, added to word-level KD on the references
     "fitnet": Variant("dataset", "forward_kl", "1412.6550",

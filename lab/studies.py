@@ -202,8 +202,8 @@ STUDIES = {
         "Which learning rate does each policy gradient on the student's samples want?",
         f"train_skd.py {THREE_DEVELOPMENT} --variants fdistill_rkl,opd,exopd,iw_opd,kdrl "
         "--sweep lr=0.0025,0.005,0.01,0.02",
-        18,
-        12,
+        28,
+        15,
     ),
     "gradients": Study(
         "Does a reward beside the teacher, or a target beyond it, teach better than the teacher alone?",
