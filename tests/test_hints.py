@@ -19,6 +19,7 @@ from tiny import (
     flags,
     matrix,
     moved_apart,
+    odd_is_right,
     padded,
     prompts_of,
     same_weights,
@@ -262,11 +263,6 @@ def test_without_a_hint_there_is_nothing_to_learn_from_oneself():
 
 
 # A right answer of the same group as the hint (SDPO).
-
-
-def odd_is_right(pair, rows, responses):
-    """A scorer that some responses of an untrained model satisfy."""
-    return [float(sum(response) % 2) for response in responses]
 
 
 @pytest.mark.usefixtures("unmeasured")

@@ -9,11 +9,12 @@ import signal
 
 import pytest
 import torch
-from tiny import (
+from tiny import (  # noqa: F401  (lenient is a fixture)
     OKD_KINDS,
     SKD_KINDS,
     distilled,
     flags,
+    lenient,
     matrix,
     same_weights,
     tiny_pair,

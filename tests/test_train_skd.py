@@ -35,6 +35,7 @@ from tiny import (  # noqa: F401  (some are for other files)
     flags,
     generator,
     greedy_by_loop,
+    lenient,
     matrix,
     moved_apart,
     padded,
@@ -510,6 +511,7 @@ LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not
     "rs_kd": "tokens that were drawn from the teacher stand for it",
     "ca_opd": "what was replaced is a label",
     "veto": "a product of both models is sharper than either",
+    "kdrl": "a score is a reward of its own",
     **dict.fromkeys(("fitnet", "hidden_cosine", "fsp", "dskd"), "a projector that starts at random"),
     "lelp": "a head that starts at random",
     **dict.fromkeys(("takd", "sftn", "mopd"), "another teacher is made first"),
@@ -519,13 +521,14 @@ LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not
 
 @pytest.mark.usefixtures("unmeasured")
 @matrix("variant", VARIANTS, fast=SKD_KINDS)
-def test_nothing_is_learned_from_a_teacher_that_is_the_student(deep_pair, variant):
+def test_nothing_is_learned_from_a_teacher_that_is_the_student(variant):
     """Distilling a model from itself: loss 0, its minimum, and gradient 0, whoever writes.
     Where not, there is a reason."""
-    twin = dataclasses.replace(deep_pair, teacher=deep_pair.new_student().requires_grad_(False).eval())
+    pair = tiny_pair(2, 3, room=20)  # for a sibling's response before one's own
+    twin = dataclasses.replace(pair, teacher=pair.new_student().requires_grad_(False).eval())
     (line,) = Watched(VARIANTS[variant], twin, flags(steps=1)).steps
     if variant in LEARNS_FROM_ITSELF:
-        assert abs(line["loss"]) > 1e-4 and line["gradient_norm"] > 1e-3  # a policy gradient's value has no sign
+        assert abs(line["loss"]) > 1e-5 and line["gradient_norm"] > 1e-3  # a policy gradient's value has no sign
     else:
         assert abs(line["loss"]) < 1e-6 and line["gradient_norm"] < 1e-4
 
