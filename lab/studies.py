@@ -208,8 +208,8 @@ STUDIES = {
     "gradients": Study(
         "Does a reward beside the teacher, or a target beyond it, teach better than the teacher alone?",
         f"train_skd.py {FIVE} --variants fdistill_rkl,opd,exopd,iw_opd,kdrl",
-        14,
-        8,
+        10,
+        9,
     ),
     "rates-hints": Study(
         "Which learning rate does each method want whose teacher reads a hint?",
