@@ -215,8 +215,15 @@ STUDIES = {
         "Which learning rate does each method want whose teacher reads a hint?",
         f"train_skd.py {THREE_DEVELOPMENT} --hint-share 0.5 --variants context_kd,context_on_policy,opsd,sdft,sdpo "
         "--sweep lr=0.005,0.01,0.02",
-        20,
-        12,
+        29,
+        13,
+    ),
+    "rates-own-teacher": Study(
+        "Which learning rate does a student want whose teacher is an average of its own weights?",
+        f"train_skd.py {THREE_DEVELOPMENT} --hint-share 0.5 --variants sdft,sdpo,opsd_live "
+        "--sweep lr=0.00025,0.0005,0.001",
+        11,
+        9,
     ),
     "hints": Study(
         "Does a hint help the teacher, and does it help the student?",

@@ -147,13 +147,18 @@ def means_of(name):
     return {m: {swept: sum(values) / number for swept, values in scores.items()} for m, scores in found.items()}
 
 
-@pytest.mark.parametrize("name,rows,methods", [
+@pytest.mark.parametrize("names,rows,methods", [
     ("rates", train_skd.VARIANTS, train_skd.MAIN), ("rates-okd", train_okd.VARIANTS, ONLY_OKD),
     ("rates-gradients", train_skd.VARIANTS, ("fdistill_rkl", "opd", "exopd", "iw_opd", "kdrl")),
+    ("rates-hints rates-own-teacher", train_skd.VARIANTS,
+     ("context_kd", "context_on_policy", "opsd", "opsd_live", "sdft", "sdpo")),
 ])  # fmt: skip
-def test_rates_are_what_the_study_found(name, rows, methods):
+def test_rates_are_what_the_study_found(names, rows, methods):
     """A method's rate is the one with the best mean over development pairs, as a multiple of the size's."""
-    found = means_of(name)
+    found = {}
+    for name in names.split():
+        for method, scores in means_of(name).items():
+            found.setdefault(method, {}).update(scores)
     assert set(found) == set(methods)
     for method, scores in found.items():
         best = float(max(scores, key=scores.get).removeprefix("lr="))
@@ -187,24 +192,32 @@ def pair_of(name):
     return script, int(words[words.index("--pair-seed") + 1])
 
 
+def asks_the_teacher(name, method):
+    """Whether a method of a study asks the pair's teacher."""
+    row = SCRIPTS[pair_of(name)[0]].VARIANTS[method]
+    return method != "sft" and getattr(row, "teacher", "pair") != "start"
+
+
 def rerun(name, method, folder, monkeypatch):
     """The record of a study's first run of `method`, and the lines of the first steps of that run, made again from
-    nothing but pairs that lie in the folder. (sft needs no teacher, so none is trained.)"""
+    nothing but pairs that lie in the folder. (Who learns from no teacher or from its own start needs none: it is not
+    trained.)"""
     of_method = [run for run in reading.read_records(folders.ROOT / "results" / name)
                  if run.variant.split()[0] == method and run.budget == "steps"]  # fmt: skip
     recorded = min(of_method, key=lambda run: (run.pair, run.seed, run.variant))
     train, load, write = pairs.pretrain, pairs.load_or_pretrain_pair, records.RunLog.write
+    asks_none = not asks_the_teacher(name, method)
 
     def pretrain(model, *args):
         is_teacher = model.config.n_embd == pairs.PairSettings().teacher_shape[2]
-        return model.eval() if method == "sft" and is_teacher else train(model, *args)
+        return model.eval() if asks_none and is_teacher else train(model, *args)
 
     def until_enough(log, kind, **figures):
         write(log, kind, **figures)
         if kind == "step" and figures["step"] > 40:
             raise EnoughSeen
 
-    out, cache = folder / name, folder / ("no-teacher" if method == "sft" else "pairs")
+    out, cache = folder / name, folder / ("no-teacher" if asks_none else "pairs")
     script, *words = shlex.split(studies.STUDIES[name].command)
     while "--sweep" in words:
         del words[words.index("--sweep") : words.index("--sweep") + 2]
@@ -221,7 +234,7 @@ def rerun(name, method, folder, monkeypatch):
 
 # Their teacher is a third one to be pretrained here; what they chose is bound to their records above. Nor are studies
 # of real data repeated, whose files are not part of the repository.
-ONLY_SETTINGS = ("start", "okd-module", "rates-okd", "rates-gradients", "rates-hints")
+ONLY_SETTINGS = ("start", "okd-module", "rates-okd", "rates-gradients", "rates-hints", "rates-own-teacher")
 REPEATED = [name for name in MADE if name not in ONLY_SETTINGS and not studies.STUDIES[name].needs]
 
 
@@ -234,7 +247,7 @@ def test_records_are_current(script, first, tmp_path, monkeypatch):
         methods = dict.fromkeys(
             run.variant.split()[0] for run in reading.read_records(folders.ROOT / "results" / name)
         )
-        main = {"skd-math": "skd", "okd-math": "okd"}.get(name)
+        main = {"skd-math": "skd", "okd-math": "okd", "hints": "sdft"}.get(name)
         method = main or ("sft" if "sft" in methods else list(methods)[-1])
         recorded, (header, *lines) = rerun(name, method, tmp_path, monkeypatch)
         steps = [line for line in lines if line["kind"] == "step"]
@@ -244,6 +257,6 @@ def test_records_are_current(script, first, tmp_path, monkeypatch):
         assert [[line["step"] for line in lines] for lines in (steps, recorded.steps[:3])] == [[1, 21, 41]] * 2
         for line, other in zip(steps, recorded.steps):
             assert line["loss"] == pytest.approx(other["loss"], **near), f"run python -m lab.studies {name} again"
-        if method != "sft":
+        if asks_the_teacher(name, method):
             for which in ("teacher", "student_start"):
                 assert header[which]["score"] == pytest.approx(recorded.header[which]["score"], **near), (name, which)
