@@ -32,6 +32,8 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.slow)
         elif not config.getoption("--slow") and "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs --slow"))
+    # The longest tests come first: as the last ones they would keep one of two workers waiting for minutes.
+    items.sort(key=lambda item: getattr(item, "originalname", "") != "test_records_are_current")
 
 
 @pytest.fixture(autouse=True)
