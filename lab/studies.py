@@ -229,7 +229,7 @@ STUDIES = {
         "Does a hint help the teacher, and does it help the student?",
         f"train_skd.py {THREE} --hint-share 0.5 --variants supervised,context_kd,context_kd_wrong_hint,on_policy,"
         "context_on_policy,opsd,opsd_no_hint,opsd_wrong_hint,sdft,sdpo",
-        14,
+        20,
         9,
     ),
     "premise": Study(
