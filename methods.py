@@ -43,7 +43,7 @@ from features import (
 )
 from lab.evaluate import in_order
 from lab.groups import batch_scores, in_group, right_siblings, use_groups
-from lab.hints import PromptsOfBatch, prompts_of_teacher
+from lab.hints import after_hints, prompts_of_teacher
 from lab.training import all_reduce_mean
 from losses import (
     DIVERGENCES,
@@ -445,7 +445,7 @@ class Scored(Method):
         return rollout
 
     def per_token(self, student_logits, teacher_logits, part):
-        bonus = self.advantages[part.rows][: len(part.inputs), None]
+        bonus = self.advantages[part.rows, None]
         return policy_gradient(student_logits, teacher_logits, part.tokens, beta=self.beta, bonus=bonus)
 
 
@@ -1020,22 +1020,19 @@ class Sibling(Average):
         use_groups(run, group)
 
     def write(self, step):
-        rollout, run, prompts, helped = super().write(step), self.run, [], []
+        """The student's batch; what the teacher reads before each of its responses is made of the others."""
+        rollout, run = super().write(step), self.run
         own = rollout.responses()
         scores, everybodys = batch_scores(run, step, own), in_order(own)
         siblings = right_siblings(scores, self.group)
-        for place, row, response in zip(step.places, step.rows, own):
-            hint = self.hint_of(everybodys[siblings[place]]) if siblings[place] is not None else []
-            helped.append(0 < len(hint) <= self.block_size - len(run.prompts[row]) - len(response))
-            prompts.append(hint + run.prompts[row] if helped[-1] else run.prompts[row])
-        run.teacher_prompts = PromptsOfBatch(prompts, self.block_size)
+        hints = [[] if siblings[i] is None else self.hint_of(everybodys[siblings[i]]) for i in step.places]
+        run.teacher_prompts, helped = after_hints(hints, step.prompts, own, self.block_size)
         self.helped = to_device(torch.tensor(helped), run.device)
         run.note("reward", scores.mean())
         return rollout
 
     def per_token(self, student_logits, teacher_logits, part):
-        per_token = self.word_loss(student_logits, teacher_logits, part)
-        return per_token * self.helped[part.rows][: len(per_token), None]
+        return self.word_loss(student_logits, teacher_logits, part) * self.helped[part.rows, None]
 
 
 def draw_seed(generator):

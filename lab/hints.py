@@ -73,6 +73,15 @@ class PromptsOfBatch(AnotherPrompt):
         return self.hinted[part.rows]
 
 
+def after_hints(hints, prompts, responses, block_size):
+    """Hint and prompt for each row of a batch, the prompt alone where there is no hint ([]) or no room for it and the
+    whole response -> (PromptsOfBatch, for each row whether it has a hint)."""
+    rows = list(zip(hints, prompts, responses))
+    has_hint = [bool(row[0]) and sum(map(len, row)) <= block_size for row in rows]
+    hinted = [hint + prompt if has else prompt for has, (hint, prompt, _) in zip(has_hint, rows)]
+    return PromptsOfBatch(hinted, block_size), has_hint
+
+
 def prompts_of_teacher(kind, run, teacher):
     """What the teacher of a run reads, by the kind of hint that a row names; None is the student's prompt, and so is at
     first what a method makes of each batch ("sibling").

@@ -507,12 +507,12 @@ class Part:
         few = copy.copy(self)
         few.tokens = Tokens(*(first_rows(column) for column in self.tokens))
         few.inputs, few.places = first_rows(self.inputs), first_rows(self.places)
+        few.rows = slice(self.rows.start, self.rows.start + len(few.inputs))
         few.compared, few.teacher_logits = first_rows(self.compared), first_rows(self.teacher_logits)
         return few
 
     def check_signal(self, loss_of, is_divergence, has_gate=False):
-        """Whether the teacher reaches loss_of(student_logits, teacher_logits), a scalar: a warning, or None; see
-        lab/checks.py."""
+        """Whether the teacher reaches the scalar loss_of(student_logits, teacher_logits): a warning, or None."""
         return checks.check_signal(loss_of, self.compared, self.teacher_logits, is_divergence, has_gate)
 
     def references(self):

@@ -326,6 +326,7 @@ def test_siblings_of_other_processes(monkeypatch):
     method.hint_of = lambda response: [40, *response]
     rollout = rollout_from_ids([[1], [2]], [written[1], written[4]], [STUDENT] * 2, "cpu")
     prompts, number = method.run.prompts, {"places": [1, 4], "rows": [5, 6], "progress": 0.0}
+    number["prompts"] = [prompts[5], prompts[6]]
     step = type("step", (), number | {"write": lambda self, *_, **options: rollout})()
     method.write(step)
     assert method.run.teacher_prompts.hinted == [[40, 7] + prompts[5], [40, 14] + prompts[6]]

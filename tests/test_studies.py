@@ -143,7 +143,9 @@ def means_of(name):
         method, swept = run.variant.split(" ", 1)
         last = run.evals[-1]
         found.setdefault(method, {}).setdefault(swept, []).append((last["score"] + last["score_sampled"]) / 2)
-    (number,) = {len(values) for scores in found.values() for values in scores.values()}
+    words = studies.STUDIES[name].command.split()
+    number = int(words[words.index("--pairs") + 1])
+    assert {len(values) for scores in found.values() for values in scores.values()} == {number}
     return {m: {swept: sum(values) / number for swept, values in scores.items()} for m, scores in found.items()}
 
 

@@ -524,11 +524,12 @@ LEARNS_FROM_ITSELF = {  # rows whose loss a teacher that is the student does not
 def test_nothing_is_learned_from_a_teacher_that_is_the_student(variant):
     """Distilling a model from itself: loss 0, its minimum, and gradient 0, whoever writes.
     Where not, there is a reason."""
-    pair = tiny_pair(2, 3, room=20)  # for a sibling's response before one's own
+    room = 20 if VARIANTS[variant].hint == "sibling" else 0  # for another response before one's own
+    pair = tiny_pair(2, 3, room)
     twin = dataclasses.replace(pair, teacher=pair.new_student().requires_grad_(False).eval())
     (line,) = Watched(VARIANTS[variant], twin, flags(steps=1)).steps
     if variant in LEARNS_FROM_ITSELF:
-        assert abs(line["loss"]) > 1e-5 and line["gradient_norm"] > 1e-3  # a policy gradient's value has no sign
+        assert abs(line["loss"]) > 1e-4 and line["gradient_norm"] > 1e-3  # a policy gradient's value has no sign
     else:
         assert abs(line["loss"]) < 1e-6 and line["gradient_norm"] < 1e-4
 
