@@ -201,8 +201,7 @@ class Method(nn.Module):
         clip_and_step(self, self.optimizer, rate)
 
     def check_signal(self, part):
-        """Whether the teacher reaches the student's loss on a run's first part: a warning, or None; see
-        lab/checks.py."""
+        """Whether the teacher reaches the student's loss on a run's first part: a warning or None (lab/checks.py)."""
         row = self.row
         if part.teacher_logits is None or row.kd_weight == 0:
             return None
@@ -1033,6 +1032,11 @@ class Sibling(Average):
 
     def per_token(self, student_logits, teacher_logits, part):
         return self.word_loss(student_logits, teacher_logits, part) * self.helped[part.rows, None]
+
+    def check_signal(self, part):
+        if not self.helped.any():
+            return "the first batch teaches nothing: no response has another right answer (score 1) to its prompt"
+        return super().check_signal(part)
 
 
 def draw_seed(generator):

@@ -303,8 +303,10 @@ def test_a_right_sibling_is_the_hint(monkeypatch, way):
 
 @pytest.mark.usefixtures("unmeasured")
 def test_where_nobody_is_right_nothing_is_learned():
-    """Untrained students answer nothing right: losses and gradients are 0, to the bit."""
+    """Untrained students answer nothing right: losses and gradients are 0, to the bit, and the user is told."""
     run = Watched(VARIANTS["sdpo"], tiny_pair(), flags("--batch-size", "8"))
+    (warning,) = (line["text"] for line in run.lines if line["kind"] == "warning")
+    assert "the first batch teaches nothing" in warning
     assert [(line["reward"], line["loss"], line["gradient_norm"]) for line in run.steps] == [(0, 0, 0)] * 2
 
 
