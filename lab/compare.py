@@ -24,7 +24,7 @@ from data import corpora, tasks
 from data.tasks import complete, encode_hint, make_task
 from lab import arguments, checkpoints, checks, command_line, folders, held_out, pairs, processes, records, report
 from lab.ending import ending
-from lab.evaluate import evaluate, evaluate_quickly
+from lab.evaluate import evaluate, evaluate_quickly, sample_responses
 from lab.reading import read_runs
 from lab.records import run_name
 from lab.schedule import Progress, missing_runs, name_of, now_and_then, of_pair
@@ -61,6 +61,7 @@ SOURCES = (  # whose sha256 a record holds, beside the script's own
         )
     ),
 )
+HINTED_PROMPTS = 400  # that the teacher and the untouched student answer behind each kind of hint
 # As they run: a file may be edited while a program runs, and the processes that it starts later read the new one.
 LOADED = folders.source_hashes((*SOURCES, "train_skd.py", "train_okd.py"))
 
@@ -124,6 +125,19 @@ def scores(pair, rows, responses):
 def hint_of(pair, response):
     """The ids of a hint that tells a response (ids), as the pair has read some."""
     return encode_hint(pair.tokenizer, *complete(pair.tokenizer, [response]))
+
+
+def scores_by_hint(pair, model, seed):
+    """{"hint_none", "hint_solution", ..}: what a model scores, 0..1, on the student's first prompts, greedily, when no
+    hint stands before them and when one of each kind does; {} where the pair has read no hints."""
+    found = {}
+    for kind, prompts in ({"none": pair.train.prompts} | pair.hinted if pair.hinted else {}).items():
+        prompts = prompts[:HINTED_PROMPTS]
+        responses, _ = sample_responses(
+            model, prompts, pair.max_new_tokens, pair.tokenizer.eos_token, seed=seed, temperature=0.0
+        )
+        found[f"hint_{kind}"] = tasks.mean(scores(pair, range(len(prompts)), responses))
+    return found
 
 
 def peak_rate(row, args):
@@ -366,6 +380,7 @@ def prepare_pair(args, folder, say=processes.print_line):
     for name, (model, judge) in models.items():
         start[name] = {"parameters": model.num_parameters()}
         start[name] |= evaluate(model, judge, pair.task, pair.tokenizer, pair.test, pair.max_new_tokens, **measure)
+        start[name] |= scores_by_hint(pair, model, args.pair_seed)
         if processes.rank_and_size()[0] == 0:
             path, tokenizer = str(folder / f"{name}_pair{args.pair_seed}.pt"), pair.tokenizer.state_dict()
             save_checkpoint(path, model, tokenizer, score=start[name]["score"], **about(pair, args))

@@ -150,6 +150,14 @@ STUDIES = {
         6,
         needs="scan",
     ),
+    "skd-multi30k": Study(
+        "Is the order of the methods the same on Multi30k, German captions and their English translations?",
+        f"train_skd.py {THREE} --task multi30k --vocab-size 1024 --block-size 64 --max-new-tokens 28 --metric chrf "
+        "--student-prompts 4000 --measure 500 --variants sft,supervised,on_policy,skd",
+        30,
+        8,
+        needs="multi30k",
+    ),
     "okd-half-teacher": Study(
         "Does OKD gain from a teacher that was stopped after a quarter of its steps?",
         f"train_okd.py {THREE} --teacher-steps 500 --variants fixed_forward_kl,okd_no_feedback,okd",

@@ -30,7 +30,7 @@ def _cost(value):
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
 
 
-# heading, name in the records, how one number is written. The last two groups, and the figures named in
+# heading, name in the records, how one number is written. The groups with a title, and the figures named in
 # OPTIONAL_FIGURES, are shown only where some run has them: few tasks have steps, and a fixed teacher does not adapt.
 SCORES = (
     ("score (greedy)", "score", "{:.3f}".format),
@@ -72,11 +72,14 @@ EASY_AND_HARD = (
     ("hard ones", "logit_std_hard", "{:.2f}".format),
     ("ExAccErr (%)", "exposure_error", "{:+.1f}".format),
 )
+BEHIND_A_HINT = tuple((kind, f"hint_{kind}", "{:.3f}".format)
+                      for kind in ("none", "solution", "demonstration", "unrelated"))
 FIGURES = SCORES + DISTANCES_AND_COSTS
 OPTIONAL_FIGURES = ("task_steps_right", "task_steps_right_sampled", "kl_adapted_teacher", "seconds_relative",
                     "memory_mb")
 GROUPS = ((None, SCORES), (None, DISTANCES_AND_COSTS), ("The adapted teacher", ADAPTED_TEACHER),
-          ("Easy and hard tokens, exposure bias", EASY_AND_HARD))
+          ("Easy and hard tokens, exposure bias", EASY_AND_HARD),
+          ("Score (greedy) on the student's own prompts, by the hint that stands before them", BEHIND_A_HINT))
 NO_SPREAD = 0.0005  # half width of an interval that rounds to 0.000
 DECIDED = 0.05  # p-value, corrected for the number of comparisons, below which a difference is called decided
 MOST_WARNINGS = 10  # in the notes above a table
@@ -213,8 +216,8 @@ def _result_tables(runs, variants, control):
     counted = ["pairs", "seeds"] if any(row.seeds not in ("0", "1", "-") for row in rows) else ["pairs"]
     tables = []
     for title, figures in GROUPS:
-        present = [row for row in figures if any(run.final.get(row[1]) is not None for run in runs)]
-        figures = present if title else [row for row in figures if row in present or row[1] not in OPTIONAL_FIGURES]
+        present = [figure for figure in figures if any(row.values(figure[1]) for row in rows)]
+        figures = present if title else [one for one in figures if one in present or one[1] not in OPTIONAL_FIGURES]
         if not figures:
             continue
         scored = figures[0] in SCORES

@@ -33,7 +33,7 @@ import train_okd
 import train_skd
 from data import own_data
 from data.tasks import HINTS, Encoded, hinted_prompts, make_task
-from lab import compare, groups, hints, pairs, training
+from lab import compare, groups, hints, pairs, tables, training
 from losses import to_logits, top_k_kl
 from sample import STUDENT, rollout_from_ids
 from train_skd import VARIANTS
@@ -442,6 +442,27 @@ def test_the_share_of_hinted_rows(share, copies):
     for row, (prompt, response) in enumerate(zip(prompts[24:], responses[24:])):
         kind = ("solution", "demonstration")[(row + row // 24) % 2]
         assert prompt == pair.hinted[kind][row % 24] and response == pair.train.responses[row % 24]
+
+
+@pytest.mark.parametrize("reads", [*HINTS, None])
+def test_what_a_hint_does_to_its_reader_is_measured(reads, monkeypatch):
+    """A model that is right behind one kind of hint alone scores 1 there and 0 elsewhere, on the first prompts only."""
+    pair = tiny_pair()
+    prompts, asked = pair.hinted.get(reads, pair.train.prompts), []
+    monkeypatch.setattr(compare, "HINTED_PROMPTS", 5)
+
+    def respond(model, given, budget, eos_token, *, seed, temperature):
+        asked.append((model, len(given), budget, temperature))
+        right = given == prompts[:5]
+        answers = pair.train.responses if right else [[eos_token]] * 5
+        return answers[:5], 1.0
+
+    monkeypatch.setattr(compare, "sample_responses", respond)
+    found = compare.scores_by_hint(pair, "a model", seed=3)
+    assert found == {f"hint_{kind}": float(kind == (reads or "none")) for kind in ("none", *HINTS)}
+    assert asked == [("a model", 5, pair.max_new_tokens, 0.0)] * 4
+    assert compare.scores_by_hint(dataclasses.replace(pair, hinted={}), "a model", seed=3) == {}
+    assert [key for _, key, _ in tables.BEHIND_A_HINT] == list(found), "lab/tables.py names the kinds of data/tasks.py"
 
 
 def test_no_share_is_todays_pair(monkeypatch):

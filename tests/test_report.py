@@ -1512,6 +1512,21 @@ def test_groups_appear_with_their_figures():
     )
 
 
+def test_what_a_hint_does_stands_in_a_table():
+    """Means over pairs of the models that all methods start from, without rows for the methods; without such figures,
+    no table."""
+    runs = make_runs({"opsd": {(1, 1): 0.5, (2, 2): 0.5}})
+    assert "by the hint" not in tables.render_table(runs)
+    for which, gain in (("teacher", 0.0), ("student_start", 0.5)):
+        for run in runs:
+            run.header[which] = {"score": 0.25, "hint_none": 0.1 * run.pair, "hint_solution": 0.1 * run.pair + gain}
+    table = tables.render_table(runs).split("by the hint that stands before them**\n\n")[1].split("\n\n")[0]
+    assert table_rows(table, "method") == {
+        "teacher": {"method": "teacher", "none": "0.150", "solution": "0.150"},
+        "student at the start": {"method": "student at the start", "none": "0.150", "solution": "0.650"},
+    }
+
+
 def test_swept_methods_stand_with_their_method():
     """Labels follow their method in the order of their numbers, whatever the order in which they were run."""
     header = {"order": ["a", "b", "b x=10", "b x=2"]}
