@@ -179,14 +179,14 @@ STUDIES = {
     "okd-narrow": Study(
         "Does OKD help a student that is far smaller than its teacher?",
         f"train_okd.py {THREE} --student-width 16 --variants fixed_forward_kl,okd_no_feedback,okd",
-        9,
-        4,
+        8,
+        3,
     ),
     "okd-wide": Study(
         "Does OKD help a student that is nearly as large as its teacher?",
         f"train_okd.py {THREE} --student-width 48 --variants fixed_forward_kl,okd_no_feedback,okd",
-        9,
-        4,
+        12,
+        6,
     ),
     "catalogue": Study(
         "A first look at every row with a fixed teacher: one pair, one seed.",
