@@ -240,6 +240,13 @@ STUDIES = {
         20,
         9,
     ),
+    "hints-weak-start": Study(
+        "The same, where the student does not know its prompts by heart and its start can hardly answer without a hint.",
+        f"train_skd.py {FIVE} --hint-share 0.5 --student-prompts 0 --start-steps 500 --variants supervised,on_policy,"
+        "context_on_policy,opsd,opsd_no_hint,opsd_wrong_hint,sdft",
+        20,
+        10,
+    ),
     "premise": Study(
         "Is the teacher worse on the student's prefixes, before distillation and after it?",
         f"train_skd.py {EIGHT} --variants supervised,on_policy,skd",
