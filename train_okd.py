@@ -162,7 +162,8 @@ TEACHER_DIVERGENCES = {
 
 
 class OnlineLosses(Method):
-    """Both models' losses on a training.Part, by a row. All logits are (rows, T, V); row t predicts token t+1.
+    """Both models' losses on a training.Part, by a row, in place of Method's per_token and learn. All logits are
+    (rows, T, V); row t predicts token t+1.
 
     Divergences are taken on the batch, cross-entropy on the references: the same tokens where no model has written.
     Means are divided by what the whole batch holds, so that the losses of its parts add up.
@@ -189,27 +190,26 @@ class OnlineLosses(Method):
             return minillm(student_logits, teacher_logits, part.tokens.targets, part.tokens.mask, self.row.teacher_mix)
         return by_chunks(DIVERGENCES[self.row.student_divergence], student_logits, teacher_logits)
 
-    def student(self, part, student_logits, teacher_logits):
+    def student_loss(self, part, student_logits, teacher_logits):
         """kd_loss of the student; with forward KL at weight 1 Eq. 17."""
         row, student = self.row, self.models[0]
-        learned = self.reference_loss(part, student, part.student_logits) if row.student_kd < 1 else 0.0
+        on_references = self.reference_loss(part, student, part.student_logits) if row.student_kd < 1 else 0.0
         divergence = functools.partial(self.student_divergence, part)
-        means = (row.temperature, self.run.reduction, part.total)
-        return kd_loss(student_logits, teacher_logits, part.tokens.mask, learned, row.student_kd, divergence, *means)
+        return kd_loss(student_logits, teacher_logits, part.tokens.mask, on_references, row.student_kd, divergence,
+                       row.temperature, self.run.reduction, part.total)  # fmt: skip
 
-    def teacher(self, part, teacher_logits, student_logits):
+    def teacher_loss(self, part, teacher_logits, student_logits):
         """kd_loss of the teacher, with reverse KL Eq. 16, and the anchor KL(adapted || original) of a row that has one.
 
-        None where the teacher stands still: a fixed one, one that has not begun to move, one that has moved in this
-        step.
+        None where the teacher stands still: fixed, not begun to move, or moved already in this step.
         """
         row, teacher = self.row, self.models[1]
         if not part.step.learns(teacher):
             return None
-        learned = self.reference_loss(part, teacher, teacher_logits) if row.alpha < 1 else 0.0
+        on_references = self.reference_loss(part, teacher, teacher_logits) if row.alpha < 1 else 0.0
         divergence = functools.partial(by_chunks, DIVERGENCES[TEACHER_DIVERGENCES[row.teacher_divergence]])
-        means = (row.temperature, self.run.reduction, part.total)
-        loss = kd_loss(teacher_logits, student_logits, part.tokens.mask, learned, row.alpha, divergence, *means)
+        loss = kd_loss(teacher_logits, student_logits, part.tokens.mask, on_references, row.alpha, divergence,
+                       row.temperature, self.run.reduction, part.total)  # fmt: skip
         if row.anchor > 0:
             with torch.no_grad():
                 original_logits = part.forward(teacher.base, self.run.teacher_prompts)
@@ -273,20 +273,20 @@ def distill(row, student, teacher, prompts, responses=None, run=None):
     run, row = run or Run(), resolve(row)
     run.begin(student, prompts, responses, held_out_prompts(row, len(prompts)))
     teacher = attach(row, teacher, run)
-    losses = OnlineLosses(row, student, teacher, run)
-    teacher_first = TEACHER_FIRST[row.meta_gradient or row.update](row, run, losses)
-    found = prepare(row, run, teacher, losses)
+    method = OnlineLosses(row, student, teacher, run)
+    teacher_first = TEACHER_FIRST[row.meta_gradient or row.update](row, run, method)
+    module_figures = prepare(row, run, teacher, method)
 
     for step in run.steps():
-        rollout = losses.write(step)  # who writes: the data set, or a model
+        rollout = method.write(step)  # who writes: the data set, or a model
         teacher_first(step, rollout)  # nothing in OKD; in other rows the teacher moves here, before the student
         for part in run.parts(rollout):
             teacher_logits = part.teacher(teacher)  # one forward of each model for both losses
             student_logits = part.forward(student)  # (B, T, V), row t predicts token t+1
-            part.backward(losses.student(part, student_logits, constant(teacher_logits)))  # Eq. 17
-            part.backward(losses.teacher(part, teacher_logits, constant(student_logits)), of=teacher)  # Eq. 16
+            part.backward(method.student_loss(part, student_logits, constant(teacher_logits)))  # Eq. 17
+            part.backward(method.teacher_loss(part, teacher_logits, constant(student_logits)), of=teacher)  # Eq. 16
         run.update(student, teacher)
-    return run.finish(**found)
+    return run.finish(**module_figures)
 
 
 def attach(row, teacher, run):
@@ -301,28 +301,28 @@ def attach(row, teacher, run):
     return run.adapted
 
 
-def prepare(row, run, teacher, losses):
+def prepare(row, run, teacher, method):
     """Everything else between the row and the first step -> what the record says of the module."""
-    found = {}
+    module_figures = {}
     run.required_responses()
     run.teacher_prompts = prompts_of_teacher(row.hint, run, getattr(teacher, "base", teacher))
     if row.module:  # 0 for every kind that starts as the identity
-        initial_drift = losses.initial_drift = run.evaluation().get("drift")
+        initial_drift = method.initial_drift = run.evaluation().get("drift")
         for line in checks.about_module(row.module, initial_drift):
             run.report(f"  {line}")
-        found = {"module_parameters": teacher.num_parameters(), "initial_drift": initial_drift}
+        module_figures = {"module_parameters": teacher.num_parameters(), "initial_drift": initial_drift}
     elif run.cache_teacher is not None and can_cache_teacher(row):
         run.use_cache(teacher)
     run.start(
         getattr(teacher, "base", teacher),
-        losses,
+        method,
         advice=f"--lr ({run.lr}) or --module-lr",
         plain_forward=row.meta_gradient is not None,
         held=(teacher,),
         uses_teacher=row.student_kd > 0 or row.module is not None,
         keeps_logits=False,  # the teacher has moved since, or is to have gradients
     )
-    return found
+    return module_figures
 
 
 def can_cache_teacher(row):
@@ -331,17 +331,17 @@ def can_cache_teacher(row):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 3. Rows whose teacher moves before the student learns: (row, run, losses) -> a function of step and rollout.
+# 3. Rows whose teacher moves before the student learns: (row, run, method) -> a function of step and rollout.
 
 
-def simultaneous(row, run, losses):
+def simultaneous(row, run, method):
     """OKD: both move at the end of the step."""
     return lambda step, rollout: None
 
 
-def alternating(row, run, losses):
+def alternating(row, run, method):
     """ProKT, PromptKD: the teacher moves by its loss against the student; the student learns from the moved teacher."""
-    student, teacher = losses.models
+    student, teacher = method.models
 
     def teacher_moves(step, rollout):
         """One update of the module, on the batch that the student learns next."""
@@ -351,7 +351,7 @@ def alternating(row, run, losses):
             teacher_logits = part.teacher(teacher)
             with torch.no_grad():
                 student_logits = part.forward(student)
-            part.backward(losses.teacher(part, teacher_logits, student_logits), of=teacher)
+            part.backward(method.teacher_loss(part, teacher_logits, student_logits), of=teacher)
         run.update(teacher)
 
     return teacher_moves
@@ -365,13 +365,13 @@ def held_out_prompts(row, examples):
     return max(1, round(HELD_OUT_SHARE * examples)) if row.meta_gradient else 0
 
 
-def by_meta_gradient(row, run, losses):
+def by_meta_gradient(row, run, method):
     """MetaDistil, IKD: the module moves such that one student step towards it lowers the loss on held-out references.
 
     Inner loss: what the student learns by, on the batch. Outer loss: its cross-entropy on held-out references after one
     inner step. The student then learns from the moved teacher.
     """
-    student, teacher = losses.models
+    student, teacher = method.models
     exact, examples = row.meta_gradient == "exact", len(run.prompts)
     held_out = held_out_prompts(row, examples)
     outer_order = batch_order(held_out, min(held_out, run.batch_size), run.num_steps, run.generator(3))
@@ -520,7 +520,7 @@ def check_row(name, args, examples):
             " more, or leave it out of --variants"
         )
     size = processes.rank_and_size()[1]
-    fewest = 2 if size == 1 else math.ceil((size - 0.5) / HELD_OUT_SHARE)  # one is always held out
+    fewest = 2 if size == 1 else math.ceil((size - 0.5) / HELD_OUT_SHARE)  # by rounding, one for each process
     if row.meta_gradient and examples < fewest:
         raise ValueError(
             f"{examples} prompts are too few for the meta-gradient of {name}, which holds out a fifth of them: give at"

@@ -89,19 +89,19 @@ STUDIES = {
         6,
     ),
     "skd-500": Study(
-        "The same, from a short SFT of 500 steps.",
+        "Does on-policy distillation get stuck from a start of 500 steps of SFT, and SKD not?",
         f"train_skd.py {FIVE} --variants sft,supervised,on_policy,imitkd,skd --start-steps 500",
         11,
         6,
     ),
     "skd-half-teacher": Study(
-        "The same, from a teacher that was stopped after a quarter of its steps.",
+        "Is the order of the methods the same with a teacher that was stopped after a quarter of its steps?",
         f"train_skd.py {THREE} --variants sft,supervised,on_policy,skd --teacher-steps 500",
         5,
         4,
     ),
     "skd-certain": Study(
-        "The same, on references that are phrased in one way only.",
+        "Is the order of the methods the same on references that are phrased in one way only?",
         f"train_skd.py {THREE} --variants sft,supervised,on_policy,skd --entropy 0",
         9,
         4,
@@ -241,7 +241,7 @@ STUDIES = {
         9,
     ),
     "hints-weak-start": Study(
-        "The same, where the student does not know its prompts by heart and its start can hardly answer without a hint.",
+        "Does a hint help a student that does not know its prompts by heart, and whose start needs the hint?",
         f"train_skd.py {FIVE} --hint-share 0.5 --student-prompts 0 --start-steps 500 --variants supervised,on_policy,"
         "context_on_policy,opsd,opsd_no_hint,opsd_wrong_hint,sdft",
         20,

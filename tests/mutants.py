@@ -546,7 +546,7 @@ MUTANTS = [Mutant(*row) for row in (
      "equal compute that is none"),
     # --------------------------------------------------------------------------------------------------- train_okd.py
     ("okd: alpha swapped", "train_okd.py",
-     "learned, row.alpha, divergence, *means)", "learned, 1 - row.alpha, divergence, *means)",
+     "on_references, row.alpha, divergence,", "on_references, 1 - row.alpha, divergence,",
      ("test_train_okd.py::test_without_feedback_the_student_has_no_say",),
      "alpha weighs the student's feedback (arXiv 2409.12512, Eq. 16); at .5 nobody sees it"),
     ("okd: factor T squared missing", "train_okd.py",
@@ -592,7 +592,8 @@ MUTANTS = [Mutant(*row) for row in (
      ("test_resume.py::test_going_on_changes_no_bit[train_okd-okd]",),
      "its moments begin anew"),
     ("okd: every part by its own tokens", "train_okd.py",
-     "row.alpha, divergence, *means)", "row.alpha, divergence, *means[:2])",
+     "row.alpha, divergence,\n                       row.temperature, self.run.reduction, part.total)",
+     "row.alpha, divergence, row.temperature, self.run.reduction)",
      ("test_train_okd.py::test_how_a_batch_is_computed_does_not_count[okd---micro-batch 3]",),
      "per-micro-batch normalisation of the teacher's loss"),
     # ------------------------------------------------------------------------------------------------------- data/
