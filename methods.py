@@ -41,9 +41,9 @@ from features import (
     input_gradient_alignment,
     second_order,
 )
-from lab.evaluate import in_order
-from lab.groups import batch_scores, in_group, right_siblings, use_groups
-from lab.hints import after_hints, prompts_of_teacher
+from lab.evaluate import gathered_in_order
+from lab.groups import batch_scores, group_advantages, right_siblings, use_groups
+from lab.hints import prompts_after_hints, prompts_of_teacher
 from lab.training import all_reduce_mean
 from losses import (
     DIVERGENCES,
@@ -74,9 +74,10 @@ from sample import DATASET, STUDENT, TEACHER, Noise, Rollout, inverse_cdf, rollo
 
 
 def resolve(row, accept_top_k):
-    """The row with the flag's K in place of None."""
-    loss_kwargs = {name: accept_top_k if value is None else value for name, value in row.loss_kwargs.items()}
-    return dataclasses.replace(row, loss_kwargs=loss_kwargs)
+    """The row with the flag's K where its loss_kwargs say accept_top_k=None; any other None is the loss's own."""
+    if row.loss_kwargs.get("accept_top_k", 0) is not None:
+        return row
+    return dataclasses.replace(row, loss_kwargs=row.loss_kwargs | {"accept_top_k": accept_top_k})
 
 
 def scheduled(value, progress):
@@ -91,7 +92,7 @@ def scheduled(value, progress):
 
 
 def sampling_now(row, run, progress):
-    """The keywords of sample.write_tokens at this point of a run: the run's own, and before them what the row says."""
+    """The keywords of sample.write_tokens at this point of a run: the run's own, overridden by the row's."""
     options = run.sampling | {"student_share": row.student_share[int(progress >= 0.5)], "mix_per": row.mix_per}
     rule = options.pop("rule", {})
     own = {knob: scheduled(value, progress) for knob, value in row.sampling.items()}
@@ -103,7 +104,7 @@ def sampling_now(row, run, progress):
         return options | {"switching": own}
     if "accept_top_k" in own:
         own["accept_top_k"] *= run.accept_top_k
-    if "accept_rule" not in own:  # else the knobs of the flag's rule are none of this one's
+    if "accept_rule" not in own:  # a row with a rule of its own does not take the numbers of --rule
         own = rule | own
     return options | {"interleaved": options["interleaved"] | own}
 
@@ -116,14 +117,15 @@ class Method(nn.Module):
     """Nothing is kept: the row's loss is (1 - kd_weight) cross-entropy + kd_weight T^2 loss of both models' logits
     divided by T."""
 
-    student_passes = teacher_passes = 0  # per step, beyond the three of training and the one of the teacher's answer
-    products = 0  # per token, of large layers that are neither model's: weights times passes
-    plain_forward = False  # whether the student's forward may neither be made again (--recompute) nor compiled
-    captures_teacher = False  # whether it looks into the teacher's forward: logits that a sampler has kept will not do
-    replaces_loss = False  # whether the row's loss and what belongs to it are not asked
-    needs_its_loss = False  # whether it goes with the row's own loss only
-    moves_teacher = False  # whether the teacher is not to stand still
-    takes_hints = True  # whether all that it asks of the teacher are logits, on the rows of the step
+    # Passes per step beyond the student's forward and backward (3: a backward counts as 2) and the teacher's forward.
+    student_passes = teacher_passes = 0
+    products = 0  # per token: weights times passes of layers that belong to neither model (projectors, branches)
+    plain_forward = False  # True: --recompute and --compile leave the student's forward alone
+    captures_teacher = False  # True: needs the teacher's hidden states, so logits kept by a sampler do not suffice
+    replaces_loss = False  # True: per_token ignores the row's loss; loss_kwargs, kd_weight, temperature stay defaults
+    needs_its_loss = False  # True: --loss cannot replace the row's loss
+    moves_teacher = False  # True: it changes the teacher's weights, so nobody checks that they stay
+    takes_hints = True  # False: it asks the teacher for more than logits on the rows of the step
 
     def __init__(self, row, student, teacher, run):
         super().__init__()
@@ -163,16 +165,14 @@ class Method(nn.Module):
         """Of the row's own loss."""
         return self.row.loss_kwargs
 
-    def word_loss(self, student_logits, teacher_logits, part):
+    def row_loss(self, student_logits, teacher_logits, part):
         """The row's own loss, at every position."""
-        row, loss_kwargs = self.row, self.loss_kwargs
+        row, loss_kwargs, targets = self.row, self.loss_kwargs, part.tokens.targets
 
         def distance(student_logits, teacher_logits):
             return per_token_loss(row.loss, student_logits, teacher_logits, part.tokens, **loss_kwargs)
 
-        return hinton_mixture(
-            student_logits, teacher_logits, part.tokens.targets, row.kd_weight, row.temperature, distance
-        )
+        return hinton_mixture(student_logits, teacher_logits, targets, row.kd_weight, row.temperature, distance)
 
     def per_token(self, student_logits, teacher_logits, part):
         """What the student minimises at every position of a training.Part, (rows, T); what lies outside its mask is not
@@ -181,7 +181,7 @@ class Method(nn.Module):
         Row t of the logits predicts part.tokens.targets[:, t]; teacher_logits are None where the row's loss asks no
         teacher.
         """
-        return self.word_loss(student_logits, teacher_logits, part)
+        return self.row_loss(student_logits, teacher_logits, part)
 
     def after_step(self, loss):
         """`loss` is the whole batch's, a scalar on the device."""
@@ -190,8 +190,7 @@ class Method(nn.Module):
         """`figures` of the run's validation."""
 
     def learn(self, loss, rate):
-        """What the method itself learns from a step: after_step, and one update of its own parameters, clipped on their
-        own."""
+        """What the method learns from a step: after_step, and one update of its own parameters, clipped apart."""
         self.after_step(loss)
         if self.optimizer is None:
             return
@@ -205,7 +204,7 @@ class Method(nn.Module):
         row = self.row
         if part.teacher_logits is None or row.kd_weight == 0:
             return None
-        take, few = self.per_token if self.replaces_loss else self.word_loss, part.first_rows()
+        take, few = self.per_token if self.replaces_loss else self.row_loss, part.first_rows()
 
         def loss_of(student_logits, teacher_logits):
             return masked_mean(take(student_logits, teacher_logits, few), few.tokens.mask)
@@ -214,9 +213,9 @@ class Method(nn.Module):
             per_token = per_token_loss(row.loss, student_logits, teacher_logits, few.tokens, **row.loss_kwargs)
             return masked_mean(per_token, few.tokens.mask)
 
-        if row.loss in DIVERGENCES and not self.replaces_loss:  # whatever stands beside it
+        if row.loss in DIVERGENCES and not self.replaces_loss:  # least at agreement, whatever is mixed in
             found = few.check_signal(distance_of, is_divergence=True)
-            if row.kd_weight == row.temperature == 1:  # nothing does
+            if row.kd_weight == row.temperature == 1:  # nothing is mixed in
                 return found
         has_gate = row.loss in ("gated_forward_kl", "confidence_gated")
         return few.check_signal(loss_of, is_divergence=False, has_gate=has_gate)
@@ -238,8 +237,8 @@ class Method(nn.Module):
     plain = ()  # names of attributes
 
 
-def begin(row, student, teacher, run):
-    """The state object of one run, on the student's device."""
+def make_method(row, student, teacher, run):
+    """The Method of a row, on the student's device."""
     kind = METHODS[row.method] if row.method else Method
     if kind.replaces_loss and (row.loss_kwargs or row.kd_weight != 1 or row.temperature != 1):
         raise ValueError(
@@ -247,6 +246,8 @@ def begin(row, student, teacher, run):
         )
     if row.hint and (kind.captures_teacher or not kind.takes_hints):
         raise ValueError(f"{row.method} asks its teacher for more than logits: it goes without a hint")
+    if kind.moves_teacher and row.teacher != "start":
+        raise ValueError(f"{row.method} changes its teacher's weights: give the row teacher='start'")
     method = kind(row, student, teacher, run, **row.method_kwargs)
     method.to(run.device)
     if any(weight.requires_grad for weight in method.parameters()):
@@ -255,8 +256,7 @@ def begin(row, student, teacher, run):
 
 
 def prepare(row, student, teacher, run, distill):
-    """Everything that a row wants before its first step -> (the teacher that the student learns from, the state
-    object).
+    """Everything that a row wants before its first step -> (the teacher that the student learns from, its Method).
 
     Another teacher than the one given (TEACHERS; `distill` trains an assistant), its answers in place of the
     references, a cache of its logits, and what the method keeps.
@@ -270,7 +270,7 @@ def prepare(row, student, teacher, run, distill):
     if run.cache_teacher is not None and can_cache_teacher(row):
         run.use_cache(teacher)
     run.require_references(row.writer)
-    method = begin(row, student, teacher, run)
+    method = make_method(row, student, teacher, run)
     method.before_run(distill)
     run.start(
         teacher,
@@ -291,8 +291,7 @@ def keeps_its_loss(row):
 
 
 def can_cache_teacher(row):
-    """Whether a method's teacher says the same in every epoch, and nothing else, so that --cache-teacher can keep
-    it."""
+    """Whether --cache-teacher can keep what a method's teacher says: the same in every epoch, and nothing else."""
     plain = row.method is None and row.teacher == "pair" and row.temperature == row.kd_weight == 1
     return row.writer == "dataset" and plain and row.loss in DIVERGENCES
 
@@ -306,10 +305,10 @@ def references_of(run, batch_size=64):
         yield rollout_from_ids(prompts[some], responses[some], labels, run.device, run.eos_token)
 
 
-def count_pass(run, passes):
-    """Note `passes` of the teacher over all references."""
+def count_pass(run):
+    """Note one pass of the teacher over all references."""
     tokens = sum(map(len, run.prompts)) + sum(map(len, run.responses)) - len(run.prompts)
-    run.prepare(teacher_tokens=passes * tokens, teacher_forwards=-(-len(run.prompts) // 64))
+    run.note_preparation(teacher_tokens=tokens, teacher_forwards=-(-len(run.prompts) // 64))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -439,7 +438,7 @@ class Scored(Method):
         rollout = super().write(step)
         scores = batch_scores(self.run, step, rollout.responses())
         self.run.note("reward", scores.mean())
-        own = in_group(scores, self.group)[list(step.places)]  # of this process' rows
+        own = group_advantages(scores, self.group)[list(step.places)]  # of this process' rows
         self.advantages = to_device(own, self.run.device)
         return rollout
 
@@ -550,7 +549,7 @@ class Feature(Method):
         student_hidden, teacher_hidden = (captured.hidden[0] for captured in self.captured(part))
         if hasattr(self, "projector"):
             student_hidden = self.projector(student_hidden)
-        return self.word_loss(student_logits, teacher_logits, part) + self.weight * self.feature(
+        return self.row_loss(student_logits, teacher_logits, part) + self.weight * self.feature(
             student_hidden, teacher_hidden, part.tokens.mask
         )
 
@@ -576,7 +575,7 @@ class Flow(Method):
     def per_token(self, student_logits, teacher_logits, part):
         student_hidden, teacher_hidden = (captured.hidden for captured in self.captured(part))
         own = self.first(student_hidden[0]), self.second(student_hidden[1])
-        return self.word_loss(student_logits, teacher_logits, part) + self.weight * flow(
+        return self.row_loss(student_logits, teacher_logits, part) + self.weight * flow(
             *own, *teacher_hidden, part.tokens.mask
         )
 
@@ -613,7 +612,7 @@ class DualSpace(Method):
         projected_student = like(HiddenStates(self.to_teacher(own), teacher.head), student_logits)
         of_map = by_chunks(cross_entropy, projected_teacher, part.tokens.targets)
         teachers_space = by_chunks(self.softened_kl, projected_student, teacher_logits)
-        students_space = self.word_loss(student_logits, projected_teacher.detach(), part)
+        students_space = self.row_loss(student_logits, projected_teacher.detach(), part)
         return students_space + self.row.kd_weight * (of_map + teachers_space)
 
     def softened_kl(self, student_logits, teacher_logits):
@@ -662,7 +661,7 @@ class InputGradient(Method):
         # The prompt's tokens are inputs too; what stands behind the last token that counts has no gradient.
         is_input = masked.flip(-1).cumsum(-1).flip(-1) > 0
         apart = input_gradient_alignment(*gradients, is_input).sum(-1) / is_input.sum(-1).clamp(min=1)  # (B,)
-        return self.word_loss(student_logits, teacher_logits, part) + self.weight * apart[:, None]
+        return self.row_loss(student_logits, teacher_logits, part) + self.weight * apart[:, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -695,7 +694,7 @@ class Subclasses(Method):
                 hidden.append(teacher(batch.tokens[:, :-1], features=True)[masked].float())
                 gold.append(batch.tokens[:, 1:][masked])
         hidden, gold = torch.cat(hidden), torch.cat(gold)
-        count_pass(run, 1)
+        count_pass(run)
         counts = torch.bincount(gold, minlength=vocab_size)
         order = counts.argsort(descending=True, stable=True)[:most_classes].tolist()
         classes = [token for token in order if counts[token] >= max(least, subclasses)]
@@ -735,7 +734,7 @@ class Subclasses(Method):
             targets = at_least_float32(targets).log_softmax(-1)
         parts = at_least_float32(torch.einsum("btksc,btc->btks", self.head[at], own)).log_softmax(-1)
         conditional = kl(targets, parts)  # (B, T, k)
-        return self.word_loss(student_logits, teacher_logits, part) + (probs * conditional * (slot >= 0)).sum(-1)
+        return self.row_loss(student_logits, teacher_logits, part) + (probs * conditional * (slot >= 0)).sum(-1)
 
 
 class Regions(Method):
@@ -757,7 +756,6 @@ class Regions(Method):
         early_map = nn.Parameter(torch.eye(teacher.config.n_embd, device=run.device))
         optimizer = torch.optim.Adam([early_map], lr=early_rate)
         batches = list(references_of(run))
-        lengths = [len(prompt) + len(response) - 1 for prompt, response in zip(run.prompts, run.responses)]
         kept, fed = [], 0
         for step in range(early_steps):
             batch = batches[step % len(batches)]
@@ -766,8 +764,8 @@ class Regions(Method):
                 teacher_logits = teacher(inputs)
             if step < len(batches):
                 kept.append((-cross_entropy(teacher_logits, targets)[masked]).exp())
-            fed += sum(lengths[step % len(batches) * 64 :][: len(inputs)])
-            loss = masked_mean(cross_entropy(self.early(teacher, captured.hidden[0], early_map), targets), masked)
+            fed += int((batch.lengths - 1).sum())
+            loss = masked_mean(cross_entropy(to_logits(self.early(captured.hidden[0], early_map)), targets), masked)
             optimizer.zero_grad()
             (early_map.grad,) = torch.autograd.grad(loss, early_map)
             for group in optimizer.param_groups:
@@ -777,11 +775,12 @@ class Regions(Method):
         probs = torch.cat(kept)
         below = probs[probs < probs.max()]  # a teacher may be sure of most tokens: what ties at the top is easy
         self.register_buffer("threshold", torch.minimum(probs.median(), (below if len(below) else probs).max()))
-        run.prepare(teacher_tokens=2 * fed, teacher_forwards=early_steps)
+        run.note_preparation(teacher_tokens=2 * fed, teacher_forwards=early_steps)
 
-    @staticmethod
-    def early(teacher, hidden, early_map):
-        return F.linear(teacher.norm(hidden @ early_map), teacher.head)
+    def early(self, hidden, early_map):
+        """What the teacher would say from these hidden states of its middle block."""
+        teacher = self.models[1]
+        return HiddenStates(teacher.norm(hidden @ early_map), teacher.head)
 
     def before_step(self, step):
         super().before_step(step)
@@ -795,12 +794,12 @@ class Regions(Method):
         own = by_chunks(cross_entropy, student_logits, targets)
         with torch.no_grad():
             if self.warm:
-                early = HiddenStates(teacher.norm(self.captured(part)[1].hidden[0] @ self.early_map), teacher.head)
+                early = self.early(self.captured(part)[1].hidden[0], self.early_map)
                 weight = (-by_chunks(forward_kl, teacher_logits, early)).exp()  # KL(early || teacher)
             else:
                 others = by_chunks(cross_entropy, teacher_logits, targets)
                 weight = ((-own).exp() <= self.threshold) ^ ((-others).exp() <= self.threshold)
-        return self.word_loss(student_logits, teacher_logits, part) + weight * own
+        return self.row_loss(student_logits, teacher_logits, part) + weight * own
 
 
 class Learnable(Method):
@@ -822,7 +821,7 @@ class Learnable(Method):
         self.reference = trained_first("reference", distill, WORD_LEVEL, copy.deepcopy(student), teacher, self.run)
 
     def per_token(self, student_logits, teacher_logits, part):
-        own = self.word_loss(student_logits, teacher_logits, part)
+        own = self.row_loss(student_logits, teacher_logits, part)
         with torch.no_grad():
             others = self.run.logits(self.reference, part.inputs, self.reference)
             apart, learned = (by_chunks(forward_kl, x, teacher_logits) for x in (student_logits, others))
@@ -1022,16 +1021,16 @@ class Sibling(Average):
         """The student's batch; what the teacher reads before each of its responses is made of the others."""
         rollout, run = super().write(step), self.run
         own = rollout.responses()
-        scores, everybodys = batch_scores(run, step, own), in_order(own)
+        scores, everybodys = batch_scores(run, step, own), gathered_in_order(own)
         siblings = right_siblings(scores, self.group)
         hints = [[] if siblings[i] is None else self.hint_of(everybodys[siblings[i]]) for i in step.places]
-        run.teacher_prompts, helped = after_hints(hints, step.prompts, own, self.block_size)
+        run.teacher_prompts, helped = prompts_after_hints(hints, step.prompts, own, self.block_size)
         self.helped = to_device(torch.tensor(helped), run.device)
         run.note("reward", scores.mean())
         return rollout
 
     def per_token(self, student_logits, teacher_logits, part):
-        return self.word_loss(student_logits, teacher_logits, part) * self.helped[part.rows, None]
+        return self.row_loss(student_logits, teacher_logits, part) * self.helped[part.rows, None]
 
     def check_signal(self, part):
         if not self.helped.any():
@@ -1112,7 +1111,8 @@ def trained_first(name, distill, row, model, teacher, run, data=None, **settings
     with run.inner(name, **settings) as inner:
         spent = distill(row, model.train(), teacher, prompts, responses, inner).costs
     model.zero_grad(set_to_none=True)
-    run.prepare(spent["seconds"], tflop=spent["compute"], teacher_forwards=spent["teacher_forwards"], grows=True)
+    tflop, forwards = spent["compute"], spent["teacher_forwards"]
+    run.note_preparation(spent["seconds"], tflop=tflop, teacher_forwards=forwards, grows=True)
     return model.requires_grad_(False)
 
 
@@ -1158,7 +1158,7 @@ def sftn_teacher(distill, student, teacher, run, rate=0.1):
     fed = sum(len(prompts[i]) + len(responses[i]) - 1 for rows in order for i in rows)
     trained, of_teacher = (sum(weight.numel() for weight in model.parameters()) for model in (both, teacher))
     tflop = 6e-12 * fed * (trained - of_teacher)  # of the branch
-    run.prepare(seconds, tflop=tflop, teacher_tokens=3 * fed, teacher_forwards=run.num_steps, grows=True)
+    run.note_preparation(seconds, tflop=tflop, teacher_tokens=3 * fed, teacher_forwards=run.num_steps, grows=True)
     return teacher.requires_grad_(False).eval()
 
 

@@ -486,9 +486,9 @@ def generate(
 class Draft(NamedTuple):
     """What the student proposes in one block."""
 
-    fed: torch.Tensor  # (n, G) long, what both models read: the pending token, then every proposal but the last
+    inputs: torch.Tensor  # (n, G) long, what both models read: the pending token, then every proposal but the last
     proposed: torch.Tensor  # (n, G) long
-    rows: list  # G x (n, V), the student's logits: proposed[:, j] was drawn from rows[j]
+    student_rows: list  # G x (n, V), the student's logits: proposed[:, j] was drawn from student_rows[j]
 
 
 class Verdict(NamedTuple):
@@ -578,7 +578,7 @@ class InterleavedRules(NamedTuple):
         """(n, G) bool. block: Draft; teacher_rows (n, G, V): row j judges proposal j; uniform: role -> (n, G)."""
         proposed = block.proposed
         if self.fresh:
-            proposed = draw(torch.stack(block.rows, 1), uniform["fresh"], **self.student)
+            proposed = draw(torch.stack(block.student_rows, 1), uniform["fresh"], **self.student)
         kept = self.accept(teacher_rows, proposed, uniform["accept"], position, **self.knobs)
         if kept.shape != proposed.shape or kept.dtype != torch.bool:
             raise ValueError(
@@ -680,7 +680,7 @@ def interleaved_plain(
         # The student drafts, the teacher reads all of it in one forward.
         pending = tokens.gather(1, length[:, None] - 1)[:, 0]  # (B,): the last token, not in the caches yet
         block = draft(student, student_cache, pending, uniform["student"], rules.student)
-        teacher_rows = teacher(block.fed, teacher_cache)  # (B, G, V): row j judges proposal j
+        teacher_rows = teacher(block.inputs, teacher_cache)  # (B, G, V): row j judges proposal j
 
         # The leading accepted proposals stay, the teacher replaces the first rejected one.
         counts = countable(block.proposed, positions, end[:, None], eos_token) & running[:, None]
@@ -776,7 +776,7 @@ def _in_blocks(
         # 2. The block, as in interleaved_plain.
         block = draft(student, student_cache, tokens[live, start - 1], uniform["student"], rules.student)
         counts = countable(block.proposed, positions, end[rows], eos_token)
-        output = teacher(block.fed, teacher_cache, features=keep_features)
+        output = teacher(block.inputs, teacher_cache, features=keep_features)
         teacher_rows = F.linear(output, teacher.head) if keep_features else output  # (n, G, V)
         if not blocks:  # once per call
             _check_numbers(teacher_rows)
@@ -895,13 +895,13 @@ class SpeculativeRules(NamedTuple):
             return target_rows.argmax(-1) == block.proposed
         draft_prob, target_prob = (
             warp(rows, self.temperature).log_softmax(-1).gather(-1, block.proposed[..., None])[..., 0].exp()
-            for rows in (torch.stack(block.rows, 1), target_rows)
+            for rows in (torch.stack(block.student_rows, 1), target_rows)
         )
         return uniform["accept"] * draft_prob < target_prob
 
     def redraw(self, block, target_rows, at, uniform):
         """Tokens from the positive part of target - draft, at the index `at` into (n, G)."""
-        draft_row, target_row = torch.stack(block.rows, 1)[at], target_rows[at]
+        draft_row, target_row = torch.stack(block.student_rows, 1)[at], target_rows[at]
         if self.temperature == 0:
             return target_row.argmax(-1)
         draft_probs, target_probs = (warp(row, self.temperature).softmax(-1) for row in (draft_row, target_row))

@@ -88,10 +88,10 @@ CORE = (
          "    rollout.teacher_logits = teacher(rollout.tokens[:, :-1])\n"
          "return rollout"),
     Core(10, "sample.py", "SpeculativeRules.stays",
-         "draft_logits, T = torch.stack(block.rows, 1), self.temperature\n"
+         "draft_logits, T = torch.stack(block.student_rows, 1), self.temperature\n"
          "return answers.speculative_stays(draft_logits / T, target_rows / T, block.proposed, uniform['accept'])"),
     Core(10, "sample.py", "SpeculativeRules.redraw",
-         "draft_row, T = torch.stack(block.rows, 1)[at], self.temperature\n"
+         "draft_row, T = torch.stack(block.student_rows, 1)[at], self.temperature\n"
          "probs = answers.residual(draft_row / T, target_rows[at] / T)\n"
          "return inverse_cdf(probs, uniform['teacher'][at][..., None])[..., 0]"),
     Core(12, "train_skd.py", "distill", ""),

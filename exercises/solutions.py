@@ -236,7 +236,7 @@ def interleaved_in_blocks(student, teacher, prompts, max_new_tokens, noise, gamm
             }
             pending = tokens.gather(1, length[:, None] - 1)[:, 0]
             block = draft(student, caches[0], pending, uniform["student"], {})
-            teacher_rows = teacher(block.fed, caches[1])  # (B, G, V), row j judges proposal j
+            teacher_rows = teacher(block.inputs, caches[1])  # (B, G, V), row j judges proposal j
             counts = countable(block.proposed, positions, end[:, None], eos_token) & running[:, None]
             verdict = verify(rank(teacher_rows, block.proposed) < accept_top_k, counts)
             replacement = draw(teacher_rows, uniform["teacher"])  # (B, G); one of them is used

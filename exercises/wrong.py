@@ -159,8 +159,8 @@ WRONG = [Wrong(*row) for row in (
     (9, "finished rows write on", "alone_as_in_a_batch",
      "eos_token) & running[:, None]", "eos_token)"),
     (9, "no caches", "caches_are_used",
-     "            teacher_rows = teacher(block.fed, caches[1])  # (B, G, V), row j judges proposal j",
-     "            teacher(block.fed, caches[1])\n"
+     "            teacher_rows = teacher(block.inputs, caches[1])  # (B, G, V), row j judges proposal j",
+     "            teacher(block.inputs, caches[1])\n"
      "            ahead = torch.cat([tokens, torch.zeros_like(positions)], 1)\n"
      "            ahead[rows, positions] = block.proposed\n"
      "            ahead = ahead[:, : int(positions.max())]\n"

@@ -45,7 +45,7 @@ def _gathered(own):
     return everybody
 
 
-def in_order(own):
+def gathered_in_order(own):
     """The lists that the processes have for their shares, put back in the order of the examples."""
     everybody = _gathered(own)
     return [everybody[i % len(everybody)][i // len(everybody)] for i in range(sum(map(len, everybody)))]
@@ -189,7 +189,7 @@ def sample_responses(model, prompts, max_new_tokens, eos_token, *, seed, tempera
             row_keys=rows,
         )
         written += zip(rollout.responses(), rollout.finished.tolist())
-    written = in_order(written)
+    written = gathered_in_order(written)
     return [response for response, _ in written], ratio(sum(finished for _, finished in written), len(prompts))
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from lab.evaluate import in_order
+from lab.evaluate import gathered_in_order
 from losses import standardize
 
 
@@ -22,11 +22,11 @@ def use_groups(run, size):
 
 def batch_scores(run, step, responses):
     """Score of every response of a batch, whichever process wrote it, in the batch's order: (batch,) on the host.
-    `responses` (ids) are this process' own."""
-    return torch.tensor(in_order([float(score) for score in run.reward(step.rows, responses)]))
+    `responses` (ids) are this process' own; every process must ask."""
+    return torch.tensor(gathered_in_order([float(score) for score in run.reward(step.example_ids, responses)]))
 
 
-def in_group(scores, size):
+def group_advantages(scores, size):
     """Scores less their group's mean, over its standard deviation: (batch,) -> (batch,). 1, 0, 0, 0 in a group of 4:
     1.732051, -.577350 three times. A group of equal scores has zeros (GRPO, arXiv 2402.03300).
     """

@@ -6,6 +6,9 @@
 A part of a batch (training.Part) holds the student's text. `feed` says what a model is to read for it, and how its
 logits are laid beside the student's: by position in the response, not by position in the text. Whose logits they are
 does not matter: the pair's teacher, the student's frozen start, an average of its weights, a module that learns along.
+
+The way of a hint: data.tasks.hinted_prompts -> Pair.hinted -> Run(hinted=...) -> methods.prepare sets
+run.teacher_prompts (Sibling sets it anew for each batch) -> Part.teacher -> Part.forward, which calls `feed`.
 """
 
 import torch
@@ -22,8 +25,9 @@ class OwnPrompt:
         return prompts
 
     def feed(self, part):
-        """For a part: (inputs (rows, T'), tokens in them without padding, a function of logits that takes those of the
-        inputs to (rows, T, V))."""
+        """For a part -> (inputs (rows, T'); how many tokens they hold without padding, a scalar; a function that takes
+        logits (rows, T', V) to (rows, T, V)). Only rows that predict response tokens have a meaning afterwards; the
+        mask leaves out the others."""
         return part.inputs, part.fed, lambda model_logits: model_logits
 
 
@@ -37,43 +41,45 @@ class AnotherPrompt:
         """As OwnPrompt.of."""
         return self.hinted
 
-    def before(self, part):
+    def prompts_of(self, part):
         """What stands before each response of a part."""
-        return [self.hinted[example] for example in part.step.rows[part.rows]]
+        return [self.hinted[example] for example in part.step.example_ids[part.rows]]
 
     def feed(self, part):
         """As OwnPrompt.feed."""
         rollout, rows, device = part.rollout, part.rows, part.inputs.device
-        prompts = self.before(part)
-        own = [len(part.run.prompts[example]) for example in part.step.rows[rows]]
+        prompts = self.prompts_of(part)
+        own = [len(part.run.prompts[example]) for example in part.step.example_ids[rows]]
         shift = [len(prompt) - length for prompt, length in zip(prompts, own)]  # of the response, to the right
         tokens, T = rollout.tokens[rows], part.inputs.size(1)  # (rows, T + 1)
         width = min(T + 1 + max(shift), self.block_size)  # what is cut off is padding
-        before, lengths = pad_sequences(prompts, device)
-        before = torch.nn.functional.pad(before, (0, max(0, width - before.size(1))))[:, :width]
+        prompt_ids, prompt_len = pad_sequences(prompts, device)
+        prompt_ids = torch.nn.functional.pad(prompt_ids, (0, max(0, width - prompt_ids.size(1))))[:, :width]
         shift = to_device(torch.tensor(shift), device)[:, None]
-        places = torch.arange(width, device=device)
-        behind = tokens.gather(1, (places - shift).clamp(0, T))  # the student's text, moved to the right
-        inputs = torch.where(places < lengths[:, None], before, behind)[:, :-1]
-        at = (torch.arange(T, device=device) + shift).clamp(0, width - 2)  # row of the teacher's for each of the part's
+        slots = torch.arange(width, device=device)
+        moved_text = tokens.gather(1, (slots - shift).clamp(0, T))  # the student's text, moved to the right
+        inputs = torch.where(slots < prompt_len[:, None], prompt_ids, moved_text)[:, :-1]
+        # (rows, T): which row of this model's logits predicts the same token as row t of the student's
+        model_row = (torch.arange(T, device=device) + shift).clamp(0, width - 2)
 
         def aligned(model_logits):
             if isinstance(model_logits, HiddenStates):
                 return model_logits._replace(features=aligned(model_logits.features))
-            return model_logits.gather(1, at[..., None].expand(-1, -1, model_logits.size(-1)))
+            return model_logits.gather(1, model_row[..., None].expand(-1, -1, model_logits.size(-1)))
 
         return inputs, part.fed + shift.sum(), aligned
 
 
 class PromptsOfBatch(AnotherPrompt):
-    """`hinted[i]` stands before row i of one batch: a hint that was not there before the batch."""
+    """`hinted[i]`, a hint and the prompt, is read in place of the prompt of row i of one batch. For hints that are made
+    of the batch itself."""
 
-    def before(self, part):
-        """As AnotherPrompt.before."""
+    def prompts_of(self, part):
+        """As AnotherPrompt.prompts_of."""
         return self.hinted[part.rows]
 
 
-def after_hints(hints, prompts, responses, block_size):
+def prompts_after_hints(hints, prompts, responses, block_size):
     """Hint and prompt for each row of a batch, the prompt alone where there is no hint ([]) or no room for it and the
     whole response -> (PromptsOfBatch, for each row whether it has a hint)."""
     rows = list(zip(hints, prompts, responses))
@@ -83,8 +89,8 @@ def after_hints(hints, prompts, responses, block_size):
 
 
 def prompts_of_teacher(kind, run, teacher):
-    """What the teacher of a run reads, by the kind of hint that a row names; None is the student's prompt, and so is at
-    first what a method makes of each batch ("sibling").
+    """What the teacher of a run reads, by the kind of hint that a row names. None: the student's own prompt. "sibling":
+    the student's own prompt too, until Sibling.write sets the hints of each batch.
 
     ValueError where the run has no such prompts, not one for each, or where one leaves the teacher no room for a whole
     response.

@@ -132,7 +132,8 @@ class Run:
         self.step, self.figures_at_start, self.monitor = None, None, Monitor(self)
 
     def generator(self, number):
-        """A torch.Generator of this run's seed; each use has a number of its own, so that none disturbs another."""
+        """A torch.Generator of this run's seed. Numbers in use: 1 samplers, 2 the online module, 3 a method's own draws
+        and the held-out order of a meta-gradient (whose method draws nothing), 4 sftn, 5 the assistant."""
         return torch.Generator().manual_seed(1_000_003 * self.seed + number)
 
     @contextlib.contextmanager
@@ -186,7 +187,7 @@ class Run:
             raise ValueError("this method learns from references: give `responses`, a list of ids for each prompt")
         return self.responses
 
-    def prepare(self, seconds=0.0, **spent):
+    def note_preparation(self, seconds=0.0, **spent):
         """Note what preparing cost before the first step: seconds, and keywords of Costs.count_preparation."""
         self.prepared.append(spent)
         self.preparation_seconds += seconds
@@ -233,17 +234,8 @@ class Run:
         """`model` is trained by `optimizer` at `ratio` times the run's rate, from step `first_step` on."""
         self.trained[name] = TrainedModel(name, model, optimizer, ratio, first_step)
 
-    def start(
-        self,
-        teacher,
-        method,
-        advice=None,
-        plain_forward=False,
-        held=(),
-        uses_teacher=True,
-        keeps_logits=True,
-        saved=None,
-    ):
+    def start(self, teacher, method, advice=None, plain_forward=False, held=(), uses_teacher=True, keeps_logits=True,
+              saved=None):  # fmt: skip
         """Everything between the data and the first step.
 
         `method` is a methods.Method: it is asked for what it captures of a forward, what its own layers cost, the check
@@ -320,9 +312,9 @@ class Run:
     def update(self, *models):
         """Clip the gradients and step, for each of `models` that learns and has not moved in this step."""
         for model in models:
-            one = self.trained_model(model)
-            if one is None or one.name in self.step.norms or not self.step.learns(model):
+            if not self.step.learns(model):
                 continue
+            one = self.trained_model(model)
             self.step.norms[one.name] = clip_and_step(model, one.optimizer, one.ratio * self.step.rate)
             self.step.losses[one.name] = all_reduce_mean(torch.stack(self.step.parts_of_loss[one.name]).sum())
         self.step.clock.mark("update")
@@ -422,7 +414,7 @@ def cuts(num_rows, micro_batch):
 class Step:
     """One update: which examples, and what it leaves. Of several processes each has its own rows of the batch.
 
-    rows: numbers of the examples; places: where they stand in the batch, which is what noise is keyed by.
+    example_ids: numbers of the examples; places: where they stand in the batch, which is what noise is keyed by.
     """
 
     def __init__(self, run, number, rows):
@@ -432,17 +424,18 @@ class Step:
         self.progress = number / run.num_steps  # in [0, 1)
         self.rate = learning_rate(number, run.num_steps, run.lr)
         self.places = range(run.rank, len(rows), run.num_processes)
-        self.rows = [rows[place] for place in self.places]
-        self.prompts = [run.prompts[row] for row in self.rows]
+        self.example_ids = [rows[place] for place in self.places]
+        self.prompts = [run.prompts[example] for example in self.example_ids]
         self.clock = Clock(run.device, exact=self.logged)
         self.parts_of_loss = {name: [] for name in run.trained}
         self.references, self.rollout, self.notes = None, None, {}
-        self.losses, self.norms, self.columns = {}, {}, []  # of the models that have moved; of the parts, if logged
+        # By model; update() fills both, so who has a norm has moved in this step. columns: of the parts, if logged.
+        self.losses, self.norms, self.columns = {}, {}, []
 
     def write(self, writer, student, teacher, **options):
         """One batch of training tokens by `writer`, a name in WRITERS -> Rollout; `options` are write_tokens'."""
         run = self.run
-        references = run.references and [run.references[row] for row in self.rows]
+        references = run.references and [run.references[example] for example in self.example_ids]
         with run.precision(), run.finite.naming(self.number):
             rollout = write_tokens(
                 writer,
@@ -467,7 +460,7 @@ class Step:
         return rollout_from_ids(prompts, responses, [DATASET] * len(rows), self.run.device, self.run.eos_token)
 
     def learns(self, model):
-        """Whether a model is still to move in this step."""
+        """Whether a model is trained, has reached its first step, and has not moved in this step."""
         one = self.run.trained_model(model)
         return one is not None and one.name not in self.norms and self.number >= one.first_step
 
@@ -476,6 +469,8 @@ class Part:
     """Rows of a batch that share one forward and backward pass: all of them, unless --micro-batch says less.
 
     Row t of all logits predicts token t+1: `tokens.targets[:, t]`, at the positions of `tokens.mask`. inputs (rows, T).
+    total: what masked_mean divides by, of the whole batch. first: whether it is the batch's first part. stored: what
+    the cache holds for these rows, or None. compared: the student's logits as the loss sees them.
     """
 
     def __init__(self, run, rollout, rows, total):
@@ -519,7 +514,7 @@ class Part:
         """The same examples' references as a Part of their own, whose mean is over the whole batch of references."""
         if self._references is None:
             if self.step.references is None:
-                rollout = self.step.examples(self.step.rows)
+                rollout = self.step.examples(self.step.example_ids)
                 total = all_reduce_mean(weight_of(rollout.response_mask[:, 1:], self.run.reduction))
                 self.step.references = rollout, total
             self._references = Part(self.run, self.step.references[0], self.rows, self.step.references[1])
@@ -527,7 +522,8 @@ class Part:
 
     def forward(self, model, prompts=OwnPrompt()):
         """A model's logits on these rows (rows, T, V), with gradients to what learns; without any under
-        torch.no_grad(). `prompts`: what it reads before each response (lab/hints.py)."""
+        torch.no_grad(). HiddenStates with --chunk-loss; log-probs (rows, T, K + 1) of the student beside a cache of the
+        teacher's K best tokens. `prompts`: what it reads before each response (lab/hints.py)."""
         run, learns = self.run, torch.is_grad_enabled() and self.step.learns(model)
         is_student, (inputs, fed, aligned) = model is run.student, prompts.feed(self)
         with run.method.capture(model, is_student) as self.captured[id(model)]:
@@ -545,14 +541,14 @@ class Part:
         return self.compared
 
     def teacher(self, teacher):
-        """What the teacher says of these tokens, (rows, T, V); None where nobody asks it.
+        """What the teacher says of these tokens, shaped as what `forward` gives; None where nobody asks it.
 
         Its verification has computed the logits of an SKD rollout already, and a cache keeps those on references.
         """
         run = self.run
         with torch.set_grad_enabled(self.step.learns(teacher)):
             if run.cache:
-                self.stored = run.cache.batch(self.step.rows[self.rows], self.inputs.size(1), run.device)
+                self.stored = run.cache.batch(self.step.example_ids[self.rows], self.inputs.size(1), run.device)
                 self.teacher_logits = self.stored[-1]
             elif run.keeps_logits and (kept := kept_logits(self.rollout, teacher, self.rows)) is not None:
                 self.teacher_logits = kept

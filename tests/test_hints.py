@@ -75,7 +75,7 @@ def check_aligned(parts, hinted):
     """All that the teachers said is what each says of one row alone: hint, prompt, response."""
     compared = 0
     for part, teacher_logits, teacher in parts:
-        examples = part.step.rows[part.rows]
+        examples = part.step.example_ids[part.rows]
         for example, response, rows, inside in zip(examples, responses_of(part), teacher_logits, part.tokens.mask):
             with torch.no_grad():
                 alone = teacher(torch.tensor([hinted[example] + response])[:, :-1])[0, len(hinted[example]) - 1 :]
@@ -322,12 +322,12 @@ def test_siblings_of_other_processes(monkeypatch):
     leaves no room before the response is none."""
     written = [[7], [7, 7], [9], [14], [21, 7, 7], [28]]  # rows 0 and 3 are right
     method = method_of("sdpo", group=3)
-    monkeypatch.setattr(groups, "in_order", lambda own: [1.0, own[0], 0.0, 1.0, own[1], 0.0])
-    monkeypatch.setattr(methods, "in_order", lambda own: [*written[:1], own[0], *written[2:4], own[1], written[5]])
+    monkeypatch.setattr(groups, "gathered_in_order", lambda own: [1.0, own[0], 0.0, 1.0, own[1], 0.0])
+    monkeypatch.setattr(methods, "gathered_in_order", lambda own: [*written[:1], own[0], *written[2:4], own[1], written[5]])
     method.run.reward = lambda rows, responses: [0.0 for _ in rows]
     method.hint_of = lambda response: [40, *response]
     rollout = rollout_from_ids([[1], [2]], [written[1], written[4]], [STUDENT] * 2, "cpu")
-    prompts, number = method.run.prompts, {"places": [1, 4], "rows": [5, 6], "progress": 0.0}
+    prompts, number = method.run.prompts, {"places": [1, 4], "example_ids": [5, 6], "progress": 0.0}
     number["prompts"] = [prompts[5], prompts[6]]
     step = type("step", (), number | {"write": lambda self, *_, **options: rollout})()
     method.write(step)

@@ -765,14 +765,14 @@ def method_of(variant, pair=None, student=None, seed=1, args=None, **knobs):
     student = student or pair.new_student()
     row = methods.resolve(VARIANTS[variant], args.accept_top_k)
     row = dataclasses.replace(row, method_kwargs=row.method_kwargs | knobs)
-    method = methods.begin(row, student, pair.teacher, run_of(pair, student, args, seed))
+    method = methods.make_method(row, student, pair.teacher, run_of(pair, student, args, seed))
     method.before_run(train_skd.distill)
     return method
 
 
 def at_step(number, num_steps=10, rows=4, write=None):
     """What a method is told of a step of a run."""
-    numbers = {"places": range(rows), "rows": list(range(rows))}
+    numbers = {"places": range(rows), "example_ids": list(range(rows))}
     return types.SimpleNamespace(number=number, progress=number / num_steps, write=write, **numbers)
 
 
@@ -1167,8 +1167,26 @@ def test_references_come_in_order():
         assert [prompt for batch in batches for prompt in prompts_of(batch)] == pair.train.prompts
         assert [response for batch in batches for response in batch.responses()] == pair.train.responses
     fed = sum(int((batch.lengths - 1).sum()) for batch in batches)
-    methods.count_pass(run, 2)
-    assert run.prepared == [{"teacher_tokens": 2 * fed, "teacher_forwards": 1}]
+    methods.count_pass(run)
+    assert run.prepared == [{"teacher_tokens": fed, "teacher_forwards": 1}]
+
+
+def test_only_the_flags_own_none_is_filled_in():
+    """accept_top_k=None is --accept-top-k; a None of another name means what the loss says of it."""
+    row = dataclasses.replace(VARIANTS["supervised"], loss="pearson", loss_kwargs={"top_k": None})
+    assert methods.resolve(row, 3) == row
+    (own,) = [name for name, row in VARIANTS.items() if None in row.loss_kwargs.values()]
+    assert methods.resolve(VARIANTS[own], 3).loss_kwargs == {"accept_top_k": 3}
+
+
+def test_only_a_copy_of_the_student_is_averaged():
+    """An average would move the pair's own teacher: such a row is refused before it has."""
+    pair = tiny_pair()
+    row = dataclasses.replace(VARIANTS["on_policy"], method="average", method_kwargs={"decay": 0.5})
+    before = copy.deepcopy(pair.teacher.state_dict())
+    with pytest.raises(ValueError, match="average changes its teacher's weights: give the row teacher='start'"):
+        methods.make_method(row, pair.new_student(), pair.teacher, run_of(pair, pair.new_student(), flags()))
+    assert all(torch.equal(weight, before[name]) for name, weight in pair.teacher.state_dict().items())
 
 
 # Features.
@@ -1876,7 +1894,7 @@ def test_scores_are_compared_within_a_group(monkeypatch, how):
 def test_groups_and_their_scores():
     """1, 0, 0, 0 is 1.732051 and -.577350 three times; equal scores are zeros, as is a group of one; a batch that is no
     multiple ends with a smaller group; each row's prompt is its group's."""
-    found = groups.in_group(torch.tensor([1.0, 0, 0, 0, 0.3, 0.3, 0.3, 0.3, 5.0]), 4)
+    found = groups.group_advantages(torch.tensor([1.0, 0, 0, 0, 0.3, 0.3, 0.3, 0.3, 5.0]), 4)
     assert found.tolist() == pytest.approx([1.732051, *[-0.577350] * 3, *[0.0] * 5], abs=1e-6)
     run = types.SimpleNamespace(order=torch.arange(18).view(2, 9), reward=count_sevens)
     groups.use_groups(run, 4)
@@ -1887,11 +1905,12 @@ def test_every_process_takes_its_own_scores(monkeypatch):
     """Of three processes the second has rows 1 and 4 of six: their advantages are those that the whole batch gives."""
     written = [[7], [7, 7], [14], [], [21, 7, 7], [28]]  # 1, 2, 1, then 0, 3, 1 multiples of seven
     method = method_of("kdrl", group=3)
-    monkeypatch.setattr(groups, "in_order", lambda own: [1.0, own[0], 1.0, 0.0, own[1], 1.0])
+    monkeypatch.setattr(groups, "gathered_in_order", lambda own: [1.0, own[0], 1.0, 0.0, own[1], 1.0])
     method.run.reward = lambda rows, responses: count_sevens(None, [0] * len(rows), responses)
     ours = [written[place] for place in (1, 4)]
     rollout = rollout_from_ids([[1], [2]], ours, [STUDENT] * 2, "cpu")
-    method.write(types.SimpleNamespace(places=[1, 4], rows=[5, 6], progress=0.0, write=lambda *_, **options: rollout))
+    step = {"places": [1, 4], "example_ids": [5, 6], "progress": 0.0}
+    method.write(types.SimpleNamespace(**step, write=lambda *_, **options: rollout))
     assert method.advantages.tolist() == pytest.approx([2**0.5, 5 / 14**0.5])
     assert method.run.step.notes["reward"] == pytest.approx(8 / 6)
 

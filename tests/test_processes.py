@@ -221,7 +221,7 @@ def test_a_torch_that_knows_nothing_of_processes(monkeypatch):
     for module in (processes, costs, evaluate):
         monkeypatch.setattr(module, "dist", missing)
     assert processes.rank_and_size() == (0, 1) and processes.join(torch.device("cpu")) == torch.device("cpu")
-    assert evaluate.in_order([3, 4]) == [3, 4] and list(evaluate._share(2)) == [0, 1]
+    assert evaluate.gathered_in_order([3, 4]) == [3, 4] and list(evaluate._share(2)) == [0, 1]
     model = adapters.make_gpt(5, 8, 1, 1, 4)
     assert costs.Costs(model, model).figures()["teacher_forwards"] == 0
     processes.leave()

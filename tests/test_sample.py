@@ -908,11 +908,11 @@ def test_draft_is_the_student_token_by_token():
         block = sample.draft(student, cache, tokens[torch.arange(4), lengths - 1], uniform, {"temperature": 0.8})
     expected = sample.generate(student, prompts, G, generator=generator(1), temperature=0.8)
     assert block.proposed.tolist() == expected.responses()
-    assert block.fed[:, 0].tolist() == [prompt[-1] for prompt in prompts]
-    assert torch.equal(block.fed[:, 1:], block.proposed[:, :-1])
+    assert block.inputs[:, 0].tolist() == [prompt[-1] for prompt in prompts]
+    assert torch.equal(block.inputs[:, 1:], block.proposed[:, :-1])
     assert torch.equal(cache.lengths, lengths - 1 + G)
     for b, (prompt, response) in enumerate(zip(prompts, expected.responses())):
-        rows = torch.stack([row[b] for row in block.rows])
+        rows = torch.stack([row[b] for row in block.student_rows])
         assert torch.allclose(rows, full_rows(student, prompt, response), rtol=1e-9, atol=1e-9)
 
 

@@ -247,7 +247,7 @@ class Watched:
         self.rollouts, self.lines, self.weights, self.states, self.writers = [], [], [], [], []
         self.student, self.change, self.pair = pair.new_student(), change, pair
         self.start = weights_of(self.student)
-        begin = methods.begin
+        begin = methods.make_method
 
         def watch(row, student, teacher, run):
             method = begin(row, student, teacher, run)
@@ -256,12 +256,12 @@ class Watched:
                 self.listen(method)
             return method
 
-        methods.begin = watch
+        methods.make_method = watch
         try:
             self.costs, adapted = distilled(train_skd, row, self.student, pair, args, seed, self)
             assert adapted is None
         finally:
-            methods.begin = begin
+            methods.make_method = begin
         self.steps = [line for line in self.lines if line["kind"] == "step"]
         self.evals = [line for line in self.lines if line["kind"] == "eval"]
         self.end = weights_of(self.student)
