@@ -19,13 +19,13 @@ READ_FROM = ("paper", "code", "abstract", "summary", "common knowledge", "ours")
 class Variant:
     """One method with a fixed teacher. A new one is a new row of a table; flags, tests and docs/methods.md follow.
 
-    A None in `loss_kwargs` is what the flag of the same name says. In `sampling`, (shape, first, last) moves over the
-    run, shape being "linear" or "cosine", and (shape, first, last, share) over the first `share` of it.
+    accept_top_k=None in `loss_kwargs` takes the value of --accept-top-k. In `sampling`, (shape, first, last) moves over
+    the run, shape being "linear" or "cosine", and (shape, first, last, share) over the first `share` of it.
     """
 
     writer: str  # a name in sample.WRITERS
     loss: str  # "cross_entropy", or a name in one of the tables of losses.py
-    paper: str | None  # arXiv id
+    paper: str | None  # arXiv id or DOI
     note: str  # what it changes
     deviation: str = ""  # what is not the paper's: analogy, restriction, reconstruction
     read_from: str = "ours"  # where the row was read: one or two of READ_FROM, joined by ", "
@@ -37,13 +37,15 @@ class Variant:
     mix_per: str = "batch"  # mixed: one draw per "batch" or per "sequence"
     answers: float | None = None  # the teacher's answers at this temperature take the place of the references
     answers_top_p: float | None = None  # their nucleus
-    # goes before the sampling flags; accept_top_k and trust_region are in units of the flag
+    # overrides the sampling flags; accept_top_k and trust_region multiply the flag's value
     sampling: dict = field(default_factory=dict)
     method: str | None = None  # a name in METHODS: what is kept from step to step
     method_kwargs: dict = field(default_factory=dict)  # keywords of the method
     teacher: str = "pair"  # a name in TEACHERS: the one given, or one that is made before training
     hint: str | None = None  # what the teacher reads before the prompt: a kind in data.tasks.HINTS, or "sibling"
-    rate: float = 1.0  # learning rate as a multiple of the size's: best of a few (results/rates*), else 1, untried
+    # learning rate as a multiple of the default of --size (results/rates*; 1 where none was tried). Only the scripts
+    # apply it (compare.peak_rate): distill takes Run(lr=...) as it is
+    rate: float = 1.0
 
     def __post_init__(self):
         assert self.mix_per in ("batch", "sequence"), (
@@ -66,8 +68,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class OnlineVariant:
-    """One method whose teacher learns along, or a control. None means: what the flag of the same name says
-    (train_okd.DEFAULTS)."""
+    """One method whose teacher learns along, or a control. None in a field of train_okd.DEFAULTS is the flag's value,
+    but for `module`, where None is a fixed teacher and "flag" the value of --module. Elsewhere None means none."""
 
     paper: str | None  # arXiv id
     note: str
@@ -191,7 +193,7 @@ FIXED_TEACHER = {  # of train_skd.py
     "distillm": Variant("mixed", "skew_forward_kl", "2402.03898",
                         "skew KL; references until validation worsens, then student samples, kept and replayed",
                         "validation by NLL, eight times a run; no loss on a pretraining corpus", method="replay",
-                        read_from="code"),  # which says from batch to batch who of the mixed writes
+                        read_from="code"),  # the method chooses each batch's writer
     "distillm2": Variant("mixed", "skew_by_writer", "2503.07067",
                          "skew KL on teacher samples, skew reverse KL on student samples",
                          "one response per prompt, drawn from either: half the paper's sum; student samples are fresh,"
@@ -482,7 +484,7 @@ ONLINE_TEACHER = {  # of train_okd.py
                          update="alternating",
                          deviation="reconstruction: the difference of DARTS, all else as metadistil",
                          read_from="abstract"),
-    # what nobody has: an online teacher on tokens that the student writes
+    # ours: an online teacher on tokens that the student writes
     "okd_on_policy": OnlineVariant(None, "OKD with both KLs on student samples", writer="student", module="flag"),
     "okd_skd": OnlineVariant(None, "OKD with both KLs on SKD's interleaved samples", writer="interleaved",
                              module="flag"),

@@ -719,8 +719,9 @@ def jsd_by_writer(student_logits, teacher_logits, tokens, beta=0.5):
 
     Where the student wrote 2 beta KL(student || mix), where the teacher wrote 2 (1 - beta) KL(teacher || mix), with
     mix = (1 - beta) teacher + beta student. So every expectation is under the model that it belongs to (f-distill,
-    arXiv 2307.15190); with half of the tokens from either, the 2 makes the mean their sum. ValueError for beta outside
-    (0, 1).
+    arXiv 2307.15190); with half of the tokens from either, the 2 makes the mean their sum. beta is the student's share
+    here and the teacher's in generalized_jsd, which at beta is half the sum of both branches at 1 - beta. ValueError
+    for beta outside (0, 1).
     """
     _require(0 < beta < 1, f"beta must lie strictly between 0 and 1, found {beta}")
     student_logprobs, teacher_logprobs = _logprobs(student_logits, teacher_logits)
@@ -994,13 +995,11 @@ def per_token_loss(name, student_logits, teacher_logits, tokens, **loss_kwargs):
     if name in pairs:
         return by_chunks(functools.partial(pairs[name], **loss_kwargs), student_logits, teacher_logits)
     _require(name in TOKEN_LOSSES, f"no loss {name!r}: choose from {', '.join(loss_names())}")
-    models = [student_logits] if teacher_logits is None else [student_logits, teacher_logits]
-
-    def pointwise(*parts):
-        own, other = (*parts[:-3], None)[:2]
-        return TOKEN_LOSSES[name](own, other, Tokens(*parts[-3:]), **loss_kwargs)
-
-    return by_chunks(pointwise, *models, *tokens)
+    loss = functools.partial(TOKEN_LOSSES[name], **loss_kwargs)
+    if teacher_logits is None:
+        return by_chunks(lambda own, *columns: loss(own, None, Tokens(*columns)), student_logits, *tokens)
+    pointwise = lambda own, other, *columns: loss(own, other, Tokens(*columns))  # noqa: E731
+    return by_chunks(pointwise, student_logits, teacher_logits, *tokens)
 
 
 def with_tail(model_logits, ids):

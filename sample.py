@@ -77,7 +77,7 @@ class Rollout:
     rejected_tokens: torch.Tensor | None = None
     counters: torch.Tensor | None = None  # (7,) long, named by COUNTERS, summed over rows
     blocks: list = field(default_factory=list)  # of Block
-    fed: torch.Tensor | None = None  # (4,) long, named by FED: what writing it took; None where nobody wrote it now
+    fed: torch.Tensor | None = None  # (4,) long, named by FED: what writing it took; None where the tokens existed
 
     @property
     def response_mask(self):
@@ -171,8 +171,8 @@ def draw(model_logits, uniform, temperature=1.0, top_k=None, top_p=None):
 def inverse_cdf(probs, uniform):
     """The first token whose cumulative mass exceeds uniform * total: (..., V), (..., N) -> (..., N) long.
 
-    A token of mass 0 is never drawn. A row of nan has no such token: ValueError on a CPU; elsewhere, where asking would
-    cost a wait and an id out of range would end the process, it is the last one, and the loss tells.
+    A token of mass 0 is never drawn. A row of nan has no such token: ValueError on a CPU. On a GPU nothing is checked,
+    since that would wait for the device: the last token is returned, and the loss becomes nan.
     """
     cumulative = probs.cumsum(-1)
     drawn, last = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True), probs.size(-1) - 1
@@ -497,7 +497,7 @@ class Verdict(NamedTuple):
     accepted: torch.Tensor  # (n,) long: so many leading proposals stay
     judged: torch.Tensor  # (n,) long, accepted + replaced: so many tokens the block adds
     rejected: torch.Tensor  # (n, G) bool: the proposal that is replaced, at most one per sequence
-    at: tuple  # index into (n, G): where a replacement is drawn; of no meaning where nothing was rejected
+    at: tuple  # index into (n, G), or ... for all of it: where a replacement is drawn; unused where none was rejected
 
 
 class Commit(NamedTuple):
@@ -705,7 +705,7 @@ def interleaved_plain(
 # 6. The same, fast: the block length follows the acceptance, and sequences that are done leave the batch.
 
 
-GAMMAS = (1, 2, 4, 8, 16, 32)  # few and even shapes: kernels like them
+GAMMAS = (1, 2, 4, 8, 16, 32)  # few different shapes, since kernels are chosen by shape
 BLOCK_LOGITS = 2**26  # of a model in a block at most, 256 MiB in float32: large batches and vocabularies, short blocks
 
 
@@ -732,7 +732,8 @@ def _call_cost(student, teacher):
 
 
 def _mark(stays, counts):
-    """`verify` of the control without write-back: every rejection is marked, and no proposal is thrown away."""
+    """`verify` of the control without write-back: every rejection is marked, and no proposal is thrown away. `at` is
+    Ellipsis: a replacement is drawn at every position."""
     return Verdict((stays & counts).sum(1), counts.sum(1), counts & ~stays, ...)
 
 

@@ -20,7 +20,8 @@ All methods are one loop, `distill`. They differ in what a row of VARIANTS says:
         trust_region both at every token, near the student                    (trb)
     WHICH LOSS is taken on them: cross-entropy with the tokens, or a comparison with the teacher (losses.py).
     WHAT IS KEPT from step to step, if anything: a schedule, a buffer, a projector, a head (methods.py).
-    WHICH TEACHER: the given one, or one that is made first (takd, sftn, mopd; ssd takes the student's start).
+    WHICH TEACHER: the given one, one that is made first (takd, sftn, mopd), or the student's start (ssd, opsd, sdpo).
+    WHAT IT READS before the response: the student's prompt, or one with a hint (context_kd, opsd; lab/hints.py).
 
 From a notebook, with two models of one vocabulary and a list of prompts:
 

@@ -126,7 +126,7 @@ def first_reason(flag, table):
 
 
 def ignored_sampling_reason(flag, writer, own, args):
-    """Why a sampling flag changes neither a token nor a mark of a row with this writer, whose `own` options go before
+    """Why a sampling flag changes neither a token nor a mark of a row with this writer, whose `own` options override
     the flags; None where it may."""
     said = vars(args) | own
     rule, replace, both = said["accept_rule"], said["replace"], writer == "interleaved"
@@ -135,7 +135,7 @@ def ignored_sampling_reason(flag, writer, own, args):
     table = (
         (STUDENT_DRAWS, writer not in reached, "trains on no student samples"),
         ((flag,), reached and writer not in reached, f"does not write {' or '.join(reached)}"),
-        (own.keys() - {"accept_top_k", "trust_region"}, True, "fixes it itself"),  # those two are in units of the flag
+        (own.keys() - {"accept_top_k", "trust_region"}, True, "fixes it itself"),  # those two multiply the flag's
         (("rule",), "accept_rule" in own, "fixes the accept rule itself"),
         (("accept_top_k",), rule not in RANKED and replace != "sample_topk", "has an accept rule without a K"),
         (("teacher_temperature", "teacher_top_p"), replace == "argmax" and raw, "takes the teacher's argmax"),

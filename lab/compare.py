@@ -62,7 +62,7 @@ SOURCES = (  # whose sha256 a record holds, beside the script's own
     ),
 )
 HINTED_PROMPTS = 400  # that the teacher and the untouched student answer behind each kind of hint
-# As they run: a file may be edited while a program runs, and the processes that it starts later read the new one.
+# Hashes of the code as this process imported it: run_one refuses to go on if a file was edited since the start.
 LOADED = folders.source_hashes((*SOURCES, "train_skd.py", "train_okd.py"))
 
 
@@ -82,7 +82,7 @@ def inputs_of(args):
     return corpora.corpus_inputs(args.task, args.data_dir) if args.task in corpora.CORPORA else {}
 
 
-_latest = {"of": None, "data": None}  # tokenised a moment ago: every run of a process asks for it
+_latest = {"of": None, "data": None}  # the task that was tokenised last: every run of a process needs it again
 
 
 def load_data(args, say=None):
@@ -179,6 +179,32 @@ def state_identity(shared, header, steps):
     return identity | {"row": records.without_prose(header["row"]), "steps": steps, "torch": str(torch.__version__)}
 
 
+def load_unchanged_pair(args, folder, shared, device):
+    """The cached pair of a run. ValueError where code, data or pair have changed since the program was started."""
+    again = "the program was started: start it again, with another --out"
+    for source, digest in shared["sources"].items():
+        if LOADED[source] != digest:
+            raise ValueError(f"{source} has changed since {again}")
+    if changed := records.changed_files(shared["inputs"], inputs_of(args)):
+        raise ValueError(f"{changed} since {again}")
+    cached = {"report": lambda _: None, "otherwise": [Path(folder) / "pairs"]}
+    pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, **cached)
+    if pair.fingerprint != shared["fingerprint"]:
+        raise ValueError(f"the cached pair has changed since {again}")
+    return pair
+
+
+def lines_about(name, row, figures, costs, warnings, unheard, quick):
+    """What the terminal says of a finished run: one line, and indented ones. `unheard`: warnings of the run that were
+    not printed on the way, or None where all were."""
+    told = f"score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}"
+    told = "done" if quick else told  # a smoke run's numbers would look like an order
+    notes = [f"warning: {text}" for text in (unheard or []) + warnings]
+    if unheard is not None:
+        notes = checks.about_module(getattr(row, "module", None), costs.get("initial_drift")) + notes
+    return "\n  ".join([f"{short_name(name, 50):<24} {told}  {costs['seconds']:.0f} s", *notes])
+
+
 def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     """One method with one pair and seed, from the cache to its record and final student; -> a line about it.
 
@@ -192,16 +218,7 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
     device = processes.join(torch.device(args.device_type))
     if device.type == "cuda":
         gc.collect()  # what is left of the run before would count as this one's memory
-    again = "the program was started: start it again, with another --out"
-    for source, digest in shared["sources"].items():
-        if LOADED[source] != digest:
-            raise ValueError(f"{source} has changed since {again}")
-    if changed := records.changed_files(shared["inputs"], inputs_of(args)):
-        raise ValueError(f"{changed} since {again}")
-    cached = {"report": lambda _: None, "otherwise": [Path(folder) / "pairs"]}
-    pair = pairs.load_or_pretrain_pair(load_data(args), args.settings, device, **cached)
-    if pair.fingerprint != shared["fingerprint"]:
-        raise ValueError(f"the cached pair has changed since {again}")
+    pair = load_unchanged_pair(args, folder, shared, device)
     changes = {
         "steps": steps or args.steps,
         "lr": peak_rate(row, args),
@@ -259,22 +276,16 @@ def run_one(distill, row, args, folder, shared, variant, seed, budget, steps):
                 save_online_module(f"{stem}.module.pt", adapted, **named)
         told = [json.loads(line) for line in log.text.splitlines()]  # nothing in all processes but the first
         before = [line["text"] for line in told if line["kind"] == "warning"]
-        rule = getattr(row, "sampling", {}).get("accept_rule", args.accept_rule)
-        steps = [line for line in told if line["kind"] == "step"]
-        warnings = checkpointer.warnings + checks.about_run(row.writer, rule, steps, figures)
+        rule = row.sampling.get("accept_rule", args.accept_rule)
+        step_lines = [line for line in told if line["kind"] == "step"]
+        warnings = checkpointer.warnings + checks.about_run(row.writer, rule, step_lines, figures)
         log.write("final", **figures, **costs, warnings=before + warnings)
         if first:  # the states of all processes: none may go before the final line is there
             checkpointer.forget()
     finally:
         log.close()
-    scores = f"score {figures['score']:.3f}  sampled {figures['score_sampled']:.3f}"
-    scores = "done" if shared["quick"] else scores  # a smoke run's numbers would look like an order
-    line = f"{short_name(name, 50):<24} {scores}  {costs['seconds']:.0f} s"
-    notes = [f"warning: {text}" for text in warnings]
-    if args.jobs > 1:  # nobody has heard of what was said on the way
-        notes = [f"warning: {text}" for text in before] + notes
-        notes = checks.about_module(getattr(row, "module", None), costs.get("initial_drift")) + notes
-    return "\n  ".join([line, *notes])
+    unheard = before if args.jobs > 1 else None
+    return lines_about(name, row, figures, costs, warnings, unheard, shared["quick"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -323,7 +323,8 @@ def test_siblings_of_other_processes(monkeypatch):
     written = [[7], [7, 7], [9], [14], [21, 7, 7], [28]]  # rows 0 and 3 are right
     method = method_of("sdpo", group=3)
     monkeypatch.setattr(groups, "gathered_in_order", lambda own: [1.0, own[0], 0.0, 1.0, own[1], 0.0])
-    monkeypatch.setattr(methods, "gathered_in_order", lambda own: [*written[:1], own[0], *written[2:4], own[1], written[5]])
+    gathered = lambda own: [written[0], own[0], *written[2:4], own[1], written[5]]  # noqa: E731
+    monkeypatch.setattr(methods, "gathered_in_order", gathered)
     method.run.reward = lambda rows, responses: [0.0 for _ in rows]
     method.hint_of = lambda response: [40, *response]
     rollout = rollout_from_ids([[1], [2]], [written[1], written[4]], [STUDENT] * 2, "cpu")
