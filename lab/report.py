@@ -12,8 +12,9 @@ the same bytes:
     python -m lab.report FOLDER --pack      # make a study of a finished run
     python -m lab.report --pages            # render all studies and the picture in results/ and the tables in docs/
 
-A finished run has one record file per method, pair and seed. A study, which is committed, has three files: the records
-in one compressed file, curves.svg, and README.md, which holds the table between markers and words of its own.
+A finished run has one record file per method, pair and seed. A study, which is committed, has two or three files: the
+records in one compressed file, README.md, which holds the table between markers and words of its own, and curves.svg
+where few enough methods share its panels.
 """
 
 import argparse
@@ -39,9 +40,7 @@ ROOT = Path(__file__).parents[1]
 # taken to in the first table, the main_method is the method that the second table holds against all others.
 COMPARISONS = {"train_skd": ("supervised", "skd"), "train_okd": ("fixed_forward_kl", "okd")}
 SHOWN_OF_BENCH = ("--only", "sampling,steps,losses,peers", "--show")  # in docs/speed.md
-
-
-OF_A_RUN = ("table.md", "summary.json", "report.html")  # what a run's folder has and a study's has not
+MOST_DRAWN = 10  # methods in a study's curves.svg; a sweep has none: its lines cannot be told apart
 HEADLINE = "skd-math"  # the study whose short table stands in README.md
 PICTURED = "skd-raw"  # the study of the rollout there: from an untuned start the teacher has most to replace
 
@@ -86,8 +85,7 @@ def render_report(folder, order=None, control=None, main_method=None):
 def write_report(folder, order=None, control=None, main_method=None):
     """Write the files of render_report into folder; returns the text of table.md.
 
-    In a study's folder the table goes into README.md, between the markers of the section "table", and of the others
-    there is curves.svg alone.
+    In a study's folder they are those of study_files.
     """
     made = render_report(folder, order, control, main_method)
     _write(Path(folder), made)
@@ -95,13 +93,19 @@ def write_report(folder, order=None, control=None, main_method=None):
 
 
 def _write(folder, made):
-    """Write what render_report made of a folder into it; a study has its table in README.md."""
-    texts = made
-    if (folder / PACKED).exists():
-        texts = {name: text for name, text in made.items() if name not in OF_A_RUN}
-        texts["README.md"] = study_page(folder, made["table.md"])
+    """Write what render_report made of a folder into it."""
+    texts = study_files(folder, made) if (folder / PACKED).exists() else made
     for name, text in texts.items():
         write_whole(folder / name, text)
+
+
+def study_files(folder, made):
+    """{file: text} of a study's folder, of what render_report made of its records: the page with the table between the
+    markers of the section "table", and curves.svg unless too many methods would share it."""
+    files, methods = {"README.md": study_page(folder, made["table.md"])}, json.loads(made["summary.json"])["variants"]
+    if len(methods) <= MOST_DRAWN and not any(" " in method for method in methods):
+        files["curves.svg"] = made["curves.svg"]
+    return files
 
 
 def study_page(folder, table):
@@ -126,9 +130,9 @@ def premise_page(folder):
 def pack(folder, order=None, control=None, main_method=None):
     """Make a study of a finished run's folder; returns the text of the table, which then stands in its README.md.
 
-    What is removed is what was packed: the records, once the archive was read back, and a table.md, a summary.json and
-    a report.html that say what they say. All else in the folder stays. Raises ValueError if a run is unfinished, or an
-    archive is there that lacks a record.
+    What is removed is what was packed: the records, once the archive was read back, and files of a run that say what
+    they say (table.md, summary.json, report.html). All else in the folder stays. Raises ValueError if a run is
+    unfinished, or an archive is there that lacks a record.
     """
     folder = Path(folder)
     archive, texts = folder / PACKED, dict(record_files(folder))
@@ -146,7 +150,7 @@ def pack(folder, order=None, control=None, main_method=None):
         path.unlink()
     made = render_report(folder, order, control, main_method)
     _write(folder, made)
-    for name in OF_A_RUN:
+    for name in made.keys() - study_files(folder, made).keys():
         old = folder / name
         if old.is_file() and old.read_bytes() == made[name].encode():
             old.unlink()
@@ -163,8 +167,7 @@ def rendered_pages(root=ROOT):
     texts = {}
     for archive in sorted(root.glob(f"results/*/{PACKED}")):
         folder, made = archive.parent, render_report(archive.parent)
-        texts[folder / "README.md"] = study_page(folder, made["table.md"])
-        texts |= {folder / name: text for name, text in made.items() if name not in OF_A_RUN}
+        texts |= {folder / name: text for name, text in study_files(folder, made).items()}
     for path in sorted(root.glob(f"results/*/{PREMISE}")):
         texts[path.with_name("README.md")] = premise_page(path.parent)
     if (root / "results" / HEADLINE / PACKED).exists():

@@ -191,6 +191,14 @@ STUDIES = {
     "catalogue": Study(
         "A first look at every row with a fixed teacher: one pair, one seed.",
         "train_skd.py --variants all --pair-seed 201 --seed 201",
+        34,
+        21,
+    ),
+    "catalogue-ends": Study(
+        "Are the ten best and the ten worst rows of that first look so on three pairs?",
+        f"train_skd.py {THREE} --variants supervised,trb,fdistill_tvd,tip,fdistill_rkl,fdistill_js,opd,distillm2,"
+        "rkl_students_top,opd_baseline,veto,gkd,distillspec,abkd,ssd,lwkd,label_smoothing,opsd_no_hint,one,"
+        "rkl_teachers_top,prefix_opd",
         22,
         14,
     ),
