@@ -136,7 +136,8 @@ def scores_by_hint(pair, model, seed):
         responses, _ = sample_responses(
             model, prompts, pair.max_new_tokens, pair.tokenizer.eos_token, seed=seed, temperature=0.0
         )
-        found[f"hint_{kind}"] = tasks.mean(scores(pair, range(len(prompts)), responses))
+        examples, completions = pair.train.examples[: len(prompts)], complete(pair.tokenizer, responses)
+        found[f"hint_{kind}"] = pair.task.corpus_score(examples, completions)
     return found
 
 

@@ -249,7 +249,7 @@ def test_records_are_current(script, first, tmp_path, monkeypatch):
         methods = dict.fromkeys(
             run.variant.split()[0] for run in reading.read_records(folders.ROOT / "results" / name)
         )
-        main = {"skd-math": "skd", "okd-math": "okd", "hints": "sdft"}.get(name)
+        main = {"skd-math": "skd", "okd-math": "okd", "hints": "sdft", "hints-weak-start": "opsd"}.get(name)
         method = main or ("sft" if "sft" in methods else list(methods)[-1])
         recorded, (header, *lines) = rerun(name, method, tmp_path, monkeypatch)
         steps = [line for line in lines if line["kind"] == "step"]
