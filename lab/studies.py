@@ -252,8 +252,8 @@ STUDIES = {
         "Does a hint help a student that does not know its prompts by heart, and whose start needs the hint?",
         f"train_skd.py {FIVE} --hint-share 0.5 --student-prompts 0 --start-steps 500 --variants supervised,on_policy,"
         "context_on_policy,opsd,opsd_no_hint,opsd_wrong_hint,sdft",
-        20,
-        10,
+        21,
+        11,
     ),
     "premise": Study(
         "Is the teacher worse on the student's prefixes, before distillation and after it?",
