@@ -121,7 +121,7 @@ class Method(nn.Module):
     student_passes = teacher_passes = 0
     products = 0  # per token: weights times passes of layers that belong to neither model (projectors, branches)
     plain_forward = False  # True: --recompute and --compile leave the student's forward alone
-    captures_teacher = False  # True: needs the teacher's hidden states, so logits kept by a sampler do not suffice
+    captures_teacher = False  # True: looks into the teacher's forward, so logits kept by a sampler do not suffice
     replaces_loss = False  # True: per_token ignores the row's loss; loss_kwargs, kd_weight, temperature stay defaults
     needs_its_loss = False  # True: --loss cannot replace the row's loss
     moves_teacher = False  # True: it changes the teacher's weights, so nobody checks that they stay

@@ -62,7 +62,7 @@ SOURCES = (  # whose sha256 a record holds, beside the script's own
     ),
 )
 HINTED_PROMPTS = 400  # that the teacher and the untouched student answer behind each kind of hint
-# Hashes of the code as this process imported it: run_one refuses to go on if a file was edited since the start.
+# Hashes of the code as this process imported it: load_unchanged_pair refuses if a file was edited since the start.
 LOADED = folders.source_hashes((*SOURCES, "train_skd.py", "train_okd.py"))
 
 
@@ -129,14 +129,15 @@ def hint_of(pair, response):
 
 def scores_by_hint(pair, model, seed):
     """{"hint_none", "hint_solution", ..}: what a model scores, 0..1, on the student's first prompts, greedily, when no
-    hint stands before them and when one of each kind does; {} where the pair has read no hints."""
-    found = {}
-    for kind, prompts in ({"none": pair.train.prompts} | pair.hinted if pair.hinted else {}).items():
-        prompts = prompts[:HINTED_PROMPTS]
-        responses, _ = sample_responses(
-            model, prompts, pair.max_new_tokens, pair.tokenizer.eos_token, seed=seed, temperature=0.0
-        )
-        examples, completions = pair.train.examples[: len(prompts)], complete(pair.tokenizer, responses)
+    hint stands before them and when one of each kind does; {} where the pair has read no hints. Of own data those
+    prompts are taken that have one of each kind."""
+    own, found = pair.train, {}
+    hinted = [i for i, prompt in enumerate(own.prompts) if all(kind[i] != prompt for kind in pair.hinted.values())]
+    hinted = hinted[:HINTED_PROMPTS] if pair.hinted else []
+    for kind, prompts in ({"none": own.prompts} | pair.hinted if hinted else {}).items():
+        call = model, [prompts[i] for i in hinted], pair.max_new_tokens, pair.tokenizer.eos_token
+        responses, _ = sample_responses(*call, seed=seed, temperature=0.0)
+        examples, completions = [own.examples[i] for i in hinted], complete(pair.tokenizer, responses)
         found[f"hint_{kind}"] = pair.task.corpus_score(examples, completions)
     return found
 

@@ -7,8 +7,9 @@ A part of a batch (training.Part) holds the student's text. `feed` says what a m
 logits are laid beside the student's: by position in the response, not by position in the text. Whose logits they are
 does not matter: the pair's teacher, the student's frozen start, an average of its weights, a module that learns along.
 
-The way of a hint: data.tasks.hinted_prompts -> Pair.hinted -> Run(hinted=...) -> methods.prepare sets
-run.teacher_prompts (Sibling sets it anew for each batch) -> Part.teacher -> Part.forward, which calls `feed`.
+The way of a hint: data.tasks.hinted_prompts -> Pair.hinted -> Run(hinted=...) -> `prepare` of methods.py or of
+train_okd.py sets run.teacher_prompts (Sibling sets it anew for each batch) -> Part.teacher -> Part.forward, which
+calls `feed`.
 """
 
 import torch

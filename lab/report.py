@@ -14,7 +14,7 @@ the same bytes:
 
 A finished run has one record file per method, pair and seed. A study, which is committed, has two or three files: the
 records in one compressed file, README.md, which holds the table between markers and words of its own, and curves.svg
-where few enough methods share its panels.
+where few enough methods share its panels (a sweep has none).
 """
 
 import argparse
@@ -97,6 +97,8 @@ def _write(folder, made):
     texts = study_files(folder, made) if (folder / PACKED).exists() else made
     for name, text in texts.items():
         write_whole(folder / name, text)
+    if texts is not made and "curves.svg" not in texts:
+        (folder / "curves.svg").unlink(missing_ok=True)  # of other records
 
 
 def study_files(folder, made):
@@ -131,8 +133,8 @@ def pack(folder, order=None, control=None, main_method=None):
     """Make a study of a finished run's folder; returns the text of the table, which then stands in its README.md.
 
     What is removed is what was packed: the records, once the archive was read back, and files of a run that say what
-    they say (table.md, summary.json, report.html). All else in the folder stays. Raises ValueError if a run is
-    unfinished, or an archive is there that lacks a record.
+    they say (table.md, summary.json, report.html; curves.svg where a study has none). All else in the folder stays.
+    Raises ValueError if a run is unfinished, or an archive is there that lacks a record.
     """
     folder = Path(folder)
     archive, texts = folder / PACKED, dict(record_files(folder))

@@ -31,7 +31,7 @@ def _cost(value):
 
 
 # heading, name in the records, how one number is written. The groups with a title, and the figures named in
-# OPTIONAL_FIGURES, are shown only where some run has them: few tasks have steps, and a fixed teacher does not adapt.
+# OPTIONAL_FIGURES, are shown only where a run or a model that runs start from has them.
 SCORES = (
     ("score (greedy)", "score", "{:.3f}".format),
     ("score (sampled)", "score_sampled", "{:.3f}".format),
@@ -79,7 +79,8 @@ OPTIONAL_FIGURES = ("task_steps_right", "task_steps_right_sampled", "kl_adapted_
                     "memory_mb")
 GROUPS = ((None, SCORES), (None, DISTANCES_AND_COSTS), ("The adapted teacher", ADAPTED_TEACHER),
           ("Easy and hard tokens, exposure bias", EASY_AND_HARD),
-          ("Score (greedy) on the student's own prompts, by the hint that stands before them", BEHIND_A_HINT))
+          ("Score (greedy) before distillation on the first 400 of the student's own prompts (not held out), by the "
+           "hint that stands before them", BEHIND_A_HINT))
 NO_SPREAD = 0.0005  # half width of an interval that rounds to 0.000
 DECIDED = 0.05  # p-value, corrected for the number of comparisons, below which a difference is called decided
 MOST_WARNINGS = 10  # in the notes above a table

@@ -447,20 +447,28 @@ def test_the_share_of_hinted_rows(share, copies):
 
 @pytest.mark.parametrize("reads", [*HINTS, None])
 def test_what_a_hint_does_to_its_reader_is_measured(reads, monkeypatch):
-    """A model that is right behind one kind of hint alone scores 1 there and 0 elsewhere, on the first prompts only."""
+    """A model that is right behind one kind of hint alone has the task's own score there and 0 elsewhere, on the first
+    prompts that have a hint of each kind."""
     pair = tiny_pair()
-    prompts, asked = pair.hinted.get(reads, pair.train.prompts), []
+    pair.hinted = {kind: list(prompts) for kind, prompts in pair.hinted.items()}
+    pair.hinted["solution"][1] = pair.train.prompts[1]  # as in own data, a row without a hint
+    rows, asked = [0, 2, 3, 4, 5], []
+    right_prompts = [pair.hinted.get(reads, pair.train.prompts)[i] for i in rows]
     monkeypatch.setattr(compare, "HINTED_PROMPTS", 5)
+
+    def score_of_all(examples, completions):  # no mean of what single examples score
+        return 0.5 * all(pair.task.score(*one) == 1 for one in zip(examples, completions))
+
+    monkeypatch.setattr(pair.task, "corpus_score", score_of_all)
 
     def respond(model, given, budget, eos_token, *, seed, temperature):
         asked.append((model, len(given), budget, temperature))
-        right = given == prompts[:5]
-        answers = pair.train.responses if right else [[eos_token]] * 5
-        return answers[:5], 1.0
+        right = given == right_prompts
+        return [pair.train.responses[i] if right else [eos_token] for i in rows], 1.0
 
     monkeypatch.setattr(compare, "sample_responses", respond)
     found = compare.scores_by_hint(pair, "a model", seed=3)
-    assert found == {f"hint_{kind}": float(kind == (reads or "none")) for kind in ("none", *HINTS)}
+    assert found == {f"hint_{kind}": 0.5 * (kind == (reads or "none")) for kind in ("none", *HINTS)}
     assert asked == [("a model", 5, pair.max_new_tokens, 0.0)] * 4
     assert compare.scores_by_hint(dataclasses.replace(pair, hinted={}), "a model", seed=3) == {}
     assert [key for _, key, _ in tables.BEHIND_A_HINT] == list(found), "lab/tables.py names the kinds of data/tasks.py"

@@ -1,4 +1,4 @@
-"""The laws of methods.py: every row's loss by hand, what each state object keeps,
+"""The laws of methods.py: every row's loss by hand, what each Method keeps,
 and that its state is all there is to it.
 
 FORMULAS says for each row of VARIANTS, once more and slowly, what a row of a batch costs: without padding, token by
@@ -760,7 +760,7 @@ def run_of(pair, student, args, seed=1):
 
 
 def method_of(variant, pair=None, student=None, seed=1, args=None, **knobs):
-    """The state object of a row, as a run begins it."""
+    """The Method of a row, as a run makes it."""
     pair, args = pair or tiny_pair(2, 3), args or flags(steps=10)
     student = student or pair.new_student()
     row = methods.resolve(VARIANTS[variant], args.accept_top_k)
@@ -1822,7 +1822,7 @@ def test_nothing_in_a_state_is_idle(variant):
 
 
 def test_what_keeps_nothing_has_nothing_to_save():
-    """KEEPING has a row of every kind of state object; the rows beside it share their classes."""
+    """KEEPING has a row of every kind of Method; the rows beside it share their classes."""
     # Average and Sibling keep their teacher: test_hints.py, test_resume.py
     kinds = {methods.Method, *methods.METHODS.values()} - {methods.Average, methods.Sibling}
     assert {type(method_of(name)) for name in KEEPING} == kinds

@@ -1346,6 +1346,22 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("methods, drawn", [
+    (["sft", "skd"], True), ([f"m{i}" for i in range(report.MOST_DRAWN)], True),
+    ([f"m{i}" for i in range(report.MOST_DRAWN + 1)], False), (["skd lr=1", "skd lr=2"], False),
+])  # fmt: skip
+def test_a_study_of_many_methods_has_no_picture(tmp_path, methods, drawn):
+    """Nor has a sweep; a picture that was there, of the run or of fewer methods, goes."""
+    write_records(tmp_path, methods, 1)
+    report.write_report(tmp_path)
+    assert (tmp_path / "curves.svg").exists()
+    report.pack(tmp_path)
+    assert set(contents(tmp_path)) == {"README.md", archive.PACKED} | ({"curves.svg"} if drawn else set())
+    (tmp_path / "curves.svg").write_text("of other records")
+    report.write_report(tmp_path)
+    assert (tmp_path / "curves.svg").exists() == drawn
+
+
 def test_a_packed_run_is_the_same_study(tmp_path):
     """Three files, the same runs and the same figures; packed twice, the same bytes; what is not the report's stays."""
     made = {}

@@ -58,7 +58,7 @@ import methods
 import sample
 import train_skd
 from data import corpora, metrics
-from data.tasks import make_task
+from data.tasks import HINTS, make_task
 from data.tokenizer import train_tokenizer
 from lab import arguments, compare, folders, monitoring, pairs, records, rollouts, schedule, training
 from lab.evaluate import evaluate, sample_responses
@@ -1989,6 +1989,9 @@ def test_every_row_on_the_quick_setting(clone):
             header["row"] == json.loads(json.dumps(records.rounded(dataclasses.asdict(VARIANTS[name]))))
             and final["kind"] == "final"
         )
+        for who in ("teacher", "student_start"):
+            measured = {key for key in header[who] if key.startswith("hint_")}
+            assert measured == ({f"hint_{kind}" for kind in ("none", *HINTS)} if name in hinted else set()), name
         losses_seen = [line["loss"] for line in lines if line["kind"] == "step"]
         assert all(map(math.isfinite, losses_seen)) and final["steps"] == 20 and math.isfinite(final["val_nll"])
         assert (folder / f"{name}_pair1_seed1.pt").exists()
