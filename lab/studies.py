@@ -200,7 +200,7 @@ STUDIES = {
         "rkl_students_top,opd_baseline,veto,gkd,distillspec,abkd,ssd,lwkd,label_smoothing,opsd_no_hint,one,"
         "rkl_teachers_top,prefix_opd",
         22,
-        14,
+        16,
     ),
     "catalogue-okd": Study(
         "A first look at every row with a moving teacher: one pair, one seed.",
