@@ -154,8 +154,8 @@ STUDIES = {
         "Is the order of the methods the same on Multi30k, German captions and their English translations?",
         f"train_skd.py {THREE} --task multi30k --vocab-size 1024 --block-size 64 --max-new-tokens 28 --metric chrf "
         "--student-prompts 4000 --measure 500 --variants sft,supervised,on_policy,skd",
-        30,
-        8,
+        35,
+        7,
         needs="multi30k",
     ),
     "okd-half-teacher": Study(
