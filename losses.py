@@ -998,8 +998,8 @@ def per_token_loss(name, student_logits, teacher_logits, tokens, **loss_kwargs):
     loss = functools.partial(TOKEN_LOSSES[name], **loss_kwargs)
     if teacher_logits is None:
         return by_chunks(lambda own, *columns: loss(own, None, Tokens(*columns)), student_logits, *tokens)
-    pointwise = lambda own, other, *columns: loss(own, other, Tokens(*columns))  # noqa: E731
-    return by_chunks(pointwise, student_logits, teacher_logits, *tokens)
+    return by_chunks(lambda own, other, *columns: loss(own, other, Tokens(*columns)), student_logits, teacher_logits,
+                     *tokens)  # fmt: skip
 
 
 def with_tail(model_logits, ids):

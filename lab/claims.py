@@ -9,7 +9,7 @@ lab/premise.py has measured of it has a table of its own.
 from typing import NamedTuple
 
 from lab.archive import PACKED
-from lab.reading import Run, in_headers, pairs_of, read_records, select_runs, starting_points
+from lab.reading import Run, pairs_of, read_records, select_runs, shared_the_machine, starting_points
 from lab.statistics import PairedDifference, holm, paired_difference, repeated
 from lab.tables import DECIDED, difference_text, markdown_table, with_interval
 
@@ -117,7 +117,7 @@ def claims_table(root, claims=CLAIMS):
         f'than "not decided" has p < {DECIDED:.2f} after Holm\'s correction for the {len(tests)} tests of this page.'
     )
     timed = [run for claim, key in tests if key == "seconds" for run in runs[claim.study]]
-    if max(in_headers(timed, "jobs"), default=1) > 1:
+    if shared_the_machine(timed):
         told += " Seconds are rough: several of those runs shared the machine."
     return f"{markdown_table(lines, header, left=3)}\n\n{told}"
 

@@ -61,9 +61,9 @@ SOURCES = (  # whose sha256 a record holds, beside the script's own
         )
     ),
 )
-HINTED_PROMPTS = 400  # that the teacher and the untouched student answer behind each kind of hint
 # Hashes of the code as this process imported it: load_unchanged_pair refuses if a file was edited since the start.
 LOADED = folders.source_hashes((*SOURCES, "train_skd.py", "train_okd.py"))
+HINTED_PROMPTS = 400  # that the teacher and the untouched student answer behind each kind of hint
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,12 +132,16 @@ def scores_by_hint(pair, model, seed):
     hint stands before them and when one of each kind does; {} where the pair has read no hints. Of own data those
     prompts are taken that have one of each kind."""
     own, found = pair.train, {}
-    hinted = [i for i, prompt in enumerate(own.prompts) if all(kind[i] != prompt for kind in pair.hinted.values())]
-    hinted = hinted[:HINTED_PROMPTS] if pair.hinted else []
-    for kind, prompts in ({"none": own.prompts} | pair.hinted if hinted else {}).items():
-        call = model, [prompts[i] for i in hinted], pair.max_new_tokens, pair.tokenizer.eos_token
-        responses, _ = sample_responses(*call, seed=seed, temperature=0.0)
-        examples, completions = [own.examples[i] for i in hinted], complete(pair.tokenizer, responses)
+    rows = [i for i, prompt in enumerate(own.prompts) if all(kind[i] != prompt for kind in pair.hinted.values())]
+    rows = rows[:HINTED_PROMPTS]
+    if not (pair.hinted and rows):
+        return {}
+    for kind, prompts in {"none": own.prompts, **pair.hinted}.items():
+        asked = [prompts[i] for i in rows]
+        responses, _ = sample_responses(
+            model, asked, pair.max_new_tokens, pair.tokenizer.eos_token, seed=seed, temperature=0.0
+        )
+        examples, completions = [own.examples[i] for i in rows], complete(pair.tokenizer, responses)
         found[f"hint_{kind}"] = pair.task.corpus_score(examples, completions)
     return found
 

@@ -237,6 +237,11 @@ def in_headers(runs, key):
     return list(dict.fromkeys(run.header[key] for run in runs if run.header.get(key) is not None))
 
 
+def shared_the_machine(runs):
+    """Whether several runs were at work side by side (--jobs): then their seconds do not compare."""
+    return max(in_headers(runs, "jobs"), default=1) > 1
+
+
 # Of a rollout, an entry per token.
 LIKELIEST = ("teacher_tokens", "teacher_probs", "student_tokens", "student_probs")
 ROLLOUT_COLUMNS = ("written_by", "rejected", "rank", *LIKELIEST)

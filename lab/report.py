@@ -40,6 +40,7 @@ ROOT = Path(__file__).parents[1]
 # taken to in the first table, the main_method is the method that the second table holds against all others.
 COMPARISONS = {"train_skd": ("supervised", "skd"), "train_okd": ("fixed_forward_kl", "okd")}
 SHOWN_OF_BENCH = ("--only", "sampling,steps,losses,peers", "--show")  # in docs/speed.md
+OF_A_RUN = ("table.md", "summary.json", "report.html")  # what a run's folder has and a study's has not
 MOST_DRAWN = 10  # methods in a study's curves.svg; a sweep has none: its lines cannot be told apart
 HEADLINE = "skd-math"  # the study whose short table stands in README.md
 PICTURED = "skd-raw"  # the study of the rollout there: from an untuned start the teacher has most to replace
@@ -93,12 +94,12 @@ def write_report(folder, order=None, control=None, main_method=None):
 
 
 def _write(folder, made):
-    """Write what render_report made of a folder into it."""
+    """Write what render_report made of a folder into it. Where a study has no picture, an older one goes."""
     texts = study_files(folder, made) if (folder / PACKED).exists() else made
     for name, text in texts.items():
         write_whole(folder / name, text)
-    if texts is not made and "curves.svg" not in texts:
-        (folder / "curves.svg").unlink(missing_ok=True)  # of other records
+    if "curves.svg" not in texts:
+        (folder / "curves.svg").unlink(missing_ok=True)
 
 
 def study_files(folder, made):
@@ -152,7 +153,7 @@ def pack(folder, order=None, control=None, main_method=None):
         path.unlink()
     made = render_report(folder, order, control, main_method)
     _write(folder, made)
-    for name in made.keys() - study_files(folder, made).keys():
+    for name in OF_A_RUN:
         old = folder / name
         if old.is_file() and old.read_bytes() == made[name].encode():
             old.unlink()

@@ -19,6 +19,7 @@ from lab.reading import (
     ordered_variants,
     pairs_of,
     select_runs,
+    shared_the_machine,
     sorted_runs,
     starting_points,
 )
@@ -387,7 +388,7 @@ def _about_gaps(runs, variants):
     machines = in_headers(runs, "device_name") or in_headers(runs, "device")
     if len(machines) > 1:
         notes.append(f"The runs come from several machines ({'; '.join(machines)}): seconds do not compare.")
-    if max(in_headers(runs, "jobs"), default=1) > 1:
+    if shared_the_machine(runs):
         notes.append("Several runs shared the machine (--jobs): seconds do not compare.")
     return notes
 

@@ -247,10 +247,10 @@ class Watched:
         self.rollouts, self.lines, self.weights, self.states, self.writers = [], [], [], [], []
         self.student, self.change, self.pair = pair.new_student(), change, pair
         self.start = weights_of(self.student)
-        begin = methods.make_method
+        make = methods.make_method
 
         def watch(row, student, teacher, run):
-            method = begin(row, student, teacher, run)
+            method = make(row, student, teacher, run)
             if student is self.student:
                 self.method, self.teacher, self.row = method, teacher, row
                 self.listen(method)
@@ -261,7 +261,7 @@ class Watched:
             self.costs, adapted = distilled(train_skd, row, self.student, pair, args, seed, self)
             assert adapted is None
         finally:
-            methods.make_method = begin
+            methods.make_method = make
         self.steps = [line for line in self.lines if line["kind"] == "step"]
         self.evals = [line for line in self.lines if line["kind"] == "eval"]
         self.end = weights_of(self.student)
